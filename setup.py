@@ -1,0 +1,35 @@
+"Reads settings.ini for everything that pyproject.toml calls dynamic."
+from configparser import ConfigParser
+from pathlib import Path
+import re
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+read = lambda name: (here / name).read_text(encoding='utf-8')
+found = lambda pattern, text: re.search(pattern, text, re.M)[1]
+
+ini = ConfigParser(delimiters=['='])
+ini.read_string(read('settings.ini'))
+cfg = ini['DEFAULT']
+lines = lambda key: cfg[key].strip().splitlines()
+
+packages = find_packages(here)
+lib, = [o for o in packages if '.' not in o]  # the only package in this folder
+pictures = found(r'^Repository *= *"(.+)"', read('pyproject.toml')) + '/raw/HEAD/'
+
+setup(
+    version=found(r'^__version__ *= *[\'"](.+)[\'"]', read(f'{lib}/__init__.py')),
+    # pictures have relative addresses in README.md, which a package index cannot follow
+    long_description=re.sub(r'(!\[[^]]*\]\()(?!\w+:)', rf'\1{pictures}', read('README.md')),
+    long_description_content_type='text/markdown',
+    license_expression=cfg['license'],
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    keywords=cfg['keywords'].split(),
+    classifiers=lines('classifiers'),
+    packages=packages,
+    install_requires=lines('requirements'),
+    extras_require={key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')},
+    entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},
+)

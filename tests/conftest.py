@@ -1,0 +1,56 @@
+"What several test files use: a small practice set, and a web server on this machine."
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+import pytest
+
+from cifar_fastai.synthetic import make_synthetic
+
+
+@pytest.fixture(scope='session')
+def practice(tmp_path_factory):
+    "A practice set with 20 training and 5 test images a class. Tests only read it."
+    return make_synthetic(tmp_path_factory.mktemp('data')/'practice', n_train=20, n_test=5)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def do_GET(self):
+        answers = self.server.answers.get(self.path, [404])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.server.asked.append(self.path)
+        if isinstance(answer, int): return self.send_error(answer)
+        content, n_sent = answer if isinstance(answer, tuple) else (answer, len(answer))
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:n_sent])
+        self.close_connection = True
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def http_server(monkeypatch):
+    """A server on 127.0.0.1. `server.answer('/a.tgz', *answers)` gives one answer after the other, the last one for ever, and
+    returns the address. An answer is the content, a status code, or (content, n): the connection drops after n bytes.
+    `server.asked` lists the paths that were asked for."""
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.answers, server.asked, server.daemon_threads = {}, [], True
+
+    def answer(path, *answers):
+        server.answers[path] = list(answers)
+        return f'http://127.0.0.1:{server.server_port}{path}'
+
+    server.answer = answer
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -1,0 +1,955 @@
+"Where images come from, how they are split, augmented and batched."
+import errno
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.data.block import DataBlock
+from fastai.data.core import DataLoaders
+from fastai.torch_core import set_seed
+from fastai.vision.core import TensorImage
+from PIL import Image
+from torch.nn import functional as F
+
+from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
+
+forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+def picture(seed=0, size=(32, 32), mode='RGB'):
+    "Random pixels as a PIL image; `size` is height and width"
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def tiny_set(folder, n_train=4, n_test=2, classes=('cat', 'dog'), ending='.png', **kwargs):
+    "Write a data set of random images"
+    for split, n in (('train', n_train), ('test', n_test)):
+        for k, c in enumerate(classes):
+            (folder/split/c).mkdir(parents=True)
+            for i in range(n): picture(100*k + i, **kwargs).save(folder/split/c/f'{i:04}{ending}')
+    return folder
+
+
+def tgz(file, members, mode='w:gz'):
+    "Write a tar of (name or TarInfo, content)"
+    with tarfile.open(file, mode) as tar:
+        for member, content in members:
+            member = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            if member.isfile(): member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
+
+
+def special(kind, name='train/cat/link.png', target='/etc/passwd'):
+    "A tar member that is no file"
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def pack(folder, kind):
+    "Put a folder in an archive beside it"
+    return Path(shutil.make_archive(folder.parent/f'{folder.name}-{kind}', kind, folder.parent, folder.name))
+
+
+def tiny_batches(folder, n=3):
+    "Write cifar-10-batches-py with two classes; returns the md5s"
+    folder.mkdir(parents=True)
+    content = {'batches.meta': dict(label_names=['cat', 'dog'])}
+    for i, name in enumerate(('data_batch_1', 'data_batch_2', 'test_batch')):
+        pixels = np.random.default_rng(i).integers(0, 256, (n, 3072), dtype=np.uint8)
+        content[name] = dict(data=pixels, labels=[(i + j) % 2 for j in range(n)])
+    for name, c in content.items(): (folder/name).write_bytes(pickle.dumps(c, protocol=4))
+    return {name: hashlib.md5((folder/name).read_bytes()).hexdigest() for name in content}
+
+
+def names(files): return sorted('/'.join(f.parts[-3:]) for f in files)
+
+
+def leftovers(cache): return [p for p in (cache/'.unfinished').glob('*') if p.is_dir()] if cache.exists() else []
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    "A machine with no data on it and no network. Returns its cache folder."
+    monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'cache'))
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'fastai'))
+    monkeypatch.setattr(data, 'cifar10_archives', ())
+    return tmp_path/'cache'
+
+
+@pytest.fixture(scope='module')
+def dls(practice):
+    set_seed(0)
+    return data.cifar10_dataloaders(practice, bs=32, num_workers=0)
+
+
+# ---------------------------------------------------------------------------------------------------- layout
+
+@pytest.mark.parametrize('file, want', [
+    ('/a/train/cat/1.png', ('train', 'cat', '1.png')),
+    ('/train/test/dog/1.png', ('test', 'dog', '1.png')),
+    ('train/train/1.png', ('train', 'train', '1.png')),
+    ('train/cat/train/1.png', ('train', 'cat', 'train/1.png')),
+    ('cat/1.png', ('', 'cat', '1.png')),
+    ('1.png', ('', '', '1.png')),
+])
+def test_path_is_taken_apart(file, want): assert data.split_path(file) == want
+
+
+def test_practice_set_is_described(practice):
+    info = data.describe_data(practice, verify=True)
+    assert (info.variant, info.n_train, info.n_test, info.size, info.unreadable) == ('synthetic', 200, 50, (32, 32), ())
+    assert info.classes == data.cifar10_classes and info.path == practice
+
+
+def test_only_visible_images_count(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    before = data.train_files(path)
+    (path/'labels.txt').write_text('cat dog')
+    (path/'.DS_Store').write_bytes(b'x')
+    (path/'train'/'.ipynb_checkpoints').mkdir()
+    picture().save(path/'train'/'.ipynb_checkpoints'/'0.png')
+    picture().save(path/'train'/'stray.png')
+    (path/'train'/'cat'/'notes.txt').write_text('x')
+    picture().save(path/'train'/'cat'/'._0000.png')
+    assert data.train_files(path) == before
+    assert data.describe_data(path).classes == ('cat', 'dog')
+
+
+def test_links_upper_case_and_subfolders_count(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    elsewhere = tmp_path/'elsewhere'
+    elsewhere.mkdir()
+    picture().save(elsewhere/'A.PNG')
+    picture().save(elsewhere/'b.WebP', 'webp')
+    (path/'train'/'cat'/'more').symlink_to(elsewhere, target_is_directory=True)
+    found = [f for f in data.train_files(path) if 'more' in f.parts]
+    assert [f.name for f in found] == ['A.PNG', 'b.WebP']
+    assert {data.class_of(f) for f in found} == {'cat'}
+
+
+def test_files_are_sorted_by_path(practice):
+    for files in (data.train_files(practice), data.test_files(str(practice))):
+        assert files == sorted(files, key=lambda f: f.relative_to(practice).as_posix())
+
+
+def broken(tmp_path, what):
+    "A folder with one thing wrong"
+    path = tmp_path/'set'
+    if what == 'missing': return path
+    if what == 'empty': path.mkdir(); return path
+    if what == 'file': path.write_text('x'); return path
+    tiny_set(path)
+    if what == 'no train': shutil.rmtree(path/'train')
+    if what == 'no classes': shutil.rmtree(path/'train'); (path/'train').mkdir()
+    if what == 'class missing in test': shutil.rmtree(path/'test'/'dog')
+    if what == 'extra class in test': shutil.copytree(path/'test'/'dog', path/'test'/'cow')
+    if what == 'empty class': [f.unlink() for f in (path/'train'/'dog').iterdir()]
+    return path
+
+
+@pytest.mark.parametrize('what, error, text', [
+    ('missing', FileNotFoundError, 'No such path'),
+    ('empty', FileNotFoundError, 'is empty'),
+    ('no train', FileNotFoundError, 'has no train folder'),
+    ('no classes', ValueError, 'no class folders'),
+    ('class missing in test', ValueError, 'dog only in train'),
+    ('extra class in test', ValueError, 'cow only in test'),
+    ('empty class', ValueError, 'train: no images in dog'),
+])
+def test_bad_folder_is_one_clear_error(tmp_path, what, error, text):
+    path = broken(tmp_path, what)
+    for call in (data.find_data, data.describe_data, data.cifar10_dataloaders):
+        with pytest.raises(error, match=text) as e: call(path)
+        assert str(path) in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_file_is_not_a_data_set(tmp_path):
+    with pytest.raises(ValueError, match='is not a folder'): data.describe_data(broken(tmp_path, 'file'))
+
+
+def test_several_data_sets_in_a_folder(tmp_path):
+    tiny_set(tmp_path/'a'); tiny_set(tmp_path/'b')
+    with pytest.raises(ValueError, match='several data sets: a, b'): data.find_data(tmp_path)
+
+
+def test_without_test_folder_training_works_and_testing_says_why(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test')
+    assert data.describe_data(path).n_test == 0
+    dls = data.cifar10_dataloaders(path, bs=2, valid=.25)
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (6, 2)
+    for call in (lambda: data.test_files(path), lambda: data.test_dataloader(dls), lambda: data.cifar10_dataloaders(path, valid='test')):
+        with pytest.raises(FileNotFoundError, match='no test folder.*Training needs none'): call()
+
+
+def test_unreadable_images_are_listed(tmp_path):
+    path = tiny_set(tmp_path/'set', n_train=150)
+    bad = [path/'train'/'cat'/'0007.png', path/'train'/'dog'/'0011.png', path/'test'/'cat'/'0000.png']
+    bad[0].write_bytes(bad[0].read_bytes()[:500])   # cut short: the header is whole
+    bad[1].write_text('no image')
+    bad[2].write_bytes(b'')
+    assert set(data.describe_data(path, verify=True).unreadable) == set(bad)
+    assert data.describe_data(tiny_set(tmp_path/'whole'), verify=True).unreadable == ()
+
+
+def test_unreadable_image_stops_dataloaders(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    (path/'train'/'dog'/'0001.png').write_text('no image')
+    with pytest.raises(ValueError, match='0001.png cannot be read as an image'): data.cifar10_dataloaders(path)
+
+
+# ---------------------------------------------------------------------------------------------------- variants
+
+def cifar_like(path, ending):
+    "A folder that looks complete: 60,000 names, one image"
+    path.mkdir(parents=True)
+    picture().save(path.with_suffix(ending))
+    for split, n in (('train', 5000), ('test', 1000)):
+        (path/split/'airplane').mkdir(parents=True)
+        for i in range(n): os.link(path.with_suffix(ending), path/split/'airplane'/f'{i}{ending}')
+        for c in data.cifar10_classes[1:]: (path/split/c).symlink_to(path/split/'airplane', target_is_directory=True)
+    return path
+
+
+def test_variants_of_complete_cifar10_and_fastais_copy(tmp_path, alone):
+    png = cifar_like(tmp_path/'fastai'/'data'/'cifar10', '.png')
+    assert data.describe_data(png).variant == 'cifar10'
+    assert data.find_data() == data.find_data('cifar10', download=False) == png
+    (png/'test'/'airplane'/'0.png').unlink()  # fastai was stopped while it unpacked
+    assert data.describe_data(png).variant == 'cifar10-part-50000-9990'
+    with pytest.raises(FileNotFoundError, match='no copy of CIFAR-10'): data.find_data('cifar10', download=False)
+    assert data.describe_data(cifar_like(tmp_path/'any', '.jpg')).variant == 'cifar10-jpeg'
+
+
+def test_other_sets_are_named_by_their_folder(tmp_path):
+    assert data.describe_data(tiny_set(tmp_path/'pets')).variant == 'pets'
+    assert data.describe_data(tiny_set(tmp_path/'cifar10')).variant == 'cifar10-part-8-4'
+
+
+@pytest.mark.parametrize('size', [(48, 40), (28, 28)])
+def test_size_is_height_and_width(tmp_path, size):
+    assert data.describe_data(tiny_set(tmp_path/'set', size=size)).size == size
+
+
+# ---------------------------------------------------------------------------------------------------- archives
+
+@pytest.mark.parametrize('kind', ['gztar', 'tar', 'zip'])
+@pytest.mark.parametrize('nested', [True, False])
+def test_archives_are_unpacked_once(tmp_path, alone, kind, nested):
+    path = tiny_set(tmp_path/'pets')
+    file = pack(path, kind) if nested else Path(shutil.make_archive(tmp_path/'flat', kind, path))
+    found = data.find_data(file, quiet=True)
+    assert names(data.train_files(found)) == names(data.train_files(path))
+    assert [f.read_bytes() for f in data.test_files(found)] == [f.read_bytes() for f in data.test_files(path)]
+    assert found.parent == alone and hashlib.sha256(file.read_bytes()).hexdigest()[:12] in found.name
+    stamp = found.stat().st_mtime_ns
+    assert data.find_data(str(file)) == found and found.stat().st_mtime_ns == stamp
+    assert not leftovers(alone)
+
+
+def test_another_content_under_the_same_name_is_another_set(tmp_path, alone):
+    file = pack(tiny_set(tmp_path/'pets'), 'zip')
+    first = data.find_data(file, quiet=True)
+    shutil.rmtree(tmp_path/'pets')
+    assert pack(tiny_set(tmp_path/'pets', n_train=5), 'zip') == file
+    assert [len(data.train_files(p)) for p in (first, data.find_data(file, quiet=True))] == [8, 10]
+
+
+@pytest.mark.parametrize('kind', ['gztar', 'tar', 'zip'])
+@pytest.mark.parametrize('share', [.2, .5, .98])
+def test_archive_cut_short(tmp_path, alone, kind, share):
+    file = pack(tiny_set(tmp_path/'pets'), kind)
+    content = file.read_bytes()
+    file.write_bytes(content[:int(len(content)*share)])
+    with pytest.raises(ValueError, match='is not a whole .*archive .*download it again') as e: data.find_data(file, quiet=True)
+    assert str(file) in str(e.value) and '\n' not in str(e.value)
+    assert not leftovers(alone) and [p.name for p in alone.iterdir()] == ['.unfinished']
+
+
+def test_tar_cut_between_two_members(tmp_path):
+    file = tgz(tmp_path/'a.tar', [('train/cat/1.png', b'x'*512), ('train/cat/2.png', b'y'*512)], 'w')
+    file.write_bytes(file.read_bytes()[:1024])
+    with pytest.raises(ValueError, match='end mark'): data.unpack_archive(file, tmp_path/'to')
+
+
+def test_gzip_with_a_wrong_sum(tmp_path):
+    file = pack(tiny_set(tmp_path/'pets'), 'gztar')
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match='not a whole'): data.unpack_archive(file, tmp_path/'to')
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG' + bytes(600), bytes(2000)])
+def test_no_archive(tmp_path, alone, content):
+    file = tmp_path/'a.tgz'
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match='not a whole'): data.find_data(file, quiet=True)
+
+
+def test_archive_without_a_data_set(tmp_path, alone):
+    file = tgz(tmp_path/'a.tgz', [('readme.txt', b'x')])
+    with pytest.raises(FileNotFoundError, match='no train folder'): data.find_data(file, quiet=True)
+    assert not leftovers(alone)
+
+
+unsafe = ['../evil.png', '/evil.png', 'train/../../evil.png', 'C:/evil.png', 'C:evil.png', '..\\evil.png', '\\\\host\\evil.png',
+          special(tarfile.SYMTYPE), special(tarfile.LNKTYPE), special(tarfile.CHRTYPE), special(tarfile.FIFOTYPE)]
+
+@pytest.mark.parametrize('member', unsafe, ids=str)
+def test_unsafe_tar_is_refused_before_anything_is_written(tmp_path, alone, member):
+    file = tgz(tmp_path/'a.tgz', [('train/cat/1.png', b'x'), (member, b'evil'), ('train/cat/2.png', b'x')])
+    with pytest.raises(ValueError, match='was not unpacked: its member') as e: data.unpack_archive(file, tmp_path/'to')
+    assert repr(getattr(member, 'name', member)) in str(e.value)
+    assert not (tmp_path/'to').exists()
+    with pytest.raises(ValueError, match='was not unpacked'): data.find_data(file, quiet=True)
+    assert not list(tmp_path.rglob('evil*')) and not leftovers(alone)
+
+
+@pytest.mark.parametrize('name', [m for m in unsafe if isinstance(m, str)])
+def test_unsafe_zip_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        z.writestr('train/cat/1.png', 'x')
+        z.writestr(name, 'evil')
+    with pytest.raises(ValueError, match='was not unpacked'): data.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
+    assert not (tmp_path/'to').exists() and not list(tmp_path.rglob('evil*'))
+
+
+def test_link_in_zip_is_refused(tmp_path):
+    link = zipfile.ZipInfo('train/cat/link.png')
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: z.writestr(link, '/etc/passwd')
+    with pytest.raises(ValueError, match='is a link or a device'): data.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
+
+
+def test_encrypted_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: z.writestr('train/cat/1.png', 'x')
+    content = bytearray((tmp_path/'a.zip').read_bytes())
+    content[content.index(b'PK\x01\x02') + 8] |= 1
+    (tmp_path/'a.zip').write_bytes(content)
+    with pytest.raises(ValueError, match='it is encrypted'): data.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
+
+
+# ---------------------------------------------------------------------------------------------------- the authors' files
+
+@pytest.mark.parametrize('how', ['folder', 'folder above', 'archive'])
+def test_batches_become_images(tmp_path, alone, monkeypatch, how):
+    folder = tmp_path/'raw'/'cifar-10-batches-py'
+    monkeypatch.setattr(data, 'cifar10_batches', tiny_batches(folder))
+    source = {'folder': folder, 'folder above': folder.parent, 'archive': pack(folder, 'gztar')}[how]
+    found = data.find_data(source, quiet=True)
+    assert found.parent == alone
+    assert names(data.train_files(found)) == ['train/cat/0_cat.png', 'train/cat/2_cat.png', 'train/cat/4_cat.png',
+                                              'train/dog/1_dog.png', 'train/dog/3_dog.png', 'train/dog/5_dog.png']
+    batch = pickle.loads((folder/'data_batch_2').read_bytes())
+    want = batch['data'][1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert (np.array(Image.open(found/'train'/'cat'/'4_cat.png')) == want).all()
+    assert data.find_data(source, quiet=True) == found and not leftovers(alone)
+
+
+def test_wrong_checksum_of_a_batch(tmp_path, alone, monkeypatch):
+    folder = tmp_path/'cifar-10-batches-py'
+    monkeypatch.setattr(data, 'cifar10_batches', tiny_batches(folder))
+    assert data.find_data(folder, quiet=True)
+    with (folder/'test_batch').open('ab') as f: f.write(b'x')
+    with pytest.raises(ValueError, match='test_batch has the wrong checksum'): data.find_data(folder, quiet=True)
+    with pytest.raises(ValueError, match='wrong checksum'): data.find_data(pack(folder, 'gztar'), quiet=True)
+    (folder/'test_batch').unlink()
+    with pytest.raises(FileNotFoundError, match='lacks test_batch'): data.find_data(folder, quiet=True)
+    assert not leftovers(alone)
+
+
+class Evil:
+    def __reduce__(self): return os.mkdir, ('evil',)
+
+
+def test_nothing_but_arrays_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    md5s = tiny_batches(tmp_path/'batches')
+    (tmp_path/'batches'/'test_batch').write_bytes(pickle.dumps(dict(data=Evil(), labels=[]), protocol=4))
+    md5s['test_batch'] = hashlib.md5((tmp_path/'batches'/'test_batch').read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match='mkdir, which no array needs'): data.convert_batches(tmp_path/'batches', tmp_path/'to', md5s)
+    assert not (tmp_path/'evil').exists() and not (tmp_path/'to').exists()
+
+
+def test_unverified_is_not_unpickled(tmp_path, monkeypatch):
+    tiny_batches(tmp_path/'batches')
+    read = []
+    monkeypatch.setattr(data, '_ArrayUnpickler', lambda *a, **k: read.append(a))
+    with pytest.raises(ValueError, match='published c99cafc1'): data.convert_batches(
+        tmp_path/'batches', tmp_path/'to', {'data_batch_1': data.cifar10_batches['data_batch_1']})
+    assert not read
+
+
+def test_published_checksums():
+    assert len(data.cifar10_batches) == 7
+    assert data.cifar10_batches['data_batch_1'] == 'c99cafc152244af753f735de768cd75f'
+    assert data.cifar10_batches['batches.meta'] == '5ff9c542aee3614f3951f8cda6e48888'
+
+
+# ---------------------------------------------------------------------------------------------------- whole or not at all
+
+def make_slowly(log, source):
+    def make(work):
+        with open(log, 'a') as f: f.write('made\n')
+        time.sleep(.3)
+        return shutil.copytree(source, work/'new')
+    return make
+
+
+@forks
+def test_two_processes_at_once(tmp_path, practice):
+    context, log = multiprocessing.get_context('fork'), tmp_path/'log'
+    target, barrier = tmp_path/'cache'/'set', context.Barrier(3)
+    def run():
+        barrier.wait()
+        data.make_whole(target, make_slowly(log, practice), quiet=True)
+        os._exit(0 if len(data.train_files(target)) == 200 else 1)
+    processes = [context.Process(target=run) for _ in range(3)]
+    for p in processes: p.start()
+    for p in processes: p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0, 0]
+    assert log.read_text() == 'made\n' and not leftovers(target.parent)
+
+
+@forks
+def test_two_processes_unpack_one_archive(tmp_path, alone):
+    file = pack(tiny_set(tmp_path/'pets', n_train=50), 'gztar')
+    context = multiprocessing.get_context('fork')
+    found, barrier = context.Queue(), context.Barrier(2)
+    def run():
+        barrier.wait()
+        path = data.find_data(file, quiet=True)
+        found.put((path, len(data.train_files(path))))
+    processes = [context.Process(target=run) for _ in range(2)]
+    for p in processes: p.start()
+    assert found.get(timeout=60) == found.get(timeout=60) == (data.find_data(file), 100)
+    for p in processes: p.join(60)
+    assert not leftovers(alone)
+
+
+def test_the_second_to_finish_uses_the_firsts(tmp_path, practice):
+    target = tmp_path/'cache'/'set'
+    def overtaken(work):
+        shutil.copytree(practice, target)
+        return shutil.copytree(practice, work/'new')
+    assert data.make_whole(target, overtaken) == target
+    assert len(data.train_files(target)) == 200 and not leftovers(target.parent)
+
+
+@forks
+def test_killed_in_the_middle(tmp_path, practice):
+    target = tmp_path/'cache'/'set'
+    def die(work):
+        shutil.copytree(practice/'test', work/'new'/'train')
+        os.kill(os.getpid(), signal.SIGKILL)
+    process = multiprocessing.get_context('fork').Process(target=data.make_whole, args=(target, die))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not target.exists() and leftovers(target.parent)
+    data.make_whole(target, lambda work: shutil.copytree(practice, work/'new'))
+    assert len(data.train_files(target)) == 200 and not leftovers(target.parent)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError('bad')])
+def test_interrupted_leaves_nothing(tmp_path, error):
+    def make(work):
+        (work/'new').mkdir()
+        raise error
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError): data.make_whole(tmp_path/'cache'/'set', make)
+    assert not (tmp_path/'cache'/'set').exists() and not leftovers(tmp_path/'cache')
+
+
+def test_full_disk_is_a_clear_error(tmp_path, alone, monkeypatch):
+    file = pack(tiny_set(tmp_path/'pets'), 'zip')
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(data.shutil, 'copyfileobj', full)
+    with pytest.raises(OSError, match='No space left.*set CIFAR_FASTAI_HOME'): data.find_data(file, quiet=True)
+    assert not leftovers(alone)
+
+
+def test_unwritable_cache_is_a_clear_error(tmp_path):
+    file = pack(tiny_set(tmp_path/'pets'), 'zip')
+    with pytest.raises(OSError, match='CIFAR_FASTAI_HOME'): data.find_data(file, root=file/'cache', quiet=True)
+
+
+# ---------------------------------------------------------------------------------------------------- downloads
+
+@pytest.fixture
+def published(tmp_path):
+    "A small archive and how it would be published: content, function that makes an `Archive` from an address"
+    path = tiny_set(tmp_path/'cifar10')
+    content = pack(path, 'gztar').read_bytes()
+    md5 = hashlib.md5(content[:2**20]).hexdigest()
+    return content, lambda url: data.Archive(url, len(content), md5, first_mib=True, counts=(8, 4))
+
+
+def test_known_archives():
+    first, *others = data.cifar10_archives
+    assert (first.n_bytes, first.first_mib, first.counts) == (168_168_549, True, (50_000, 10_000))
+    assert {(a.n_bytes, a.md5, a.first_mib) for a in others} == {(170_498_071, 'c58f30108f718f92721af3b95e74349a', False)}
+    assert 'toronto' in others[-1].url and len(others) == 2
+
+
+def test_download(tmp_path, published, http_server, capsys):
+    content, archive = published
+    url = http_server.answer('/cifar10.tgz', content)
+    found = data.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
+    assert len(data.train_files(found)) == 8 and not leftovers(found.parent)
+    assert '100%' in capsys.readouterr().err  # the progress bar
+    data.download_cifar10(found, [archive(url)])
+    assert http_server.asked == ['/cifar10.tgz']
+
+
+def test_quiet_download_prints_nothing(tmp_path, published, http_server, capsys):
+    content, archive = published
+    data.download_cifar10(tmp_path/'cache'/'cifar10', [archive(http_server.answer('/cifar10.tgz', content))], quiet=True)
+    assert capsys.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('bad, reason', [
+    (404, 'HTTP 404'),
+    (503, 'HTTP 503'),
+    (b'<html>Please log in</html>', 'wrong size: 26 bytes'),
+    (None, 'wrong checksum'),
+    ('dead', 'ConnectionError'),
+])
+def test_next_mirror_after_a_bad_one(tmp_path, published, http_server, capsys, bad, reason):
+    content, archive = published
+    if bad is None: bad = bytes([content[0] ^ 1]) + content[1:]
+    first = 'http://127.0.0.1:9/cifar10.tgz' if bad == 'dead' else http_server.answer('/bad.tgz', bad)
+    found = data.download_cifar10(tmp_path/'cache'/'cifar10', [archive(first), archive(http_server.answer('/good.tgz', content))])
+    assert len(data.train_files(found)) == 8 and not leftovers(found.parent)
+    assert f'{first}: {reason}' in capsys.readouterr().err
+
+
+def test_wrong_content_behind_a_right_first_megabyte(tmp_path, published, http_server, capsys):
+    content, archive = published
+    url = http_server.answer('/cifar10.tgz', content)
+    wrong = data.Archive(url, len(content), archive(url).md5, first_mib=True, counts=(50_000, 10_000))
+    found = data.download_cifar10(tmp_path/'cache'/'cifar10', [wrong, archive(url)])
+    assert len(data.train_files(found)) == 8
+    assert 'holds 8 and 4 images' in capsys.readouterr().err
+
+
+def test_dropped_connection_is_tried_again(tmp_path, published, http_server, capsys):
+    content, archive = published
+    url = http_server.answer('/cifar10.tgz', (content, len(content)//2), content)
+    found = data.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
+    assert len(data.train_files(found)) == 8 and http_server.asked == ['/cifar10.tgz']*2
+    assert 'again from the start' in capsys.readouterr().err
+
+
+def test_authors_archive_is_converted(tmp_path, http_server, monkeypatch):
+    folder = tmp_path/'cifar-10-batches-py'
+    monkeypatch.setattr(data, 'cifar10_batches', tiny_batches(folder))
+    content = pack(folder, 'gztar').read_bytes()
+    archive = data.Archive(http_server.answer('/a.tar.gz', content), len(content), hashlib.md5(content).hexdigest(), counts=(6, 3))
+    found = data.download_cifar10(tmp_path/'cache'/'cifar10', [archive], quiet=True)
+    assert data.count_classes(data.train_files(found)) == {'cat': 3, 'dog': 3}
+
+
+def test_no_mirror_works(tmp_path, alone, http_server, published):
+    content, archive = published
+    urls = [http_server.answer('/a.tgz', 404), http_server.answer('/b.tgz', (content, 10))]
+    with pytest.raises(ConnectionError) as e: data.download_cifar10(alone/'cifar10', map(archive, urls), quiet=True)
+    for part in (*urls, 'HTTP 404', 'by hand', 'CIFAR_FASTAI_DATA', 'synthetic'): assert part in str(e.value)
+    assert not (alone/'cifar10').exists() and not leftovers(alone)
+
+
+# ---------------------------------------------------------------------------------------------------- what find_data chooses
+
+def test_order_of_choice(tmp_path, alone, monkeypatch, http_server, published, practice):
+    content, archive = published
+    url = http_server.answer('/cifar10.tgz', content)
+    monkeypatch.setattr(data, 'cifar10_archives', (archive(url),))
+    downloaded = data.find_data(quiet=True)
+    assert downloaded == alone/'cifar10' and len(data.train_files(downloaded)) == 8
+    assert data.find_data(quiet=True) == downloaded and http_server.asked == ['/cifar10.tgz']
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', str(practice))
+    assert data.find_data() == practice
+    assert data.find_data('cifar10') == downloaded
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', str(tmp_path/'nowhere'))
+    with pytest.raises(FileNotFoundError, match='No such path'): data.find_data()
+
+
+@pytest.mark.parametrize('download', [True, False])
+def test_practice_set_comes_last_and_loudly(alone, monkeypatch, capsys, download):
+    monkeypatch.setattr(data, 'cifar10_archives', (data.Archive('http://127.0.0.1:9/a.tgz', 1, ''),))
+    small = data.make_synthetic
+    monkeypatch.setattr(data, 'make_synthetic', lambda path: small(path, n_train=2, n_test=1))
+    assert data.describe_data(data.find_data(download=download, quiet=True)).variant == 'synthetic'
+    out, err = capsys.readouterr()
+    assert 'NO REAL DATA' in err and not out
+
+
+def test_cifar10_asked_for_by_name_is_not_replaced(alone, monkeypatch):
+    monkeypatch.setattr(data, 'cifar10_archives', (data.Archive('http://127.0.0.1:9/a.tgz', 1, ''),))
+    with pytest.raises(ConnectionError, match='127.0.0.1:9'): data.find_data('cifar10', quiet=True)
+
+
+def test_home_and_relative_paths(tmp_path, practice, monkeypatch):
+    monkeypatch.chdir(practice.parent)
+    assert data.find_data('practice') == practice
+    monkeypatch.setenv('HOME', str(practice.parent))
+    assert data.find_data('~/practice') == practice
+
+
+# ---------------------------------------------------------------------------------------------------- splits
+
+def file_list(**sizes): return [Path(f'/x/train/{c}/{i:04}.png') for c, n in sizes.items() for i in range(n)]
+
+
+@pytest.mark.parametrize('valid', [.1, .25, 1/3, .9, 7, 60, 110])
+@pytest.mark.parametrize('sizes', [dict(a=40, b=40, c=40), dict(a=100, b=15, c=5)], ids=str)
+def test_split_is_a_stratified_partition(valid, sizes):
+    files = file_list(**sizes)
+    train, valid_idx = data.StratifiedSplitter(valid)(files)
+    assert sorted(train + valid_idx) == list(range(120))
+    assert len(valid_idx) == (valid if isinstance(valid, int) else round(valid*120))
+    counts = data.count_classes(files[i] for i in valid_idx)
+    for c, n in sizes.items():
+        assert 1 <= counts[c] <= n - 1
+        assert abs(counts[c] - n*len(valid_idx)/120) < 3 if min(sizes.values()) == 5 else abs(counts[c] - n*len(valid_idx)/120) < 1
+
+
+def test_split_depends_on_class_name_and_seed_only():
+    files = file_list(cat=30, dog=30)
+    def chosen(files, **kwargs): return {data.split_path(files[i])[1:] for i in data.StratifiedSplitter(.2, **kwargs)(files)[1]}
+    shuffled = [files[i] for i in np.random.default_rng(0).permutation(60)]
+    moved = [Path('other')/f.relative_to('/x') for f in files]
+    assert chosen(files) == chosen(shuffled) == chosen(moved) == chosen([str(f) for f in files])
+    assert chosen(files) != chosen(files, seed=1)
+    assert {n for c, n in chosen(files) if c == 'cat'} != {n for c, n in chosen(files) if c == 'dog'}
+
+
+def test_split_is_the_same_on_every_machine():
+    _, valid = data.StratifiedSplitter(.1)(file_list(cat=40, dog=40))
+    assert valid == [6, 21, 28, 37, 51, 60, 65, 73]
+
+
+def test_more_images_do_not_reshuffle():
+    few, many = file_list(cat=100), file_list(cat=110)
+    chosen = [{files[i] for i in data.StratifiedSplitter(n)(files)[1]} for files, n in ((few, 20), (many, 22))]
+    assert len(chosen[0] & chosen[1]) >= 16  # a fresh draw would share about four
+
+
+@pytest.mark.parametrize('valid, text', [
+    (0., 'valid=0.0 means 0 of 80'), (1., 'means 80 of 80'), (-.1, 'means -8'), (1.5, 'means 120'), (.01, 'use between 2 and 78'),
+    (1, 'means 1 of 80'), (79, 'means 79 of 80'), (0, 'means 0'),
+])
+def test_impossible_splits(valid, text):
+    with pytest.raises(ValueError, match=text): data.StratifiedSplitter(valid)(file_list(cat=40, dog=40))
+
+
+def test_lone_image_and_wrong_type():
+    with pytest.raises(ValueError, match='class dog has only one image'): data.StratifiedSplitter(.1)(file_list(cat=40, dog=1))
+    with pytest.raises(TypeError): data.StratifiedSplitter([1])(file_list(cat=40, dog=40))
+    with pytest.raises(ValueError, match="valid='tets'"): data.cifar10_datablock(valid='tets')
+
+
+def test_validating_on_the_test_set_is_possible_and_warned_about(practice):
+    with pytest.warns(UserWarning, match='validates on the test images'): dls = data.cifar10_dataloaders(practice, valid='test', bs=16)
+    assert list(dls.valid_ds.items) == data.test_files(practice) and list(dls.train_ds.items) == data.train_files(practice)
+
+
+def test_limit_keeps_validation_and_balance(practice):
+    whole, small, all_of_it = (data.cifar10_dataloaders(practice, bs=16, limit=n) for n in (None, 50, 10_000))
+    assert list(small.valid_ds.items) == list(whole.valid_ds.items)
+    assert set(data.count_classes(small.train_ds.items).values()) == {5}
+    assert set(small.train_ds.items) < set(whole.train_ds.items) == set(all_of_it.train_ds.items)
+    with pytest.raises(ValueError, match='limit=5 means 5 of 180'): data.cifar10_dataloaders(practice, limit=5)
+
+
+# ---------------------------------------------------------------------------------------------------- augmentation
+
+def batch(n=64, size=32, channels=3, seed=0):
+    return TensorImage(torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)))
+
+
+def apply(tfms, x, split_idx=0):
+    for tfm in tfms: x = tfm(x, split_idx=split_idx)
+    return x
+
+
+presets = [n for n in data.list_augmentations() if n != 'none']
+
+
+def test_presets_have_names():
+    assert data.list_augmentations() == ['none', 'flip_crop', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom',
+                                         'aug_transforms']
+    assert data.augmentation('none') == []
+    with pytest.raises(ValueError, match="Unknown augmentation 'cut_out'. Did you mean 'cutout'"): data.augmentation('cut_out')
+
+
+@pytest.mark.parametrize('name', presets)
+@pytest.mark.parametrize('shape', [dict(size=32), dict(size=48, channels=1)], ids=str)
+def test_preset_changes_training_images_each_in_its_own_way(name, shape):
+    x = batch(1, **shape).expand(64, -1, -1, -1).clone()
+    set_seed(0); a = apply(data.augmentation(name, 32), x.clone())
+    set_seed(0); b = apply(data.augmentation(name, 32), x.clone())
+    c = apply(data.augmentation(name, 32), x.clone())
+    assert (a.shape, a.dtype, a.device, type(a)) == (x.shape, x.dtype, x.device, TensorImage)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.isfinite(a).all() and a.min() >= -1e-5 and a.max() <= 1 + 1e-5
+    assert len({im.numpy().tobytes() for im in a}) > 30
+    assert torch.equal(apply(data.augmentation(name, 32), x.clone(), split_idx=1), x)
+    assert (a != x).flatten(1).any(1).float().mean() > .9
+
+
+@pytest.mark.parametrize('size, pad', [((32, 32), 4), ((20, 28), 3), ((5, 5), 4)])
+def test_flip_crop_is_a_crop_of_the_reflected_image(size, pad):
+    x = TensorImage(torch.rand(200, 2, *size))
+    out, padded = data.FlipCrop(pad)(x, split_idx=0), F.pad(torch.Tensor(x), (pad,)*4, mode='reflect')
+    places = []
+    for im, source in zip(torch.Tensor(out), padded):
+        for flip in (False, True):
+            for dy in range(2*pad + 1):
+                for dx in range(2*pad + 1):
+                    crop = source[:, dy:dy+size[0], dx:dx+size[1]]
+                    if torch.equal(im, crop.flip(2) if flip else crop): places.append((flip, dy, dx))
+    assert len(places) >= 200
+    for part in zip(*places): assert len(set(part)) > 1
+    assert .35 < np.mean([p[0] for p in places]) < .65
+    assert {p[1] for p in places} == {p[2] for p in places} == set(range(2*pad + 1))
+
+
+def test_flip_crop_keeps_integers_and_strides():
+    x = TensorImage((torch.rand(8, 3, 16, 16)*255).byte()).to(memory_format=torch.channels_last)
+    set_seed(1); a = data.FlipCrop(2)(x, split_idx=0)
+    set_seed(1); b = data.FlipCrop(2)(x.contiguous(), split_idx=0)
+    assert a.dtype == torch.uint8 and torch.equal(a, b)
+
+
+def test_cutout_erases_one_square_an_image():
+    out = data.Cutout(8)(batch() + 1, split_idx=0)
+    holes = (out == 0).all(1)
+    corners = set()
+    for hole in holes:
+        rows, cols = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
+        assert hole.sum() == 64 and rows[-1] - rows[0] == cols[-1] - cols[0] == 7
+        corners.add((rows[0].item(), cols[0].item()))
+    assert len(corners) > 30 and max(max(c) for c in corners) > 20
+    assert torch.equal(out[~holes[:, None].expand_as(out)], (batch() + 1)[~holes[:, None].expand_as(out)])
+
+
+def test_shift_stays_in_its_range_and_repeats_the_border():
+    x = torch.zeros(256, 1, 40, 40)
+    x[:, :, 20, 20], x[:, :, :, 0] = 1, .5
+    out = torch.Tensor(apply(data.affine_augmentation(max_shift=.1), TensorImage(x)))
+    at = torch.tensor([divmod(im[0, :, 8:32].argmax().item(), 24) for im in out]) - torch.tensor([20, 12])
+    assert at.abs().max() <= 5 and at.abs().amax(0).min() >= 3  # a tenth of 40 pixels, and a mirrored centre lies one to the left
+    assert ((out - .5).abs() < 1e-4).flatten(1).any(1).all()
+
+
+def test_own_transforms_instead_of_a_preset(practice):
+    dls = data.cifar10_dataloaders(practice, bs=8, augment=[data.FlipCrop(2)])
+    assert [t.pad for t in dls.train.after_batch.fs if isinstance(t, data.FlipCrop)] == [2]
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+@pytest.mark.parametrize('stats, grey, want', [
+    ('cifar10', False, data.cifar10_stats), ('unit', False, None), (None, True, None), ((.5, .2), True, ((.5,), (.2,))),
+    ('imagenet', False, ((.485, .456, .406), (.229, .224, .225))),
+])
+def test_stats(stats, grey, want): assert data.channel_stats(stats, grey) == want
+
+
+def test_grey_stats_are_weighted():
+    (mean,), (std,) = data.channel_stats('cifar10', grey=True)
+    assert mean == pytest.approx(.299*.4914 + .587*.4822 + .114*.4465) and .24 < std < .25
+
+
+@pytest.mark.parametrize('stats, grey', [('cifar', False), ((.5, .2), False), (((.5, .5), (.2, .2)), True)])
+def test_bad_stats(stats, grey):
+    with pytest.raises(ValueError, match='stats'): data.channel_stats(stats, grey)
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+def test_real_fastai_objects(dls, practice):
+    assert isinstance(data.cifar10_datablock(), DataBlock) and isinstance(dls, DataLoaders)
+    x, y = dls.one_batch()
+    assert (x.shape, x.dtype, y.shape) == ((32, 3, 32, 32), torch.float32, (32,))
+    assert list(dls.vocab) == list(data.cifar10_classes) and dls.c == 10
+    assert dls.path == practice and dls.data_info == data.describe_data(practice)
+
+
+def test_pixels_are_normalised(dls):
+    x, y = next(iter(dls.valid))
+    mean, std = (torch.tensor(s)[:, None, None] for s in data.cifar10_stats)
+    for file, got, label in zip(dls.valid_ds.items, x, y):
+        raw = torch.tensor(np.array(Image.open(file))).permute(2, 0, 1)/255
+        torch.testing.assert_close(torch.Tensor(got.cpu()), (raw - mean)/std)
+        assert dls.vocab[label] == data.class_of(file)
+    torch.testing.assert_close(torch.Tensor(dls.valid.decode((x, y))[0][0])*255,
+                               torch.tensor(np.array(Image.open(dls.valid_ds.items[0]))).permute(2, 0, 1).float(), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize('stats', ['unit', None])
+def test_unit_stats_only_divide(practice, stats):
+    x = data.cifar10_dataloaders(practice, bs=200, stats=stats).valid.one_batch()[0]
+    assert x.min() >= 0 and .9 < x.max() <= 1
+
+
+@pytest.mark.parametrize('name', presets)
+def test_validation_images_are_untouched(practice, dls, name):
+    same = data.cifar10_dataloaders(practice, bs=32, augment=name)
+    assert torch.equal(same.valid.one_batch()[0], dls.valid.one_batch()[0])
+    x, y = same.train.one_batch()
+    assert x.shape == (32, 3, 32, 32) and torch.isfinite(x).all()
+
+
+def test_labels_follow_their_images(practice):
+    set_seed(3)
+    dls = data.cifar10_dataloaders(practice, bs=180, augment='none', stats='unit')
+    x, y = dls.train.one_batch()
+    by_pixels = {np.array(Image.open(f)).tobytes(): data.class_of(f) for f in data.train_files(practice)}
+    pixels = (torch.Tensor(x)*255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert [by_pixels[p.tobytes()] for p in pixels] == [dls.vocab[i] for i in y]
+    assert y.tolist() != sorted(y.tolist())
+
+
+def test_batches_follow_the_seed(practice):
+    def first(seed):
+        set_seed(seed)
+        return data.cifar10_dataloaders(practice, bs=32).one_batch()
+    (a, _), (b, _), (c, _) = first(1), first(1), first(2)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@forks
+def test_workers_change_nothing(practice, dls):
+    with_workers = data.cifar10_dataloaders(practice, bs=32, num_workers=2)
+    for (x, y), (x2, y2) in zip(dls.valid, with_workers.valid): assert torch.equal(x, x2) and torch.equal(y, y2)
+    assert with_workers.train.fake_l.num_workers in (2, 0) and dls.train.fake_l.num_workers == 0
+
+
+def test_what_workers_need_can_be_pickled(practice, dls):
+    again = pickle.loads(pickle.dumps(dls.train.dataset))
+    assert again[3][1] == dls.train.dataset[3][1]
+    assert pickle.loads(pickle.dumps(dls.valid)).one_batch()[0].shape == (20, 3, 32, 32)
+    assert pickle.loads(pickle.dumps(dls.train)).one_batch()[0].shape == (32, 3, 32, 32)
+
+
+def test_workers_by_default():
+    assert data.default_workers(999) == 0
+    assert 1 <= data.default_workers(50_000) <= min(8, os.cpu_count())
+
+
+@pytest.mark.parametrize('name', ['bs', 'image_size', 'limit'])
+@pytest.mark.parametrize('value, error', [(0, ValueError), (-8, ValueError), (True, ValueError), (2.5, TypeError), ('8', TypeError)])
+def test_numbers_are_checked(practice, name, value, error):
+    with pytest.raises(error, match=f'{name}={value!r}'): data.cifar10_dataloaders(practice, **{name: value})
+
+
+def test_fewer_images_than_a_batch(practice):
+    dls = data.cifar10_dataloaders(practice, bs=256)
+    assert [len(x) for x, _ in dls.train] == [180] and len(dls.train) == 1
+    assert [len(x) for x, _ in data.cifar10_dataloaders(practice, bs=100).train] == [100]  # the rest is dropped, as fastai does
+
+
+@pytest.mark.parametrize('size, shape', [(64, (64, 64)), (16, (16, 16)), (32, (32, 32))])
+def test_image_size(practice, size, shape):
+    dls = data.cifar10_dataloaders(practice, bs=8, image_size=size)
+    assert dls.one_batch()[0].shape == dls.valid.one_batch()[0].shape[:0] + (8, 3, *shape)
+    assert any(isinstance(t, data.ResizeBatch) for t in dls.train.after_batch.fs) == (size != 32)
+
+
+def test_grey(practice):
+    dls = data.cifar10_dataloaders(practice, bs=8, grey=True)
+    assert dls.one_batch()[0].shape == (8, 1, 32, 32)
+    dls.show_batch()
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'LA', '1'])
+def test_odd_images_become_rgb(tmp_path, mode):
+    path = tiny_set(tmp_path/'set', mode=mode)
+    assert data.cifar10_dataloaders(path, bs=2, valid=.25).one_batch()[0].shape == (2, 3, 32, 32)
+
+
+def test_other_classes_and_sizes(tmp_path):
+    path = tiny_set(tmp_path/'set', classes=('apple', 'pear', 'zebra'), size=(24, 40), ending='.jpg')
+    dls = data.cifar10_dataloaders(path, bs=4, valid=3)
+    assert dls.one_batch()[0].shape == (4, 3, 24, 40) and list(dls.vocab) == ['apple', 'pear', 'zebra']
+    assert data.cifar10_dataloaders(path, bs=4, valid=3, image_size=16).one_batch()[0].shape == (4, 3, 16, 16)
+
+
+def test_images_of_different_sizes(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    picture(size=(50, 20)).save(path/'train'/'cat'/'0002.png')
+    assert data.describe_data(path).size is None
+    with pytest.raises(ValueError, match='differ in size: pass image_size'): data.cifar10_dataloaders(path)
+    dls = data.cifar10_dataloaders(path, bs=6, valid=.25, image_size=24)
+    assert dls.one_batch()[0].shape == (6, 3, 24, 24)
+
+
+def test_an_image_of_another_size_can_be_predicted_on(dls):
+    x, = dls.test_dl([np.zeros((70, 50, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)]).one_batch()
+    assert x.shape == (2, 3, 32, 32)
+
+
+def test_test_images_come_in_order_and_unaugmented(practice, dls):
+    set_seed(0)
+    loader = data.test_dataloader(dls)
+    batches = list(loader)
+    files = data.test_files(practice)
+    assert [dls.vocab[i] for _, y in batches for i in y] == [data.class_of(f) for f in files]
+    assert list(loader.items) == files and sum(len(x) for x, _ in batches) == 50
+    assert torch.equal(batches[0][0], next(iter(data.test_dataloader(dls)))[0])
+
+
+def test_show_batch_and_summary(dls, practice, capsys):
+    dls.show_batch(max_n=4)
+    dls.valid.show_batch(max_n=4)
+    data.cifar10_datablock(augment='rotate_shift_flip').summary(practice)
+    assert 'Normalize' in capsys.readouterr().out
+
+
+def test_a_learner_trains_predicts_and_is_tta_able(practice):
+    from fastai.learner import Learner
+    from fastai.metrics import accuracy
+    dls = data.cifar10_dataloaders(practice, bs=32, device='cpu')
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        preds, targets = learn.get_preds(dl=data.test_dataloader(dls))
+        name, index, probs = learn.predict(data.test_files(practice)[0])
+        augmented, _ = learn.tta(n=2)
+    assert preds.shape == (50, 10) and targets.tolist() == sorted(targets.tolist())
+    assert name in dls.vocab and torch.allclose(probs, preds[0], atol=1e-5)
+    assert augmented.shape == (20, 10)
+
+
+# ---------------------------------------------------------------------------------------------------- the real thing
+
+@pytest.mark.skipif(not os.environ.get('CIFAR_FASTAI_DATA'), reason='CIFAR_FASTAI_DATA is not set')
+def test_real_data():
+    path = data.find_data()
+    info = data.describe_data(path)
+    if info.n_train != 50_000: pytest.skip(f'CIFAR_FASTAI_DATA is {info.variant}, not CIFAR-10')
+    assert info.variant in ('cifar10', 'cifar10-jpeg') and (info.n_test, info.size) == (10_000, (32, 32))
+    assert info.classes == data.cifar10_classes
+    train, valid = data.StratifiedSplitter()(data.train_files(path))
+    assert (len(train), len(valid)) == (45_000, 5_000)
+    files = data.train_files(path)
+    assert set(data.count_classes(files[i] for i in valid).values()) == {500}

@@ -1,0 +1,99 @@
+"Every network: published parameter counts, shapes, gradients, bad input"
+import pytest
+import torch
+from torch import nn
+
+from cifar_fastai.models import conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
+from cifar_fastai.registry import UnknownNameError
+
+# trainable, BatchNorm statistics; together the "Total params" that Keras printed
+published = dict(three_block_cnn=(2_396_330, 896), wide_cnn=(1_454_730, 896), residual_cnn=(16_998_986, 2_944),
+                 ladder_0=(263_402, 0), ladder_1=(263_402, 0), ladder_2=(150_826, 0), ladder_3=(282_442, 192), ladder_4=(282_442, 192),
+                 ladder_5=(3_249_994, 1_792), ladder_6=(3_249_994, 1_792), ladder_7=(1_283_914, 1_792))
+published_totals = dict(three_block_cnn=2_397_226, wide_cnn=1_455_626, residual_cnn=17_001_930, ladder_0=263_402, ladder_1=263_402,
+                        ladder_2=150_826, ladder_3=282_634, ladder_4=282_634, ladder_5=3_251_786, ladder_6=3_251_786, ladder_7=1_285_706)
+
+@pytest.mark.parametrize('name', published)
+def test_published_parameter_counts(name):
+    n = count_parameters(create_model(name))
+    assert (n.trainable, n.statistics) == published[name]
+    assert n.frozen == 0 and n.total == published_totals[name]
+
+def test_frozen_blocks_of_project_1():
+    "With blocks 1 and 2 frozen: 2,330,378 trainable and 66,848 not"
+    model = create_model('three_block_cnn')
+    for p in model.body[:2].parameters(): p.requires_grad_(False)
+    n = count_parameters(model)
+    assert (n.trainable, n.frozen + n.statistics) == (2_330_378, 66_848)
+
+@pytest.mark.parametrize('name', list_models())
+@pytest.mark.parametrize('n_out,in_channels,image_size', [(10, 3, 32), (2, 1, 64), (7, 3, 48)])
+def test_shapes(name, n_out, in_channels, image_size):
+    model = create_model(name, n_out, in_channels, image_size).eval()
+    with torch.no_grad(): out = model(torch.randn(2, in_channels, image_size, image_size))
+    assert out.shape == (2, n_out)
+
+@pytest.mark.parametrize('name', list_models())
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = create_model(name)
+    nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert sum(p.grad.abs().sum() > 0 for p in model.parameters()) > .8 * len(list(model.parameters()))
+
+@pytest.mark.parametrize('name', list_models())
+def test_memory_format_does_not_change_answers(name):
+    torch.manual_seed(0)
+    model,x = create_model(name).eval(),torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        a = model(x)
+        b = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+def test_image_is_not_changed_by_inplace_layers():
+    "residual_cnn carries the image through all stages"
+    x = torch.randn(2, 3, 32, 32)
+    before = x.clone()
+    create_model('residual_cnn')(x)
+    assert torch.equal(x, before)
+
+def test_keras_defaults():
+    plain,keras = create_model('ladder_3'),create_model('ladder_3', keras=True)
+    norm = lambda m: next(x for x in m.modules() if isinstance(x, nn.BatchNorm2d))
+    assert (norm(plain).eps, norm(plain).momentum) == (1e-5, .1)
+    assert (norm(keras).eps, norm(keras).momentum) == (1e-3, .01)
+    for m in keras.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            fan_in,fan_out = nn.init._calculate_fan_in_and_fan_out(m.weight)
+            bound = (6 / (fan_in + fan_out))**.5
+            assert m.weight.abs().max() <= bound and m.weight.detach().std().item() == pytest.approx(bound / 3**.5, rel=.1)
+            assert (m.bias == 0).all()
+
+def test_multiply_adds_by_hand():
+    "ladder_0: 3x3x3 weights at 32x32 for 32 filters, then two matrix products"
+    model = create_model('ladder_0').train()
+    assert multiply_adds(model) == 32*32*32*27 + 8192*32 + 32*10
+    assert model.training
+    assert multiply_adds(create_model('ladder_7', image_size=64), image_size=64) > 3.9 * multiply_adds(create_model('ladder_7'))
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"Unknown model 'wide_cn'. Did you mean 'wide_cnn'\? list_models\(\) shows all."): create_model('wide_cn')
+
+@pytest.mark.parametrize('kwargs', [dict(n_out=0), dict(n_out=2.5), dict(in_channels=0), dict(image_size=-1), dict(image_size='32')])
+def test_bad_numbers(kwargs):
+    with pytest.raises(ValueError, match=f'{next(iter(kwargs))} must be a whole number of at least 1, got'): create_model('wide_cnn', **kwargs)
+
+def test_images_too_small():
+    with pytest.raises(ValueError, match='image_size 16 is too small.*at least 32'): create_model('residual_cnn', image_size=16)
+
+def test_names_are_taken_once():
+    def small_cnn(n_out, in_channels, image_size): return nn.Identity()
+    with pytest.raises(ValueError, match='registered already'): register_model(small_cnn)
+
+def test_table_lists_every_model():
+    table = model_table('ladder_*')
+    assert list(table.index) == list_models('ladder_*') and len(table) == 8
+    assert table.parameters['ladder_2'] == 150_826
+
+def test_blocks_halve_once_each():
+    assert conv_blocks(3, (4, 5, 6))(torch.zeros(1, 3, 16, 16)).shape == (1, 6, 2, 2)

@@ -1,0 +1,330 @@
+"""The rules of the project: which module may use which, how notebooks and exported code are written, what no file holds.
+
+A rule is a function that returns a list of what breaks it: it is tried on the project, and on a bad example it must find."""
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from fnmatch import fnmatch
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from nbdev.config import get_config
+
+import checks
+
+root = Path(__file__).resolve().parent.parent
+cfg = get_config(root)
+package = cfg.lib_name
+imports = ast.Import, ast.ImportFrom
+functions = ast.FunctionDef, ast.AsyncFunctionDef
+
+
+def read(path):
+    return (root / path).read_text(encoding='utf-8')
+
+
+def expect_none(problems):
+    problems = list(problems)
+    assert not problems, '\n'.join(['', *problems])
+
+
+# --- the notebooks
+
+class Notebook:
+    "A notebook's cells, and what nbdev's directives say of them."
+    def __init__(self, path, cells=None):
+        self.path = Path(path)
+        self.cells = json.loads(read(path))['cells'] if cells is None else cells
+        self.name = self.path.relative_to('nbs').as_posix()
+        self.code = [Cell(''.join(o['source'])) for o in self.cells if o['cell_type'] == 'code']
+        self.layer = int(m[0]) if (m := re.match(r'\d+(?=_)', self.name)) else None  # tutorials and the index have none
+        self.module = next((o.directives['default_exp'] for o in self.code if 'default_exp' in o.directives), None)
+
+    def __repr__(self):
+        return self.name
+
+
+class Cell:
+    "The code of a cell, without what is no Python, and its directives."
+    def __init__(self, source):
+        self.directives = {m[1]: m[2].strip() for m in re.finditer(r'^#\|\s*([\w-]+):?(.*)$', source, re.M)}
+        self.exported = bool(self.directives.keys() & {'export', 'exports', 'exporti'})
+        python = '' if source.lstrip().startswith('%%') else re.sub(r'^(\s*)[%!].*$', r'\1pass', source, flags=re.M)
+        self.tree = ast.parse(python)
+
+
+notebooks = [Notebook(o) for o in sorted(checks.sources(root)) if o.endswith('.ipynb')]
+of_modules = [o for o in notebooks if o.module]
+layers = {o.module: o.layer for o in of_modules}
+modules = sorted(o for o in checks.sources(root) if o.endswith('.py') and not Path(o).name.startswith('_'))
+
+
+def form_problems(nb):
+    "A notebook begins with a title and a subtitle; one with a number says which module it exports."
+    first = ''.join(nb.cells[0]['source']) if nb.cells else ''
+    if not re.match(r'# \S.*\n+> \S', first):
+        yield f'{nb}: its first cell is no "# title" with a "> subtitle" under it'
+    if nb.layer is not None and nb.module is None:
+        yield f'{nb}: no #| default_exp'
+
+
+def import_cell_problems(nb):
+    "A cell that imports does nothing else: nbdev runs such cells when it makes the docs, where the rest would fail or take long."
+    for cell in nb.code:
+        if cell.directives.get('eval') == 'false':
+            continue
+        nodes = cell.tree.body if cell.exported else ast.walk(cell.tree)
+        if any(isinstance(o, imports) for o in nodes) and not all(isinstance(o, imports) for o in cell.tree.body):
+            yield f'{nb}: a cell imports and does more:\n{ast.unparse(cell.tree)}'
+
+
+def cell(source, cell_type='code'):
+    return dict(cell_type=cell_type, source=source)
+
+
+@pytest.mark.parametrize('nb', notebooks, ids=repr)
+def test_notebook_form(nb):
+    expect_none(form_problems(nb))
+
+
+@pytest.mark.parametrize('cells', [[], [cell('# data', 'markdown'), cell('#| default_exp data')],
+                                   [cell('# data\n\n> Where images come from', 'markdown'), cell('1 + 1')]])
+def test_notebook_form_is_checked(cells):
+    assert list(form_problems(Notebook('nbs/01_data.ipynb', cells)))
+
+
+@pytest.mark.parametrize('nb', notebooks, ids=repr)
+def test_import_cells_are_pure(nb):
+    expect_none(import_cell_problems(nb))
+
+
+@pytest.mark.parametrize('source, pure', [
+    ('import os\nx = 1', False), ('def f():\n    import os', False), ('#| export\nimport os\nx = 1', False),
+    ('import os\nfrom sys import path', True), ('#| export\ndef f():\n    import os', True), ('x = 1', True),
+    ('%matplotlib inline\nx = 1', True)])
+def test_import_cells_are_checked(source, pure):
+    assert bool(list(import_cell_problems(Notebook('nbs/01_data.ipynb', [cell(source)])))) != pure
+
+
+def test_every_module_has_one_notebook():
+    assert sorted(layers) == sorted(o.module for o in of_modules), 'two notebooks export the same module'
+    assert sorted(f'{package}/{o.replace(".", "/")}.py' for o in layers) == modules
+
+
+# --- the layers
+
+def used_modules(tree):
+    "The modules of the package that some code imports, wherever it does."
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {o.name.removeprefix(package + '.') for o in node.names if o.name.startswith(package + '.')}
+        elif isinstance(node, ast.ImportFrom):
+            name = f'{package}.{node.module or ""}'.rstrip('.') if node.level else node.module
+            if name == package:
+                used |= {o.name for o in node.names} & layers.keys()
+            elif name.startswith(package + '.'):
+                used.add(name.removeprefix(package + '.'))
+    return used
+
+
+def layer_problems(who, layer, tree):
+    "A module and its notebook import only modules with a lower number."
+    for used in sorted(used_modules(tree)):
+        if used not in layers:
+            yield f'{who} imports {used}, which no notebook exports'
+        elif layers[used] >= layer:
+            yield f'{who}, layer {layer}, imports {used}, layer {layers[used]}'
+
+
+@pytest.mark.parametrize('nb', of_modules, ids=repr)
+def test_layers(nb):
+    module = f'{package}/{nb.module.replace(".", "/")}.py'
+    expect_none(layer_problems(module, nb.layer, ast.parse(read(module))))
+    for cell in nb.code:  # a notebook may import the module that it makes
+        expect_none(o for o in layer_problems(nb, nb.layer, cell.tree) if f'imports {nb.module}, ' not in o)
+
+
+@pytest.mark.parametrize('source', ['from .{} import x', 'from {p}.{} import x', 'import {p}.{}', 'from . import {}',
+                                    'from {p} import {}', 'def f():\n    from .{} import x'])
+def test_layers_are_checked(source):
+    lowest, highest = min(layers, key=layers.get), max(layers, key=layers.get)
+    problems = lambda name, layer: list(layer_problems('it', layer, ast.parse(source.format(name, p=package))))
+    assert problems(highest, layers[lowest]) and problems(highest, layers[highest])
+    assert not problems(lowest, layers[highest])
+
+
+@pytest.mark.parametrize('module', ['synthetic', 'recipes', 'cli'])
+def test_imports_no_torch(module):
+    code = f'import sys, {package}.{module}; print(sorted({{"torch", "fastai"}} & sys.modules.keys()))'
+    assert subprocess.check_output([sys.executable, '-c', code], cwd=root, text=True).strip() == '[]'
+
+
+# --- exported code
+
+@lru_cache
+def comment_lines(source):
+    "The numbers of the lines that have a comment."
+    return {o.start[0] for o in tokenize.generate_tokens(StringIO(source).readline) if o.type == tokenize.COMMENT}
+
+
+def arguments(function):
+    "The parameters whose meaning a reader has to be told: not self, cls, *args and **kwargs."
+    args = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    return [o for o in args if o.arg not in ('self', 'cls') and not o.arg.startswith('_')]
+
+
+def public(source):
+    "What a module exports: (name, node) of its functions and classes."
+    tree = ast.parse(source)
+    names = next((ast.literal_eval(o.value) for o in tree.body
+                  if isinstance(o, ast.Assign) and getattr(o.targets[0], 'id', '') == '__all__'), [])
+    return [(o.name, o) for o in tree.body if isinstance(o, (*functions, ast.ClassDef)) and o.name in names]
+
+
+def docment_problems(source):
+    "Exported functions and classes have a docstring, and their parameters an annotation or a comment."
+    for name, node in public(source):
+        if not ast.get_docstring(node):
+            yield f'{name} has no docstring'
+        made = [node] if isinstance(node, functions) else [o for o in node.body if getattr(o, 'name', '') == '__init__']
+        yield from (f'{name}: parameter {arg.arg} has no annotation and no comment' for function in made
+                    for arg in arguments(function) if not arg.annotation and arg.lineno not in comment_lines(source))
+
+
+def star_problems(source):
+    "No star imports."
+    return [ast.unparse(o) for o in ast.walk(ast.parse(source)) if isinstance(o, ast.ImportFrom) and o.names[0].name == '*']
+
+
+def header_problems(source):
+    "Modules are made by nbdev, and say from which notebook."
+    m = re.search(r'^# AUTOGENERATED! DO NOT EDIT! File to edit: \.\./(nbs/\S+\.ipynb)\.$', source, re.M)
+    if not m or not (root / m[1]).exists():
+        yield 'not exported from a notebook'
+
+
+rules = [docment_problems, star_problems, header_problems]
+
+
+@pytest.mark.parametrize('rule', rules)
+@pytest.mark.parametrize('module', modules)
+def test_exported_code(module, rule):
+    expect_none(rule(read(module)))
+
+
+@pytest.mark.parametrize('rule, source', [
+    (docment_problems, '__all__ = ["f"]\ndef f(): return 1'),
+    (docment_problems, '__all__ = ["f"]\ndef f(x):\n    "Do it."'),
+    (docment_problems, '__all__ = ["A"]\nclass A:\n    "It."\n    def __init__(self, x): self.x = x'),
+    (star_problems, 'from os import *'),
+    (star_problems, 'def f():\n    if 1: from .data import *'),
+    (header_problems, 'x = 1'),
+    (header_problems, '# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/99_none.ipynb.')])
+def test_exported_code_is_checked(rule, source):
+    assert list(rule(source))
+
+
+@pytest.mark.parametrize('source', ['def f(x): return x', '__all__ = ["f"]\ndef f(\n    x, # pixels\n    y:int=1,\n    **kwargs):\n    "Do it."'])
+def test_docments_may_be_comments(source):
+    assert not list(docment_problems(source))
+
+
+# --- all files
+
+def tracked():
+    "The files that git tracks or would take in."
+    listed = subprocess.check_output(['git', 'ls-files', '-co', '--exclude-standard', '-z'], cwd=root, stderr=subprocess.DEVNULL)
+    return [root / o for o in listed.decode().split('\0') if o]
+
+
+def not_ignored():
+    "The files that no pattern of .gitignore holds, for a copy without git."
+    patterns = ['.git', *(o.strip('/') for o in read('.gitignore').splitlines() if o and not o.startswith('#'))]
+    ignored = lambda name: any(fnmatch(name, o) for o in patterns)
+    for folder, folders, files in os.walk(root):
+        folders[:] = [o for o in folders if not ignored(o)]
+        yield from (Path(folder) / o for o in files if not ignored(o))
+
+
+@lru_cache
+def project_files():
+    "The names of the project's files."
+    try:
+        files = tracked()
+    except (OSError, subprocess.CalledProcessError):
+        files = not_ignored()
+    return sorted(o.relative_to(root).as_posix() for o in files if o.is_file())
+
+
+# put together here, so that this file does not hold what it looks for
+package_hosts = [*(f'{a}.{b}' for a, b in [('pypi', 'org'), ('pythonhosted', 'org'), ('pytorch', 'org/whl'), ('anaconda', 'org'),
+                                           ('astral', 'sh'), ('deb.debian', 'org')])]
+machine_paths = [f'/{o}/' for o in ('work', 'root', 'home', 'Users')]
+forbidden = re.compile('|'.join([*map(re.escape, package_hosts), *(rf'(?<![\w.)}}-]){o}' for o in machine_paths)]))
+beside = '/'.join(['shared', 'data'])
+
+
+def machine_problems(text):
+    "Nothing names the host of a package registry, or a folder of one machine."
+    return [text[max(0, m.start() - 40):m.end() + 40] for m in forbidden.finditer(text)]
+
+
+def test_files_are_found_without_git():
+    assert sorted(o.relative_to(root).as_posix() for o in not_ignored()) == project_files()
+
+
+def test_no_file_is_large():
+    sizes = {o: (root / o).stat().st_size for o in project_files()}
+    expect_none(f'{name} has {size:,} bytes' for name, size in sizes.items() if size > 1_500_000)
+
+
+def test_no_file_is_tied_to_a_machine():
+    texts = {o: (root / o).read_bytes().decode('utf-8', 'replace') for o in project_files()}
+    expect_none(f'{name}: ...{problem}...' for name, text in texts.items() for problem in machine_problems(text))
+    assert [name for name, text in texts.items() if beside in text] == ['.ci/run']
+
+
+@pytest.mark.parametrize('text, fine', [
+    (f'see https://{package_hosts[0]}/simple', False), (f'open({machine_paths[0]!r})', False), (f'"{machine_paths[2]}me/data"', False),
+    (f'https://example.com{machine_paths[2]}page', True), (f'at{machine_paths[1]}of', True), ('a/b/c', True)])
+def test_machine_paths_are_checked(text, fine):
+    assert bool(machine_problems(text)) != fine
+
+
+def test_markers_are_the_flags_of_nbdev():
+    markers = re.search(r'^markers =\n((?: +.*\n)+)', read('pytest.ini'), re.M)[1]
+    assert re.findall(r'^ +(\w+):', markers, re.M) == cfg.tst_flags.split()
+
+
+# --- what `make test` runs
+
+def test_every_check_runs_and_a_failure_is_told(monkeypatch, capsys):
+    for name, passes in dict(notebooks=True, readme=False, pytest=True).items():
+        monkeypatch.setitem(checks.checks, name, lambda passes=passes: passes)
+    with pytest.raises(SystemExit, match='FAILED: readme$'):
+        checks.main(['notebooks', 'readme', 'pytest'])
+    assert re.findall(r'^=== (\w+):', capsys.readouterr().out, re.M) == ['notebooks', 'readme', 'pytest']
+    checks.main(['pytest'])
+    with pytest.raises(SystemExit, match="Unknown check 'pytset'. There are notebooks, nbdev-test, readme, pytest."):
+        checks.main(['pytset'])
+
+
+def test_stale_files_are_found(tmp_path):
+    nb = dict(cells=[dict(cell_type='code', execution_count=7, id='a', metadata={}, outputs=[], source='#| default_exp one\n'),
+                     dict(cell_type='code', execution_count=None, id='b', metadata={}, outputs=[], source='#| export\nx = 1')],
+              metadata={}, nbformat=4, nbformat_minor=5)
+    files = {'pyproject.toml': '[project]\nname = "tiny"\n[tool.nbdev]\nlib_path = "cifar_fastai"\n',
+             'nbs/00_one.ipynb': json.dumps(nb), 'cifar_fastai/__init__.py': '__version__ = "1"\n', 'cifar_fastai/gone.py': 'y = 1\n'}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    changed = checks.changed_by_nbdev(tmp_path)
+    assert changed == ['cifar_fastai/_modidx.py', 'cifar_fastai/gone.py', 'cifar_fastai/one.py', 'nbs/00_one.ipynb']
+    assert {o: (tmp_path / o).read_text() for o in files} == files

@@ -1,0 +1,60 @@
+"README.md is made from nbs/index.ipynb by docs/readme.py."
+import base64
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'docs'))
+
+from readme import differences, on_disk, readme
+
+picture = base64.b64encode(b'png').decode()
+
+
+def code(source, *outputs):
+    return dict(cell_type='code', source=source, outputs=list(outputs))
+
+
+def made(*cells):
+    return readme(dict(cells=list(cells)), 'https://site/')
+
+
+def text(*cells):
+    return made(*cells)['README.md'].decode()
+
+
+def test_title_and_subtitle():
+    assert text(dict(cell_type='raw', source='---\ntitle: pack\ndescription: A course\n---')) == '# pack\n\n> A course\n'
+
+
+def test_links_to_notebooks_lead_to_the_site_but_not_in_code():
+    assert text(dict(cell_type='markdown', source='[d](01_data.ipynb#x)\n\n```\n[d](01_data.ipynb)\n```')) == (
+        '[d](https://site/data.html#x)\n\n```\n[d](01_data.ipynb)\n```\n')
+
+
+@pytest.mark.parametrize('cell, expected', [
+    (code('#| echo: false\nf()', dict(text=['a\n', 'b\n'])), '    a\n    b\n'),
+    (code('#| output: false\nf()', dict(text='a')), '```python\nf()\n```\n'),
+    (code('f()', dict(name='stderr', text='progress')), '```python\nf()\n```\n'),
+    (code('f()', dict(data={'text/html': '<style>x</style>\n<b>1</b>', 'text/plain': '1'})), '```python\nf()\n```\n\n<b>1</b>\n'),
+    (code('#| echo: false\nf()', dict(data={'text/markdown': '**1**', 'text/html': '<b>1</b>'})), '**1**\n')])
+def test_code_and_outputs(cell, expected):
+    assert text(cell) == expected
+
+
+def test_pictures_are_files():
+    files = made(code('#| echo: false\n#| fig-alt: "A cat"\nf()', dict(data={'image/png': picture}), dict(data={'image/png': picture})))
+    assert files.pop('README.md').decode() == '![A cat](docs/images/index-1.png)\n\n![A cat](docs/images/index-2.png)\n'
+    assert files == {f'docs/images/index-{i}.png': b'png' for i in (1, 2)}
+
+
+def test_differences_are_told(tmp_path):
+    new = made(code('f()', dict(data={'image/png': picture})))
+    for name, content in {**new, 'docs/images/index-9.png': b'old', 'docs/images/logo.png': b'kept'}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert [o.split()[0] for o in differences(on_disk(tmp_path, new), new)] == ['docs/images/index-9.png']
+    (tmp_path / 'README.md').write_text('# old\n')
+    assert '-# old' in list(differences(on_disk(tmp_path, new), new))
+    assert not list(differences(new, new))

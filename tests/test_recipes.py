@@ -1,0 +1,69 @@
+"Recipes: data that says all, and says what is wrong with itself"
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes, register_recipe
+from cifar_fastai.registry import UnknownNameError
+
+one = Stage(epochs=1, lr=.1)
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_json_round_trip(name):
+    recipe = get_recipe(name)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.name == name and recipe.description and recipe.epochs >= 1
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_every_recipe_names_things_that_exist(name):
+    from cifar_fastai.data import list_augmentations
+    from cifar_fastai.models import create_model
+    recipe = get_recipe(name)
+    assert recipe.augment in list_augmentations()
+    create_model(recipe.model, image_size=recipe.image_size)
+
+def test_recipes_are_frozen_and_hashable():
+    recipe = get_recipe('small_cnn')
+    with pytest.raises(AttributeError): recipe.bs = 1
+    assert len({recipe, get_recipe('small_cnn')}) == 1
+
+def test_change():
+    recipe = get_recipe('small_cnn')
+    new = recipe.change(bs=64, epochs=2, lr=.05)
+    assert (new.bs, new.epochs, new.stages[0].lr, new.model) == (64, 2, .05, recipe.model)
+    assert recipe == get_recipe('small_cnn')
+
+def test_change_of_stage_needs_one_stage():
+    two = Recipe(name='two', model='small_cnn', stages=(one, one))
+    assert two.change(bs=8).bs == 8
+    with pytest.raises(ValueError, match="'two' has 2 stages, so epochs is not clear"): two.change(epochs=3)
+
+@pytest.mark.parametrize('change,message', [
+    (dict(bs=0), 'bs must be a whole number from 1 up, got 0'), (dict(bs=-4), 'got -4'), (dict(bs=True), 'got True'),
+    (dict(epochs=0), 'epochs must be a whole number from 1 up, got 0'), (dict(lr=0), 'lr must be a number'), (dict(lr=float('nan')), 'got nan'),
+    (dict(label_smoothing=1.5), 'label_smoothing must be a number from 0 to 1, got 1.5'), (dict(wd=-1), 'wd must be'),
+    (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
+    (dict(monitor='loss'), 'monitor must be one of'), (dict(stages=()), 'stages is empty'), (dict(plateau_factor=2), 'plateau_factor')])
+def test_bad_choices(change, message):
+    with pytest.raises(ValueError, match=message): get_recipe('small_cnn', **change)
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'small_cnn'\? list_recipes\(\)"): get_recipe('smal_cnn')
+    with pytest.raises(UnknownNameError, match="Unknown recipe field 'augmnt'. Did you mean 'augment'"): get_recipe('small_cnn', augmnt='none')
+    with pytest.raises(UnknownNameError, match='Unknown recipe field'): Recipe.from_json(json.dumps(dict(name='x', model='y', stages=[], colour=1)))
+
+def test_names_are_taken_once():
+    with pytest.raises(ValueError, match='registered already'): register_recipe(get_recipe('small_cnn'))
+
+def test_lists_by_pattern():
+    assert list_recipes('small_*')[0] == 'small_cnn' and list_recipes('nothing*') == []
+
+def test_needs_no_torch():
+    code = 'import sys, cifar_fastai.recipes; sys.exit("torch" in sys.modules or "numpy" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"name": "x"}', '{"name": "x", "stages": []}', '{"name": "x", "model": "y", "stages": [{"epochs": 1}]}'])
+def test_what_is_no_recipe(text):
+    with pytest.raises(ValueError, match='This is not a recipe|stages is empty'): Recipe.from_json(text)

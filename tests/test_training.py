@@ -1,0 +1,212 @@
+"Training: same seed same result, run folders that tell the truth, and nothing lost when something goes wrong"
+import errno
+import json
+import math
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from safetensors.torch import load_file
+
+from cifar_fastai import training
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.recipes import Recipe, Stage, get_recipe
+from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train
+
+tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
+
+class At(Callback):
+    "Do something at the beginning of batch `batch` of epoch `epoch`"
+    def __init__(self, f, epoch, batch=0): self.f,self.at = f,(epoch, batch)
+    def before_batch(self):
+        if self.training and (self.epoch, self.iter) == self.at: self.f(self.learn)
+
+@pytest.fixture
+def go(practice, tmp_path):
+    "Train on the practice set into a folder of this test's own"
+    def f(recipe=tiny, name='run', **kwargs): return train(recipe, source=practice, run_dir=tmp_path/name, num_workers=0, **kwargs)
+    return f
+
+def read(folder, name): return json.loads((folder/name).read_text())
+def history(learn): return pd.read_csv(learn.run_dir/'history.csv')
+
+# The result depends on the seed and on nothing else
+
+@pytest.mark.parametrize('name', ['small_cnn', 'ladder_4'])
+def test_same_seed_same_result_bit_for_bit(go, name):
+    recipe = get_recipe('small_cnn', model=name, epochs=2, bs=32)
+    a,b,c = [go(recipe, name=n, seed=s) for n,s in [('a', 3), ('b', 3), ('c', 4)]]
+    weights = [load_file(l.run_dir/'model.safetensors') for l in (a, b, c)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert not all(torch.equal(weights[0][k], weights[2][k]) for k in weights[0])
+    columns = ['train_loss', 'valid_loss', 'accuracy', 'lr']
+    assert history(a)[columns].equals(history(b)[columns])
+
+def test_result_does_not_depend_on_workers(go, practice, tmp_path):
+    a = go(name='a')
+    b = train(tiny, source=practice, run_dir=tmp_path/'b', num_workers=2)
+    wa,wb = load_file(a.run_dir/'model.safetensors'),load_file(b.run_dir/'model.safetensors')
+    assert all(torch.equal(wa[k], wb[k]) for k in wa)
+
+# The run folder
+
+def test_run_folder(go):
+    learn = go(seed=7)
+    assert {p.name for p in learn.run_dir.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors'}
+    run,h,metrics = read(learn.run_dir, 'run.json'),history(learn),read(learn.run_dir, 'metrics.json')
+    assert list(h.columns) == ['stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds']
+    assert list(h.epoch) == [1, 2] and h.seconds.is_monotonic_increasing
+    assert (run['status'], run['seed'], run['epochs'], run['device']) == ('finished', 7, 2, 'cpu')
+    assert run['command'] and run['versions']['torch'] == torch.__version__ and run['hardware']['cpu'] and run['hardware']['cores'] >= 1
+    assert run['data']['n_train'] + run['data']['n_valid'] == 200 and run['data']['classes'] == list(learn.dls.vocab)
+    assert metrics['valid']['accuracy'] == pytest.approx(h.accuracy.iloc[-1], abs=1e-6)
+    assert metrics['valid']['n'] == run['data']['n_valid']
+
+def test_recipe_in_the_folder_repeats_the_run(go):
+    a = go(get_recipe('small_cnn', epochs=1, bs=32), name='a')
+    b = go(Recipe.from_json((a.run_dir/'recipe.json').read_text()), name='b')
+    assert history(a).valid_loss.equals(history(b).valid_loss)
+
+def test_default_folders_never_collide(tmp_path):
+    made = [training.create_run_dir(tiny, 0, tmp_path/'runs') for _ in range(3)]
+    assert [p.name for p in made] == ['tiny-seed0', 'tiny-seed0-2', 'tiny-seed0-3']
+
+def test_stages_count_on(go):
+    learn = go(tiny.change(stages=(Stage(epochs=2, lr=1e-2), Stage(epochs=1, lr=1e-4, schedule='constant'))))
+    h = history(learn)
+    assert list(h.stage) == [1, 1, 2] and list(h.epoch) == [1, 2, 3] and h.lr.iloc[-1] == pytest.approx(1e-4)
+
+def test_training_needs_no_test_images(practice, tmp_path):
+    data = tmp_path/'data'
+    shutil.copytree(practice, data)
+    shutil.rmtree(data/'test')
+    learn = train(tiny.change(epochs=1), source=data, run_dir=tmp_path/'run', num_workers=0)
+    assert 'test' not in read(learn.run_dir, 'metrics.json')
+
+# Stages do what they say
+
+def test_early_stopping_brings_the_best_weights_back(go):
+    learn = go(tiny.change(stages=Stage(epochs=12, lr=.3, schedule='constant', early_stopping=2)))
+    h,metrics = history(learn),read(learn.run_dir, 'metrics.json')
+    assert len(h) < 12 and len(h) - h.valid_loss.idxmin() - 1 == 2
+    assert metrics['valid']['loss'] == pytest.approx(h.valid_loss.min(), abs=1e-4)
+    assert not list(learn.run_dir.glob('*.pth'))
+
+def test_plateau_cuts_the_rate(go):
+    stage = Stage(epochs=6, lr=2., schedule='reduce_on_plateau', plateau_patience=1, plateau_factor=.1, min_lr=.05)
+    h = history(go(tiny.change(stages=stage)))
+    assert set(h.lr.round(4)) <= {2., .2, .05} and h.lr.min() < 2
+
+def test_one_cycle_uses_what_the_stage_says(practice):
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32, num_workers=0))
+    with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=2, lr=.1, div=10, div_final=100, pct_start=.5, moms=(.9, .8, .9)))
+    lrs = learn.recorder.hps['lr'] if hasattr(learn.recorder, 'hps') else []
+    assert max(lrs) == pytest.approx(.1, rel=.05) and lrs[0] == pytest.approx(.01, rel=.3) and lrs[-1] < .01
+
+def test_label_smoothing_reaches_the_loss(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
+    x,y = torch.tensor([[2., 0, 0, 0, 0, 0, 0, 0, 0, 0]]),torch.tensor([0])
+    for eps in (0., .2):
+        loss = create_learner(tiny.change(label_smoothing=eps), dls).loss_func(x, y).item()
+        assert loss == pytest.approx(torch.nn.functional.cross_entropy(x, y, label_smoothing=eps).item(), rel=1e-5)
+
+def test_weight_decay_spares_biases_and_norms(practice):
+    "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
+    learn = create_learner(tiny.change(optimizer='sgd', wd=.5), cifar10_dataloaders(practice, bs=32, num_workers=0))
+    learn.create_opt()
+    learn.opt.set_hypers(wd=learn.wd, lr=.1)
+    for m in learn.model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d): torch.nn.init.constant_(m.bias, 1.)
+    before = {k: v.clone() for k,v in learn.model.named_parameters()}
+    for p in learn.model.parameters(): p.grad = torch.zeros_like(p)
+    learn.opt.step()
+    for k,v in learn.model.named_parameters():
+        assert torch.equal(v, before[k]) == (v.ndim == 1), k
+
+# Learners for hands-on work
+
+def test_learner_is_fastais(practice):
+    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, .05)
+        assert learn.lr_find(num_it=5, show_plot=False).valley > 0
+        preds,targets = learn.get_preds()
+    assert preds.shape == (20, 10) and preds.sum(1).allclose(torch.ones(20), atol=1e-5) and len(targets) == 20
+
+def test_grey_images_get_a_grey_network(practice):
+    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0, grey=True, stats='unit'))
+    assert next(learn.model.parameters()).shape[1] == 1
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+
+def test_other_image_sizes(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, image_size=48)
+    with pytest.raises(ValueError, match=r'is for images of 32x32, but these are 48x48'): create_learner(tiny, dls)
+    learn = create_learner(tiny.change(image_size=48), dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+
+# When something goes wrong
+
+def test_non_finite_loss_stops_and_keeps_what_was_written(go, tmp_path):
+    def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
+    with pytest.raises(NonFiniteLossError, match=r'became nan in epoch 2 of 2, batch 3 of \d+, at learning rate'): go(cbs=[At(spoil, 1, 2)])
+    run = read(tmp_path/'run', 'run.json')
+    assert run['status'] == 'failed' and 'epoch 2 of 2, batch 3' in run['error']
+    assert len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
+
+def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
+    def stop(learn): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): go(cbs=[At(stop, 1, 1)])
+    assert read(tmp_path/'run', 'run.json')['status'] == 'interrupted'
+    assert len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
+    assert load_file(tmp_path/'run'/'model.safetensors')
+    assert load_run(tmp_path/'run', num_workers=0).recipe == tiny
+
+def test_folder_that_holds_something_is_refused(go, tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'thesis.txt').write_text('precious')
+    with pytest.raises(FileExistsError, match='not an empty folder. Nothing was written'): go()
+    assert [p.name for p in (tmp_path/'run').iterdir()] == ['thesis.txt']
+
+def test_folder_that_cannot_be_made(go, tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OSError, match='file'): go(name='file/run')
+
+def test_full_disk_keeps_the_weights_elsewhere(go, tmp_path, monkeypatch):
+    kept = tmp_path/'elsewhere'
+    kept.mkdir()
+    real = training.save_file
+    def save_file(state, path):
+        if str(path).startswith(str(tmp_path/'run')): raise OSError(errno.ENOSPC, 'No space left on device')
+        real(state, path)
+    monkeypatch.setattr(training, 'save_file', save_file)
+    monkeypatch.setattr(training.tempfile, 'mkdtemp', lambda prefix: str(kept))
+    with pytest.raises(OSError, match=r'No space left.*The weights were kept in .*elsewhere'): go()
+    assert load_file(kept/'model.safetensors') and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 2
+
+def test_unknown_recipe(go):
+    with pytest.raises(ValueError, match="Did you mean 'small_cnn'"): go('small_cn')
+
+# A run comes back
+
+def test_load_run(go):
+    a = go(name='a')
+    b = load_run(a.run_dir, num_workers=0)
+    with a.no_bar(), a.no_logging(), b.no_bar(), b.no_logging():
+        pa,pb = a.get_preds()[0],b.get_preds()[0]
+    assert torch.allclose(pa, pb, atol=1e-6) and b.run_dir == a.run_dir
+
+def test_load_run_says_what_is_wrong(go, tmp_path, practice):
+    folder = go().run_dir
+    with pytest.raises(FileNotFoundError, match='is no run folder: it has no run.json'): load_run(tmp_path)
+    (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:1000])
+    with pytest.raises(ValueError, match='does not hold the weights of this network, or is damaged'): load_run(folder, num_workers=0)
+    (folder/'model.safetensors').unlink()
+    with pytest.raises(FileNotFoundError, match='model.safetensors is not there'): load_run(folder, num_workers=0)
+    other = tmp_path/'other'
+    shutil.copytree(practice, other)
+    for part in ('train', 'test'): (other/part/'truck').rename(other/part/'lorry')
+    with pytest.raises(ValueError, match='was trained on the classes'): load_run(folder, source=other, num_workers=0)
+    (folder/'recipe.json').write_text('{"name": ')
+    with pytest.raises(ValueError, match='recipe.json is damaged'): load_run(folder, num_workers=0)
