@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 __all__ = ['app', 'augmentations', 'CommandError', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command',
            'Split', 'evaluate_command', 'predict_command']
 
-# %% ../nbs/10_cli.ipynb #67269fcf
+# %% ../nbs/10_cli.ipynb #5186efd1
 import json
 import os
 import re
@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ def _one_line(e):
     for call, command in _commands.items(): text = text.replace(call, command)
     return ' '.join(text.split())
 
-# %% ../nbs/10_cli.ipynb #88d23ad5
+# %% ../nbs/10_cli.ipynb #8bd00e25
 _asked_wrongly = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 def _describe(e):
@@ -90,17 +89,23 @@ def _describe(e):
 
 def _fail(e):
     "Say what went wrong, and return the exit code"
-    if os.environ.get('CIFAR_FASTAI_DEBUG'): traceback.print_exception(type(e), e, e.__traceback__)
+    if os.environ.get('CIFAR_FASTAI_DEBUG'): sys.excepthook(type(e), e, e.__traceback__)
     text,code = _describe(e)
     print(text if code == 130 else f'Error: {text}', file=sys.stderr)
     return code
 
-# %% ../nbs/10_cli.ipynb #b6726b20
+# %% ../nbs/10_cli.ipynb #41608781
 _UsageError,_ClickException = typer.BadParameter.__mro__[1:3]  # typer has no public names for them
 
-def _fail_usage(e):
+def _received(e, args):
+    "The value of the option that `e` is about"
+    options = getattr(getattr(e, 'param', None), 'opts', ())
+    values = [b for a,b in zip(args, args[1:]) if a in options] + [a.split('=', 1)[1] for a in args if a.split('=', 1)[0] in options and '=' in a]
+    return f', got {values[-1]!r}' if values else ''
+
+def _fail_usage(e, args):
     "Say what was wrong with the command line, and return the exit code"
-    text = e.format_message().rstrip('.')
+    text = ' '.join(e.format_message().split()).rstrip('.') + _received(e, args)
     ctx = getattr(e, 'ctx', None)
     more = f'{ctx.command_path if ctx else "cifar-fastai"} --help'
     print(f'Error: {text}{"" if text.endswith("?") else "."} `{more}` shows what is possible.', file=sys.stderr)
@@ -132,15 +137,21 @@ def _own_warnings_only():
         warnings.showwarning = show
         yield
 
-# %% ../nbs/10_cli.ipynb #68d4a4b9
+# %% ../nbs/10_cli.ipynb #ff4f15ae
+def _call(group, args):
+    "Let typer run a command; one that is only asked for help is asked directly, which spares typer half of its imports"
+    name,options = 'cifar-fastai',dict(standalone_mode=False)
+    if args[0] in group.commands and args[1:] in (['--help'], ['-h']): return group.commands[args[0]](args[1:], f'{name} {args[0]}', **options)
+    return group(args, name, **options)
+
 def _run(args):
     "Run a command; its exit code"
     try:
-        code = typer.main.get_command(app)(args or ['--help'], prog_name='cifar-fastai', standalone_mode=False) or 0
+        code = _call(typer.main.get_command(app), args or ['--help']) or 0
         sys.stdout.flush()
     except typer.Abort: code = 130
     except BrokenPipeError: return _drop_output()
-    except _ClickException as e: return _fail_usage(e)
+    except _ClickException as e: return _fail_usage(e, args)
     except Exception as e: return _fail(e)
     if code == 130: print('Stopped.', file=sys.stderr)
     return code
@@ -184,8 +195,8 @@ def _print_facts(**facts):
     width = max(map(len, facts))
     for name, value in facts.items(): print(f'{name:<{width}}  {value}')
 
-# %% ../nbs/10_cli.ipynb #293eae77
-augmentations = ('none', 'flip_crop', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'aug_transforms')
+# %% ../nbs/10_cli.ipynb #5201c3d3
+augmentations = ('none', 'flip_crop', 'flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'aug_transforms')
 _device_help = "'cpu', 'cuda', 'cuda:1'. Default: the best there is."
 _workers_help = 'Processes that read images. Default: one a core, at most 8.'
 _source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<class>/, or an archive of one."
@@ -229,12 +240,12 @@ def _broken(info, verified):
     more = 'Remove or replace them.' if verified else 'Only a sample was looked at: --verify looks at all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 
-# %% ../nbs/10_cli.ipynb #313efad6
+# %% ../nbs/10_cli.ipynb #e3d60700
 @app.command('models', short_help='List the networks and what they cost.', epilog=_examples(
     'cifar-fastai models',
     "cifar-fastai models 'ladder_*'"))
 def models_command(
-    pattern:Annotated[str, typer.Argument(help="Names to show, '*' stands for anything.")]='*',
+    pattern:Annotated[str, typer.Argument(metavar='[PATTERN]', help="Names to show, '*' stands for anything.")]='*',
 )->None:
     "List the networks: their parameters, and the multiply-adds of one 32x32 image."
     with _loading(): from cifar_fastai import models

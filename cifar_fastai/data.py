@@ -9,10 +9,11 @@ __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path',
            'test_files', 'check_layout', 'DataInfo', 'describe_data', 'unpack_archive', 'convert_batches', 'make_whole',
            'Archive', 'check_archive', 'download_cifar10', 'cache_folder', 'find_root', 'find_data',
            'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter', 'FlipCrop', 'Cutout', 'shift_mat',
-           'TrainingAffine', 'affine_augmentation', 'list_augmentations', 'augmentation', 'channel_stats', 'FixedSize',
-           'ResizeBatch', 'cifar10_datablock', 'default_workers', 'cifar10_dataloaders', 'test_dataloader']
+           'TrainingAffine', 'affine_augmentation', 'list_augmentations', 'augmentation', 'channel_stats',
+           'ColourImage', 'GreyImage', 'FixedSize', 'ResizeBatch', 'cifar10_datablock', 'MemoryDL', 'default_workers',
+           'cifar10_dataloaders', 'test_dataloader']
 
-# %% ../nbs/01_data.ipynb #539cbca3
+# %% ../nbs/01_data.ipynb #30c744aa
 import errno
 import gzip
 import hashlib
@@ -51,11 +52,11 @@ from fasttransform import DisplayedTransform
 from filelock import FileLock, Timeout
 from PIL import Image
 from pooch import HTTPDownloader
-from requests.exceptions import HTTPError, RequestException
+from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .registry import Registry
 from .synthetic import cifar10_classes, make_synthetic
@@ -135,7 +136,7 @@ def check_layout(
     if error := _layout_error(Path(path)): raise error
     return Path(path)
 
-# %% ../nbs/01_data.ipynb #e378d732
+# %% ../nbs/01_data.ipynb #49584a6c
 @dataclass(frozen=True)
 class DataInfo:
     "What a data set holds"
@@ -150,18 +151,20 @@ class DataInfo:
 def _image_size(file):
     try:
         with Image.open(file) as image: return image.height, image.width
-    except OSError: return None
+    except (OSError, ValueError, Image.DecompressionBombError): return None
 
 def _undecodable(files):
     with ThreadPoolExecutor() as pool: return [f for f, good in zip(files, pool.map(verify_image, files)) if not good]
 
+_images_a_class = {'train': 5000, 'test': 1000}  # in CIFAR-10
+
 def _variant(path, train, test, size):
     endings = {f.suffix.lower() for f in train + test}
     if (path/'practice_set.json').is_file(): return 'synthetic'  # which `make_synthetic` writes
-    complete = (tuple(count_classes(train)) == cifar10_classes and size == (32, 32)
-                and set(count_classes(train).values()) == {5000} and set(count_classes(test).values()) == {1000})
-    if complete and endings == {'.png'}: return 'cifar10'
-    if complete and endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
+    whole = all(count_classes(files) == dict.fromkeys(cifar10_classes, _images_a_class[split])
+                for split, files in (('train', train), ('test', test))) and size == (32, 32)
+    if whole and endings == {'.png'}: return 'cifar10'
+    if whole and endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
     if path.name in ('cifar10', 'cifar10-jpeg'): return f'{path.name}-part-{len(train)}-{len(test)}'
     return path.name
 
@@ -180,7 +183,7 @@ def describe_data(
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
                     tuple(unreadable))
 
-# %% ../nbs/01_data.ipynb #e3328b3b
+# %% ../nbs/01_data.ipynb #817bf7a7
 _damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 def _tar_members(file):
@@ -193,6 +196,7 @@ def _tar_members(file):
 def _zip_members(file):
     with zipfile.ZipFile(file) as z:
         if any(m.flag_bits & 1 for m in z.infolist()): raise zipfile.BadZipFile('it is encrypted')
+        if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} is damaged')
         for m in z.infolist():
             link = stat.S_ISLNK(m.external_attr >> 16)
             yield m.filename, 'link or device' if link else 'folder' if m.is_dir() else 'file', partial(z.open, m)
@@ -200,7 +204,7 @@ def _zip_members(file):
 def _members(file):
     try: yield from (_zip_members if zipfile.is_zipfile(file) else _tar_members)(file)
     except _damage as e:
-        raise ValueError(f'{file} is not a whole .tgz, .tar.gz, .tar or .zip archive ({e}). '
+        raise ValueError(f'{file} is not a whole .tgz, .tar.gz, .tar or .zip archive ({str(e).splitlines()[0].rstrip(":")}). '
                          'If it was downloaded, download it again.') from e
 
 def _refusal(name, kind):
@@ -213,6 +217,7 @@ def _check_members(file):
     for n, (name, kind, _) in enumerate(_members(file), 1):
         if why := _refusal(name, kind):
             raise ValueError(f'{file} was not unpacked: its member {name!r} {why}. Do not trust this archive.')
+    if not n: raise ValueError(f'{file} is an empty archive.')
     return n
 
 # %% ../nbs/01_data.ipynb #63cd5c8a
@@ -352,7 +357,7 @@ def check_archive(
     if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, published {archive.md5}')
     return Path(file)
 
-# %% ../nbs/01_data.ipynb #f6620fa5
+# %% ../nbs/01_data.ipynb #4ef6d04d
 def _reason(e):
     if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
     return f'{type(e).__name__}: {e}' if isinstance(e, RequestException) else str(e)
@@ -361,13 +366,13 @@ def _fetch(url, file, quiet, tries=2):
     download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=(10, 60), headers={'Accept-Encoding': 'identity'})
     try: download(url, str(file), None)
     except RequestException as e:
-        if tries < 2 or isinstance(e, HTTPError) or not file.stat().st_size: raise
+        if tries < 2 or not (file.stat().st_size or isinstance(e, ChunkedEncodingError)): raise
         _say(f'{url} broke off after {file.stat().st_size:,} bytes ({type(e).__name__}): again from the start.', quiet)
         _fetch(url, file, quiet, tries-1)
 
 def _image_folders(folder, work, quiet):
     root = find_root(folder)
-    return convert_batches(root, work/'png', quiet=quiet) if _holds_batches(root) else check_layout(root)
+    return convert_batches(root, work/'png', quiet=quiet) if _has_only_batches(root) else check_layout(root)
 
 def _download_one(archive, work, quiet):
     file = work/archive.url.rsplit('/', 1)[-1]
@@ -398,15 +403,16 @@ def download_cifar10(
                               "CIFAR_FASTAI_DATA to it, or use the built-in practice set: 'synthetic'."]))
     return make_whole(Path(folder), make, quiet)
 
-# %% ../nbs/01_data.ipynb #300a829b
+# %% ../nbs/01_data.ipynb #5539562d
 def cache_folder(
     root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else ~/.cache/cifar_fastai
 )->Path: # need not exist
     "Where data sets are kept"
     return Path(root or os.environ.get('CIFAR_FASTAI_HOME') or '~/.cache/cifar_fastai').expanduser().absolute()
 
-def _holds_batches(folder): return any((folder/name).is_file() for name in cifar10_batches)
-def _is_root(folder): return (folder/'train').is_dir() or _holds_batches(folder)
+def _is_image_root(folder): return (folder/'train').is_dir()
+def _has_only_batches(folder): return not _is_image_root(folder) and any((folder/name).is_file() for name in cifar10_batches)
+def _is_root(folder): return _is_image_root(folder) or _has_only_batches(folder)
 
 def find_root(
     folder:str|Path,
@@ -437,17 +443,21 @@ def _find_best(root, download, quiet):
              'nothing about CIFAR-10. ***')
         return make_synthetic(root/'synthetic')
 
-# %% ../nbs/01_data.ipynb #8826108a
+# %% ../nbs/01_data.ipynb #340bd5a7
 def _short_name(file): return file.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar').removesuffix('.zip')
 
 def _open_archive(file, root, quiet):
     target = root/f'{_short_name(file)}-{_hash(file, "sha256")[:12]}'
-    def make(work): return _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
+    def make(work):
+        try: return _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
+        except (ValueError, FileNotFoundError) as e:
+            kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
+            raise kind(str(e).replace(str(work/'unpacked'), str(file))) from e
     return make_whole(target, make, quiet)
 
 def _open_folder(folder, root, quiet):
     found = find_root(folder)
-    if (found/'train').is_dir() or not _holds_batches(found): return check_layout(found)
+    if not _has_only_batches(found): return check_layout(found)
     for name, md5 in cifar10_batches.items(): _check_batch(found/name, md5)
     return make_whole(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
 
@@ -610,10 +620,11 @@ def affine_augmentation(
     if max_shift: tfms.append(AffineCoordTfm(partial(shift_mat, max_shift=max_shift), pad_mode=PadMode.Border, align_corners=True))
     return _training_only(setup_aug_tfms(tfms))
 
-# %% ../nbs/01_data.ipynb #e0e65e5a
+# %% ../nbs/01_data.ipynb #dc943b36
 _presets = Registry('augmentation', 'list_augmentations()')
 _presets.add('none', lambda size: [])
 _presets.add('flip_crop', lambda size: [FlipCrop(max(1, size//8))])
+_presets.add('flip_crop_2', lambda size: [FlipCrop(max(1, size//16))])
 _presets.add('cutout', lambda size: [FlipCrop(max(1, size//8)), Cutout(max(1, size//4))])
 _presets.add('shift_flip', lambda size: affine_augmentation(max_shift=.1))
 _presets.add('rotate_shift_flip', lambda size: affine_augmentation(max_deg=15, max_shift=.1))
@@ -651,6 +662,17 @@ def channel_stats(
         raise ValueError(f'stats={stats}: mean and std need {1 if grey else 3} numbers each.')
     return mean, std
 
+# %% ../nbs/01_data.ipynb #b71ae7e3
+class _NamesFile:
+    @classmethod
+    def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs):  # fastai reads from the annotation what it can take
+        try: return super().create(fn, **kwargs)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+            raise ValueError(f'{fn} cannot be read as an image ({e}). `describe_data(path, verify=True)` lists all such files.') from e
+
+class ColourImage(_NamesFile, PILImage): "fastai's `PILImage` (red, green, blue), with errors that name the file"
+class GreyImage(_NamesFile, PILImageBW): "fastai's `PILImageBW` (one channel), with errors that name the file"
+
 # %% ../nbs/01_data.ipynb #8496acdb
 class FixedSize(DisplayedTransform):
     "Squeeze or stretch an image to `size` unless it has it"
@@ -673,7 +695,7 @@ class ResizeBatch(DisplayedTransform):
     def encodes(self, x:TensorImage):
         return F.interpolate(x, (self.size, self.size), mode='bilinear', align_corners=False, antialias=True)
 
-# %% ../nbs/01_data.ipynb #caaea513
+# %% ../nbs/01_data.ipynb #52a5b320
 def _split_files(path): return train_files(path) + test_files(path)
 
 def _splitter(valid, seed, limit):
@@ -699,12 +721,24 @@ def cifar10_datablock(
     tfms = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
     tfms += augmentation(augment, side) if isinstance(augment, str) else list(augment)
     if numbers: tfms.append(Normalize.from_stats(*numbers))
-    return DataBlock(blocks=(ImageBlock(PILImageBW if grey else PILImage), CategoryBlock),
+    return DataBlock(blocks=(ImageBlock(GreyImage if grey else ColourImage), CategoryBlock),
                      get_items=_split_files if valid == 'test' else train_files, get_y=class_of,
                      splitter=_splitter(valid, seed, limit),
                      item_tfms=[FixedSize(item_size)] if item_size else None, batch_tfms=tfms)
 
-# %% ../nbs/01_data.ipynb #20265065
+# %% ../nbs/01_data.ipynb #554909bb
+class MemoryDL(TfmdDL):
+    "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
+    def do_item(self, s):
+        memory = self.dataset.__dict__.setdefault('memory', {})
+        if s not in memory: memory[s] = super().do_item(s)
+        return memory[s]
+
+def _fits_in_memory(info, item_size, limit, grey):
+    n = info.n_train if limit is None else min(limit, info.n_train)
+    return n*item_size[0]*item_size[1]*(1 if grey else 3) < 2**30
+
+# %% ../nbs/01_data.ipynb #e72613d4
 def _positive(name, n):
     try: value = operator.index(n)
     except TypeError: raise TypeError(f'{name}={n!r}: use a whole number.') from None
@@ -733,18 +767,22 @@ def cifar10_dataloaders(
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
     image_size:int|None=None, # side in pixels; None: as the images are
-    num_workers:int|None=None, # processes that read images; None: see `default_workers`
+    num_workers:int|None=None, # processes that read images when they are not kept in memory; None: see `default_workers`
     device:str|torch.device|None=None, # None: fastai's default
     grey:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images, the same share of each class
+    in_memory:bool|None=None, # read each image once and keep it, see `MemoryDL`; None: if `num_workers` is None and they take less than 1 GiB
 )->DataLoaders: # `train` and `valid`; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
     image_size = None if image_size is None else _positive('image_size', image_size)
     info = describe_data(find_data(source))
-    block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, _item_size(info, image_size))
-    dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device,
-                            num_workers=default_workers(info.n_train) if num_workers is None else num_workers)
+    item_size = _item_size(info, image_size)
+    if in_memory is None: in_memory = num_workers is None and _fits_in_memory(info, item_size, limit, grey)
+    if num_workers is None: num_workers = default_workers(limit or info.n_train)
+    block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, item_size)
+    dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
+                            dl_type=MemoryDL if in_memory else TfmdDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
     dls.data_info = info
     return dls

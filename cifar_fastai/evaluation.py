@@ -198,14 +198,11 @@ def _summary_html(evaluation):
     table = evaluation.per_class().to_html(index=False, border=0, max_rows=20, float_format='{:.3f}'.format)
     return f'<p>{escape(_summary(evaluation))}.</p>{table}'
 
-# %% ../nbs/05_evaluation.ipynb #7db0ad8d
+# %% ../nbs/05_evaluation.ipynb #ddc3ff87
 class _Gather(Callback):
     "Keeps what the model said and what was true, on the device: nothing waits for the GPU before the end."
     order = 100
     def before_fit(self): self.logits, self.targets = [], []
-    def before_batch(self):
-        _check(len(self.yb) == 1, f'evaluate needs one label for each image, this DataLoader gives {len(self.yb)}. '
-               'For images of your own: dls.test_dl(files, with_labels=True).')
     def after_pred(self):
         self.logits.append(self.pred.detach().as_subclass(torch.Tensor))
         self.targets.append(self.y.as_subclass(torch.Tensor))
@@ -233,14 +230,22 @@ def _eval_mode(model):
     finally:
         for module, training in modes: module.training = training
 
-# %% ../nbs/05_evaluation.ipynb #0b1c089c
+# %% ../nbs/05_evaluation.ipynb #0f1ec038
+def _check_labels(learn, batch):
+    n = len(batch) - getattr(learn.dls, 'n_inp', 1)
+    _check(n == 1, f'evaluate needs one label for each image, this DataLoader gives {n}. '
+           'For images of your own: dls.test_dl(files, with_labels=True).')
+
+# %% ../nbs/05_evaluation.ipynb #1c939052
 @torch.no_grad()
 def _one_pass(learn, dl): # -> logits (N, C) float32, targets (N,), on the CPU
     gathered = _Gather()
     borrowed = _borrow(learn, gathered)
     with _eval_mode(learn.model):
         borrowed('before_fit')
-        for i, batch in enumerate(tqdm(dl, desc='evaluate', unit='batch', leave=False, disable=None)): borrowed.one_batch(i, batch)
+        for i, batch in enumerate(tqdm(dl, desc='evaluate', unit='batch', leave=False, disable=None)):
+            _check_labels(learn, batch)
+            borrowed.one_batch(i, batch)
         borrowed('after_fit')
     return torch.cat(gathered.logits).float().cpu(), torch.cat(gathered.targets).cpu()
 
@@ -289,7 +294,7 @@ def _check_vocab(learn, dl): # -> list of class names
            f'The learner knows the classes {list(vocab)}, the images have {theirs and list(theirs)}.')
     return list(vocab)
 
-# %% ../nbs/05_evaluation.ipynb #d16033d2
+# %% ../nbs/05_evaluation.ipynb #89c7bc7e
 def evaluate(
     learn:Learner, # a classifier: its model gives one logit for each class; left as it was
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
@@ -301,7 +306,9 @@ def evaluate(
         dl = _plain(_find_loader(learn.dls, split) if isinstance(split, str) else split, bs)
         vocab = _check_vocab(learn, dl)
         logits, targets = _one_pass(learn, dl)
+    _check(logits.shape[1:] == (len(vocab),), f'The model gives {tuple(logits.shape[1:])} numbers an image, vocab names {len(vocab)} classes.')
     root = Path(learn.dls.path).absolute()
-    return Evaluation(F.softmax(logits, 1), targets, F.cross_entropy(logits, targets, reduction='none'),
+    losses = F.cross_entropy(logits, targets, reduction='none')
+    return Evaluation(F.softmax(logits, 1).numpy(), targets.numpy(), losses.numpy(),
                       _file_names(dl.dataset, root), vocab, split if isinstance(split, str) else 'custom',
                       getattr(getattr(learn.dls, 'data_info', None), 'variant', root.name), root.as_posix())

@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/inference.html.md"""
 __all__ = ['Prediction', 'plain_image', 'UnreadableImageError', 'read_image', 'image_pixels', 'ClassifierInfo', 'Classifier',
            'save_classifier', 'load_classifier']
 
-# %% ../nbs/07_inference.ipynb #c7dd10e0
+# %% ../nbs/07_inference.ipynb #1f3f8456
 import hashlib
 import json
 import math
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from .data import FixedSize, ResizeBatch, channel_stats
 from .models import create_model
 from .recipes import Recipe
+from .registry import UnknownNameError
 from .training import versions
 
 # %% ../nbs/07_inference.ipynb #bae5ead7
@@ -106,7 +107,7 @@ class UnreadableImageError(ValueError):
 
     def __str__(self): return f'{self.name}: {self.reason}'
 
-# %% ../nbs/07_inference.ipynb #84bbeaf2
+# %% ../nbs/07_inference.ipynb #99e1ef68
 def _name(path): return text if (text := str(path)).isprintable() else repr(text)
 
 def _no_file(path):
@@ -122,7 +123,7 @@ def _reason(e):
     if isinstance(e, UnidentifiedImageError): return 'is not an image, or not of a kind that Pillow reads'
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return f'is too large ({text}). Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS'
     if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror})'
-    return f'cannot be decoded: damaged or cut short ({text})'
+    return 'needs more memory than there is' if isinstance(e, MemoryError) else f'cannot be decoded: {text}'
 
 # %% ../nbs/07_inference.ipynb #93671f0b
 @contextmanager
@@ -294,11 +295,15 @@ def _run_info(folder):
 
 def _numbers(stats, channels): return stats or ((0.,)*channels, (1.,)*channels)
 
-# %% ../nbs/07_inference.ipynb #4d5f1624
-def _network(info):
+# %% ../nbs/07_inference.ipynb #ef99057f
+def _network(info, owner):
     "The network, untrained; the random state of the program stays as it is"
-    with torch.random.fork_rng(devices=[]):
-        return create_model(info.recipe.model, len(info.vocab), info.channels, info.image_size, keras=info.recipe.keras)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return create_model(info.recipe.model, len(info.vocab), info.channels, info.image_size, keras=info.recipe.keras)
+    except ValueError as e:
+        hint = ' If it is a network of yours, import the module that registers it first.' if isinstance(e, UnknownNameError) else ''
+        raise ValueError(f'{owner} cannot be used: {e}{hint}') from None
 
 def _misfit(wanted, found):
     "The first difference between the tensors of a network and those of a file; None if there is none"
@@ -309,7 +314,7 @@ def _misfit(wanted, found):
 
 def _trained_network(info, state, owner):
     "The network of `info` with the weights of `state`"
-    model,shapes = _network(info),lambda tensors: {k: tuple(t.shape) for k,t in tensors.items()}
+    model,shapes = _network(info, owner),lambda tensors: {k: tuple(t.shape) for k,t in tensors.items()}
     if why := _misfit(shapes(model.state_dict()), shapes(state)):
         raise ValueError(f'{owner} does not hold the weights of {info.recipe.model!r} for {len(info.vocab)} classes, {info.channels} channels and '
                          f'{info.image_size}x{info.image_size} pixels: {why}.')
@@ -355,8 +360,12 @@ class Classifier:
         kind,data = ('grey' if i.channels == 1 else 'colour'),f', trained on {i.variant}' if i.variant else ''
         return f'Classifier({i.recipe.model}, {len(i.vocab)} classes, {i.image_size}x{i.image_size} {kind}{data}, on {self.device})'
 
-# %% ../nbs/07_inference.ipynb #2dd60b76
+# %% ../nbs/07_inference.ipynb #07aea133
 def _pixels(classifier, image): return image_pixels(image, classifier.info.item_size, classifier.info.channels)
+
+def _batches(images, bs):
+    _require(bs >= 1, f'bs is a number of images and must be at least 1, got {bs}.')
+    return chunked(_listed(images)[0], bs)
 
 @torch.inference_mode()
 def _softmax(classifier, pixels):
@@ -368,15 +377,14 @@ def _softmax(classifier, pixels):
 
 @patch
 def probabilities(self:Classifier,
-    images, # one image, a list of them, or a batch: see `predict`
+    images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # one image, a list of them, or a batch: see `predict`
     bs:int=64, # images that go through the network together
 )->Tensor: # (N, classes), float32, on the CPU
     "The probability of each class for each image"
-    _require(bs >= 1, f'bs is a number of images and must be at least 1, got {bs}.')
-    parts = [_softmax(self, [_pixels(self, i) for i in some]) for some in chunked(_listed(images)[0], bs)]
+    parts = [_softmax(self, [_pixels(self, i) for i in some]) for some in _batches(images, bs)]
     return torch.cat([torch.empty(0, len(self.vocab)), *parts])
 
-# %% ../nbs/07_inference.ipynb #33a3e539
+# %% ../nbs/07_inference.ipynb #22d17eab
 def _predictions(classifier, probs):
     "A `Prediction` for each row"
     rows = [dict(zip(classifier.vocab, row)) for row in probs.tolist()]
@@ -384,7 +392,7 @@ def _predictions(classifier, probs):
 
 @patch
 def predict(self:Classifier,
-    images, # a path, PIL image, array (H, W) or (H, W, C), or tensor (C, H, W); or a list of such, an array (N, H, W, C) or tensor (N, C, H, W)
+    images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # a path, PIL image, array (H, W) or (H, W, C), or tensor (C, H, W); or a list of such, an array (N, H, W, C) or tensor (N, C, H, W)
     bs:int=64, # images that go through the network together
 )->Prediction|list[Prediction]: # one for one image, a list for a list or batch
     "Say what is in an image, or in each of many"
@@ -392,7 +400,7 @@ def predict(self:Classifier,
     predictions = _predictions(self, self.probabilities(images, bs))
     return predictions[0] if one else predictions
 
-# %% ../nbs/07_inference.ipynb #7e77a490
+# %% ../nbs/07_inference.ipynb #1a017918
 def _try_pixels(classifier, path):
     try: return _pixels(classifier, path)
     except UnreadableImageError as e: return e
@@ -403,7 +411,7 @@ def iter_predictions(self:Classifier,
     bs:int=64, # files that are read, and go through the network, together
 )->Iterator[tuple[str|Path, Prediction|UnreadableImageError]]: # in the order of `paths`
     "Say what is in each file, and go on after one that cannot be read"
-    for some in chunked(_listed(paths)[0], bs):
+    for some in _batches(paths, bs):
         read = [_try_pixels(self, p) for p in some]
         good = [r for r in read if isinstance(r, Tensor)]
         answers = iter(_predictions(self, _softmax(self, good)) if good else [])

@@ -6,8 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
 # %% auto #0
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
-           'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
-           'ResidualBlock', 'small_cnn', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage',
+           'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head', 'conv_block',
+           'Residual', 'Scale', 'small_cnn', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage',
            'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5',
            'ladder_6', 'ladder_7', 'model_table']
 
@@ -163,25 +163,52 @@ def _flat(width, image_size, pools):
     if side < 1: raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, so it must be at least {2**pools}')
     return width * side**2
 
-# %% ../nbs/02_models.ipynb #e9515adc
-def _conv_bn(ni, nf): return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1, bias=False), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+# %% ../nbs/02_models.ipynb #bc3e8f5a
+def conv_block(
+    ni:int, # channels in
+    nf:int, # filters
+    stride:int=1, # 2 halves the resolution
+    pool:bool=False, # halve it with a 2x2 max-pool after the convolution
+    identity:bool=True, # begin as a partial identity
+)->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
+    "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"
+    conv = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
+    if identity: nn.init.dirac_(conv.weight.data[:ni])
+    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
 
-class ResidualBlock(nn.Module):
-    "Two convolutions added to their input"
+class Residual(nn.Module):
+    "`x` plus what `depth` convolutions make of it"
     def __init__(self,
-        nf:int, # channels
+        nf:int, # channels, in and out
+        depth:int, # convolutions in the branch
     ):
         super().__init__()
-        self.convs = nn.Sequential(_conv_bn(nf, nf), _conv_bn(nf, nf))
+        self.branch = nn.Sequential(*[conv_block(nf, nf) for _ in range(depth)])
 
-    def forward(self, x): return x + self.convs(x)
+    def forward(self, x): return x + self.branch(x)
 
-# %% ../nbs/02_models.ipynb #bd86c7a7
+class Scale(nn.Module):
+    "Multiply by a constant"
+    def __init__(self,
+        factor:float, # the constant
+    ):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x): return x * self.factor
+
+# %% ../nbs/02_models.ipynb #bb3ac1eb
 @register_model
 def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "Provisional"
-    body = nn.Sequential(_conv_bn(in_channels, 32), nn.MaxPool2d(2), _conv_bn(32, 64), ResidualBlock(64), nn.MaxPool2d(2), _conv_bn(64, 128), ResidualBlock(128))
-    return _join(body, nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, n_out)))
+    "Our default: nine convolutions, residual, little work at full resolution; 1.07 million parameters"
+    _flat(192, image_size, 3)
+    body = nn.Sequential(OrderedDict(
+        stem=conv_block(in_channels, 16, identity=False),
+        stage1=nn.Sequential(conv_block(16, 48, stride=2), Residual(48, 1)),
+        stage2=nn.Sequential(conv_block(48, 96, pool=True), Residual(96, 2)),
+        stage3=nn.Sequential(conv_block(96, 192, pool=True), Residual(192, 2))))
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(192, n_out, bias=False))
+    return _join(body, head)
 
 # %% ../nbs/02_models.ipynb #4ee88cf4
 @register_model

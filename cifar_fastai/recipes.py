@@ -150,11 +150,17 @@ def list_recipes(
     "The names that `get_recipe` takes"
     return _recipes.names(pattern)
 
-# %% ../nbs/03_recipes.ipynb #40e07c4d
+# %% ../nbs/03_recipes.ipynb #f3b61fde
 register_recipe(Recipe(
-    name='small_cnn', model='small_cnn', description='our default',
-    stages=Stage(epochs=9, lr=.4, div=5., div_final=1e4, moms=(.9, .9, .9)),
-    bs=256, optimizer='sgd', wd=5e-4, label_smoothing=.1))
+    name='small_cnn', model='small_cnn', description='our default: the most accuracy in a quarter of an hour on two cores',
+    stages=Stage(epochs=9, lr=.25, div=5., moms=(.9, .9, .9)),
+    augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
+
+# %% ../nbs/03_recipes.ipynb #14220843
+register_recipe(Recipe(
+    name='small_cnn_long', model='small_cnn', description='the same network, in three quarters of an hour on two cores',
+    stages=Stage(epochs=24, lr=.25, div=5., moms=(.9, .9, .9)),
+    augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/03_recipes.ipynb #036c0726
 register_recipe(Recipe(

@@ -1,0 +1,581 @@
+"The command line: help, what each command prints and writes, and one clear line for every mistake"
+import ast
+import errno
+import inspect
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from PIL import Image
+from rich.console import Console
+
+from cifar_fastai import __version__, cli
+from cifar_fastai.data import list_augmentations
+from cifar_fastai.models import list_models
+from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
+
+tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
+names = ['data', 'models', 'recipes', 'train', 'evaluate', 'predict']
+program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    "Each test has an empty working folder, a cache of its own, and no data set by default"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'cache'))
+    monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
+    monkeypatch.delenv('CIFAR_FASTAI_DEBUG', raising=False)
+
+def run(*args):
+    "Run a command in this process: code, out, err"
+    out,err = io.StringIO(),io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): code = cli.main([str(a) for a in args])
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+def fails(result, *texts, code=2):
+    "One line that begins with Error: and says these things"
+    assert result.code == code, result
+    assert re.fullmatch(r'Error: [^\n]+\n', result.err), result.err
+    for text in texts: assert text in result.err
+    return result
+
+def train(recipe, data, *args, workers=0): return run('train', '--recipe', recipe, '--data', data, '--workers', workers, *args)
+def read(path): return json.loads(Path(path).read_text())
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory): return tmp_path_factory.mktemp('cli')
+
+@pytest.fixture(scope='module')
+def recipe(shared):
+    "A JSON file with a recipe that is quick"
+    (shared/'tiny.json').write_text(tiny.to_json())
+    return shared/'tiny.json'
+
+@pytest.fixture(scope='module')
+def trained(shared, recipe, practice):
+    "What `train` printed; `folder` is its run folder, which tests only read"
+    result = train(recipe, practice, '--out', shared/'run', '--seed', '3')
+    assert result.code == 0, result.err
+    return SimpleNamespace(folder=shared/'run', **vars(result))
+
+@pytest.fixture
+def folder(trained):
+    "A copy of a run folder, to change"
+    return Path(shutil.copytree(trained.folder, 'run'))
+
+# Help
+
+def commands():
+    "The commands as typer sees them"
+    return typer.main.get_command(cli.app).commands
+
+def examples(command):
+    "The command lines of a help's examples"
+    return [l.strip() for l in (command.epilog or '').splitlines() if l.strip().startswith('cifar-fastai')]
+
+def test_help_lists_all_commands():
+    for args in ([], ['--help'], ['-h']):
+        result = run(*args)
+        assert result.code == 0 and re.findall(r'^  (\w+)  +\S', result.out.split('Commands:')[1], re.M) == names
+    assert list(commands()) == names
+
+@pytest.mark.parametrize('name', names)
+def test_help_of_a_command_has_examples_that_parse(name):
+    command = commands()[name]
+    text = run(name, '--help')
+    assert text.code == 0 and 'Examples:' in text.out and max(map(len, text.out.splitlines())) <= 110
+    assert all(getattr(p, 'help', None) for p in command.params), 'an option or argument without help'
+    assert len(examples(command)) >= 2
+    for line in examples(command):
+        assert line in text.out
+        words = shlex.split(line.split(' > ')[0], comments=True)
+        commands()[words[1]].make_context(words[1], words[2:])
+
+def test_help_names_every_augmentation():
+    assert list(cli.augmentations) == list_augmentations()
+
+def test_version():
+    result = run('--version')
+    assert result.code == 0 and result.out.startswith(f'cifar_fastai {__version__} (Python {sys.version.split()[0]}, fastai 2.')
+
+@pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes', '--json'], ['train', '--bs', '0'], ['--version']])
+def test_quick_commands_import_nothing_heavy(args):
+    heavy = {'torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'PIL', 'rich'}
+    code = f'import sys; from cifar_fastai.cli import main; main({args}); print(sorted({heavy} & sys.modules.keys()))'
+    assert subprocess.check_output([sys.executable, '-c', code], text=True, stderr=subprocess.DEVNULL).splitlines()[-1] == '[]'
+
+def test_help_takes_less_than_half_a_second():
+    def seconds():  # of the processor, so that other programs do not count
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*program, 'train', '--help'], stdout=subprocess.DEVNULL, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert any(seconds() < .5 for _ in range(10))
+
+def test_installed_command():
+    program = Path(sys.executable).with_name('cifar-fastai')
+    assert subprocess.check_output([program, 'recipes', 'small_cnn', '--json'], text=True) == get_recipe('small_cnn').to_json() + '\n'
+
+# Mistakes: one clear line, an exit code, nothing lost
+
+@pytest.mark.parametrize('args, texts', [
+    (['trian'], ["'trian'", "Did you mean 'train'?"]),
+    (['--foo'], ['--foo', 'cifar-fastai --help']),
+    (['train', '--epoch', '1'], ['--epoch', 'cifar-fastai train --help']),
+    (['evaluate'], ['RUN', 'cifar-fastai evaluate --help']),
+    (['predict', 'run'], ['PATH']),
+    (['models', 'small_cn'], ["'small_cn'", "Did you mean 'small_cnn'?", '`cifar-fastai models` shows all']),
+    (['models', 'x*'], ["'x*'", '`cifar-fastai models` shows all']),
+    (['recipes', 'smal_cnn'], ["Did you mean 'small_cnn'?", '`cifar-fastai recipes` shows all']),
+    (['recipes', '--json'], ['small_cnn', 'wide_cnn']),
+    (['train', '--recipe', 'smal_cnn'], ["Did you mean 'small_cnn'?", '`cifar-fastai recipes` shows all']),
+    (['train', '--recipe', 'nowhere.json'], ['No such file', 'nowhere.json']),
+    (['train', '--bs', '0'], ['--bs', '0']),
+    (['train', '--bs', '-5'], ['--bs', '-5']),
+    (['train', '--bs', 'many'], ['--bs', 'many']),
+    (['train', '--epochs', '0'], ['--epochs', '0']),
+    (['train', '--epochs', '-1'], ['--epochs', '-1']),
+    (['train', '--limit', '0'], ['--limit', '0']),
+    (['train', '--seed', '-1'], ['--seed', '-1']),
+    (['train', '--lr', '0'], ['lr must be a number', 'got 0.0']),
+    (['train', '--lr', 'nan'], ['lr must be a number', 'got nan']),
+    (['train', '--device', 'gpu'], ['--device gpu', 'cpu']),
+    (['train', '--data', 'nowhere'], ['No such path', 'nowhere']),
+    (['data', 'nowhere'], ['No such path', 'nowhere']),
+    (['evaluate', 'nowhere'], ['nowhere', 'run folder']),
+    (['evaluate', 'nowhere', '--split', 'tset'], ['--split', "'tset'", "'test'"]),
+    (['predict', 'nowhere', 'a.png'], ['nowhere']),
+    (['predict', 'nowhere', 'a.png', '--top', '0'], ['--top', '0']),
+], ids=' '.join)
+def test_bad_input(args, texts, tmp_path):
+    fails(run(*args), *texts)
+    assert not list(tmp_path.iterdir())
+
+def test_unknown_augmentation(practice): fails(train('small_cnn', practice, '--augment', 'flip_crp'), "Did you mean 'flip_crop'?", '`cifar-fastai train --help`')
+
+@pytest.mark.parametrize('text, says', [
+    ('{', 'Expecting'), ('[]', 'no recipe'), ('{}', "'stages'"), ('{"name": "a", "stages": []}', 'model'),
+    (tiny.to_json().replace('"epochs": 2', '"epochs": 0'), 'epochs must be a whole number from 1 up, got 0'),
+    (tiny.to_json().replace('"epochs"', '"epoch"'), "'epoch'"), (tiny.to_json().replace('"bs"', '"sb"'), "'sb'"),
+    (tiny.to_json().replace('"bs": 32', '"bs": 0'), 'bs must be a whole number from 1 up, got 0')])
+def test_damaged_recipe_file(text, says, practice):
+    Path('my.json').write_text(text)
+    fails(train('my.json', practice), 'my.json holds no recipe', says)
+
+def test_recipe_with_an_unknown_model(practice):
+    Path('my.json').write_text(tiny.to_json().replace('ladder_0', 'ladder_00'))
+    fails(train('my.json', practice), "Did you mean 'ladder_0'?", '`cifar-fastai models` shows all')
+
+def test_epochs_of_two_stages_are_not_clear(practice):
+    Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=(tiny.stages*2)).to_json())
+    fails(train('two.json', practice, '--epochs', 3), '2 stages', '--epochs')
+
+def tgz(name, members):
+    "A .tgz of {path: content}"
+    with tarfile.open(name, 'w:gz') as tar:
+        for path, content in members.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return Path(name)
+
+def png(seed=0):
+    "A picture as a file holds it"
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8)).save(file, 'png')
+    return file.getvalue()
+
+def small_set(name='set', classes=('cat', 'dog'), n=4):
+    "A data set of noise"
+    for path in (Path(name, split, c, f'{i}.png') for split in ('train', 'test') for c in classes for i in range(n)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png())
+    return Path(name)
+
+def empty_folder(): Path('set').mkdir(); return 'is empty'
+def no_train_folder(): Path('set/test/cat').mkdir(parents=True); return 'no train folder'
+def class_missing_in_test(): shutil.rmtree(small_set()/'test'/'dog'); return 'dog'
+def class_without_images(): [f.unlink() for f in (small_set()/'train'/'dog').iterdir()]; return 'no images in dog'
+def not_an_image(): (small_set()/'train'/'cat'/'1.png').write_text('hello'); return '1.png'
+def not_an_archive(): Path('set').write_text('hello'); return 'archive'
+def truncated_archive():
+    content = tgz('set', {f'a/train/cat/{i}.png': png(i) for i in range(9)}).read_bytes()
+    Path('set').write_bytes(content[:len(content)//2])
+    return 'archive'
+def leaves_its_folder(): tgz('set', {'train/cat/0.png': png(), '../evil.txt': b'x'}); return "'../evil.txt'"
+def wrong_checksum():
+    Path('set').mkdir()
+    for name in ('batches.meta', *(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'): Path('set', name).write_bytes(b'x')
+    return 'checksum'
+
+broken_sets = [empty_folder, no_train_folder, class_missing_in_test, class_without_images, not_an_image, not_an_archive,
+               truncated_archive, leaves_its_folder, wrong_checksum]
+
+@pytest.mark.parametrize('make', broken_sets, ids=lambda f: f.__name__)
+def test_broken_data_sets(make, recipe, tmp_path):
+    says = make()
+    result = run('data', 'set')
+    assert result.code and result.err.splitlines()[-1].startswith('Error: ') and says in result.err
+    fails(train(recipe, 'set', '--out', 'run'), says)
+    assert not Path('run').exists() and not (tmp_path.parent/'evil.txt').exists()
+
+@pytest.mark.parametrize('content', [b'hello', b'', png()[:200]], ids=['text', 'empty', 'truncated'])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_broken_image_that_is_found_while_training(content, workers, recipe, monkeypatch):
+    "Where the quick look at the data set has missed it"
+    from cifar_fastai import data
+    info = data.describe_data(small_set(n=40))
+    monkeypatch.setattr(data, 'describe_data', lambda *args, **kwargs: info)
+    for c in ('cat', 'dog'):
+        for i in range(2, 40): Path(f'set/train/{c}/{i}.png').write_bytes(content)
+    result = fails(train(recipe, 'set', '--out', 'run', workers=workers), code=None)
+    assert '`cifar-fastai data SOURCE --verify`' in result.err or '.png' in result.err
+
+def test_run_folders_that_cannot_be_written(recipe, practice):
+    Path('file').write_text('mine')
+    fails(train(recipe, practice, '--out', 'file/run'), 'Not a directory', 'file/run')
+    fails(train(recipe, practice, '--out', 'file'), 'file', 'not an empty folder')
+    Path('full').mkdir()
+    Path('full/thesis.txt').write_text('years of work')
+    fails(train(recipe, practice, '--out', 'full'), 'full', 'not an empty folder')
+    assert Path('file').read_text() == 'mine' and Path('full/thesis.txt').read_text() == 'years of work'
+
+def full_disk(monkeypatch, name):
+    "Make the disk full from the moment on when the file `name` gets its second line"
+    from cifar_fastai.training import HistoryWriter
+    append = HistoryWriter._append
+    def write(self, row):
+        if self.rows > 1: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        append(self, row)
+    monkeypatch.setattr(HistoryWriter, '_append', write)
+
+def test_full_disk(recipe, practice, monkeypatch):
+    full_disk(monkeypatch, 'history.csv')
+    result = fails(train(recipe, practice, '--out', 'run'), 'No space left on device: run/history.csv', 'What was finished is in run', '1 epoch)', code=1)
+    assert '1/2' in result.out and len(pd.read_csv('run/history.csv')) == 1
+
+def test_loss_that_is_no_number(practice):
+    Path('wild.json').write_text(tiny.change(lr=1000., epochs=9).to_json())
+    result = fails(train('wild.json', practice, '--out', 'run'), 'The loss became', 'epoch', 'batch', 'What was finished is in run', code=1)
+    assert 'Exception occured' not in result.err and Path('run/history.csv').exists()
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv('CIFAR_FASTAI_DEBUG', '1')
+    result = run('recipes', 'nothing')
+    assert result.code == 2 and 'Traceback' in result.err and result.err.splitlines()[-1].startswith("Error: Unknown recipe 'nothing'")
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, '_print_recipes', lambda recipes: 1/0)
+    fails(run('recipes'), 'ZeroDivisionError', 'CIFAR_FASTAI_DEBUG=1', code=1)
+
+def test_a_pipe_that_is_closed():
+    result = subprocess.run(f'{shlex.join(program)} recipes | head -c 1', shell=True, capture_output=True, text=True)
+    assert len(result.stdout) == 1 and not result.stderr
+
+def test_only_our_own_warnings_are_shown(monkeypatch):
+    def show(recipes):
+        warnings.warn_explicit('theirs', UserWarning, 'torch/x.py', 1, module='torch.x')
+        warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', 1, module='cifar_fastai.data')
+    monkeypatch.setattr(cli, '_print_recipes', show)
+    before = warnings.filters[:]
+    assert run('recipes').err == 'Warning: ours\n'
+    assert warnings.filters == before
+
+# Ctrl-C
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('workers', [0, 2])
+def test_ctrl_c(workers, recipe, practice):
+    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', str(workers)]
+    process = subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not re.search(r' 2/5000 ', line := process.stdout.readline()): assert line, process.stderr.read()
+    for _ in range(3): os.killpg(process.pid, signal.SIGINT)  # by an impatient hand, and to all processes, as a terminal does
+    out,err = process.communicate(timeout=120)
+    n = len(pd.read_csv('run/history.csv'))
+    assert process.returncode == 130 and n >= 2
+    assert err == f'Stopped. What was finished is in run: history.csv ({n} epochs) and the weights.\n'
+    assert read('run/run.json')['status'] == 'interrupted'
+    picture = next((practice/'test').rglob('*.png'))
+    assert run('predict', 'run', picture).code == 0
+
+def test_ctrl_c_before_training(monkeypatch):
+    def stop(recipes): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, '_print_recipes', stop)
+    result = run('recipes')
+    assert result.code == 130 and result.err.strip() == 'Stopped.'
+
+def test_ctrl_c_while_evaluating(recipe, practice, monkeypatch):
+    from cifar_fastai import evaluation
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(evaluation, 'evaluate', stop)
+    result = train(recipe, practice, '--out', 'run')
+    assert result.code == 130 and result.err == 'Stopped. The training is finished and in run: `cifar-fastai evaluate run` evaluates it.\n'
+    assert (Path('run')/'model.safetensors').exists()
+
+# data, models, recipes
+
+def test_data(practice):
+    result = run('data', practice, '--verify')
+    assert result.code == 0 and str(practice) in result.out and '32x32' in result.out
+    assert re.search(r'^cat +20 +5 *$', result.out, re.M) and re.search(r'^all +200 +50 *$', result.out, re.M)
+    assert 'All 250 images can be read.' in result.out
+
+def test_data_by_environment(practice, monkeypatch):
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', str(practice))
+    assert str(practice) in run('data').out
+
+def test_data_lists_broken_images():
+    bad = small_set(n=200)/'test'/'dog'/'77.png'
+    bad.write_bytes(png()[:100])
+    result = run('data', 'set', '--verify')
+    assert result.code == 1 and str(bad) in result.err and 'Error: 1 of the images cannot be read' in result.err
+
+def test_data_without_a_test_folder():
+    shutil.rmtree(small_set()/'test')
+    result = run('data', 'set')
+    assert result.code == 0 and 'no test folder' in result.out
+
+def test_models():
+    out = run('models', 'ladder_*').out
+    assert re.search(r'^ladder_0 +263,402 +[\d,]+ +One convolution', out, re.M) and 'wide_cnn' not in out
+    assert all(re.search(rf'^{name} ', run('models').out, re.M) for name in list_models())
+
+def test_recipes():
+    out = run('recipes').out
+    assert all(re.search(rf'^{name} ', out, re.M) for name in list_recipes())
+    assert 'wide_cnn' not in run('recipes', 'small*').out
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_recipe_shows_every_choice(name):
+    recipe,out = get_recipe(name),run('recipes', name).out
+    for key, value in vars(recipe).items(): assert key == 'stages' or re.search(rf'^{key} +{re.escape(str(value))}$', out, re.M)
+    assert out.count('  epochs ') == len(recipe.stages)
+    assert Recipe.from_json(run('recipes', name, '--json').out) == recipe
+
+# train
+
+def test_train_says_what_it_does(trained, practice):
+    lines = trained.out.splitlines()
+    assert [l.split()[0] for l in lines[:5]] == ['recipe', 'network', 'data', 'device', 'run']
+    assert 'tiny: 2 epochs, batches of 32' in lines[0] and 'seed 3' in lines[0] and '263,402 parameters' in lines[1]
+    assert '180 train, 20 valid and 50 test images of 10 classes' in lines[2] and str(trained.folder) in lines[4]
+
+def test_train_prints_a_line_an_epoch(trained):
+    history = pd.read_csv(trained.folder/'history.csv')
+    rows = re.findall(r'^ +(\d)/2 +([\d.]+) +([\d.]+) +([\d.]+)% +\d+:\d\d$', trained.out, re.M)
+    shown = [[int(e), float(t), float(v), float(a)] for e, t, v, a in rows]
+    for row, h in zip(shown, history.itertuples(), strict=True):
+        assert row == pytest.approx([h.epoch, h.train_loss, h.valid_loss, 100*h.accuracy], abs=6e-3)
+
+def test_train_is_quiet_without_a_terminal(trained):
+    assert not trained.err and not re.search('[\r\x1b]', trained.out)
+
+def test_train_ends_with_results_and_next_commands(trained):
+    metrics = read(trained.folder/'metrics.json')
+    assert list(metrics) == ['valid', 'test']
+    for split in metrics: assert f'{split:<5} accuracy {metrics[split]["accuracy"]:.2%}' in trained.out
+    assert re.search(r'^truck +5 +[\d.]+ +[\d.]+ +[\d.]+ *$', trained.out, re.M) and 'most confused: ' in trained.out
+    end = trained.out.splitlines()[-3:]
+    assert str(trained.folder) in end[0]
+    for line in end[1:]:
+        words = shlex.split(line)
+        assert words[0] == 'cifar-fastai' and words[2] == str(trained.folder)
+        commands()[words[1]].make_context(words[1], words[2:])
+
+def test_run_folder(trained):
+    assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors',
+                                                          'confusion_matrix.png', 'history.png'}
+    for name in ('confusion_matrix.png', 'history.png'):
+        with Image.open(trained.folder/name) as image: assert min(image.size) > 300
+    m = read(trained.folder/'metrics.json')['test']
+    assert m['n'] == 50 and len(m['per_class']) == 10 and m['variant'] == read(trained.folder/'run.json')['data']['variant']
+    wrong = round((1 - m['accuracy'])*50)
+    assert all(n <= wrong for _, _, n in m['most_confused']) and (not wrong or m['most_confused'])
+
+@pytest.mark.parametrize('options, splits, says', [
+    (['--epochs', '1'], ['valid'], '(--epochs)'),
+    (['--epochs', '1', '--lr', '.02', '--bs', '16', '--augment', 'none'], ['valid'], '(--epochs, --lr, --bs, --augment)'),
+    (['--limit', '50'], ['valid'], '(--limit)'),
+    (['--epochs', '1', '--test'], ['valid', 'test'], ''), (['--no-test'], ['valid'], '')], ids=' '.join)
+def test_test_images_are_for_settings_that_are_fixed(options, splits, says, recipe, practice):
+    result = train(recipe, practice, '--out', 'run', *options)
+    assert result.code == 0 and list(read('run/metrics.json')) == splits
+    assert ('the test images were not read' in result.out) == bool(says) and says in result.out
+    assert 'cifar-fastai evaluate run' in result.out
+
+def test_options_change_the_recipe(recipe, practice):
+    assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--lr', '.02', '--bs', '16', '--augment', 'none', '--limit', '50', '--device', 'cpu').code == 0
+    assert Recipe.from_json(Path('run/recipe.json').read_text()) == tiny.change(epochs=1, lr=.02, bs=16, augment='none')
+    assert read('run/run.json')['data']['n_train'] == 50
+
+def test_train_without_a_test_folder(recipe, practice):
+    shutil.copytree(practice/'train', 'set/train')
+    result = train(recipe, 'set', '--epochs', '1', '--test')
+    assert result.code == 0 and 'no test folder' in result.out and list(read('runs/tiny-seed0/metrics.json')) == ['valid']
+    assert 'evaluate runs/tiny-seed0 --split valid' in result.out
+
+def test_train_makes_a_new_run_folder_each_time(recipe, practice):
+    for name in ('tiny-seed0', 'tiny-seed0-2'):
+        assert f'runs/{name}' in train(recipe, practice, '--epochs', '1', '--limit', '20').out
+    assert sorted(p.name for p in Path('runs').iterdir()) == ['tiny-seed0', 'tiny-seed0-2']
+
+def test_epochs_count_on_over_stages(practice):
+    Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=tiny.stages*2, bs=64).to_json())
+    out = train('two.json', practice, '--no-test').out
+    assert re.findall(r'^ +(\d)/4 |^(stage 2 of 2)$', out, re.M) == [('1', ''), ('2', ''), ('', 'stage 2 of 2'), ('3', ''), ('4', '')]
+
+def test_progress_in_a_terminal(recipe, practice, monkeypatch):
+    screen = io.StringIO()
+    def console(): return Console(file=screen, force_terminal=True, width=100, height=30, force_jupyter=False)
+    monkeypatch.setattr(cli, '_console', console)
+    monkeypatch.setattr(cli.time, 'perf_counter', lambda now=iter(range(10**6)): next(now))  # a second at each look
+    assert train(recipe, practice, '--no-test').code == 0
+    text = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', screen.getvalue())
+    assert re.search(r'epoch 2/2 .*\d+% loss \d\.\d{3}  \d+:\d\d left', text) and '2/2' in text.splitlines()[-1] + text
+
+def test_a_reader_that_has_gone_does_not_end_training(recipe, practice):
+    command = shlex.join([*program, 'train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0'])
+    result = subprocess.run(f'{command} | head -c 1', shell=True, capture_output=True, text=True)
+    assert not result.stderr and len(pd.read_csv('run/history.csv')) == 2 and list(read('run/metrics.json')) == ['valid', 'test']
+
+# evaluate
+
+@pytest.mark.parametrize('split', ['test', 'valid', 'train'])
+def test_evaluate_agrees_with_metrics(split, folder):
+    before = read(folder/'metrics.json')
+    (folder/'metrics.json').write_text(json.dumps({**before, 'mine': 1}))
+    result,after = run('evaluate', folder, '--split', split, '--workers', 0),read(folder/'metrics.json')
+    assert result.code == 0 and f'accuracy {after[split]["accuracy"]:.2%}' in result.out
+    assert after['mine'] == 1 and after[split]['n'] == dict(test=50, valid=20, train=180)[split]
+    for key in before.get(split, {}): assert after[split][key] == pytest.approx(before[split][key], abs=1e-6) or isinstance(after[split][key], (list, dict))
+    for row in after[split]['per_class']: assert re.search(rf'^{row["class"]} +{row["n"]} +{row["precision"]:.3f} ', result.out, re.M)
+    for name, row in zip(after[split]['vocab'], after[split]['confusion_matrix']):
+        assert re.search(rf'^{name} +' + ' +'.join(map(str, row)) + ' *$', result.out, re.M)
+
+def test_figures_of_other_data_are_kept_apart(folder, practice):
+    before = read(folder/'metrics.json')
+    shutil.copytree(practice, 'mine')
+    for f in Path('mine/test').rglob('*.png'): Image.open(f).convert('L').convert('RGB').save(f)
+    variant = run('data', 'mine').out.split('variant')[1].split()[0]
+    assert run('evaluate', folder, '--data', 'mine', '--workers', 0).code == 0
+    after = read(folder/'metrics.json')
+    if variant != before['test']['variant']: assert after['test'] == before['test'] and f'test on {variant}' in after
+
+def test_evaluate_what_cannot_be(folder, recipe, practice):
+    (folder/'model.safetensors').write_bytes(b'x')
+    fails(run('evaluate', folder, '--workers', 0), 'model.safetensors')
+    (folder/'model.safetensors').unlink()
+    fails(run('evaluate', folder, '--workers', 0), 'model.safetensors')
+    (folder/'run.json').write_text('{')
+    fails(run('evaluate', folder), 'run.json')
+    fails(run('evaluate', practice), 'run folder')
+
+def test_evaluate_when_nothing_can_be_written(folder, monkeypatch):
+    def full(self, target): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+    before = (folder/'metrics.json').read_text()
+    monkeypatch.setattr(Path, 'replace', full)
+    result = fails(run('evaluate', folder, '--workers', 0), 'No space left on device', code=1)
+    assert 'test  accuracy' in result.out and (folder/'metrics.json').read_text() == before and not list(folder.glob('*.part'))
+
+# predict
+
+def odd_images(folder):
+    "Images that are odd but legal"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+    rgb.convert('L').save(folder/'grey.png')
+    rgb.convert('P').save(folder/'palette.gif')
+    rgb.convert('RGBA').save(folder/'alpha.png')
+    rgb.convert('CMYK').save(folder/'cmyk.jpg')
+    rgb.convert('1').save(folder/'bits.png')
+    rgb.resize((3000, 2000)).save(folder/'large.JPG')
+    rgb.save(folder/'strange [name] :cat: 100%.png')
+    Image.fromarray(rng.integers(0, 65536, (40, 30)).astype(np.uint16)).save(folder/'16-bit.png')
+    exif = Image.Exif()
+    exif[274] = 6
+    rgb.save(folder/'turned.jpg', exif=exif)
+    return sorted(folder.iterdir())
+
+def broken_files(folder):
+    "Files that are no images, with a word of what is said about each"
+    folder.mkdir(parents=True)
+    contents = {'text.png': (b'hello', 'not an image'), 'empty.jpg': (b'', 'empty'), 'short.png': (png()[:300], 'damaged')}
+    for name, (content, _) in contents.items(): (folder/name).write_bytes(content)
+    return {folder/name: word for name, (_, word) in contents.items()}
+
+def test_predict_odd_images(trained, tmp_path):
+    files = odd_images(tmp_path/'odd')
+    (tmp_path/'odd'/'notes.txt').write_text('not asked for')
+    result = run('predict', trained.folder, 'odd')
+    assert result.code == 0 and not result.err and result.out.splitlines()[-1] == f'{len(files)} images read, 0 not.'
+    for line, file in zip(result.out.splitlines(), files):
+        name,*guesses = line.split('  ')
+        assert name == str(Path('odd', file.name)) and len(guesses) == 3
+        assert all(re.fullmatch(r'[a-z]+ \d+\.\d%', g) for g in guesses)
+
+def test_predict_goes_on_after_what_it_cannot_read(trained, practice, tmp_path):
+    broken = broken_files(tmp_path/'broken')
+    good = sorted((practice/'test'/'ship').iterdir())[:2]
+    result = run('predict', trained.folder, good[0], 'broken', 'missing.png', good[1], '--top', '1')
+    assert result.code == 1 and result.out.splitlines()[-1] == '2 images read, 4 not.'
+    assert [l.split('  ')[0] for l in result.out.splitlines()[:-1]] == list(map(str, good))
+    said = dict(l.split(': ', 1) for l in result.err.splitlines())
+    assert len(said) == 4 and 'no such file' in said['missing.png']
+    for file, word in broken.items(): assert word in said[str(file.relative_to(tmp_path))]
+
+def test_predict_json(trained, practice):
+    files = sorted((practice/'test'/'frog').iterdir())
+    result = run('predict', trained.folder, practice/'test'/'frog', 'missing.png', '--json', '--top', '2')
+    rows = [json.loads(l) for l in result.out.splitlines()]
+    assert result.code == 1 and [r['file'] for r in rows] == list(map(str, files))
+    for r in rows: assert len(r['top']) == 2 and r['label'] == list(r['top'])[0] and r['top'][r['label']] == r['probability']
+    assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '5 images read, 1 not.'
+
+def test_predict_agrees_with_evaluate(trained, practice):
+    rows = [json.loads(l) for l in run('predict', trained.folder, practice/'test', '--json').out.splitlines()]
+    right = sum(Path(r['file']).parent.name == r['label'] for r in rows)
+    assert len(rows) == 50 and right/50 == pytest.approx(read(trained.folder/'metrics.json')['test']['accuracy'])
+
+def test_predict_with_a_saved_classifier(trained, practice):
+    from cifar_fastai.inference import save_classifier
+    from cifar_fastai.training import load_run
+    save_classifier(load_run(trained.folder, num_workers=0), 'saved')
+    picture = practice/'test'/'cat'/'0000.png'
+    assert run('predict', 'saved', picture).out == run('predict', trained.folder, picture).out
+
+def test_predict_nothing(trained):
+    Path('empty').mkdir()
+    result = run('predict', trained.folder, 'empty')
+    assert result.code == 1 and 'no images in this folder' in result.err
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')
+def test_predict_a_file_whose_name_is_no_text(trained):
+    name = os.fsdecode(b'caf\xe9\n.png')
+    Path(name).write_bytes(png())
+    result = subprocess.run([*program, 'predict', trained.folder, name], capture_output=True)
+    assert result.returncode == 0 and b'Traceback' not in result.stderr and len(result.stdout.splitlines()) == 2
+
+# How the module is written
+
+def test_messages_for_python_are_translated():
+    "Every function that a message sends the reader to has a command"
+    source = inspect.getsource(cli)
+    for call, command in cli._commands.items(): assert command.strip('`').split()[1] in names and call in source
+    assert ast.parse(source)

@@ -1,0 +1,510 @@
+"One pass over the images, figures that agree with scikit-learn and fastai, and a learner left as it was."
+import json
+import random
+from dataclasses import FrozenInstanceError
+from math import ceil
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixUp
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.data.transforms import RandomSplitter
+from fastai.interpret import ClassificationInterpretation
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from fastai.vision.data import ImageBlock
+from sklearn import metrics as skm
+from torch import nn
+
+from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
+from cifar_fastai.evaluation import Evaluation, evaluate, wilson_interval
+from cifar_fastai.training import create_learner
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+def fake(n=500, n_classes=10, seed=0, targets=None, predictions=None, **kwargs):
+    "An Evaluation of random probabilities, or of given predictions"
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, n_classes, n) if targets is None else np.array(targets)
+    logits = rng.normal(size=(len(targets), n_classes))
+    logits[range(len(targets)), targets if predictions is None else predictions] += 1.5 if predictions is None else 9
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    fields = dict(probs=probs, targets=targets, losses=-np.log(probs[range(len(targets)), targets]),
+                  files=[f'test/{i:04}.png' for i in range(len(targets))], vocab=[f'class {i}' for i in range(n_classes)])
+    return Evaluation(**fields | kwargs)
+
+
+def network(n_out=10):
+    "A small network whose answers depend on the mode it is in"
+    return nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Dropout(.5), nn.Linear(32, n_out))
+
+
+@pytest.fixture(scope='module')
+def dls(practice): return data.cifar10_dataloaders(practice, bs=16, num_workers=0, device='cpu')
+
+
+def make_learner(dls, fit=True, **kwargs):
+    set_seed(0)
+    learn = Learner(dls, network(len(dls.vocab)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, **kwargs)
+    if fit:
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    return learn
+
+
+@pytest.fixture(scope='module')
+def learn(dls): return make_learner(dls)
+
+
+class Passes:
+    "Counts the batches and images that a model sees"
+    def __init__(self, model): self.model, self.sizes, self.modes = model, [], []
+    def seen(self, model, args, output):
+        self.sizes.append(len(output))
+        self.modes.append(any(m.training for m in model.modules()))
+    def __enter__(self):
+        self.hook = self.model.register_forward_hook(self.seen)
+        return self
+    def __exit__(self, *args): self.hook.remove()
+
+
+# ---------------------------------------------------------------------------------------------------- figures of merit
+
+cases = dict(random=fake(), many_classes=fake(2000, 37), two_classes=fake(30, 2),
+             absent_class=fake(targets=[0, 0, 1, 1], predictions=[0, 1, 1, 2], n_classes=4),
+             never_predicted=fake(targets=[0, 1, 2, 2], predictions=[0, 0, 0, 0], n_classes=3),
+             all_right=fake(targets=[0, 1, 2], predictions=[0, 1, 2], n_classes=3),
+             all_wrong=fake(targets=[0, 1, 2], predictions=[1, 2, 0], n_classes=3),
+             one_right=fake(targets=[2], predictions=[2], n_classes=3), one_wrong=fake(targets=[2], predictions=[0], n_classes=3))
+
+
+@pytest.fixture(params=cases, name='case')
+def _case(request): return cases[request.param]
+
+
+def test_accuracy_and_loss_agree_with_scikit_learn(case):
+    probs = case.probs / case.probs.sum(1, keepdims=True, dtype=np.float64)
+    assert case.accuracy == skm.accuracy_score(case.targets, case.predictions)
+    assert case.loss == pytest.approx(skm.log_loss(case.targets, probs, labels=range(len(case.vocab))), abs=1e-6)
+
+
+@pytest.mark.parametrize('normalize', [False, True])
+def test_confusion_matrix_agrees_with_scikit_learn(case, normalize):
+    labels = range(len(case.vocab))
+    expected = skm.confusion_matrix(case.targets, case.predictions, labels=labels, normalize='true' if normalize else None)
+    np.testing.assert_allclose(case.confusion_matrix(normalize), expected, rtol=1e-12)
+
+
+def test_per_class_agrees_with_scikit_learn(case):
+    labels = range(len(case.vocab))
+    expected = skm.precision_recall_fscore_support(case.targets, case.predictions, labels=labels, zero_division=0)
+    table = case.per_class()
+    assert list(table.columns) == ['class', 'n', 'precision', 'recall', 'f1'] and list(table['class']) == case.vocab
+    for column, values in zip(('precision', 'recall', 'f1', 'n'), expected): np.testing.assert_allclose(table[column], values, rtol=1e-12)
+
+
+def test_most_confused_are_the_largest_mistakes(case):
+    counts = skm.confusion_matrix(case.targets, case.predictions, labels=range(len(case.vocab)))
+    expected = {(a, b): counts[i, j] for i, a in enumerate(case.vocab) for j, b in enumerate(case.vocab) if i != j and counts[i, j]}
+    pairs = case.most_confused()
+    assert {(a, b): n for a, b, n in pairs} == expected
+    assert [n for *_, n in pairs] == sorted(expected.values(), reverse=True)
+    assert case.most_confused(min_count=3) == [o for o in pairs if o[2] >= 3]
+    assert all(type(n) is int for *_, n in pairs)
+
+
+def test_top_losses_are_the_highest(case):
+    k = min(5, len(case))
+    top = case.top_losses(k)
+    assert list(top.columns) == ['file', 'actual', 'predicted', 'loss', 'probability']
+    np.testing.assert_array_equal(top.loss, np.sort(case.losses)[::-1][:k])
+    for i, row in top.iterrows():
+        assert row.file == case.files[i] and row.actual == case.vocab[case.targets[i]]
+        assert row.predicted == case.vocab[case.predictions[i]] and row.probability == case.probs[i].max()
+    assert len(case.top_losses(10**6)) == len(case)
+
+
+def test_frame_keeps_the_order(case):
+    frame = case.to_frame()
+    assert list(frame.file) == case.files and np.array_equal(frame.loss, case.losses)
+    assert (frame.actual == frame.predicted).mean() == case.accuracy
+
+
+def test_wilson_interval_as_published():
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+    for successes, n, low, high in ((81, 263, .2553, .3662), (15, 148, .0624, .1605), (0, 20, 0, .1611), (1, 29, .0061, .1718)):
+        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+    low, high = wilson_interval(np.array([81, 0]), np.array([263, 20]))
+    assert low == pytest.approx([.2553, 0], abs=5e-5) and high == pytest.approx([.3662, .1611], abs=5e-5)
+
+
+def test_interval_holds_the_accuracy_and_narrows(case):
+    low, high = case.accuracy_interval()
+    assert 0 <= low <= case.accuracy <= high <= 1
+    narrow_low, narrow_high = case.accuracy_interval(.5)
+    assert low <= narrow_low <= narrow_high <= high
+
+
+@pytest.mark.parametrize('confidence', [0, 1, 95, -1])
+def test_confidence_is_a_proportion(confidence):
+    with pytest.raises(ValueError, match='between 0 and 1'): fake().accuracy_interval(confidence)
+
+
+def test_figures_do_not_depend_on_the_order_of_images():
+    a, order = fake(), np.random.default_rng(1).permutation(500)
+    b = Evaluation(a.probs[order], a.targets[order], a.losses[order], [a.files[i] for i in order], a.vocab)
+    assert a.accuracy == b.accuracy and a.loss == pytest.approx(b.loss, rel=1e-12)
+    assert a.most_confused() == b.most_confused() and a.per_class().equals(b.per_class())
+    assert list(a.top_losses(20).file) == list(b.top_losses(20).file)
+
+
+def test_dict_is_json_ready(case):
+    figures = json.loads(json.dumps(case.to_dict(), allow_nan=False))
+    assert figures['accuracy'] == case.accuracy and figures['n'] == len(case) and figures['loss'] == case.loss
+    assert np.array_equal(figures['confusion_matrix'], case.confusion_matrix())
+    assert pd.DataFrame(figures['per_class']).equals(case.per_class())
+
+
+def test_summaries_are_readable():
+    result = fake(variant='cifar10', vocab=['<b>&', *'bcdefghij'])
+    assert 'cifar10 test: 500 images' in repr(result) and f'{result.accuracy:.2%}' in repr(result)
+    page = result._repr_html_()
+    assert '&lt;b&gt;&amp;' in page and '<b>' not in page and 'precision' in page
+    assert 'most confused' not in repr(cases['all_right'])
+
+
+def test_ten_thousand_images_take_no_time():
+    result, start = fake(10_000), perf_counter()
+    result.to_dict(), result.top_losses(), result.most_confused(), result.to_frame(), result._repr_html_()
+    assert perf_counter() - start < 1
+
+
+# ---------------------------------------------------------------------------------------------------- what an Evaluation refuses
+
+nan, inf = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(probs=np.zeros((0, 2)), targets=[], losses=[], files=[]), 'at least one image'),
+    (dict(targets=[0]), 'one row per image'),
+    (dict(files=['a.png']), 'one row per image'),
+    (dict(losses=[1.]), 'one row per image'),
+    (dict(vocab=['cat', 'dog', 'frog']), 'shape .2, 2., but vocab names 3 classes'),
+    (dict(vocab=['cat', 'cat']), 'twice'),
+    (dict(probs=[.5, .5]), 'shape .2,.'),
+    (dict(probs=[[.5, .5], [nan, .5]]), r'1 of 2 images have NaN.*b\.png'),
+    (dict(probs=[[inf, 0], [.5, .5]]), r'NaN or infinite.*a\.png'),
+    (dict(losses=[.1, nan]), r'NaN.*b\.png'),
+    (dict(probs=[[2., -1], [.5, .5]]), 'logits'),
+    (dict(probs=[[.5, .1], [.5, .5]]), 'add up to 1'),
+    (dict(targets=[0, 2]), '0 to 1'),
+    (dict(targets=[-1, 0]), '0 to 1'),
+    (dict(targets=[[0, 1], [1, 0]]), 'one class number per image'),
+])
+def test_bad_fields_are_refused(wrong, message):
+    good = dict(probs=[[.9, .1], [.2, .8]], targets=[0, 0], losses=[.1, 1.6], files=['a.png', 'b.png'], vocab=['cat', 'dog'])
+    assert len(Evaluation(**good)) == 2
+    with pytest.raises(ValueError, match=message): Evaluation(**good | wrong)
+
+
+def test_an_evaluation_cannot_be_changed():
+    probs = np.array([[.9, .1]])
+    result = Evaluation(probs, [0], [.1], ['a.png'], ['cat', 'dog'])
+    probs[:] = 0
+    assert result.probs[0, 0] == np.float32(.9) and result.probs.dtype == np.float32 and result.targets.dtype == np.int64
+    with pytest.raises(ValueError, match='read-only'): result.probs[0, 0] = 0
+    with pytest.raises(FrozenInstanceError): result.split = 'train'
+    result.confusion_matrix()[0, 0] = 7
+    assert result.confusion_matrix()[0, 0] == 1
+
+
+@pytest.mark.parametrize('k', [0, -1])
+def test_top_losses_need_a_positive_k(k):
+    with pytest.raises(ValueError, match='at least 1'): fake().top_losses(k)
+
+
+# ---------------------------------------------------------------------------------------------------- one pass
+
+@pytest.mark.parametrize('bs', [None, 7, 1000])
+@pytest.mark.parametrize('split, n', [('test', 50), ('valid', 20), ('train', 180)])
+def test_each_batch_is_seen_once(learn, split, n, bs):
+    with Passes(learn.model) as passes: result = evaluate(learn, split, bs)
+    assert len(result) == sum(passes.sizes) == n and len(passes.sizes) == ceil(n / (bs or 16))
+    assert not any(passes.modes)
+
+
+def test_answers_are_those_of_the_model(learn):
+    result = evaluate(learn)
+    learn.model.eval()
+    with torch.no_grad(): logits, targets = (torch.cat(o) for o in zip(*[(learn.model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor))
+                                                                       for x, y in data.test_dataloader(learn.dls)]))
+    np.testing.assert_allclose(result.probs, logits.softmax(1), atol=1e-6)
+    np.testing.assert_array_equal(result.targets, targets)
+    np.testing.assert_allclose(result.losses, nn.functional.cross_entropy(logits, targets, reduction='none'), atol=1e-5)
+
+
+def test_images_come_in_listing_order_under_their_names(learn):
+    root = learn.dls.path
+    for split, files in (('test', data.test_files(root)), ('train', learn.dls.train.items), ('valid', learn.dls.valid.items)):
+        result = evaluate(learn, split)
+        assert result.files == [o.relative_to(root).as_posix() for o in files]
+        assert [result.vocab[t] for t in result.targets] == [o.parent.name for o in files]
+        assert (result.split, result.variant, result.vocab) == (split, learn.dls.data_info.variant, list(learn.dls.vocab))
+        assert (root / result.files[0]).is_file() and result.root == root.as_posix()
+
+
+def test_loss_is_plain_whatever_the_training_loss(dls):
+    learn = make_learner(dls, fit=False)
+    plain = evaluate(learn)
+    learn.loss_func = CrossEntropyLossFlat(label_smoothing=.3, weight=torch.arange(1., 11))
+    np.testing.assert_array_equal(evaluate(learn).losses, plain.losses)
+
+
+def test_no_augmentation_and_no_chance(practice):
+    noise = data.cifar10_dataloaders(practice, bs=16, num_workers=0, device='cpu', augment='aug_transforms')
+    none = data.cifar10_dataloaders(practice, bs=16, num_workers=0, device='cpu', augment='none')
+    learn = make_learner(noise, fit=False)
+    a, b = evaluate(learn, 'train'), evaluate(learn, noise.train)
+    np.testing.assert_array_equal(a.probs, b.probs)
+    learn.dls = none
+    c = evaluate(learn, 'train')
+    np.testing.assert_allclose(a.probs, c.probs, atol=1e-6)
+    assert a.files == b.files == c.files
+
+
+def test_batch_size_and_workers_change_nothing(learn, practice):
+    a = evaluate(learn)
+    np.testing.assert_allclose(a.probs, evaluate(learn, bs=3).probs, atol=1e-6)
+    workers = data.test_dataloader(learn.dls).new(num_workers=1)
+    b = evaluate(learn, workers)
+    np.testing.assert_allclose(a.probs, b.probs, atol=1e-6)
+    assert a.files == b.files
+
+
+def test_shuffled_and_short_loaders_are_put_in_order(learn):
+    files = data.test_files(learn.dls.path)
+    shuffled = learn.dls.test_dl(files, with_labels=True, shuffle=True, drop_last=True)
+    result = evaluate(learn, shuffled)
+    assert result.files == evaluate(learn).files and result.split == 'custom'
+    np.testing.assert_allclose(result.probs, evaluate(learn).probs, atol=1e-6)
+    assert shuffled.shuffle and shuffled.drop_last
+
+
+# ---------------------------------------------------------------------------------------------------- the learner stays as it was
+
+def state(learn):
+    "What evaluate must not touch"
+    return dict(modes=[m.training for m in learn.model.modules()], cbs=[id(o) for o in learn.cbs], training=learn.training,
+                homes=[o.learn is learn for o in learn.cbs], recorder=[list(o) for o in learn.recorder.values], lrs=list(learn.recorder.lrs),
+                loaders=[id(o) for o in learn.dls.loaders], loss_func=learn.loss_func, opt=learn.opt, logger=learn.logger, bar=learn.create_mbar,
+                attributes=set(vars(learn)), split=[o.dataset.split_idx for o in learn.dls.loaders], chance=chance())
+
+
+def chance(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize('split', ['test', 'valid', 'train'])
+def test_learner_is_untouched(dls, split):
+    learn = make_learner(dls)
+    learn.model.train()
+    learn.model[1].eval()  # a frozen BatchNorm
+    weights = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    before = state(learn)
+    evaluate(learn, split)
+    assert state(learn) == before and before['recorder'] and learn.model.training and not learn.model[1].training
+    assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+
+
+def test_learner_is_untouched_after_an_error(dls):
+    learn = make_learner(dls)
+    learn.model.train()
+    before = state(learn)
+    def fail(*args): raise RuntimeError('out of memory')
+    hook = learn.model[-1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match='out of memory'): evaluate(learn)
+    hook.remove()
+    assert state(learn) == before
+
+
+def test_evaluating_between_epochs_does_not_change_training(practice):
+    def weights(evaluates):
+        set_seed(0)
+        learn = make_learner(data.cifar10_dataloaders(practice, bs=32, num_workers=0, device='cpu'))
+        if evaluates: evaluate(learn, 'valid')
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+        return learn.model.state_dict()
+    a, b = weights(False), weights(True)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_learner_can_be_trained_after_it_was_evaluated(dls):
+    learn = make_learner(dls, fit=False)
+    evaluate(learn)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    assert len(learn.recorder.values) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- fastai's callbacks
+
+class Darken(Callback):
+    "Shapes both the input and the output, and counts"
+    def __init__(self): self.n = 0
+    def before_fit(self): self.n = 100
+    def before_batch(self):
+        self.n += 1
+        self.learn.xb = (self.x * 0,)
+    def after_pred(self): self.learn.pred = self.pred * 2
+
+
+class BF16OnCPU(MixedPrecision):
+    def before_fit(self): self.autocast = torch.autocast('cpu', torch.bfloat16)
+    def after_fit(self): self.autocast = None
+
+
+def test_callbacks_that_shape_inference_are_honoured_and_left_alone(dls):
+    learn = make_learner(dls, cbs=[Darken()])
+    learn.darken.n = 0
+    result = evaluate(learn)
+    learn.model.eval()
+    expected = (2 * learn.model(torch.zeros(1, 3, 32, 32))).softmax(1).detach()
+    np.testing.assert_allclose(result.probs, expected.expand(50, -1), atol=1e-6)
+    assert learn.darken.n == 0 and learn.darken.learn is learn
+
+
+def test_mixed_precision_is_honoured(dls):
+    learn, types = make_learner(dls, fit=False), []
+    plain = evaluate(learn)
+    learn.add_cb(BF16OnCPU())
+    hook = learn.model[-1].register_forward_hook(lambda m, args, out: types.append(out.dtype))
+    result = evaluate(learn)
+    hook.remove()
+    assert set(types) == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
+    np.testing.assert_allclose(result.probs, plain.probs, atol=.02)
+    assert not np.array_equal(result.probs, plain.probs)
+
+
+def test_channels_last_is_honoured(dls):
+    learn, formats = make_learner(dls, fit=False), []
+    plain = evaluate(learn)
+    learn.add_cb(ChannelsLast())
+    hook = learn.model[0].register_forward_hook(lambda m, args, out: formats.append(out.is_contiguous(memory_format=torch.channels_last)))
+    result = evaluate(learn)
+    hook.remove()
+    assert all(formats)
+    np.testing.assert_allclose(result.probs, plain.probs, atol=1e-5)
+
+
+def test_callbacks_of_training_are_not_called(dls):
+    class Noisy(Callback):
+        def after_epoch(self): raise AssertionError
+        before_fit = before_validate = after_validate = after_batch = after_loss = after_epoch
+    learn = make_learner(dls, fit=False)
+    plain = evaluate(learn)
+    learn.add_cbs([Noisy(), MixUp(.4)])
+    np.testing.assert_array_equal(evaluate(learn).probs, plain.probs)
+
+
+def test_learner_of_a_recipe(practice):
+    dls = data.cifar10_dataloaders(practice, bs=25, num_workers=0, device='cpu')
+    learn = create_learner('small_cnn', dls)
+    with Passes(learn.model) as passes: result = evaluate(learn)
+    assert len(passes.sizes) == 2 and len(result) == 50 and result.probs.shape == (50, 10)
+
+
+# ---------------------------------------------------------------------------------------------------- fastai agrees
+
+def test_fastai_interpretation_agrees(dls):
+    learn = make_learner(dls)
+    result = evaluate(learn, 'valid')
+    with learn.no_bar():
+        theirs = ClassificationInterpretation.from_learner(learn)
+        assert np.array_equal(result.confusion_matrix(), theirs.confusion_matrix())
+        assert result.most_confused() == [(a, b, int(n)) for a, b, n in theirs.most_confused()]
+        assert result.most_confused(2) == [(a, b, int(n)) for a, b, n in theirs.most_confused(2)]
+        losses, positions, items = theirs.top_losses(5, items=True)
+    top = result.top_losses(5)
+    np.testing.assert_allclose(top.loss, losses, atol=1e-5)
+    assert list(top.index) == positions.tolist() and list(top.file) == [o.relative_to(dls.path).as_posix() for o in items]
+
+
+def test_fastai_validate_agrees(dls):
+    learn = make_learner(dls)
+    result = evaluate(learn, 'valid')
+    with learn.no_bar(), learn.no_logging(): loss, acc = learn.validate()
+    assert result.loss == pytest.approx(loss, abs=1e-5) and result.accuracy == pytest.approx(acc, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- other data, bad requests
+
+def test_table_of_items(practice):
+    files = data.test_files(practice)
+    table = pd.DataFrame(dict(file=files, label=[o.parent.name for o in files]))
+    block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda r: r['file'], get_y=lambda r: r['label'], splitter=RandomSplitter(.2, 0))
+    dls = block.dataloaders(table, path=practice, bs=16, num_workers=0, device='cpu')
+    for split, n in (('train', 40), ('valid', 10)):
+        result = evaluate(make_learner(dls, fit=False), split)
+        assert result.files == [f'#{i}' for i in range(n)] and result.variant == practice.name
+
+
+def test_dataset_of_tensors(learn):
+    items = [(torch.randn(3, 32, 32), i % 10) for i in range(11)]
+    result = evaluate(learn, DataLoader(items, bs=4, shuffle=True))
+    assert result.targets.tolist() == [i % 10 for i in range(11)] and result.files[-1] == '#10'
+
+
+def test_images_outside_the_data_folder_keep_their_path(learn, tmp_path):
+    (tmp_path / 'cat').mkdir()
+    file = tmp_path / 'cat' / 'tom.png'
+    file.write_bytes(data.test_files(learn.dls.path)[0].read_bytes())
+    assert evaluate(learn, learn.dls.test_dl([file], with_labels=True)).files == [file.as_posix()]
+
+
+def test_bad_requests(learn):
+    dls = learn.dls
+    with pytest.raises(ValueError, match="Unknown split 'tset'. Allowed: 'test', 'valid', 'train'"): evaluate(learn, 'tset')
+    with pytest.raises(ValueError, match='bs .* at least 1, got 0'): evaluate(learn, bs=0)
+    with pytest.raises(TypeError, match='got str. load_run'): evaluate('runs/small_cnn')
+    with pytest.raises(TypeError, match='torch.utils.data.*fastai.data.load.DataLoader'):
+        evaluate(learn, torch.utils.data.DataLoader([(torch.randn(3, 32, 32), 0)]))
+    with pytest.raises(ValueError, match='one label for each image, this DataLoader gives 0.*with_labels=True'):
+        evaluate(learn, dls.test_dl(data.test_files(dls.path)))
+    with pytest.raises(ValueError, match='no images'): evaluate(learn, DataLoader([], bs=4))
+
+
+def test_missing_splits(learn, practice, tmp_path):
+    only_train = Learner(DataLoaders(learn.dls.train, path=practice, device='cpu'), learn.model, loss_func=learn.loss_func)
+    with pytest.raises(ValueError, match='no valid split'): evaluate(only_train, 'valid')
+    assert len(evaluate(only_train, 'train')) == 180
+    (tmp_path / 'train').symlink_to(practice / 'train')
+    learn = make_learner(data.cifar10_dataloaders(tmp_path, num_workers=0, device='cpu'), fit=False)
+    with pytest.raises(FileNotFoundError, match="no test folder.*split='valid'"): evaluate(learn)
+    assert len(evaluate(learn, 'valid')) == 20
+
+
+def test_model_and_data_must_fit(learn, practice, tmp_path):
+    with pytest.raises(ValueError, match=r'gives \(7,\) numbers an image, vocab names 10'):
+        evaluate(Learner(learn.dls, network(7), loss_func=learn.loss_func))
+    for split in ('train', 'test'):
+        for name in ('cat', 'dog'):
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / split / name).symlink_to(practice / split / name)
+    pets = data.cifar10_dataloaders(tmp_path, num_workers=0, device='cpu')
+    with pytest.raises(ValueError, match=r"the images have \['cat', 'dog'\]"): evaluate(learn, pets.valid)
+
+
+def test_a_diverged_model_is_named(dls):
+    learn = make_learner(dls, fit=False)
+    nn.init.constant_(learn.model[-1].bias, nan)
+    with pytest.raises(ValueError, match='50 of 50 images have NaN.*test/airplane'): evaluate(learn)

@@ -1,0 +1,276 @@
+"Figures show the numbers of the Evaluation, go where they are told to go, and say what is wrong with a request."
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import Evaluation, evaluate
+from cifar_fastai.interpretation import plot_confusion_matrix, plot_history, plot_predictions, plot_top_losses
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+@pytest.fixture(autouse=True)
+def _nothing_global(monkeypatch):
+    "No figure may be shown and no setting of matplotlib changed"
+    def refuse(*args, **kwargs): raise AssertionError('plt.show was called')
+    monkeypatch.setattr(plt, 'show', refuse)
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close('all')
+    assert dict(matplotlib.rcParams) == before
+
+
+def fake(targets, predictions, vocab=('cat', 'dog', 'frog'), root='', files=None):
+    "An Evaluation of given predictions, each with a probability of its own"
+    n, c = len(targets), len(vocab)
+    sure = np.linspace(.6, .95, n)
+    probs = np.repeat((1 - sure)[:, None] / max(c - 1, 1), c, 1)
+    probs[range(n), predictions] = sure if c > 1 else 1
+    files = files or [f'test/{vocab[t]}/{i:04}.png' for i, t in enumerate(targets)]
+    return Evaluation(probs, targets, -np.log(probs[range(n), targets]), files, vocab, root=str(root))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    "Right and wrong answers to images that lie in a folder, each of one colour: its position"
+    result = fake([0, 0, 0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 0, 1, 2, 0], root=tmp_path)
+    for i, name in enumerate(result.files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (4, 4), (i, 0, 0)).save(tmp_path / name)
+    return result
+
+
+def drawn(axes): return [int(ax.images[0].get_array()[0, 0, 0]) for ax in axes]
+def titles(axes): return [ax.get_title() for ax in axes]
+def cells(ax): return {tuple(map(int, reversed(t.get_position()))): t.get_text() for t in ax.texts}
+
+
+def history(stages=(1, 1, 2), **kwargs):
+    n = len(stages)
+    return pd.DataFrame(dict(stage=stages, epoch=range(1, n + 1), train_loss=np.linspace(2, 1, n), valid_loss=np.linspace(1.8, 1.2, n),
+                             accuracy=np.linspace(.4, .6, n), lr=.1, seconds=np.arange(n) * 2.) | kwargs)
+
+
+# ---------------------------------------------------------------------------------------------------- confusion matrix
+
+def test_cells_are_the_counts(pictures):
+    ax = plot_confusion_matrix(pictures)
+    counts = pictures.confusion_matrix()
+    assert cells(ax) == {(i, j): str(n) for (i, j), n in np.ndenumerate(counts) if n}
+    assert [t.get_text() for t in ax.get_xticklabels()] == [t.get_text() for t in ax.get_yticklabels()] == pictures.vocab
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted class', 'actual class') and '8 images' in ax.get_title()
+
+
+def test_colour_is_for_mistakes(pictures):
+    image = plot_confusion_matrix(pictures).images[0]
+    assert image.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
+    assert image.get_clim() == (0, 2)
+
+
+def test_normalized_cells_are_percentages(pictures):
+    ax = plot_confusion_matrix(pictures, normalize=True)
+    assert cells(ax)[0, 1] == '66.7' and cells(ax)[2, 2] == '50.0'
+    assert '%' in ax.figure.axes[-1].get_ylabel()
+
+
+@pytest.mark.parametrize('targets, predictions, vocab', [
+    ([0, 1, 2], [0, 1, 2], ('cat', 'dog', 'frog')), ([0], [2], ('cat', 'dog', 'frog')), ([0], [0], ('cat',)),
+    (range(40), [0] * 40, [f'class {i}' for i in range(40)])], ids=['all right', 'one image', 'one class', 'many classes'])
+@pytest.mark.parametrize('normalize', [False, True])
+def test_degenerate_matrices_are_drawn(targets, predictions, vocab, normalize):
+    ax = plot_confusion_matrix(fake(targets, predictions, vocab), normalize)
+    ax.figure.canvas.draw()
+    assert len(ax.get_xticklabels()) == len(vocab) and bool(ax.texts) == (len(vocab) <= 15)
+
+
+def test_dark_cells_have_light_text(pictures):
+    ax = plot_confusion_matrix(pictures)
+    colours = {tuple(map(int, reversed(t.get_position()))): t.get_color() for t in ax.texts}
+    assert colours[0, 1] == 'white' and colours[2, 0] == colours[1, 1] == 'black'
+
+
+# ---------------------------------------------------------------------------------------------------- history
+
+def test_curves_are_the_columns():
+    table = history()
+    losses, acc = plot_history(table)
+    for line, column in zip([*losses.lines[:2], acc.lines[0]], ['train_loss', 'valid_loss', 'accuracy']):
+        assert line.get_xdata().tolist() == [1, 2, 3] and line.get_ydata().tolist() == table[column].tolist()
+    assert losses.get_ylabel() == 'loss (nats per image)' and '%' in acc.get_ylabel() and losses.get_xlabel() == acc.get_xlabel() == 'epoch'
+    assert [t.get_text() for t in losses.get_legend().get_texts()] == ['train (last 1.000)', 'valid (last 1.200)']
+    assert [t.get_text() for t in acc.get_legend().get_texts()] == ['valid (last 60.0%)']
+
+
+@pytest.mark.parametrize('stages, boundaries', [((1, 1, 2), [2.5]), ((1, 2, 2, 3), [1.5, 3.5]), ((1, 1), []), ((1,), [])])
+def test_stages_are_marked(stages, boundaries):
+    for n_curves, ax in zip((2, 1), plot_history(history(stages))):
+        assert [line.get_xdata()[0] for line in ax.lines[n_curves:]] == boundaries
+        assert [t.get_text() for t in ax.texts] == [f'stage {s}' for s in sorted(set(stages)) if boundaries]
+
+
+def test_history_may_lack_stages_and_end_in_nan():
+    table = history((1, 1, 1), train_loss=[2, 1, np.nan]).drop(columns='stage')
+    losses, acc = plot_history(table)
+    losses.figure.canvas.draw()
+    assert not losses.texts and len(losses.lines) == 2
+
+
+def test_history_from_a_folder_or_file(tmp_path):
+    history().to_csv(tmp_path / 'history.csv', index=False)
+    for source in (tmp_path, str(tmp_path), tmp_path / 'history.csv'):
+        assert plot_history(source)[1].lines[0].get_ydata().tolist() == pytest.approx([.4, .5, .6])
+
+
+def test_history_of_a_learner(practice, tmp_path):
+    dls = cifar10_dataloaders(practice, bs=60, num_workers=0, device='cpu')
+    learn = Learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10)), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    with pytest.raises(ValueError, match='no training history'): plot_history(learn)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
+    values = [list(o) for o in learn.recorder.values]
+    losses, acc = plot_history(learn)
+    assert [[*o] for o in zip(*(line.get_ydata() for line in [*losses.lines, *acc.lines]))] == values
+    assert len(plot_history(evaluated(learn))[0].lines[0].get_xdata()) == 2
+    with learn.no_bar(), learn.no_logging(): learn.validate()
+    with pytest.raises(ValueError, match='forgets it at validate'): plot_history(learn)
+    history((1, 1, 1)).to_csv(tmp_path / 'history.csv', index=False)
+    learn.run_dir = tmp_path
+    assert len(plot_history(learn)[0].lines[0].get_xdata()) == 3
+
+
+def evaluated(learn):
+    evaluate(learn, 'valid')
+    return learn
+
+
+def test_bad_histories(tmp_path):
+    with pytest.raises(FileNotFoundError, match='No history at .*history.csv.*run folder'): plot_history(tmp_path)
+    with pytest.raises(FileNotFoundError, match='No history at .*nothing'): plot_history(tmp_path / 'nothing')
+    with pytest.raises(ValueError, match='no column valid_loss, accuracy; it has epoch, train_loss'):
+        plot_history(pd.DataFrame(dict(epoch=[1], train_loss=[1.])))
+    with pytest.raises(ValueError, match='no epochs'): plot_history(history(()))
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+def test_top_losses_are_drawn_in_order(pictures):
+    axes = plot_top_losses(pictures, k=3)
+    top = pictures.top_losses(3)
+    assert drawn(axes) == top.index.tolist()
+    i = top.index[0]
+    assert titles(axes)[0] == f'predicted cat {pictures.probs[i].max():.0%}\nactual frog {pictures.probs[i, 2]:.0%}\nloss {pictures.losses[i]:.2f}'
+    assert all(ax.images[0].get_interpolation() == 'nearest' for ax in axes)
+
+
+def test_tiny_probabilities_are_not_called_zero(tmp_path):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    result = Evaluation([[.996, .004]], [1], [5.5], ['a.png'], ['cat', 'dog'], root=str(tmp_path))
+    assert titles(plot_top_losses(result)) == ['predicted cat 100%\nactual dog <1%\nloss 5.50']
+
+
+def test_right_and_wrong_half_and_half(pictures):
+    right = (pictures.predictions == pictures.targets).tolist()
+    axes = plot_predictions(pictures, k=4)
+    assert [right[i] for i in drawn(axes)] == [True, True, False, False]
+    assert [t.endswith('\nright') for t in titles(axes)] == [True, True, False, False]
+    assert sorted(drawn(plot_predictions(pictures, k=100))) == list(range(8))
+
+
+@pytest.mark.parametrize('correct', [True, False])
+def test_only_right_or_only_wrong(pictures, correct):
+    expected = np.flatnonzero((pictures.predictions == pictures.targets) == correct).tolist()
+    assert sorted(drawn(plot_predictions(pictures, k=100, correct=correct))) == expected
+    assert set(drawn(plot_predictions(pictures, k=2, correct=correct))) < set(expected)
+
+
+def test_only_a_pair(pictures):
+    assert sorted(drawn(plot_predictions(pictures, pair=('cat', 'dog')))) == [1, 2]
+    assert drawn(plot_predictions(pictures, pair=('dog', 'cat'))) == [4]
+    assert drawn(plot_predictions(pictures, pair=('cat', 'cat'), correct=True)) == [0]
+
+
+@pytest.mark.parametrize('wrong', [0, 1, 3, 7, 8])
+def test_k_is_kept_when_one_kind_is_rare(tmp_path, wrong):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    result = fake([0] * 8, [1] * wrong + [0] * (8 - wrong), root=tmp_path, files=['a.png'] * 8)
+    for k in range(1, 10):
+        rights = [t.endswith('right') for t in titles(plot_predictions(result, k))]
+        assert len(rights) == min(k, 8) and rights == sorted(rights, reverse=True)
+
+
+def test_choice_follows_the_seed(pictures):
+    choices = [drawn(plot_predictions(pictures, k=4, seed=s)) for s in (0, 0, 1, 2, 3)]
+    assert choices[0] == choices[1] and len({tuple(o) for o in choices}) > 1
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'CMYK', 'I;16'])
+def test_all_kinds_of_pictures_are_drawn(tmp_path, mode):
+    Image.new(mode, (5, 3)).save(tmp_path / ('a.tiff' if mode in ('CMYK', 'I;16') else 'a.png'))
+    result = fake([0], [1], root=tmp_path, files=[o.name for o in tmp_path.iterdir()])
+    assert plot_predictions(result)[0].images[0].get_array().shape == (3, 5, 3)
+
+
+def test_root_may_be_given(pictures, tmp_path):
+    moved = Evaluation(pictures.probs, pictures.targets, pictures.losses, pictures.files, pictures.vocab, root='/nowhere')
+    with pytest.raises(FileNotFoundError, match='No image test/.* in /nowhere.*root='): plot_top_losses(moved)
+    assert drawn(plot_top_losses(moved, root=tmp_path)) == drawn(plot_top_losses(pictures))
+    nameless = Evaluation([[.9, .1]], [1], [2.3], ['#0'], ['cat', 'dog'])
+    with pytest.raises(ValueError, match='not made from a file'): plot_predictions(nameless)
+
+
+@pytest.mark.parametrize('plot', [plot_top_losses, plot_predictions])
+@pytest.mark.parametrize('k', [0, -3])
+def test_k_must_be_positive(pictures, plot, k):
+    with pytest.raises(ValueError, match=f'at least 1, got {k}'): plot(pictures, k=k)
+    assert not plt.get_fignums()
+
+
+def test_empty_choices_say_so(pictures, tmp_path):
+    perfect = fake([0, 1], [0, 1], root=tmp_path)
+    with pytest.raises(ValueError, match='no wrong predictions among the 2 test images'): plot_predictions(perfect, correct=False)
+    with pytest.raises(ValueError, match='no right predictions'): plot_predictions(fake([0], [1]), correct=True)
+    with pytest.raises(ValueError, match='no predictions of actual class frog predicted as dog'): plot_predictions(pictures, pair=('frog', 'dog'))
+    with pytest.raises(ValueError, match='no right predictions of actual class cat'): plot_predictions(pictures, correct=True, pair=('cat', 'dog'))
+    assert not plt.get_fignums()
+
+
+def test_bad_pairs(pictures):
+    with pytest.raises(ValueError, match="Unknown class 'dgo'. The classes are cat, dog, frog"): plot_predictions(pictures, pair=('cat', 'dgo'))
+    for pair in ('cat', ('cat',), ('cat', 'dog', 'frog'), ()):
+        with pytest.raises(ValueError, match='pair is .actual class, predicted class.'): plot_predictions(pictures, pair=pair)
+
+
+# ---------------------------------------------------------------------------------------------------- axes
+
+def test_figures_go_where_they_are_told(pictures):
+    "Into axes of a figure that pyplot does not know"
+    fig = Figure(layout='constrained')
+    grid = fig.subplots(3, 4)
+    assert plot_confusion_matrix(pictures, ax=grid[0, 0]) is grid[0, 0]
+    assert list(plot_history(history(), axes=grid[0, 1:3])) == list(grid[0, 1:3])
+    assert list(plot_top_losses(pictures, k=3, axes=grid[1])) == list(grid[1, :3])
+    assert list(plot_predictions(pictures, k=4, axes=list(grid[2]))) == list(grid[2])
+    assert not grid[1, 3].images and not plt.get_fignums()
+    fig.savefig('/dev/null', format='png')
+
+
+def test_too_few_axes(pictures):
+    axes = Figure().subplots(1, 2)
+    with pytest.raises(ValueError, match='3 images need 3 axes, got 2'): plot_top_losses(pictures, k=3, axes=axes)
+    assert len(plot_history(history(), axes=axes)) == 2
+
+
+@pytest.mark.parametrize('k, shape', [(1, (1, 1)), (5, (1, 5)), (6, (2, 3)), (7, (2, 4))])
+def test_grids_are_at_most_five_wide(pictures, k, shape):
+    axes = plot_top_losses(pictures, k=k)
+    grid = axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape and len(axes) == k
+    assert not any(ax.axison for ax in axes[0].figure.axes)
