@@ -60,7 +60,7 @@ class CommandError(Exception):
         super().__init__(message)
         self.code = code
 
-# %% ../nbs/10_cli.ipynb #db9351e8
+# %% ../nbs/10_cli.ipynb #5f6678d9
 _commands = {'list_recipes()': '`cifar-fastai recipes`', 'list_models()': '`cifar-fastai models`',
              'list_augmentations()': '`cifar-fastai train --help`',
              '`describe_data(path, verify=True)`': '`cifar-fastai data SOURCE --verify`'}
@@ -73,7 +73,6 @@ def _one_line(e):
     "What went wrong"
     text = re.sub(r'^Exception occured in `.*?` when calling event `.*?`:', '', _text(e))
     if 'Original Traceback' in text: text = text.strip().splitlines()[-1].partition(': ')[2]  # from a process that loads images
-    if 'image file' in text: text += '. `cifar-fastai data SOURCE --verify` lists all broken images.'
     for call, command in _commands.items(): text = text.replace(call, command)
     return ' '.join(text.split())
 
@@ -94,18 +93,19 @@ def _fail(e):
     print(text if code == 130 else f'Error: {text}', file=sys.stderr)
     return code
 
-# %% ../nbs/10_cli.ipynb #41608781
+# %% ../nbs/10_cli.ipynb #28f4b151
 _UsageError,_ClickException = typer.BadParameter.__mro__[1:3]  # typer has no public names for them
 
 def _received(e, args):
     "The value of the option that `e` is about"
     options = getattr(getattr(e, 'param', None), 'opts', ())
-    values = [b for a,b in zip(args, args[1:]) if a in options] + [a.split('=', 1)[1] for a in args if a.split('=', 1)[0] in options and '=' in a]
-    return f', got {values[-1]!r}' if values else ''
+    words = [part for a in args for part in a.split('=', 1)]
+    return next((b for a,b in zip(words, words[1:]) if a in options), None)
 
 def _fail_usage(e, args):
     "Say what was wrong with the command line, and return the exit code"
-    text = ' '.join(e.format_message().split()).rstrip('.') + _received(e, args)
+    text,value = ' '.join(e.format_message().replace('Value error, ', '').split()).rstrip('.'),_received(e, args)
+    if value is not None and value not in text: text += f', got {value!r}'
     ctx = getattr(e, 'ctx', None)
     more = f'{ctx.command_path if ctx else "cifar-fastai"} --help'
     print(f'Error: {text}{"" if text.endswith("?") else "."} `{more}` shows what is possible.', file=sys.stderr)
@@ -169,12 +169,13 @@ def main(
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     with _own_warnings_only(): return _run(sys.argv[1:] if args is None else list(args))
 
-# %% ../nbs/10_cli.ipynb #71b80a46
+# %% ../nbs/10_cli.ipynb #4aed69d4
 def _console():
     "rich, without its own ideas about brackets, colons and numbers"
     from rich.console import Console
-    width = None if sys.stdout.isatty() or 'COLUMNS' in os.environ else 160
-    return Console(highlight=False, markup=False, emoji=False, force_jupyter=False, width=width)
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, markup=False, emoji=False, force_jupyter=False, force_terminal=terminal,
+                   width=None if terminal or 'COLUMNS' in os.environ else 160)
 
 def _print_table(columns, rows, title=None):
     "Print rows under their headings, numbers to the right"
@@ -318,7 +319,7 @@ def _check_device(device):
         there = ['cpu'] + ['cuda']*torch.cuda.is_available() + ['mps']*torch.backends.mps.is_available()
         raise CommandError(f'--device {device} cannot be used here. Possible: {", ".join(there)}.', 2) from e
 
-# %% ../nbs/10_cli.ipynb #8e163f14
+# %% ../nbs/10_cli.ipynb #4cbf8921
 def _duration(seconds):
     minutes,s = divmod(round(seconds), 60)
     hours,m = divmod(minutes, 60)
@@ -328,7 +329,7 @@ def _progress_bar(console):
     "A bar with the loss and the time left; without a thread, since processes that load images are forked"
     from rich.progress import BarColumn, Progress, TextColumn
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:3.0f}%'), TextColumn('{task.fields[note]}'))
-    return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_interactive)
 
 # %% ../nbs/10_cli.ipynb #90fcfaea
 class _Report:
@@ -408,10 +409,10 @@ def _callback(report):
     cb.order = 52
     return cb
 
-# %% ../nbs/10_cli.ipynb #70e3a8a8
+# %% ../nbs/10_cli.ipynb #f65e52e4
 def _kept(run_dir):
     "What a run that ended early has left"
-    if not (run_dir and (run_dir/'run.json').exists()): return 'Nothing was written.'
+    if not (run_dir and (run_dir/'run.json').exists()): return f'Nothing was written to {run_dir}.' if run_dir else 'Nothing was written.'
     if json.loads((run_dir/'run.json').read_text())['status'] == 'finished':
         return f'The training is finished and in {run_dir}: `cifar-fastai evaluate {shlex.quote(str(run_dir))}` evaluates it.'
     history = run_dir/'history.csv'

@@ -150,16 +150,16 @@ def list_recipes(
     "The names that `get_recipe` takes"
     return _recipes.names(pattern)
 
-# %% ../nbs/03_recipes.ipynb #f3b61fde
+# %% ../nbs/03_recipes.ipynb #4c41c568
 register_recipe(Recipe(
     name='small_cnn', model='small_cnn', description='our default: the most accuracy in a quarter of an hour on two cores',
-    stages=Stage(epochs=9, lr=.25, div=5., moms=(.9, .9, .9)),
+    stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
-# %% ../nbs/03_recipes.ipynb #14220843
+# %% ../nbs/03_recipes.ipynb #df440404
 register_recipe(Recipe(
-    name='small_cnn_long', model='small_cnn', description='the same network, in three quarters of an hour on two cores',
-    stages=Stage(epochs=24, lr=.25, div=5., moms=(.9, .9, .9)),
+    name='small_cnn_long', model='small_cnn', description='the same network, with half as many epochs again',
+    stages=Stage(epochs=14, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/03_recipes.ipynb #036c0726
@@ -168,7 +168,7 @@ register_recipe(Recipe(
     stages=Stage(epochs=30, lr=1e-3, schedule='constant', early_stopping=3),
     augment='none', stats='unit', bs=64, optimizer='adam', keras=True))
 
-# %% ../nbs/03_recipes.ipynb #d1f93801
+# %% ../nbs/03_recipes.ipynb #ec7aedb2
 register_recipe(Recipe(
     name='three_block_cnn_one_cycle', model='three_block_cnn', description='the network of project 1, with augmentation and one cycle', source='reference project 1, trained our way',
-    stages=Stage(epochs=12, lr=4e-3), bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))
+    stages=Stage(epochs=7, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))

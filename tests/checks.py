@@ -1,4 +1,4 @@
-"""Every check of the project, one after the other, each with its time. Names choose: `python tests/checks.py notebooks pytest`."""
+"Every check of the project, one after the other, each with its time; names choose: `python tests/checks.py notebooks pytest`."
 import os
 import subprocess
 import sys

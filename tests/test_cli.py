@@ -244,8 +244,7 @@ def test_a_broken_image_that_is_found_while_training(content, workers, recipe, m
     monkeypatch.setattr(data, 'describe_data', lambda *args, **kwargs: info)
     for c in ('cat', 'dog'):
         for i in range(2, 40): Path(f'set/train/{c}/{i}.png').write_bytes(content)
-    result = fails(train(recipe, 'set', '--out', 'run', workers=workers), code=None)
-    assert '`cifar-fastai data SOURCE --verify`' in result.err or '.png' in result.err
+    fails(train(recipe, 'set', '--out', 'run', workers=workers), '.png cannot be read', '`cifar-fastai data SOURCE --verify`')
 
 def test_run_folders_that_cannot_be_written(recipe, practice):
     Path('file').write_text('mine')
@@ -271,7 +270,7 @@ def test_full_disk(recipe, practice, monkeypatch):
     assert '1/2' in result.out and len(pd.read_csv('run/history.csv')) == 1
 
 def test_loss_that_is_no_number(practice):
-    Path('wild.json').write_text(tiny.change(lr=1000., epochs=9).to_json())
+    Path('wild.json').write_text(tiny.change(lr=1000., optimizer='sgd').to_json())
     result = fails(train('wild.json', practice, '--out', 'run'), 'The loss became', 'epoch', 'batch', 'What was finished is in run', code=1)
     assert 'Exception occured' not in result.err and Path('run/history.csv').exists()
 
@@ -300,9 +299,8 @@ def test_only_our_own_warnings_are_shown(monkeypatch):
 # Ctrl-C
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
-@pytest.mark.parametrize('workers', [0, 2])
-def test_ctrl_c(workers, recipe, practice):
-    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', str(workers)]
+def test_ctrl_c(recipe, practice):
+    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', '2']
     process = subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not re.search(r' 2/5000 ', line := process.stdout.readline()): assert line, process.stderr.read()
     for _ in range(3): os.killpg(process.pid, signal.SIGINT)  # by an impatient hand, and to all processes, as a terminal does
@@ -354,7 +352,8 @@ def test_data_without_a_test_folder():
 def test_models():
     out = run('models', 'ladder_*').out
     assert re.search(r'^ladder_0 +263,402 +[\d,]+ +One convolution', out, re.M) and 'wide_cnn' not in out
-    assert all(re.search(rf'^{name} ', run('models').out, re.M) for name in list_models())
+    out = run('models').out
+    assert all(re.search(rf'^{name} ', out, re.M) for name in list_models())
 
 def test_recipes():
     out = run('recipes').out
@@ -449,10 +448,12 @@ def test_progress_in_a_terminal(recipe, practice, monkeypatch):
     text = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', screen.getvalue())
     assert re.search(r'epoch 2/2 .*\d+% loss \d\.\d{3}  \d+:\d\d left', text) and '2/2' in text.splitlines()[-1] + text
 
-def test_a_reader_that_has_gone_does_not_end_training(recipe, practice):
-    command = shlex.join([*program, 'train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0'])
-    result = subprocess.run(f'{command} | head -c 1', shell=True, capture_output=True, text=True)
-    assert not result.stderr and len(pd.read_csv('run/history.csv')) == 2 and list(read('run/metrics.json')) == ['valid', 'test']
+def test_a_reader_that_has_gone_does_not_end_training(recipe, practice, monkeypatch):
+    reader,writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w', buffering=1, closefd=False) as gone, redirect_stdout(gone): cli.main(['train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0'])
+    os.close(writer)
+    assert len(pd.read_csv('run/history.csv')) == 2 and read('run/run.json')['status'] == 'finished'
 
 # evaluate
 
@@ -463,7 +464,7 @@ def test_evaluate_agrees_with_metrics(split, folder):
     result,after = run('evaluate', folder, '--split', split, '--workers', 0),read(folder/'metrics.json')
     assert result.code == 0 and f'accuracy {after[split]["accuracy"]:.2%}' in result.out
     assert after['mine'] == 1 and after[split]['n'] == dict(test=50, valid=20, train=180)[split]
-    for key in before.get(split, {}): assert after[split][key] == pytest.approx(before[split][key], abs=1e-6) or isinstance(after[split][key], (list, dict))
+    for key in before.get(split, {}): assert isinstance(after[split][key], list) or after[split][key] == pytest.approx(before[split][key], abs=1e-6)
     for row in after[split]['per_class']: assert re.search(rf'^{row["class"]} +{row["n"]} +{row["precision"]:.3f} ', result.out, re.M)
     for name, row in zip(after[split]['vocab'], after[split]['confusion_matrix']):
         assert re.search(rf'^{name} +' + ' +'.join(map(str, row)) + ' *$', result.out, re.M)
@@ -516,7 +517,7 @@ def odd_images(folder):
 def broken_files(folder):
     "Files that are no images, with a word of what is said about each"
     folder.mkdir(parents=True)
-    contents = {'text.png': (b'hello', 'not an image'), 'empty.jpg': (b'', 'empty'), 'short.png': (png()[:300], 'damaged')}
+    contents = {'text.png': (b'hello', 'not an image'), 'empty.jpg': (b'', 'empty'), 'short.png': (png()[:300], 'cannot be decoded')}
     for name, (content, _) in contents.items(): (folder/name).write_bytes(content)
     return {folder/name: word for name, (_, word) in contents.items()}
 
@@ -569,8 +570,9 @@ def test_predict_nothing(trained):
 def test_predict_a_file_whose_name_is_no_text(trained):
     name = os.fsdecode(b'caf\xe9\n.png')
     Path(name).write_bytes(png())
-    result = subprocess.run([*program, 'predict', trained.folder, name], capture_output=True)
-    assert result.returncode == 0 and b'Traceback' not in result.stderr and len(result.stdout.splitlines()) == 2
+    out = io.TextIOWrapper(io.BytesIO(), encoding='utf-8')
+    with redirect_stdout(out): assert cli.main(['predict', str(trained.folder), name]) == 0
+    assert len(out.buffer.getvalue().splitlines()) == 2
 
 # How the module is written
 

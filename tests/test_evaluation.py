@@ -3,7 +3,7 @@ import json
 import random
 from dataclasses import FrozenInstanceError
 from math import ceil
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pandas as pd
@@ -185,9 +185,9 @@ def test_summaries_are_readable():
 
 
 def test_ten_thousand_images_take_no_time():
-    result, start = fake(10_000), perf_counter()
+    result, start = fake(10_000), process_time()
     result.to_dict(), result.top_losses(), result.most_confused(), result.to_frame(), result._repr_html_()
-    assert perf_counter() - start < 1
+    assert process_time() - start < 1
 
 
 # ---------------------------------------------------------------------------------------------------- what an Evaluation refuses

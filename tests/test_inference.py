@@ -265,7 +265,7 @@ def test_images_of_the_networks_size_are_not_touched():
 def shades(*values): return np.tile(np.array(values), (2, 1))
 
 def transparent_palette():
-    image = Image.fromarray(np.uint8(shades(0, 1, 2)), 'L').convert('P')
+    image = Image.fromarray(np.uint8(shades(0, 1, 2))).convert('P')
     image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
     image.info['transparency'] = 0
     return image

@@ -290,7 +290,7 @@ def test_small_cnn_confuses_cats_and_dogs(tmp_path, one_thread):
     (x, y), (x_test, y_test) = read('train'), read('test')
     torch.manual_seed(0)
     net = nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 64), nn.Flatten(), nn.Linear(1024, 10))
-    batches = [idx for _ in range(5) for idx in torch.randperm(len(y)).split(64)]
+    batches = [idx for _ in range(4) for idx in torch.randperm(len(y)).split(64)]
     optimizer = torch.optim.Adam(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, .005, total_steps=len(batches))
     for k, idx in enumerate(batches):
