@@ -331,13 +331,35 @@ def _progress_bar(console):
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:3.0f}%'), TextColumn('{task.fields[note]}'))
     return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_interactive)
 
-# %% ../nbs/10_cli.ipynb #90fcfaea
+# %% ../nbs/10_cli.ipynb #1c114dcb
+class _Bar:
+    "A bar within an epoch, with the loss and the time left"
+    def __init__(self, console, per_epoch, epochs):
+        self.progress,self.per_epoch,self.epochs = _progress_bar(console),per_epoch,epochs
+        self.steps,self.shown,self.start = 0,0.,time.perf_counter()
+        self.task = self.progress.add_task('', total=per_epoch, note='')
+        self.progress.start()
+
+    def begin_epoch(self, n): self.progress.reset(self.task, description=f'epoch {n}/{self.epochs}', note='')
+
+    def step(self, learn, epochs_left):
+        "One batch more; drawn five times a second"
+        self.steps += 1
+        self.progress.advance(self.task)
+        if self.progress.disable or time.perf_counter() - self.shown < .2: return
+        self.shown = time.perf_counter()
+        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}  {self.left(epochs_left)} left')
+        self.progress.refresh()
+
+    def left(self, epochs_left):
+        "Time left, if all epochs take as long as those before"
+        steps = epochs_left*self.per_epoch - self.progress.tasks[0].completed
+        return _duration(steps*(time.perf_counter() - self.start)/self.steps)
+
+# %% ../nbs/10_cli.ipynb #012258a6
 class _Report:
     "Says what will be done, how far it is, and what came of each epoch; its methods are named for fastai's events"
-    def __init__(self):
-        self.learn,self.stage,self.epoch,self.steps,self.shown,self.training = None,0,0,0,0.,False
-        self.console = _console()
-        self.progress = _progress_bar(self.console)
+    def __init__(self): self.learn,self.bar,self.console,self.stage,self.epoch,self.training = None,None,_console(),0,0,False
 
     def after_create(self, learn):
         "Take the place of fastai's own progress"
@@ -345,39 +367,25 @@ class _Report:
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
 
     def before_train(self, learn):
-        if not self.stage: self.begin(learn)
+        if not self.bar: self.begin(learn)
         if learn.epoch == 0: self.begin_stage(learn)
         self.epoch,self.training,self.epoch_start = self.epoch + 1,True,time.perf_counter()
-        self.progress.reset(self.task, description=f'epoch {self.epoch}/{learn.recipe.epochs}', note='')
+        self.bar.begin_epoch(self.epoch)
 
     def begin(self, learn):
         for line in _plan(learn): self.say(line)
         self.say(f'\n{"epoch":>7}  {"train loss":>10}  {"valid loss":>10}  {"accuracy":>8}  {"time":>7}')
-        self.per_epoch,self.start = len(learn.dls.train) + len(learn.dls.valid),time.perf_counter()
-        self.task = self.progress.add_task('', total=self.per_epoch, note='')
-        self.progress.start()
+        self.bar = _Bar(self.console, len(learn.dls.train) + len(learn.dls.valid), learn.recipe.epochs)
 
     def begin_stage(self, learn):
         self.stage += 1
         if self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
 
     def after_batch(self, learn):
-        if not self.training: return  # the last look at the validation images
-        self.steps += 1
-        self.progress.advance(self.task)
-        if self.progress.disable or time.perf_counter() - self.shown < .2: return
-        self.shown = time.perf_counter()
-        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}  {self.left(learn)} left')
-        self.progress.refresh()
-
-    def left(self, learn):
-        "Time left, if all epochs take as long as those before"
-        epochs = learn.n_epoch - learn.epoch + sum(s.epochs for s in learn.recipe.stages[self.stage:])
-        steps = epochs*self.per_epoch - self.progress.tasks[0].completed
-        return _duration(steps*(time.perf_counter() - self.start)/self.steps)
+        if self.training: self.bar.step(learn, learn.n_epoch - learn.epoch + sum(s.epochs for s in learn.recipe.stages[self.stage:]))
 
     def after_epoch(self, learn):
-        if not self.training: return
+        if not self.training: return  # the last look at the validation images
         self.training = False
         train,valid,accuracy = learn.recorder.values[-1]
         n,spent = f'{self.epoch}/{learn.recipe.epochs}',_duration(time.perf_counter() - self.epoch_start)
@@ -387,6 +395,10 @@ class _Report:
         "Print a line; a reader that has gone does not end hours of training"
         try: self.console.print(text, soft_wrap=True)
         except (OSError, SystemExit): pass
+
+    def stop(self):
+        "Take the bar away"
+        if self.bar: self.bar.progress.stop()
 
 # %% ../nbs/10_cli.ipynb #3ba78c33
 def _plan(learn):
@@ -435,7 +447,7 @@ def _one_interrupt(seconds=5):
     finally:
         if before is not None: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/10_cli.ipynb #3bdedb8e
+# %% ../nbs/10_cli.ipynb #6ecbaadf
 @contextmanager
 def _reported():
     "Show progress, and when training ends early say where what was finished is"
@@ -447,7 +459,7 @@ def _reported():
         if not _run_dir(report): raise
         text,code = _describe(e)
         raise CommandError(f'{text.rstrip(".")}. {_kept(_run_dir(report))}', code) from e
-    finally: report.progress.stop()
+    finally: report.stop()
 
 def _run_dir(report): return getattr(report.learn, 'run_dir', None)
 
@@ -520,7 +532,7 @@ def _print_next(learn, note):
     print(f'\nThe run folder is {learn.run_dir}. To go on:')
     print(f'  cifar-fastai evaluate {run}{split}\n  cifar-fastai predict {run} PICTURE...')
 
-# %% ../nbs/10_cli.ipynb #176b996d
+# %% ../nbs/10_cli.ipynb #bfc9fa71
 @app.command('train', short_help='Train a network as a recipe says, and write a run folder.', epilog=_examples(
     'cifar-fastai train                                   # small_cnn on the best data there is',
     'cifar-fastai train --recipe wide_cnn --seed 1        # another recipe, another seed',
@@ -551,7 +563,7 @@ def train_command(
     _check_device(device)
     with _reported() as report:
         learn = train(chosen, seed, data, out, limit, workers, device, cbs=[_callback(report)])
-        report.progress.stop()
+        report.stop()
         _finish(learn, test, [f'--{k}' for k in (*changes, *['limit']*(limit is not None))])
 
 # %% ../nbs/10_cli.ipynb #1126bc79
@@ -611,7 +623,7 @@ def _pictures(paths)->Iterator[Path]: # files
 
 def _shown(path): return text if (text := str(path)).isprintable() else repr(text)
 
-# %% ../nbs/10_cli.ipynb #03c63e3b
+# %% ../nbs/10_cli.ipynb #30aa1fdf
 def _print_prediction(path, prediction, top, as_json):
     likeliest = prediction.top(top)
     if as_json: print(json.dumps(dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))), flush=True)
@@ -637,5 +649,5 @@ def predict_command(
     for path,said in load_classifier(classifier, device).iter_predictions(_pictures(paths)):
         if isinstance(said, Prediction): read += 1; _print_prediction(path, said, top, as_json)
         else: failed += 1; print(f'{said}', file=sys.stderr)
-    print(f'{read:,} images read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
+    print(f'{read:,} image{"s"*(read != 1)} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
     if failed or not read: raise typer.Exit(1)

@@ -70,11 +70,18 @@ def wilson_interval(
     half = z / shrink * np.sqrt(p * (1 - p) / n + (z / (2 * np.asarray(n)))**2)
     return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
 
-# %% ../nbs/05_evaluation.ipynb #28ffae2d
+# %% ../nbs/05_evaluation.ipynb #66d1cb8c
 def _ratio(part, whole):
     return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
 
-# %% ../nbs/05_evaluation.ipynb #7138371e
+def _freeze(evaluation):
+    for name, dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
+        array = np.array(getattr(evaluation, name), dtype=dtype)
+        array.setflags(write=False)
+        object.__setattr__(evaluation, name, array)
+    for name in ('files', 'vocab'): object.__setattr__(evaluation, name, [str(o) for o in getattr(evaluation, name)])
+
+# %% ../nbs/05_evaluation.ipynb #0742fccc
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     "What a model said about labelled images, and how right it was."
@@ -88,11 +95,7 @@ class Evaluation:
     root:str='' # the data folder, from where pictures are drawn; may be empty
 
     def __post_init__(self):
-        for name, dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
-            array = np.array(getattr(self, name), dtype=dtype)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        for name in ('files', 'vocab'): object.__setattr__(self, name, [str(o) for o in getattr(self, name)])
+        _freeze(self)
         _check_lengths(self)
         _check_values(self)
 

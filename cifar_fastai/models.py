@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
 # %% auto #0
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
-           'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head', 'conv_block',
-           'Residual', 'Scale', 'small_cnn', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage',
-           'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5',
-           'ladder_6', 'ladder_7', 'model_table']
+           'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
+           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'small_cnn', 'three_block_cnn', 'plain_cnn', 'wide_cnn',
+           'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3',
+           'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
 
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
@@ -163,17 +163,41 @@ def _flat(width, image_size, pools):
     if side < 1: raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, so it must be at least {2**pools}')
     return width * side**2
 
-# %% ../nbs/02_models.ipynb #bc3e8f5a
+# %% ../nbs/02_models.ipynb #c02fc73d
+class PatchWhitening(nn.Module):
+    "A fixed convolution whose outputs are uncorrelated and of equal size, followed by ReLU; each filter comes with its negative"
+    def __init__(self,
+        in_channels:int=3, # channels of the image
+        patch_size:int=2, # side of a patch in pixels
+    ):
+        super().__init__()
+        n = in_channels * patch_size**2
+        filters = nn.init.orthogonal_(torch.empty(n, n)).view(n, in_channels, patch_size, patch_size)
+        self.filters = nn.Parameter(torch.cat([filters, -filters]), requires_grad=False)
+
+    def forward(self, x): return F.conv2d(x, self.filters).relu()
+
+    @torch.no_grad()
+    def fit(self,
+        images:Tensor, # (N, C, H, W), normalised, not augmented; some hundreds are enough
+        eps:float=5e-4, # keeps directions in which there is next to nothing from being blown up
+    )->None:
+        "Set the filters from the patches of `images`"
+        patches = F.unfold(images, self.filters.shape[-1]).transpose(1, 2).flatten(0, 1).double()
+        variances,components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (components / (variances + eps).sqrt()).T.view_as(self.filters[:len(variances)])
+        self.filters.copy_(torch.cat([filters, -filters]))
+
+# %% ../nbs/02_models.ipynb #62ad2961
 def conv_block(
     ni:int, # channels in
     nf:int, # filters
     stride:int=1, # 2 halves the resolution
     pool:bool=False, # halve it with a 2x2 max-pool after the convolution
-    identity:bool=True, # begin as a partial identity
 )->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
     "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"
     conv = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
-    if identity: nn.init.dirac_(conv.weight.data[:ni])
+    nn.init.dirac_(conv.weight.data[:ni])
     return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
 
 class Residual(nn.Module):
@@ -197,14 +221,15 @@ class Scale(nn.Module):
 
     def forward(self, x): return x * self.factor
 
-# %% ../nbs/02_models.ipynb #bb3ac1eb
+# %% ../nbs/02_models.ipynb #0d2a5b91
 @register_model
 def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "Our default: nine convolutions, residual, little work at full resolution; 1.07 million parameters"
+    "Our default: a whitening stem and eight convolutions, residual, little work at full resolution; 1.07 million parameters"
     _flat(192, image_size, 3)
+    stem = PatchWhitening(in_channels)
     body = nn.Sequential(OrderedDict(
-        stem=conv_block(in_channels, 16, identity=False),
-        stage1=nn.Sequential(conv_block(16, 48, stride=2), Residual(48, 1)),
+        stem=stem,
+        stage1=nn.Sequential(conv_block(len(stem.filters), 48, stride=2), Residual(48, 1)),
         stage2=nn.Sequential(conv_block(48, 96, pool=True), Residual(96, 2)),
         stage3=nn.Sequential(conv_block(96, 192, pool=True), Residual(192, 2))))
     head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(192, n_out, bias=False))

@@ -9,7 +9,7 @@ __all__ = ['nesterov_step', 'nesterov_sgd', 'optimizer_function', 'PlainTensors'
            'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter',
            'train', 'load_run']
 
-# %% ../nbs/04_training.ipynb #728e6e9c
+# %% ../nbs/04_training.ipynb #a866ff86
 import csv
 import json
 import os
@@ -38,7 +38,7 @@ from fastai.torch_core import set_seed, to_device
 from safetensors.torch import load_file, save_file
 
 from .data import cifar10_dataloaders
-from .models import count_parameters, create_model
+from .models import PatchWhitening, count_parameters, create_model
 from .recipes import Recipe, Stage, get_recipe
 
 # %% ../nbs/04_training.ipynb #a2d56f37
@@ -91,7 +91,17 @@ class PlainTensors(Callback):
         self.learn.xb = tuple(x.as_subclass(torch.Tensor) for x in self.xb)
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
-# %% ../nbs/04_training.ipynb #80f558a3
+# %% ../nbs/04_training.ipynb #c38506c6
+def _fit_stem(model, dls, n_images=2000):
+    "Let whitening layers see evenly spaced training images, without augmentation"
+    stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
+    if stems:
+        items = dls.train.items
+        x = dls.test_dl(items[::max(1, len(items)//n_images)][:n_images], bs=n_images, num_workers=0).one_batch()[0]
+        for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
+    return model
+
+# %% ../nbs/04_training.ipynb #fcb7d26f
 def create_learner(
     recipe:Recipe|str, # or its name
     dls:DataLoaders, # train and valid
@@ -102,7 +112,7 @@ def create_learner(
     "Make the fastai `Learner` that `recipe` describes, without training it"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     in_channels = _shape(recipe, dls)
-    if model is None: model = create_model(recipe.model, dls.c, in_channels, recipe.image_size, keras=recipe.keras)
+    if model is None: model = _fit_stem(create_model(recipe.model, dls.c, in_channels, recipe.image_size, keras=recipe.keras), dls)
     learn = Learner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
                     opt_func=optimizer_function(recipe), lr=recipe.stages[0].lr, wd=recipe.wd, metrics=accuracy,
                     path=path, model_dir='.', cbs=[PlainTensors(), ChannelsLast(), *(cbs or [])])
