@@ -169,7 +169,7 @@ def main(
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     with _own_warnings_only(): return _run(sys.argv[1:] if args is None else list(args))
 
-# %% ../nbs/10_cli.ipynb #4aed69d4
+# %% ../nbs/10_cli.ipynb #366df7fa
 def _console():
     "rich, without its own ideas about brackets, colons and numbers"
     from rich.console import Console
@@ -185,6 +185,8 @@ def _print_table(columns, rows, title=None):
     for name, value in zip(columns, rows[0]): table.add_column(name, justify='left' if isinstance(value, str) else 'right')
     for row in rows: table.add_row(*map(_cell, row))
     _console().print(table)
+
+def _count(n, what): return f'{n:,} {what}{"s"*(n != 1)}'
 
 def _cell(value):
     if isinstance(value, float): return f'{value:.3f}'
@@ -356,10 +358,12 @@ class _Bar:
         steps = epochs_left*self.per_epoch - self.progress.tasks[0].completed
         return _duration(steps*(time.perf_counter() - self.start)/self.steps)
 
-# %% ../nbs/10_cli.ipynb #012258a6
+# %% ../nbs/10_cli.ipynb #e5e5d0ee
 class _Report:
     "Says what will be done, how far it is, and what came of each epoch; its methods are named for fastai's events"
-    def __init__(self): self.learn,self.bar,self.console,self.stage,self.epoch,self.training = None,None,_console(),0,0,False
+    def __init__(self):
+        self.learn,self.bar,self.console,self.interrupted = None,None,_console(),None
+        self.stage,self.epoch,self.training = 0,0,False
 
     def after_create(self, learn):
         "Take the place of fastai's own progress"
@@ -382,6 +386,7 @@ class _Report:
         if self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
 
     def after_batch(self, learn):
+        if self.interrupted: raise KeyboardInterrupt
         if self.training: self.bar.step(learn, learn.n_epoch - learn.epoch + sum(s.epochs for s in learn.recipe.stages[self.stage:]))
 
     def after_epoch(self, learn):
@@ -400,13 +405,13 @@ class _Report:
         "Take the bar away"
         if self.bar: self.bar.progress.stop()
 
-# %% ../nbs/10_cli.ipynb #3ba78c33
+# %% ../nbs/10_cli.ipynb #2c4504de
 def _plan(learn):
     "What will be done, in lines"
     run,recipe = json.loads((learn.run_dir/'run.json').read_text()),learn.recipe
     data,machine = run['data'],run['hardware']
     n = {split: f'{data[f"n_{split}"]:,} {split}' for split in ('train', 'valid', 'test')}
-    yield f'recipe   {recipe.name}: {recipe.epochs} epochs, batches of {recipe.bs}, augmentation {recipe.augment}, seed {run["seed"]}'
+    yield f'recipe   {recipe.name}: {_count(recipe.epochs, "epoch")}, batches of {recipe.bs}, augmentation {recipe.augment}, seed {run["seed"]}'
     yield f'network  {recipe.model}: {sum(run["parameters"].values()):,} parameters'
     yield f'data     {data["variant"]}: {n["train"]}, {n["valid"]} and {n["test"]} images of {len(data["classes"])} classes'
     yield f'device   {run["device"]}: {machine["gpu"] if "cuda" in run["device"] else machine["cpu"]}, {machine["threads"]} threads'
@@ -421,7 +426,7 @@ def _callback(report):
     cb.order = 52
     return cb
 
-# %% ../nbs/10_cli.ipynb #f65e52e4
+# %% ../nbs/10_cli.ipynb #b04687a4
 def _kept(run_dir):
     "What a run that ended early has left"
     if not (run_dir and (run_dir/'run.json').exists()): return f'Nothing was written to {run_dir}.' if run_dir else 'Nothing was written.'
@@ -430,30 +435,33 @@ def _kept(run_dir):
     history = run_dir/'history.csv'
     n = max(0, len(history.read_text().splitlines()) - 1) if history.exists() else 0
     weights = ' and the weights' if (run_dir/'model.safetensors').exists() else ''
-    return f'What was finished is in {run_dir}: history.csv ({n} epoch{"s"*(n != 1)}){weights}.'
+    return f'What was finished is in {run_dir}: history.csv ({_count(n, "epoch")}){weights}.'
 
+# %% ../nbs/10_cli.ipynb #843f36d7
 @contextmanager
-def _one_interrupt(seconds=5):
+def _one_interrupt(report, seconds=5):
     "Let Ctrl-C through once, and ignore it while what was finished is written"
-    last = float('-inf')
     def handler(*_):
-        nonlocal last
-        if time.monotonic() - last < seconds: return
-        last = time.monotonic()
+        if report.interrupted and time.monotonic() - report.interrupted < seconds: return
+        report.interrupted = time.monotonic()
         raise KeyboardInterrupt
+    def unraisable(what):  # Python drops what is raised in a `__del__`; the report will raise it again
+        if what.exc_type is not KeyboardInterrupt: hook(what)
+    hook,sys.unraisablehook = sys.unraisablehook,unraisable
     try: before = signal.signal(signal.SIGINT, handler)
     except ValueError: before = None  # only the main thread may
     try: yield
     finally:
+        sys.unraisablehook = hook
         if before is not None: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/10_cli.ipynb #6ecbaadf
+# %% ../nbs/10_cli.ipynb #8d644c70
 @contextmanager
 def _reported():
     "Show progress, and when training ends early say where what was finished is"
     report = _Report()
     try:
-        with _one_interrupt(): yield report
+        with _one_interrupt(report): yield report
     except KeyboardInterrupt: raise CommandError(f'Stopped. {_kept(_run_dir(report))}', 130) from None
     except Exception as e:
         if not _run_dir(report): raise
@@ -623,7 +631,7 @@ def _pictures(paths)->Iterator[Path]: # files
 
 def _shown(path): return text if (text := str(path)).isprintable() else repr(text)
 
-# %% ../nbs/10_cli.ipynb #30aa1fdf
+# %% ../nbs/10_cli.ipynb #b7386505
 def _print_prediction(path, prediction, top, as_json):
     likeliest = prediction.top(top)
     if as_json: print(json.dumps(dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))), flush=True)
@@ -649,5 +657,5 @@ def predict_command(
     for path,said in load_classifier(classifier, device).iter_predictions(_pictures(paths)):
         if isinstance(said, Prediction): read += 1; _print_prediction(path, said, top, as_json)
         else: failed += 1; print(f'{said}', file=sys.stderr)
-    print(f'{read:,} image{"s"*(read != 1)} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
+    print(f'{_count(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
     if failed or not read: raise typer.Exit(1)

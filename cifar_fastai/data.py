@@ -228,7 +228,7 @@ def unpack_archive(
 )->Path: # `folder`
     "Unpack an archive's files and folders; a damaged or unsafe archive raises a `ValueError` before anything is written"
     total, folder = _check_members(file), Path(folder)
-    for name, kind, opener in tqdm(_members(file), 'Unpacking', total, leave=False, disable=quiet):
+    for name, kind, opener in tqdm(_members(file), 'Unpacking', total, leave=False, disable=quiet or None):
         to = folder/name
         (to if kind == 'folder' else to.parent).mkdir(parents=True, exist_ok=True)
         if kind == 'file':
@@ -260,7 +260,7 @@ def _write_images(batches, classes, folder, quiet):
     for c in classes: (folder/c).mkdir(parents=True, exist_ok=True)
     def write(i): Image.fromarray(pixels[i]).save(folder/labels[i]/f'{i}_{labels[i]}.png')
     with ThreadPoolExecutor() as pool:
-        for _ in tqdm(pool.map(write, range(len(labels))), f'Writing {folder.name}', len(labels), leave=False, disable=quiet): pass
+        for _ in tqdm(pool.map(write, range(len(labels))), f'Writing {folder.name}', len(labels), leave=False, disable=quiet or None): pass
 
 def convert_batches(
     folder:str|Path, # holds data_batch_1..., test_batch and batches.meta

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -311,6 +312,17 @@ def test_ctrl_c(recipe, practice):
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
+
+def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
+    "As when the processes of an epoch are cleared away: what is raised in a `__del__` is lost"
+    class Drops:
+        def __del__(self): os.kill(os.getpid(), signal.SIGINT); time.sleep(.1)
+    say = cli._Report.say
+    def at_first_epoch(self, text): say(self, text); ' 1/2 ' in text and Drops()
+    monkeypatch.setattr(cli._Report, 'say', at_first_epoch)
+    result = train(recipe, practice, '--out', 'run')
+    assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 def test_ctrl_c_before_training(monkeypatch):
     def stop(recipes): raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
+overfitting = tiny.change(model='ladder_0', augment='none')  # 180 images by heart in a few epochs
 
 class At(Callback):
     "Do something at the beginning of batch `batch` of epoch `epoch`"
@@ -59,7 +60,7 @@ def test_run_folder(go):
     assert list(h.columns) == ['stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds']
     assert list(h.epoch) == [1, 2] and h.seconds.is_monotonic_increasing
     assert (run['status'], run['seed'], run['epochs'], run['device']) == ('finished', 7, 2, 'cpu')
-    assert run['command'] and run['versions']['torch'] == torch.__version__ and run['hardware']['cpu'] and run['hardware']['cores'] >= 1
+    assert run['command'] and run['versions']['torch'] == torch.__version__.split('+')[0] and run['hardware']['cpu'] and run['hardware']['cores'] >= 1
     assert run['data']['n_train'] + run['data']['n_valid'] == 200 and run['data']['classes'] == list(learn.dls.vocab)
     assert metrics['valid']['accuracy'] == pytest.approx(h.accuracy.iloc[-1], abs=1e-6)
     assert metrics['valid']['n'] == run['data']['n_valid']
@@ -88,22 +89,22 @@ def test_training_needs_no_test_images(practice, tmp_path):
 # Stages do what they say
 
 def test_early_stopping_brings_the_best_weights_back(go):
-    learn = go(tiny.change(stages=Stage(epochs=12, lr=.3, schedule='constant', early_stopping=2)))
+    learn = go(overfitting.change(stages=Stage(epochs=40, lr=3e-3, schedule='constant', early_stopping=2)))
     h,metrics = history(learn),read(learn.run_dir, 'metrics.json')
-    assert len(h) < 12 and len(h) - h.valid_loss.idxmin() - 1 == 2
+    assert len(h) < 40 and len(h) - h.valid_loss.idxmin() - 1 == 2
     assert metrics['valid']['loss'] == pytest.approx(h.valid_loss.min(), abs=1e-4)
     assert not list(learn.run_dir.glob('*.pth'))
 
 def test_plateau_cuts_the_rate(go):
-    stage = Stage(epochs=6, lr=2., schedule='reduce_on_plateau', plateau_patience=1, plateau_factor=.1, min_lr=.05)
-    h = history(go(tiny.change(stages=stage)))
-    assert set(h.lr.round(4)) <= {2., .2, .05} and h.lr.min() < 2
+    stage = Stage(epochs=20, lr=3e-3, schedule='reduce_on_plateau', plateau_patience=1, plateau_factor=.1, min_lr=1e-4)
+    h = history(go(overfitting.change(stages=stage)))
+    assert set(h.lr) <= {3e-3, 3e-4, 1e-4} and h.lr.min() < 3e-3
 
 def test_one_cycle_uses_what_the_stage_says(practice):
     learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=2, lr=.1, div=10, div_final=100, pct_start=.5, moms=(.9, .8, .9)))
-    lrs = learn.recorder.hps['lr'] if hasattr(learn.recorder, 'hps') else []
-    assert max(lrs) == pytest.approx(.1, rel=.05) and lrs[0] == pytest.approx(.01, rel=.3) and lrs[-1] < .01
+    lrs = learn.recorder.hps['lr']
+    assert max(lrs) == pytest.approx(.1, rel=.05) and lrs[0] == pytest.approx(.01, rel=.3) and lrs[-1] < .02
 
 def test_label_smoothing_reaches_the_loss(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
