@@ -150,16 +150,16 @@ def list_recipes(
     "The names that `get_recipe` takes"
     return _recipes.names(pattern)
 
-# %% ../nbs/03_recipes.ipynb #b33ae7e4
+# %% ../nbs/03_recipes.ipynb #4c41c568
 register_recipe(Recipe(
     name='small_cnn', model='small_cnn', description='our default: the most accuracy in a quarter of an hour on two cores',
-    stages=Stage(epochs=8, lr=.15, div=5., moms=(.9, .9, .9)),
+    stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
-# %% ../nbs/03_recipes.ipynb #40058d0f
+# %% ../nbs/03_recipes.ipynb #5b3c71b4
 register_recipe(Recipe(
-    name='small_cnn_long', model='small_cnn', description='the same network, with half as many epochs again',
-    stages=Stage(epochs=12, lr=.15, div=5., moms=(.9, .9, .9)),
+    name='small_cnn_long', model='small_cnn', description='the same network, with twice as many epochs',
+    stages=Stage(epochs=18, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/03_recipes.ipynb #036c0726
