@@ -26,7 +26,7 @@ def main(*folders):
     for new in map(row, map(Path, folders)):
         if not any(r['started'] == new['started'] and r['recipe'] == new['recipe'] for r in rows): rows.append(new)
     with results.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(rows[0]))
+        writer = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
 

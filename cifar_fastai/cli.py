@@ -293,12 +293,11 @@ def _print_recipe(recipe):
         print(f'\nstage {i} of {len(stages)}')
         _print_facts(**{f'  {k}': v for k, v in vars(stage).items()})
 
-# %% ../nbs/10_cli.ipynb #f3593024
+# %% ../nbs/10_cli.ipynb #ff0a38e6
 def _read_recipe(path):
     "The recipe in a JSON file, or a clear error"
     from cifar_fastai.recipes import Recipe
-    text = path.read_text(encoding='utf-8')
-    try: return Recipe.from_json(text)
+    try: return Recipe.from_json(path.read_text(encoding='utf-8'))
     except (TypeError, KeyError, AttributeError, ValueError) as e:
         why = f'it has no {e}' if isinstance(e, KeyError) else _one_line(e)
         raise CommandError(f'{path} holds no recipe: {why}. `cifar-fastai recipes small_cnn --json` prints one.', 2) from e

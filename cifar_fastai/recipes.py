@@ -152,7 +152,7 @@ def list_recipes(
 
 # %% ../nbs/03_recipes.ipynb #4c41c568
 register_recipe(Recipe(
-    name='small_cnn', model='small_cnn', description='our default: the most accuracy in a quarter of an hour on two cores',
+    name='small_cnn', model='small_cnn', description='our default: about a quarter of an hour on two cores',
     stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 

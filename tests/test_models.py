@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_fastai.models import conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
+from cifar_fastai.models import PatchWhitening, conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
 from cifar_fastai.registry import UnknownNameError
 
 # trainable, BatchNorm statistics; together the "Total params" that Keras printed
@@ -38,8 +38,9 @@ def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     model = create_model(name)
     nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert sum(p.grad.abs().sum() > 0 for p in model.parameters()) > .8 * len(list(model.parameters()))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+    assert sum(p.grad.abs().sum() > 0 for p in trained) > .8 * len(trained)
 
 @pytest.mark.parametrize('name', list_models())
 def test_memory_format_does_not_change_answers(name):
@@ -97,3 +98,19 @@ def test_table_lists_every_model():
 
 def test_blocks_halve_once_each():
     assert conv_blocks(3, (4, 5, 6))(torch.zeros(1, 3, 16, 16)).shape == (1, 6, 2, 2)
+
+def test_whitening_is_fixed_and_remembered():
+    "Training leaves the filters alone, `fit` sets them, and they travel with the weights"
+    torch.manual_seed(0)
+    model,x = create_model('small_cnn'),torch.randn(64, 3, 32, 32).cumsum(2).cumsum(3) / 32
+    stem = next(m for m in model.modules() if isinstance(m, PatchWhitening))
+    assert count_parameters(model).frozen == stem.filters.numel() == 24*3*2*2
+    before = stem.filters.clone()
+    stem.fit(x)
+    assert not torch.allclose(before, stem.filters) and torch.equal(stem.filters[12:], -stem.filters[:12])
+    out = nn.functional.conv2d(x, stem.filters[:12]).transpose(0, 1).flatten(1)
+    covariance = out @ out.T / out.shape[1]
+    assert (covariance - covariance.diagonal().diag()).abs().max() < .02 and covariance.diagonal().max() <= 1.001
+    other = create_model('small_cnn')
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.body.stem.filters, stem.filters)

@@ -211,3 +211,13 @@ def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     with pytest.raises(ValueError, match='was trained on the classes'): load_run(folder, source=other, num_workers=0)
     (folder/'recipe.json').write_text('{"name": ')
     with pytest.raises(ValueError, match='recipe.json is damaged'): load_run(folder, num_workers=0)
+
+def test_whitening_stem_is_fitted_to_the_training_images(practice):
+    dls = cifar10_dataloaders(practice, bs=32)
+    a,b = create_learner('small_cnn', dls),create_learner('small_cnn', dls)
+    assert torch.equal(a.model.body.stem.filters, b.model.body.stem.filters)  # computed, not drawn
+    items = dls.train.items
+    x = dls.test_dl(items, bs=len(items)).one_batch()[0].as_subclass(torch.Tensor)
+    out = torch.nn.functional.conv2d(x, a.model.body.stem.filters[:12]).transpose(0, 1).flatten(1)
+    covariance = out @ out.T / out.shape[1]
+    assert (covariance - covariance.diagonal().diag()).abs().max() < .01 and .9 < covariance.diagonal().max() < 1.001
