@@ -357,21 +357,21 @@ class _Bar:
         steps = epochs_left*self.per_epoch - self.progress.tasks[0].completed
         return _duration(steps*(time.perf_counter() - self.start)/self.steps)
 
-# %% ../nbs/10_cli.ipynb #e5e5d0ee
+# %% ../nbs/10_cli.ipynb #fc7fde51
 class _Report:
     "Says what will be done, how far it is, and what came of each epoch; its methods are named for fastai's events"
     def __init__(self):
         self.learn,self.bar,self.console,self.interrupted = None,None,_console(),None
         self.stage,self.epoch,self.training = 0,0,False
 
-    def after_create(self, learn):
-        "Take the place of fastai's own progress"
+    def after_create(self, learn): # takes the place of fastai's own progress
         self.learn,learn.logger = learn,lambda row: None
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
 
     def before_train(self, learn):
         if not self.bar: self.begin(learn)
-        if learn.epoch == 0: self.begin_stage(learn)
+        self.stage += learn.epoch == 0
+        if learn.epoch == 0 and self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
         self.epoch,self.training,self.epoch_start = self.epoch + 1,True,time.perf_counter()
         self.bar.begin_epoch(self.epoch)
 
@@ -379,10 +379,6 @@ class _Report:
         for line in _plan(learn): self.say(line)
         self.say(f'\n{"epoch":>7}  {"train loss":>10}  {"valid loss":>10}  {"accuracy":>8}  {"time":>7}')
         self.bar = _Bar(self.console, len(learn.dls.train) + len(learn.dls.valid), learn.recipe.epochs)
-
-    def begin_stage(self, learn):
-        self.stage += 1
-        if self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
 
     def after_batch(self, learn):
         if self.interrupted: raise KeyboardInterrupt
@@ -400,9 +396,7 @@ class _Report:
         try: self.console.print(text, soft_wrap=True)
         except (OSError, SystemExit): pass
 
-    def stop(self):
-        "Take the bar away"
-        if self.bar: self.bar.progress.stop()
+    def stop(self): self.bar and self.bar.progress.stop()
 
 # %% ../nbs/10_cli.ipynb #2c4504de
 def _plan(learn):
