@@ -244,18 +244,19 @@ def _save_weights(model, path):
 @contextmanager
 def _recorded(learn, run):
     "Keep the run folder true while the body trains; however it ends, what there is stays"
-    folder,start = learn.run_dir,time.perf_counter()
+    folder,start,saving = learn.run_dir,time.perf_counter(),False
     (folder/'recipe.json').write_text(learn.recipe.to_json() + '\n', encoding='utf-8')
     _write_json(folder/'run.json', run)
     writer = HistoryWriter(folder/'history.csv')
     end = lambda status,**kw: _write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, seconds=round(time.perf_counter() - start, 1), **kw))
     try:
         with learn.added_cbs(writer): yield
+        saving = True
         _save_weights(learn.model, folder/'model.safetensors')
         _write_json(folder/'metrics.json', dict(valid=_validate(learn)))
         end('finished')
     except BaseException as e:
-        if not (folder/'model.safetensors').exists() and not isinstance(e, OSError): _save_weights(learn.model, folder/'model.safetensors')
+        if not saving: _save_weights(learn.model, folder/'model.safetensors')
         end('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', error=f'{type(e).__name__}: {e}')
         raise
 

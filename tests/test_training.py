@@ -221,3 +221,11 @@ def test_whitening_stem_is_fitted_to_the_training_images(practice):
     out = torch.nn.functional.conv2d(x, a.model.body.stem.filters[:12]).transpose(0, 1).flatten(1)
     covariance = out @ out.T / out.shape[1]
     assert (covariance - covariance.diagonal().diag()).abs().max() < .01 and .9 < covariance.diagonal().max() < 1.001
+
+def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
+    def fill_disk(learn):
+        def fail(row): raise OSError(errno.ENOSPC, 'No space left on device')
+        learn.history_writer._append = fail
+    with pytest.raises(OSError, match='No space left'): go(cbs=[At(fill_disk, 1)])
+    assert load_file(tmp_path/'run'/'model.safetensors')
+    assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
