@@ -198,8 +198,8 @@ def _print_facts(**facts):
     width = max(map(len, facts))
     for name, value in facts.items(): print(f'{name:<{width}}  {value}')
 
-# %% ../nbs/10_cli.ipynb #5201c3d3
-augmentations = ('none', 'flip_crop', 'flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'aug_transforms')
+# %% ../nbs/10_cli.ipynb #55e5c34a
+augmentations = ('none', 'flip_crop', 'flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop')
 _device_help = "'cpu', 'cuda', 'cuda:1'. Default: the best there is."
 _workers_help = 'Processes that read images. Default: one a core, at most 8.'
 _source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<class>/, or an archive of one."
@@ -279,21 +279,27 @@ def recipes_command(
     elif name in names: _print_recipe(get_recipe(name))
     else: _print_recipes(map(get_recipe, names))
 
-# %% ../nbs/10_cli.ipynb #f57fe608
+# %% ../nbs/10_cli.ipynb #98828b30
 def _print_recipes(recipes):
     _print_table(['recipe', 'model', 'epochs', 'image size', 'augmentation', 'description'],
                  [[r.name, r.model, r.epochs, r.image_size, r.augment, r.description] for r in recipes])
 
 def _print_recipe(recipe):
-    "Every choice, the stages last"
-    choices = dict(vars(recipe))
+    "Every choice but those nobody made, the stages last"
+    choices = _choices(recipe)
     stages = choices.pop('stages')
     _print_facts(**choices)
     for i, stage in enumerate(stages, 1):
         print(f'\nstage {i} of {len(stages)}')
-        _print_facts(**{f'  {k}': v for k, v in vars(stage).items()})
+        _print_facts(**{f'  {k}': v for k, v in _choices(stage).items()})
 
-# %% ../nbs/10_cli.ipynb #ff0a38e6
+def _choices(x):
+    "The fields of a recipe, stage or head that differ from their defaults, or have none"
+    from dataclasses import fields
+    shown = {f.name: getattr(x, f.name) for f in fields(x) if getattr(x, f.name) != f.default}
+    return {k: ', '.join(f'{a} {b}' for a,b in v) if k == 'class_weights' else ', '.join(v) if k == 'groups' else v for k,v in shown.items()}
+
+# %% ../nbs/10_cli.ipynb #9a3b4aa0
 def _read_recipe(path):
     "The recipe in a JSON file, or a clear error"
     from cifar_fastai.recipes import Recipe
@@ -306,9 +312,11 @@ def _find_recipe(name, changes):
     "The recipe that `name` stands for, changed as asked"
     from cifar_fastai.recipes import get_recipe
     recipe = _read_recipe(Path(name)) if name.endswith('.json') else get_recipe(name)
-    if len(recipe.stages) > 1 and (unclear := {'epochs', 'lr'} & changes.keys()):
-        raise CommandError(f'{name} has {len(recipe.stages)} stages, so --{min(unclear)} is not clear. Change a copy: '
-                           f'`cifar-fastai recipes {recipe.name} --json > my.json`, then `--recipe my.json`.', 2)
+    if len(recipe.stages) > 1:
+        if 'epochs' in changes: recipe = recipe.shorten(changes.pop('epochs'))
+        if 'lr' in changes:
+            raise CommandError(f'{name} has {len(recipe.stages)} stages, so --lr is not clear. Change a copy: '
+                               f'`cifar-fastai recipes {name} --json > my.json`, then `--recipe my.json`.', 2)
     return recipe.change(**changes)
 
 # %% ../nbs/10_cli.ipynb #6894aaf8
@@ -398,7 +406,7 @@ class _Report:
 
     def stop(self): self.bar and self.bar.progress.stop()
 
-# %% ../nbs/10_cli.ipynb #2c4504de
+# %% ../nbs/10_cli.ipynb #3d39d60a
 def _plan(learn):
     "What will be done, in lines"
     run,recipe = json.loads((learn.run_dir/'run.json').read_text()),learn.recipe
@@ -406,6 +414,7 @@ def _plan(learn):
     n = {split: f'{data[f"n_{split}"]:,} {split}' for split in ('train', 'valid', 'test')}
     yield f'recipe   {recipe.name}: {_count(recipe.epochs, "epoch")}, batches of {recipe.bs}, augmentation {recipe.augment}, seed {run["seed"]}'
     yield f'network  {recipe.model}: {sum(run["parameters"].values()):,} parameters'
+    if recipe.weights: yield f'weights  {recipe.weights}: ' + ', '.join(run['weights'].splitlines())
     yield f'data     {data["variant"]}: {n["train"]}, {n["valid"]} and {n["test"]} images of {len(data["classes"])} classes'
     yield f'device   {run["device"]}: {machine["gpu"] if "cuda" in run["device"] else machine["cpu"]}, {machine["threads"]} threads'
     yield f'run      {learn.run_dir}'
@@ -496,11 +505,11 @@ def _keep_pictures(result, run_dir):
     _keep_picture(run_dir/'confusion_matrix.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
     if (run_dir/'history.csv').exists(): _keep_picture(run_dir/'history.png', lambda axes: plot_history(run_dir, axes), (9, 3.4), 2)
 
-# %% ../nbs/10_cli.ipynb #7de2a203
+# %% ../nbs/10_cli.ipynb #d9807c0b
 def _accuracy_line(result):
     low,high = result.accuracy_interval()
     return (f'{result.split:<5} accuracy {result.accuracy:.2%} on {len(result):,} images '
-            f'(95% interval {low:.1%} to {high:.1%}), loss {result.loss:.4f}')
+            f'(95% interval {low:.1%} to {high:.1%}), loss {result.loss:.4f}' + (f', tta {result.tta}' if result.tta else ''))
 
 def _print_evaluation(result):
     "Precision, recall and F1 of each class, and what is taken for what"
@@ -533,22 +542,25 @@ def _print_next(learn, note):
     print(f'\nThe run folder is {learn.run_dir}. To go on:')
     print(f'  cifar-fastai evaluate {run}{split}\n  cifar-fastai predict {run} PICTURE...')
 
-# %% ../nbs/10_cli.ipynb #bfc9fa71
+# %% ../nbs/10_cli.ipynb #11520d46
 @app.command('train', short_help='Train a network as a recipe says, and write a run folder.', epilog=_examples(
     'cifar-fastai train                                   # small_cnn on the best data there is',
     'cifar-fastai train --recipe wide_cnn --seed 1        # another recipe, another seed',
     'cifar-fastai train --epochs 2 --limit 5000           # a quick try',
     'cifar-fastai train --data my_photos --out runs/mine  # images and a run folder of yours',
+    'cifar-fastai train --recipe resnet34_finetuned --image-size 96',
     'cifar-fastai train --recipe my.json                  # see `cifar-fastai recipes --help`'))
 def train_command(
     recipe:Annotated[str, typer.Option(metavar='NAME|FILE', help='One of `cifar-fastai recipes`, or a JSON file.')]='small_cnn',
     seed:Annotated[int, typer.Option(metavar='N', min=0, max=2**32 - 1, help='Of the split, the weights, the order and the augmentation.')]=0,
     data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: the best there is.')]=None,
     out:Annotated[Path|None, typer.Option(metavar='FOLDER', help='Run folder, new or empty. Default: a new one in runs/.')]=None,
-    epochs:Annotated[int|None, typer.Option(metavar='N', min=1, help='Instead of those of the recipe.')]=None,
+    epochs:Annotated[int|None, typer.Option(metavar='N', min=1, help='Instead of those of the recipe; the most in each stage, if it has several.')]=None,
     lr:Annotated[float|None, typer.Option(metavar='X', help='Learning rate, the highest one under one-cycle.')]=None,
     bs:Annotated[int|None, typer.Option(metavar='N', min=1, help='Images in a batch.')]=None,
     augment:Annotated[str|None, typer.Option(metavar='NAME', help='Augmentation: ' + ', '.join(augmentations) + '.')]=None,
+    weights:Annotated[str|None, typer.Option(metavar='NAME|FILE|RUN', help="What to begin with: 'DEFAULT' or a name of published weights, a file (.pth, .safetensors), or a run folder.")]=None,
+    image_size:Annotated[int|None, typer.Option(metavar='N', min=1, help='Side in pixels that images are brought to.')]=None,
     limit:Annotated[int|None, typer.Option(metavar='N', min=1, help='Train on so many images only.')]=None,
     workers:Annotated[int|None, typer.Option(metavar='N', min=0, help=_workers_help)]=None,
     device:Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]=None,
@@ -558,14 +570,14 @@ def train_command(
     """Train a network as a recipe says, and write a run folder.
 
     Ctrl-C loses nothing: the history up to the last whole epoch and the weights stay in the run folder."""
-    changes = {k: v for k,v in dict(epochs=epochs, lr=lr, bs=bs, augment=augment).items() if v is not None}
-    chosen = _find_recipe(recipe, changes)
+    changes = {k: v for k,v in dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size).items() if v is not None}
+    chosen = _find_recipe(recipe, dict(changes))
     with _loading(): from cifar_fastai.training import train
     _check_device(device)
     with _reported() as report:
         learn = train(chosen, seed, data, out, limit, workers, device, cbs=[_callback(report)])
         report.stop()
-        _finish(learn, test, [f'--{k}' for k in (*changes, *['limit']*(limit is not None))])
+        _finish(learn, test, [f'--{k.replace("_", "-")}' for k in (*changes, *['limit']*(limit is not None))])
 
 # %% ../nbs/10_cli.ipynb #1126bc79
 class Split(str, Enum):
@@ -581,7 +593,7 @@ def _print_confusion(result, width=100):
     print()
     _print_table(['actual \\ predicted', *heads], [[c, *row] for c,row in zip(vocab, counts)])
 
-# %% ../nbs/10_cli.ipynb #7095155a
+# %% ../nbs/10_cli.ipynb #a72c1f3f
 @app.command('evaluate', short_help='Show what a trained network gets right, and what it confuses.', epilog=_examples(
     'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test images',
     'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # while you still choose',
@@ -589,6 +601,7 @@ def _print_confusion(result, width=100):
 def evaluate_command(
     run:Annotated[Path, typer.Argument(metavar='RUN', help='A run folder, as `train` writes it.')],
     split:Annotated[Split, typer.Option(metavar='NAME', help='test, valid or train.')]=Split.test,
+    tta:Annotated[str, typer.Option(metavar='NAME', help='Test-time augmentation: flip, flip_shift or fastai; each image is looked at in several ways, and the answers are averaged.')]='',
     data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: that of the run.')]=None,
     workers:Annotated[int|None, typer.Option(metavar='N', min=0, help=_workers_help)]=None,
     device:Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]=None,
@@ -600,7 +613,7 @@ def evaluate_command(
         from cifar_fastai.evaluation import evaluate
         from cifar_fastai.training import load_run
     _check_device(device)
-    result = evaluate(load_run(run, data, workers, device), split.value)
+    result = evaluate(load_run(run, data, workers, device), split.value, tta=tta)
     print(_accuracy_line(result) + '\n')
     _print_evaluation(result)
     _print_confusion(result)
@@ -610,7 +623,8 @@ def evaluate_command(
 def _figures_name(result, run):
     "The split's name; figures from other data must not replace those of the run's"
     trained_on = json.loads((run/'run.json').read_text(encoding='utf-8'))['data']['variant']
-    return result.split if result.variant == trained_on else f'{result.split} on {result.variant}'
+    name = f'{result.split} {result.tta}' if result.tta else result.split
+    return name if result.variant == trained_on else f'{name} on {result.variant}'
 
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths)->Iterator[Path]: # files

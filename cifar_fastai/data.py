@@ -6,14 +6,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
 # %% auto #0
 __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path', 'class_of', 'count_classes', 'train_files',
-           'test_files', 'check_layout', 'DataInfo', 'describe_data', 'unpack_archive', 'convert_batches', 'make_whole',
-           'Archive', 'check_archive', 'download_cifar10', 'cache_folder', 'find_root', 'find_data',
-           'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter', 'FlipCrop', 'Cutout', 'shift_mat',
-           'TrainingAffine', 'affine_augmentation', 'list_augmentations', 'augmentation', 'channel_stats',
-           'ColourImage', 'GreyImage', 'FixedSize', 'ResizeBatch', 'cifar10_datablock', 'MemoryDL', 'default_workers',
-           'cifar10_dataloaders', 'test_dataloader']
+           'test_folder', 'test_files', 'check_layout', 'DataInfo', 'describe_data', 'unpack_archive',
+           'sort_tiny_imagenet', 'convert_batches', 'make_whole', 'Archive', 'check_archive', 'download_cifar10',
+           'cache_folder', 'find_root', 'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter',
+           'FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation',
+           'list_augmentations', 'augmentation', 'channel_stats', 'ColourImage', 'GreyImage', 'FixedSize',
+           'ResizeBatch', 'cifar10_datablock', 'MemoryDL', 'default_workers', 'cifar10_dataloaders', 'random_tfms',
+           'augment_loader', 'set_augmentation', 'test_dataloader']
 
-# %% ../nbs/01_data.ipynb #30c744aa
+# %% ../nbs/01_data.ipynb #73154cb7
 import errno
 import gzip
 import hashlib
@@ -22,6 +23,7 @@ import lzma
 import operator
 import os
 import pickle
+import re
 import shutil
 import stat
 import sys
@@ -34,6 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
@@ -43,8 +46,8 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_files, image_extensions
-from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandTransform, Rotate, Zoom, affine_mat, aug_transforms,
-                                   setup_aug_tfms)
+from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandomResizedCropGPU, RandTransform, Rotate, Zoom, affine_mat,
+                                   aug_transforms, setup_aug_tfms)
 from fastai.vision.core import PILImage, PILImageBW, TensorImage, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
@@ -61,13 +64,15 @@ from tqdm import tqdm
 from .registry import Registry
 from .synthetic import cifar10_classes, make_synthetic
 
-# %% ../nbs/01_data.ipynb #218f5c8e
+# %% ../nbs/01_data.ipynb #330a1481
+_test_names = ('test', 'val', 'valid')  # the first that is there serves
+
 def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
-)->tuple[str, str, str]: # 'train', 'test' or '' for neither; the class; the file's path below the class folder
+)->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the file's path below the class folder
     "Take a file's path apart; without a `train` or `test` folder the class is the parent folder's name"
     parts = PurePath(file).parts
-    at = max((i for i, p in enumerate(parts[:-2]) if p in ('train', 'test')), default=None)
+    at = max((i for i, p in enumerate(parts[:-2]) if p in ('train', *_test_names)), default=None)
     if at is None: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
     return parts[at], parts[at+1], '/'.join(parts[at+2:])
 
@@ -84,50 +89,64 @@ def count_classes(
     "How many files each class has"
     return dict(sorted(Counter(map(class_of, files)).items()))
 
-# %% ../nbs/01_data.ipynb #e733b156
+# %% ../nbs/01_data.ipynb #6332d29f
 _image_endings = image_extensions | {'.webp', '.jfif'}  # which Python's table of types lacks before 3.13
 
 def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
-def _image_files(path, split):
-    files = [f for c in _class_folders(path/split) for f in get_files(path/split/c, extensions=_image_endings)]
+def _image_files(folder):
+    files = [f for c in _class_folders(folder) for f in get_files(folder/c, extensions=_image_endings)]
     return sorted(files, key=lambda f: f.as_posix())
 
 def train_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
     "All the training images, those that validation will be cut from included"
-    return _image_files(Path(path), 'train')
+    return _image_files(Path(path)/'train')
+
+def test_folder(
+    path:str|Path, # a data set
+)->Path|None: # `test`, else `val`, else `valid`; None if there is none of them
+    "The folder that holds the test images"
+    return next((f for f in (Path(path)/name for name in _test_names) if f.is_dir()), None)
 
 def test_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
     "All the test images"
-    if not (Path(path)/'test').is_dir():
-        raise FileNotFoundError(f'{path} has no test folder, so there is nothing to test on. Training needs none: '
+    if (folder := test_folder(path)) is None:
+        raise FileNotFoundError(f'{path} has no test folder (nor val, nor valid), so there is nothing to test on. Training needs none: '
                                 "its validation images are cut from train/ (evaluate with split='valid').")
-    return _image_files(Path(path), 'test')
+    return _image_files(folder)
 
-# %% ../nbs/01_data.ipynb #c5687376
-def _no_images(path, split):
-    return [c for c in _class_folders(path/split) if not any(get_files(path/split/c, extensions=_image_endings))]
+# %% ../nbs/01_data.ipynb #87b8e34a
+def _no_images(folder):
+    return [c for c in _class_folders(folder) if not any(get_files(folder/c, extensions=_image_endings))]
+
+def _difference(train, test):
+    "What to say of the class folders that only one of two folders has"
+    only = {f.name: sorted(set(_class_folders(f)) - set(_class_folders(other))) for f, other in ((train, test), (test, train))}
+    return '; '.join(f'{", ".join(more)} only in {name}' for name, more in only.items() if more)
 
 def _layout_error(path):
     wanted = 'A data set holds train/<class>/ and test/<class>/ with images in them.'
     if not path.exists(): return FileNotFoundError(f'No such path: {path}')
     if not path.is_dir(): return ValueError(f'{path} is not a folder. {wanted}')
     if not any(path.iterdir()): return FileNotFoundError(f'{path} is empty. {wanted}')
-    if not (path/'train').is_dir(): return FileNotFoundError(f'{path} has no train folder. {wanted}')
-    splits = ['train', 'test'] if (path/'test').is_dir() else ['train']
-    train, test = (set(_class_folders(path/s)) for s in (splits[0], splits[-1]))
-    if not train: return ValueError(f'{path}/train has no class folders. {wanted}')
-    if train != test:
-        differ = [f'{", ".join(sorted(more))} {where}' for more, where in ((train - test, 'only in train'), (test - train, 'only in test')) if more]
-        return ValueError(f'{path}: train and test have different class folders: {"; ".join(differ)}. Make them alike.')
-    for split in splits:
-        if empty := _no_images(path, split):
-            return ValueError(f'{path}/{split}: no images in {", ".join(empty)}. Add some, or remove the class from train and test.')
+    train, test = path/'train', test_folder(path)
+    if not train.is_dir(): return FileNotFoundError(f'{path} has no train folder. {wanted}')
+    if not _class_folders(train): return ValueError(f'{path}/train has no class folders. {wanted}')
+    if _has_annotations(path):
+        return ValueError(f'{path} holds the classes of its validation images in a text file, as the authors of Tiny ImageNet pack it. '
+                          'Put them into class folders with sort_tiny_imagenet(folder), or name the .zip, which is sorted as it is unpacked.')
+    if test and (differ := _difference(train, test)):
+        return ValueError(f'{path}: train and {test.name} have different class folders: {differ}. Make them alike.')
+    for folder in (train, test) if test else (train,):
+        if empty := _no_images(folder):
+            return ValueError(f'{folder}: no images in {", ".join(empty)}. Add some, or remove the class from train and test.')
+
+def _has_annotations(path): return (path/'val'/'val_annotations.txt').is_file() and (path/'val'/'images').is_dir()
 
 def check_layout(
     path:str|Path,
@@ -136,7 +155,7 @@ def check_layout(
     if error := _layout_error(Path(path)): raise error
     return Path(path)
 
-# %% ../nbs/01_data.ipynb #49584a6c
+# %% ../nbs/01_data.ipynb #4eae7812
 @dataclass(frozen=True)
 class DataInfo:
     "What a data set holds"
@@ -147,6 +166,7 @@ class DataInfo:
     n_test: int # 0 without a test folder
     size: tuple[int, int]|None # height and width in pixels; None if images differ
     unreadable: tuple[Path, ...] = () # image files that cannot be decoded, among those that were looked at
+    test_folder: str = 'test' # name of the folder with the test images: 'test', 'val' or 'valid'; '' if there is none
 
 def _image_size(file):
     try:
@@ -174,14 +194,15 @@ def describe_data(
 )->DataInfo:
     "Check a data set's layout and tell what it holds"
     path = check_layout(path)
-    train, test = train_files(path), test_files(path) if (path/'test').is_dir() else []
+    folder = test_folder(path)
+    train, test = train_files(path), test_files(path) if folder else []
     sample = (train + test)[::max(1, (len(train) + len(test))//100)]
     sizes = {f: _image_size(f) for f in sample}
     unreadable = _undecodable(train + test) if verify else [f for f, s in sizes.items() if s is None]
     seen = set(sizes.values()) - {None}
     size = seen.pop() if len(seen) == 1 else None
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
-                    tuple(unreadable))
+                    tuple(unreadable), folder.name if folder else '')
 
 # %% ../nbs/01_data.ipynb #817bf7a7
 _damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
@@ -220,7 +241,7 @@ def _check_members(file):
     if not n: raise ValueError(f'{file} is an empty archive.')
     return n
 
-# %% ../nbs/01_data.ipynb #63cd5c8a
+# %% ../nbs/01_data.ipynb #b2bd075e
 def unpack_archive(
     file:str|Path, # a .tgz, .tar.gz, .tar or .zip
     folder:str|Path, # made if need be
@@ -233,6 +254,32 @@ def unpack_archive(
         (to if kind == 'folder' else to.parent).mkdir(parents=True, exist_ok=True)
         if kind == 'file':
             with opener() as src, to.open('wb') as dst: shutil.copyfileobj(src, dst)
+    return folder
+
+# %% ../nbs/01_data.ipynb #4cf74e5d
+def _annotations(folder):
+    "(file name, class) of each validation image; what would lead out of the folder is refused"
+    classes, file = set(_class_folders(folder/'train')), folder/'val'/'val_annotations.txt'
+    rows = [line.split('\t')[:2] for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    for row in rows:
+        if len(row) != 2 or row[1] not in classes or PureWindowsPath(row[0]).name != row[0]:
+            raise ValueError(f'{file}: {row} is no file name and class of train/.')
+    return rows
+
+def sort_tiny_imagenet(
+    folder:str|Path, # as its authors pack it: `train`, `val/images`, `val/val_annotations.txt` and `test/images`
+)->Path: # `folder`
+    "Move validation images into class folders, in place, and rename the unlabelled `test` to `unlabelled`"
+    folder = Path(folder)
+    images = folder/'val'/'images'
+    for name, label in _annotations(folder):
+        src, dst = images/name, folder/'val'/label/name
+        if dst.exists(): continue  # moved by a call that was interrupted
+        if not src.is_file(): raise FileNotFoundError(f'{folder}/val/val_annotations.txt names {name}, which is not in val/images.')
+        dst.parent.mkdir(exist_ok=True)
+        src.rename(dst)
+    if images.is_dir() and not any(images.iterdir()): images.rmdir()
+    if (folder/'test'/'images').is_dir(): (folder/'test').rename(folder/'unlabelled')
     return folder
 
 # %% ../nbs/01_data.ipynb #39552f22
@@ -253,7 +300,7 @@ def _check_batch(file, md5):
 
 def _read_batch(file, md5): return _ArrayUnpickler(io.BytesIO(_check_batch(file, md5)), encoding='latin1').load()
 
-# %% ../nbs/01_data.ipynb #ce37e7e7
+# %% ../nbs/01_data.ipynb #c10c9488
 def _write_images(batches, classes, folder, quiet):
     pixels = np.concatenate([b['data'] for b in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = [classes[i] for b in batches for i in b['labels']]
@@ -357,7 +404,7 @@ def check_archive(
     if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, published {archive.md5}')
     return Path(file)
 
-# %% ../nbs/01_data.ipynb #4ef6d04d
+# %% ../nbs/01_data.ipynb #d508bd32
 def _reason(e):
     if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
     return f'{type(e).__name__}: {e}' if isinstance(e, RequestException) else str(e)
@@ -372,7 +419,8 @@ def _fetch(url, file, quiet, tries=2):
 
 def _image_folders(folder, work, quiet):
     root = find_root(folder)
-    return convert_batches(root, work/'png', quiet=quiet) if _has_only_batches(root) else check_layout(root)
+    if _has_only_batches(root): return convert_batches(root, work/'png', quiet=quiet)
+    return check_layout(sort_tiny_imagenet(root) if _has_annotations(root) else root)
 
 def _download_one(archive, work, quiet):
     file = work/archive.url.rsplit('/', 1)[-1]
@@ -443,17 +491,55 @@ def _find_best(root, download, quiet):
              'nothing about CIFAR-10. ***')
         return make_synthetic(root/'synthetic')
 
-# %% ../nbs/01_data.ipynb #340bd5a7
+# %% ../nbs/01_data.ipynb #b37c0740
+def _holds_part(folder): return _is_root(folder) or test_folder(folder) is not None
+
+def _part_root(folder, file):
+    "The folder of an unpacked archive that holds train/, test/ or both, at most one level down"
+    roots = [f for f in (folder, *(folder/c for c in _class_folders(folder))) if _holds_part(f)]
+    if not roots: raise FileNotFoundError(f'{file} has no train folder, nor test, val or valid. Several archives together make one data set.')
+    return roots[0]
+
+def _merge(src, dst, file):
+    "Move what is in folder `src` to folder `dst`; an image that is there already is an error"
+    dst.mkdir(exist_ok=True)
+    for p in src.iterdir():
+        to = dst/p.name
+        if p.is_dir() and to.is_dir(): _merge(p, to, file)
+        elif not to.exists(): p.rename(to)
+        elif p.is_dir() or p.suffix.lower() in _image_endings:
+            raise ValueError(f'{file} holds {"/".join(to.parts[-3:])}, and so does an archive before it. Name each archive once, and only parts of one data set.')
+
+def _unpack_all(files, work, quiet):
+    "Unpack archives, each in a folder of its own, and put what they hold together"
+    if len(files) == 1: return unpack_archive(files[0], work/'unpacked', quiet)
+    for i, file in enumerate(files):
+        _merge(_part_root(unpack_archive(file, work/f'part{i}', quiet), file), work/'unpacked', file)
+    return work/'unpacked'
+
+# %% ../nbs/01_data.ipynb #361e690d
 def _short_name(file): return file.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar').removesuffix('.zip')
 
-def _open_archive(file, root, quiet):
-    target = root/f'{_short_name(file)}-{_hash(file, "sha256")[:12]}'
+def _common_name(names):
+    prefix = os.path.commonprefix(names)
+    return prefix if prefix in names else re.sub('[^-_. ]*$', '', prefix).rstrip('-_. ') or min(names)  # whole words of it
+
+def _cache_name(files):
+    "What the names have in common and a hash of all the contents, whatever the order"
+    hashes = sorted(_hash(f, 'sha256') for f in files)
+    digest = hashes[0] if len(files) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
+    return f'{_common_name([_short_name(f) for f in files])}-{digest[:12]}'
+
+def _open_archives(files, root, quiet):
+    for f in files:
+        if not f.is_file(): raise (ValueError(f'{f} is a folder: several sources must all be archives.') if f.exists() else
+                                   FileNotFoundError(f'No such path: {f}'))
     def make(work):
-        try: return _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
+        try: return _image_folders(_unpack_all(files, work, quiet), work, quiet)
         except (ValueError, FileNotFoundError) as e:
             kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-            raise kind(str(e).replace(str(work/'unpacked'), str(file))) from e
-    return make_whole(target, make, quiet)
+            raise kind(str(e).replace(str(work/'unpacked'), ' + '.join(map(str, files)))) from e
+    return make_whole(root/_cache_name(files), make, quiet)
 
 def _open_folder(folder, root, quiet):
     found = find_root(folder)
@@ -461,9 +547,18 @@ def _open_folder(folder, root, quiet):
     for name, md5 in cifar10_batches.items(): _check_batch(found/name, md5)
     return make_whole(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
 
-# %% ../nbs/01_data.ipynb #8e3653d2
+# %% ../nbs/01_data.ipynb #4ee9ffab
+def _paths(source):
+    "The paths that `source` names: itself, those of a list, or those that `os.pathsep` joins"
+    if not isinstance(source, (str, os.PathLike, list, tuple)):
+        raise TypeError(f'source={source!r}: use a path, a list of archives, or a name.')
+    if isinstance(source, str) and not Path(source).expanduser().exists():
+        parts = [p for p in source.split(os.pathsep) if p]
+        if any(Path(p).expanduser().exists() for p in parts): source = parts
+    return [Path(p).expanduser().absolute() for p in (source if isinstance(source, (list, tuple)) else [source])]
+
 def find_data(
-    source:str|Path|None=None, # 'cifar10', 'synthetic', a folder or an archive; None: the best there is, see above
+    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several of them; None: the best there is, see above
     *,
     root:str|Path|None=None, # where data sets are kept; None: `cache_folder()`
     download:bool=True, # whether CIFAR-10 may be fetched from the internet
@@ -475,8 +570,9 @@ def find_data(
     if source is None: return _find_best(root, download, quiet)
     if source == 'cifar10': return _find_cifar10(root, download, quiet)
     if source == 'synthetic': return make_synthetic(root/'synthetic')
-    path = Path(source).expanduser().absolute()
-    return (_open_archive if path.is_file() else _open_folder)(path, root, quiet)
+    paths = _paths(source)
+    if not paths: raise ValueError('source is an empty list: name at least one archive.')
+    return _open_folder(paths[0], root, quiet) if len(paths) == 1 and not paths[0].is_file() else _open_archives(paths, root, quiet)
 
 # %% ../nbs/01_data.ipynb #06e1bc94
 def _shares(sizes, total, leave):
@@ -529,12 +625,12 @@ class StratifiedSplitter:
 
     def __repr__(self): return f'{type(self).__name__}(valid={self.valid}, seed={self.seed})'
 
-# %% ../nbs/01_data.ipynb #84ba1f97
+# %% ../nbs/01_data.ipynb #cdaaca6f
 class FolderSplitter:
-    "Train on the training folder and validate on the test folder"
+    "Train on the training folder and validate on the test folder (`test`, or `val` where it serves as such)"
     def __call__(self, items:Sequence[str|PurePath])->tuple[list[int], list[int]]:
         "Split the files by their folder"
-        test = {i for i, f in enumerate(items) if split_path(f)[0] == 'test'}
+        test = {i for i, f in enumerate(items) if split_path(f)[0] in _test_names}
         return [i for i in range(len(items)) if i not in test], sorted(test)
 
 class LimitedSplitter:
@@ -589,7 +685,7 @@ class Cutout(RandTransform):
         rows, cols = inside(x.shape[2]), inside(x.shape[3])
         return x.masked_fill((rows[:, :, None] & cols[:, None, :])[:, None], 0)
 
-# %% ../nbs/01_data.ipynb #f26f8e26
+# %% ../nbs/01_data.ipynb #a1f05593
 def shift_mat(
     x:Tensor, # (N, C, H, W)
     max_shift:float=.1, # share of the image's side
@@ -604,9 +700,24 @@ class TrainingAffine(AffineCoordTfm):
     def __call__(self, b, split_idx=None, **kwargs):
         return super().__call__(b, split_idx=split_idx, **kwargs) if split_idx == 0 else b
 
-def _training_only(tfms):
-    return [TrainingAffine(t.aff_fs, t.coord_fs, mode=t.mode, pad_mode=t.pad_mode, align_corners=t.align_corners)
-            if isinstance(t, AffineCoordTfm) else t for t in tfms]
+class TrainingCrop(RandomResizedCropGPU):
+    "Crop a window, the same for the whole batch, and resize it to what the batch had; validation images stay whole"
+    split_idx = 0
+    def __init__(self,
+        min_scale:float=.75, # smallest window, as a share of the image's area; the largest is all of it
+    ): super().__init__(size=None, min_scale=min_scale)
+
+    def before_call(self, b, split_idx):
+        h, w = (b[0] if isinstance(b, tuple) else b).shape[-2:]
+        self.size, self.ratio = (h, w), (w/h, w/h)
+        super().before_call(b, split_idx)
+
+def _for_training(tfm):
+    if isinstance(tfm, RandomResizedCropGPU): return TrainingCrop(tfm.min_scale)
+    if not isinstance(tfm, AffineCoordTfm): return tfm
+    return TrainingAffine(tfm.aff_fs, tfm.coord_fs, mode=tfm.mode, pad_mode=tfm.pad_mode, align_corners=tfm.align_corners)
+
+def _training_only(tfms): return list(map(_for_training, tfms))
 
 def affine_augmentation(
     max_deg:float=0, # rotation to either side
@@ -620,7 +731,7 @@ def affine_augmentation(
     if max_shift: tfms.append(AffineCoordTfm(partial(shift_mat, max_shift=max_shift), pad_mode=PadMode.Border, align_corners=True))
     return _training_only(setup_aug_tfms(tfms))
 
-# %% ../nbs/01_data.ipynb #dc943b36
+# %% ../nbs/01_data.ipynb #f10d6699
 _presets = Registry('augmentation', 'list_augmentations()')
 _presets.add('none', lambda size: [])
 _presets.add('flip_crop', lambda size: [FlipCrop(max(1, size//8))])
@@ -629,7 +740,9 @@ _presets.add('cutout', lambda size: [FlipCrop(max(1, size//8)), Cutout(max(1, si
 _presets.add('shift_flip', lambda size: affine_augmentation(max_shift=.1))
 _presets.add('rotate_shift_flip', lambda size: affine_augmentation(max_deg=15, max_shift=.1))
 _presets.add('rotate_shift_flip_zoom', lambda size: affine_augmentation(max_deg=15, max_shift=.1, max_zoom=.1))
+_presets.add('rotate10_shift_flip_zoom', lambda size: affine_augmentation(max_deg=10, max_shift=.1, max_zoom=.1))
 _presets.add('aug_transforms', lambda size: _training_only(aug_transforms()))
+_presets.add('aug_transforms_crop', lambda size: _training_only(aug_transforms(size=size, min_scale=.75)))
 
 def list_augmentations()->list[str]:
     "The names of the augmentation presets"
@@ -637,7 +750,7 @@ def list_augmentations()->list[str]:
 
 def augmentation(
     name:str, # one of `list_augmentations()`
-    size:int=32, # side of the images in pixels: crops and cutouts grow with it
+    size:int=32, # side of the images in a batch, in pixels: crops and cutouts grow with it
 )->list: # fastai batch transforms
     "Make an augmentation preset"
     return _presets[name](size)
@@ -738,7 +851,7 @@ def _fits_in_memory(info, item_size, limit, grey):
     n = info.n_train if limit is None else min(limit, info.n_train)
     return n*item_size[0]*item_size[1]*(1 if grey else 3) < 2**30
 
-# %% ../nbs/01_data.ipynb #e72613d4
+# %% ../nbs/01_data.ipynb #bcd4f0d7
 def _positive(name, n):
     try: value = operator.index(n)
     except TypeError: raise TypeError(f'{name}={n!r}: use a whole number.') from None
@@ -760,7 +873,7 @@ def _item_size(info, image_size):
     raise ValueError(f'The images in {info.path} differ in size: pass image_size=..., the side in pixels to bring them to.')
 
 def cifar10_dataloaders(
-    source:str|Path|None=None, # 'cifar10', 'synthetic', a folder or an archive; None: see `find_data`
+    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
     bs:int=256, # images in a batch
     valid:float|int|str=0.1, # share of the training images, or their number, to validate on; 'test': see `FolderSplitter`
     seed:int=0, # of the split; shuffling and augmentation follow `set_seed`
@@ -786,6 +899,35 @@ def cifar10_dataloaders(
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
     dls.data_info = info
     return dls
+
+# %% ../nbs/01_data.ipynb #d1ed52c9
+def random_tfms(
+    dl:TfmdDL,
+)->list: # fastai batch transforms
+    "The augmentation of a loader: those of its batch transforms that are random"
+    return [t for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, RandTransform)]
+
+def augment_loader(
+    dl:TfmdDL, # left as it is
+    tfms:list, # fastai batch transforms that take the place of `random_tfms(dl)`
+)->TfmdDL: # over the same data set, whose images in memory are shared
+    "Make a loader with another augmentation"
+    return dl.new(after_batch=[t for t in dl.after_batch.fs if not isinstance(t, RandTransform)] + list(tfms))
+
+def _batch_side(dl):
+    "The longer side of the images when augmentation gets them"
+    resized = [t.size for t in dl.after_batch.fs if isinstance(t, ResizeBatch)]
+    return resized[-1] if resized else max(dl.do_item(0)[0].shape[-2:])
+
+def set_augmentation(
+    dls:DataLoaders, # as made by `cifar10_dataloaders`; left as they are
+    augment:str|list, # one of `list_augmentations()`, or fastai batch transforms
+)->DataLoaders: # the same split, memory and validation loader
+    "Change the augmentation of the training images"
+    tfms = augmentation(augment, _batch_side(dls.train)) if isinstance(augment, str) else list(augment)
+    res = copy(dls)
+    res.loaders = [augment_loader(dls.train, tfms), *dls.loaders[1:]]
+    return res
 
 # %% ../nbs/01_data.ipynb #14489630
 def test_dataloader(

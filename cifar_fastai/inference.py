@@ -8,7 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/inference.html.md"""
 __all__ = ['Prediction', 'plain_image', 'UnreadableImageError', 'read_image', 'image_pixels', 'ClassifierInfo', 'Classifier',
            'save_classifier', 'load_classifier']
 
-# %% ../nbs/07_inference.ipynb #1f3f8456
+# %% ../nbs/07_inference.ipynb #97944622
 import hashlib
 import json
 import math
@@ -33,10 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import FixedSize, ResizeBatch, channel_stats
-from .models import create_model
 from .recipes import Recipe
 from .registry import UnknownNameError
-from .training import versions
+from .training import build_model, versions
 
 # %% ../nbs/07_inference.ipynb #bae5ead7
 @dataclass(frozen=True)
@@ -295,12 +294,12 @@ def _run_info(folder):
 
 def _numbers(stats, channels): return stats or ((0.,)*channels, (1.,)*channels)
 
-# %% ../nbs/07_inference.ipynb #ef99057f
+# %% ../nbs/07_inference.ipynb #8bcadc34
 def _network(info, owner):
     "The network, untrained; the random state of the program stays as it is"
     try:
         with torch.random.fork_rng(devices=[]):
-            return create_model(info.recipe.model, len(info.vocab), info.channels, info.image_size, keras=info.recipe.keras)
+            return build_model(info.recipe, len(info.vocab), info.channels, pretrained=False)
     except ValueError as e:
         hint = ' If it is a network of yours, import the module that registers it first.' if isinstance(e, UnknownNameError) else ''
         raise ValueError(f'{owner} cannot be used: {e}{hint}') from None

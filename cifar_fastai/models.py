@@ -54,12 +54,12 @@ def create_model(
     model = _models[name](n_out, in_channels, image_size, **kwargs)
     return keras_defaults(model) if keras else model
 
-# %% ../nbs/02_models.ipynb #6d69ce5c
+# %% ../nbs/02_models.ipynb #6a65e499
 class ParameterCount(NamedTuple):
     "How many numbers a network holds"
     trainable:int # parameters that get gradients
     frozen:int # parameters that do not
-    statistics:int # BatchNorm's running means and variances
+    statistics:int # what is computed from images: BatchNorm's running means and variances, whitening filters
 
     @property
     def total(self)->int: # as Keras counts: statistics included
@@ -123,7 +123,7 @@ def conv_relu(
     "3x3 convolution, ReLU"
     return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1), nn.ReLU(inplace=True))
 
-# %% ../nbs/02_models.ipynb #ca37a145
+# %% ../nbs/02_models.ipynb #5a6823ed
 def conv_blocks(
     in_channels:int, # channels of the image
     widths:tuple, # filters of each block
@@ -132,11 +132,11 @@ def conv_blocks(
     dropout:tuple=(0., 0., 0.), # dropout after each block's pool
 )->nn.Sequential: # (N, in_channels, H, W) -> (N, widths[-1], H / 2**len(widths), W / 2**len(widths))
     "Blocks of `depth` convolutions, each ending in a 2x2 max-pool"
-    blocks = []
+    blocks = OrderedDict()
     for ni,nf,p in zip((in_channels, *widths), widths, dropout):
         convs = [layer(ni if i == 0 else nf, nf) for i in range(depth)]
-        blocks.append(nn.Sequential(*convs, nn.MaxPool2d(2), *([nn.Dropout(p)] if p else [])))
-    return nn.Sequential(*blocks)
+        blocks[f'block{len(blocks)+1}'] = nn.Sequential(*convs, nn.MaxPool2d(2), *([nn.Dropout(p)] if p else []))
+    return nn.Sequential(blocks)
 
 # %% ../nbs/02_models.ipynb #8bcc5a57
 def dense_head(
@@ -163,7 +163,7 @@ def _flat(width, image_size, pools):
     if side < 1: raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, so it must be at least {2**pools}')
     return width * side**2
 
-# %% ../nbs/02_models.ipynb #c02fc73d
+# %% ../nbs/02_models.ipynb #b2a981bb
 class PatchWhitening(nn.Module):
     "A fixed convolution whose outputs are uncorrelated and of equal size, followed by ReLU; each filter comes with its negative"
     def __init__(self,
@@ -173,7 +173,7 @@ class PatchWhitening(nn.Module):
         super().__init__()
         n = in_channels * patch_size**2
         filters = nn.init.orthogonal_(torch.empty(n, n)).view(n, in_channels, patch_size, patch_size)
-        self.filters = nn.Parameter(torch.cat([filters, -filters]), requires_grad=False)
+        self.register_buffer('filters', torch.cat([filters, -filters]))
 
     def forward(self, x): return F.conv2d(x, self.filters).relu()
 

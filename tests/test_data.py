@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import tarfile
@@ -106,6 +107,10 @@ def dls(practice):
 @pytest.mark.parametrize('file, want', [
     ('/a/train/cat/1.png', ('train', 'cat', '1.png')),
     ('/train/test/dog/1.png', ('test', 'dog', '1.png')),
+    ('/x/val/dog/1.png', ('val', 'dog', '1.png')),
+    ('/x/valid/dog/1.png', ('valid', 'dog', '1.png')),
+    ('train/val/1.png', ('train', 'val', '1.png')),
+    ('train/n01/images/1.JPEG', ('train', 'n01', 'images/1.JPEG')),
     ('train/train/1.png', ('train', 'train', '1.png')),
     ('train/cat/train/1.png', ('train', 'cat', 'train/1.png')),
     ('cat/1.png', ('', 'cat', '1.png')),
@@ -199,6 +204,81 @@ def test_without_test_folder_training_works_and_testing_says_why(tmp_path):
     assert (len(dls.train_ds), len(dls.valid_ds)) == (6, 2)
     for call in (lambda: data.test_files(path), lambda: data.test_dataloader(dls), lambda: data.cifar10_dataloaders(path, valid='test')):
         with pytest.raises(FileNotFoundError, match='no test folder.*Training needs none'): call()
+
+
+@pytest.mark.parametrize('name', ['val', 'valid'])
+def test_val_serves_as_the_test_folder(tmp_path, name):
+    path = tiny_set(tmp_path/'set', ending='.webp')
+    (path/'test').rename(path/name)
+    assert data.find_data(path) == path and data.test_folder(path) == path/name
+    info = data.describe_data(path)
+    assert (info.n_train, info.n_test, info.size, info.test_folder, info.unreadable) == (8, 4, (32, 32), name, ())
+    assert names(data.test_files(path)) == [f'{name}/{c}/{i:04}.webp' for c in ('cat', 'dog') for i in range(2)]
+    dls = data.cifar10_dataloaders(path, bs=2, valid=.25)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 8  # none of them from the test folder
+    assert data.test_dataloader(dls).one_batch()[1].tolist() == [0, 0]
+    with pytest.warns(UserWarning, match='validates on the test images'): dls = data.cifar10_dataloaders(path, bs=2, valid='test')
+    assert list(dls.valid_ds.items) == data.test_files(path) and list(dls.train_ds.items) == data.train_files(path)
+
+
+def test_the_test_folder_comes_before_val(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    (path/'val'/'cow').mkdir(parents=True)
+    assert data.describe_data(path).test_folder == 'test' and len(data.test_files(path)) == 4
+    assert {f.parts[-3] for f in data.test_files(path)} == {'test'}
+    shutil.rmtree(path/'test'), shutil.rmtree(path/'val')
+    assert data.describe_data(path).test_folder == '' and data.test_folder(path) is None
+
+
+def test_classes_missing_in_val_are_named(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test'/'dog'), (path/'test').rename(path/'val')
+    with pytest.raises(ValueError, match='train and val have different class folders: dog only in train'): data.find_data(path)
+    (path/'val'/'dog').mkdir()
+    with pytest.raises(ValueError, match='val: no images in dog'): data.find_data(path)
+
+
+def authors_tiny_imagenet(folder, classes=('n01', 'n02'), labels=None):
+    "A data set as the authors of Tiny ImageNet pack it"
+    tiny_set(folder, classes=classes, ending='.JPEG', size=(64, 64))
+    shutil.rmtree(folder/'test')
+    for c in classes:
+        (folder/'train'/c/'images').mkdir()
+        for f in (folder/'train'/c).glob('*.JPEG'): f.rename(f.parent/'images'/f.name)
+        (folder/'train'/c/f'{c}_boxes.txt').write_text('0000.JPEG\t0\t0\t63\t63\n')
+    for split in ('val', 'test'): (folder/split/'images').mkdir(parents=True)
+    labels = labels or {f'val_{i}.JPEG': classes[i % 2] for i in range(5)}
+    for i, name in enumerate(labels):
+        if '/' not in name: picture(i, (64, 64)).save(folder/'val'/'images'/name)
+    picture().save(folder/'test'/'images'/'test_0.JPEG')
+    (folder/'val'/'val_annotations.txt').write_text(''.join(f'{n}\t{c}\t0\t32\t44\t62\n' for n, c in labels.items()))
+    return folder
+
+
+def test_tiny_imagenet_as_its_authors_pack_it(tmp_path, alone):
+    path = authors_tiny_imagenet(tmp_path/'tiny-imagenet-200')
+    file, before = pack(path, 'zip'), sorted(path.rglob('*'))
+    with pytest.raises(ValueError, match='text file.*sort_tiny_imagenet.*or name the .zip'): data.find_data(path)
+    assert sorted(path.rglob('*')) == before  # a user's folder is not touched
+    for found in (data.find_data(file, quiet=True), data.find_data(data.sort_tiny_imagenet(path)), data.sort_tiny_imagenet(path)):
+        info = data.describe_data(found)
+        assert (info.classes, info.n_train, info.n_test, info.size, info.test_folder) == (('n01', 'n02'), 8, 5, (64, 64), 'val')
+        assert {f.name: data.class_of(f) for f in data.test_files(found)} == {f'val_{i}.JPEG': ('n01', 'n02')[i % 2] for i in range(5)}
+        assert (found/'unlabelled'/'images'/'test_0.JPEG').is_file()
+
+
+@pytest.mark.parametrize('labels', [{'val_0.JPEG': 'n03'}, {'val_0.JPEG': '../n01'}, {'../../train/n01/images/0000.JPEG': 'n02'}], ids=str)
+def test_annotations_that_lead_astray_are_refused(tmp_path, labels):
+    path = authors_tiny_imagenet(tmp_path/'set', labels=labels)
+    before = sorted(path.rglob('*'))
+    with pytest.raises(ValueError, match='val_annotations.txt: .* is no file name and class'): data.sort_tiny_imagenet(path)
+    assert sorted(path.rglob('*')) == before
+
+
+def test_annotations_of_a_missing_image(tmp_path):
+    path = authors_tiny_imagenet(tmp_path/'set')
+    (path/'val'/'images'/'val_3.JPEG').unlink()
+    with pytest.raises(FileNotFoundError, match='names val_3.JPEG'): data.sort_tiny_imagenet(path)
 
 
 def test_unreadable_images_are_listed(tmp_path):
@@ -355,6 +435,94 @@ def test_encrypted_zip(tmp_path):
     content[content.index(b'PK\x01\x02') + 8] |= 1
     (tmp_path/'a.zip').write_bytes(content)
     with pytest.raises(ValueError, match='it is encrypted'): data.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
+
+
+# ---------------------------------------------------------------------------------------------------- several archives
+
+def parts_of(path, top='tiny', **parts):
+    "Archives of some folders of a data set each: name -> folders"
+    for name, folders in parts.items():
+        with tarfile.open(path.parent/f'{name}.tgz', 'w:gz') as tar:
+            for f in folders: tar.add(path/f, f'{top}/{f}' if top else f)
+    return [path.parent/f'{name}.tgz' for name in parts]
+
+
+@pytest.fixture
+def three_parts(tmp_path):
+    "A data set with val, and it in three archives: some classes, the others, and val"
+    path = tiny_set(tmp_path/'tiny', classes=('a', 'b', 'c'), ending='.webp')
+    (path/'test').rename(path/'val')
+    (path/'labels.txt').write_text('a b c')
+    return path, parts_of(path, **{'tiny-train-a': ['labels.txt', 'train/a', 'train/b'], 'tiny-train-b': ['labels.txt', 'train/c'], 'tiny-val': ['val']})
+
+
+def test_several_archives_are_one_data_set(alone, three_parts, monkeypatch):
+    path, files = three_parts
+    found = data.find_data(files, quiet=True)
+    assert found.parent == alone and found.name.startswith('tiny-') and len(found.name) == len('tiny-') + 12
+    info = data.describe_data(found)
+    assert (info.classes, info.n_train, info.n_test, info.test_folder) == (('a', 'b', 'c'), 12, 6, 'val')
+    assert [f.read_bytes() for f in data.train_files(found)] == [f.read_bytes() for f in data.train_files(path)]
+    assert (found/'labels.txt').is_file() and not leftovers(alone)
+    stamp = found.stat().st_mtime_ns
+    joined = os.pathsep.join(map(str, files))
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', joined)
+    for again in (tuple(reversed(files)), list(map(str, files)), joined, None): assert data.find_data(again, quiet=True) == found
+    assert found.stat().st_mtime_ns == stamp
+    assert data.cifar10_dataloaders(joined, bs=2, valid=3).data_info == info
+    assert data.find_data(files[:2], quiet=True) != found
+
+
+def test_archives_with_and_without_a_folder_around(alone, three_parts, tmp_path):
+    path, files = three_parts
+    flat = parts_of(path, top='', val=['val'])
+    assert len(data.test_files(data.find_data([*files[:2], *flat], quiet=True))) == 6
+
+
+def test_one_archive_in_a_list_is_that_archive(tmp_path, alone):
+    file = pack(tiny_set(tmp_path/'pets'), 'zip')
+    assert data.find_data([file], quiet=True) == data.find_data(file, quiet=True)
+
+
+def test_a_path_with_a_separator_in_its_name(tmp_path, practice, monkeypatch):
+    odd = tmp_path/f'a{os.pathsep}b'
+    shutil.copytree(practice, odd)
+    assert data.find_data(str(odd)) == odd
+    with pytest.raises(FileNotFoundError, match='No such path: .*http'): data.find_data('http://example.org/a.tgz')
+
+
+@pytest.mark.parametrize('which', [(0, 1, 2, 0), (0, 0)])
+def test_an_image_in_two_archives_is_refused(alone, three_parts, which):
+    _, files = three_parts
+    with pytest.raises(ValueError, match='tiny-train-a.tgz holds train/[ab]/000.*so does an archive before it'):
+        data.find_data([files[i] for i in which], quiet=True)
+    assert not leftovers(alone) and [p.name for p in alone.iterdir()] == ['.unfinished']
+
+
+@pytest.mark.parametrize('wrong, error, text', [
+    ([], ValueError, 'empty list'), (5, TypeError, 'source=5'),
+    (['{0}', '{parent}/nowhere.tgz'], FileNotFoundError, 'No such path: .*nowhere.tgz'),
+    ('{0}' + os.pathsep + '{parent}/nowhere.tgz', FileNotFoundError, 'No such path: .*nowhere.tgz'),
+    (['{0}', '{parent}'], ValueError, 'is a folder: several sources must all be archives'),
+    (['{2}', '{parent}/notes.tgz'], FileNotFoundError, 'notes.tgz has no train folder'),
+    (['{1}', '{2}'], ValueError, r'tiny-train-b.tgz \+ .*tiny-val.tgz: train and val have different class folders: a, b only in val'),
+    (['{0}', '{parent}/cut.tgz'], ValueError, 'cut.tgz is not a whole'),
+    (['{0}', '{parent}/evil.tgz'], ValueError, 'evil.tgz was not unpacked'),
+])
+def test_bad_lists_of_archives(alone, three_parts, wrong, error, text):
+    path, files = three_parts
+    tgz(path.parent/'notes.tgz', [('notes.txt', b'x')])
+    tgz(path.parent/'evil.tgz', [('train/c/1.webp', b'x'), ('../train/c/2.webp', b'x')])
+    (path.parent/'cut.tgz').write_bytes(files[1].read_bytes()[:-100])
+    def fill(name): return name.format(*files, parent=path.parent)
+    with pytest.raises(error, match=text) as e:
+        data.find_data(fill(wrong) if isinstance(wrong, str) else list(map(fill, wrong)) if isinstance(wrong, list) else wrong, quiet=True)
+    assert '\n' not in str(e.value) and not leftovers(alone)
+
+
+@pytest.mark.parametrize('names, want', [(['tiny-200-train-a', 'tiny-200-train-b', 'tiny-200-val'], 'tiny-200'), (['pets-train', 'pets-test'], 'pets'),
+                                         (['b', 'a'], 'a'), (['pets', 'pets2'], 'pets'), (['pets-'], 'pets-')])
+def test_common_name(names, want): assert data._common_name(names) == want
 
 
 # ---------------------------------------------------------------------------------------------------- the authors' files
@@ -705,7 +873,7 @@ presets = [n for n in data.list_augmentations() if n != 'none']
 
 def test_presets_have_names():
     assert data.list_augmentations() == ['none', 'flip_crop', 'flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom',
-                                         'aug_transforms']
+                                         'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop']
     assert data.augmentation('none') == []
     with pytest.raises(ValueError, match="Unknown augmentation 'cut_out'. Did you mean 'cutout'"): data.augmentation('cut_out')
 
@@ -789,6 +957,43 @@ def test_zoom_stays_in_its_range():
     disc[:, :, (x**2 + y**2) <= 400] = 1
     radius = (torch.Tensor(apply(data.affine_augmentation(max_zoom=.1), TensorImage(disc))).sum((1, 2, 3))/torch.pi).sqrt()
     assert 17.8 < radius.min() < 18.5 and 21.5 < radius.max() < 22.3
+
+
+def test_rotate10_turns_by_ten_degrees_at_most():
+    line = torch.zeros(256, 1, 81, 81)
+    line[:, :, 40, 40:] = 1
+    turn, = data.augmentation('rotate10_shift_flip_zoom')
+    spread = {}
+    for name in ('rotate10_shift_flip_zoom', 'rotate_shift_flip_zoom'):
+        set_seed(0)
+        out = torch.Tensor(apply(data.augmentation(name), TensorImage(line.clone())))[:, 0].flip(0)
+        rows = out.argmax(1).float()  # of the line, in each column
+        bright = out.amax(1) > .3
+        slope = torch.stack([(r[b][-6] - r[b][5]).abs()/(b.nonzero()[-6, 0] - b.nonzero()[5, 0]) for r, b in zip(rows, bright) if b.sum() > 20])
+        spread[name] = slope.quantile(.99).item()
+    assert .12 < spread['rotate10_shift_flip_zoom'] < .23 < spread['rotate_shift_flip_zoom'] < .33  # tan(10 degrees) is .18, tan(15) .27
+
+
+def test_crop_keeps_three_quarters_and_the_shape():
+    ramp = TensorImage(torch.linspace(0, 1, 64).expand(8, 3, 64, 64).clone())
+    crop, widths = data.TrainingCrop(.75), []
+    for seed in range(200):
+        set_seed(seed)
+        out = torch.Tensor(crop(ramp, split_idx=0))
+        assert out.shape == ramp.shape and torch.equal(out[0], out[7])  # one window for the batch
+        widths.append((out[0, 0, 0, -1] - out[0, 0, 0, 0]).item()*63/64 + 1/64)
+    assert .75**.5 - .03 < min(widths) < .89 and .96 < max(widths) <= 1
+    assert crop(TensorImage(torch.rand(4, 3, 24, 40)), split_idx=0).shape == (4, 3, 24, 40)
+
+
+def test_fastais_crop_would_touch_validation_images_and_ours_does_not():
+    x = batch(4, size=48)
+    ours, theirs = ([t for t in tfms if isinstance(t, data.RandomResizedCropGPU)][0]
+                    for tfms in (data.augmentation('aug_transforms_crop', 48), data.aug_transforms(size=32, min_scale=.75)))
+    assert theirs(x.clone(), split_idx=1).shape == (4, 3, 32, 32)
+    assert ours(x, split_idx=1) is x and ours.min_scale == .75
+    wide = TensorImage(torch.rand(2, 3, 20, 60))
+    assert ours(wide, split_idx=1) is wide
 
 
 def test_own_transforms_instead_of_a_preset(practice):
@@ -919,6 +1124,76 @@ def test_image_size(practice, size, shape):
     dls = data.cifar10_dataloaders(practice, bs=8, image_size=size)
     assert dls.one_batch()[0].shape == dls.valid.one_batch()[0].shape == (8, 3, *shape)
     assert any(isinstance(t, data.ResizeBatch) for t in dls.train.after_batch.fs) == (size != 32)
+
+
+@pytest.mark.parametrize('fixed', [False, True])
+def test_memory_and_loaders_hold_images_as_they_were_read(practice, fixed):
+    if fixed:
+        block = data.cifar10_datablock(augment='flip_crop', image_size=224, item_size=(32, 32))
+        dls = block.dataloaders(practice, bs=8, dl_type=data.MemoryDL, num_workers=0)
+    else: dls = data.cifar10_dataloaders(practice, bs=8, image_size=224, augment='flip_crop')
+    assert any(isinstance(t, data.FixedSize) for t in dls.train.after_item.fs)
+    assert dls.one_batch()[0].shape == dls.valid.one_batch()[0].shape == (8, 3, 224, 224)
+    for dl in dls: assert {x.shape for x, _ in dl.dataset.memory.values()} == {(3, 32, 32)} and len(dl.dataset.memory) >= 8
+    assert [t.pad for t in data.random_tfms(dls.train)] == [28]
+    plain = data.cifar10_dataloaders(practice, bs=8, image_size=224, in_memory=False, num_workers=0)
+    assert plain.train.do_item(0)[0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize('name', presets)
+def test_presets_fit_enlarged_batches(practice, name):
+    x, _ = data.cifar10_dataloaders(practice, bs=8, image_size=48, augment=name).one_batch()
+    assert x.shape == (8, 3, 48, 48) and torch.isfinite(x).all()
+
+
+# ---------------------------------------------------------------------------------------------------- another augmentation
+
+def described(dl):
+    "The names and settings of a loader's batch transforms"
+    return [re.sub(' at 0x[0-9a-f]+', '', t.name) for t in dl.after_batch.fs]
+
+
+@pytest.mark.parametrize('image_size', [None, 64])
+@pytest.mark.parametrize('name', ['none', 'cutout', 'rotate_shift_flip', 'aug_transforms_crop'])
+def test_set_augmentation_is_as_if_made_with_it(practice, name, image_size):
+    kwargs = dict(bs=16, seed=3, image_size=image_size)
+    old, fresh = (data.cifar10_dataloaders(practice, augment=a, **kwargs) for a in ('flip_crop', name))
+    before = described(old.train)
+    new = data.set_augmentation(old, name)
+    assert described(new.train) == described(fresh.train) and described(old.train) == before != described(new.train)
+    assert list(new.train_ds.items) == list(fresh.train_ds.items) and list(new.valid_ds.items) == list(fresh.valid_ds.items)
+    assert (new.bs, new.drop_last, new.shuffle, type(new.train), new.device) == (16, True, True, data.MemoryDL, old.device)
+    assert isinstance(new, DataLoaders) and (new.path, new.data_info, list(new.vocab), new.c) == (old.path, old.data_info, list(old.vocab), 10)
+    assert new.one_batch()[0].shape == fresh.one_batch()[0].shape and len(new.train) == len(fresh.train)
+
+
+def test_set_augmentation_shares_memory_and_validation(practice, monkeypatch):
+    old = data.cifar10_dataloaders(practice, bs=180, augment='rotate_shift_flip')
+    images = old.one_batch()[0]
+    def fail(*args, **kwargs): raise AssertionError('read again')
+    monkeypatch.setattr(data.PILImage, 'create', fail)
+    new = data.set_augmentation(old, 'none')
+    assert new.valid is old.valid and new.train_ds is old.train_ds and new.train is not old.train and len(new) == len(old) == 2
+    a, b = new.one_batch()[0], new.one_batch()[0]
+    assert torch.equal(a.flatten(1).sort(0)[0], b.flatten(1).sort(0)[0])  # shuffled, and nothing else
+    assert not torch.equal(a, b) and a.shape == images.shape
+
+
+def test_set_augmentation_takes_transforms_and_refuses_unknown_names(practice):
+    old = data.cifar10_dataloaders(practice, bs=8, augment=[data.FlipCrop(2), data.Cutout(3)])
+    new = data.set_augmentation(old, [data.FlipCrop(7)])
+    assert [t.pad for t in data.random_tfms(new.train)] == [7] and len(data.random_tfms(old.train)) == 2
+    with pytest.raises(ValueError, match="Unknown augmentation 'flip'"): data.set_augmentation(old, 'flip')
+
+
+def test_a_learner_goes_on_under_another_augmentation(practice):
+    dls = data.cifar10_dataloaders(practice, bs=60, augment='flip_crop', device='cpu')
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.dls = data.set_augmentation(dls, 'aug_transforms_crop')
+        learn.fit(1)
+    assert len(learn.recorder.values) == 1 and len(learn.dls.train_ds.memory) >= 180
 
 
 def test_grey(practice):

@@ -22,12 +22,14 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastai.vision.augment import RandTransform
+from fastai.vision.core import TensorImage
 from fastai.vision.data import ImageBlock
 from sklearn import metrics as skm
 from torch import nn
 
 from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
-from cifar_fastai.evaluation import Evaluation, evaluate, wilson_interval
+from cifar_fastai.evaluation import Evaluation, evaluate, list_tta, make_view, tta_views, wilson_interval
 from cifar_fastai.training import create_learner
 
 
@@ -354,6 +356,150 @@ def test_learner_can_be_trained_after_it_was_evaluated(dls):
     evaluate(learn)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
     assert len(learn.recorder.values) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- several views
+
+def by_hand(learn, views):
+    "The mean of probabilities over (weight, function of a batch), written out"
+    learn.model.eval()
+    with torch.no_grad():
+        return torch.cat([sum(w * learn.model(view(x.as_subclass(torch.Tensor))).double().softmax(1) for w, view in views)
+                          for x, _ in data.test_dataloader(learn.dls)]).numpy()
+
+
+def mirror(x): return torch.flip(x, (3,))
+def down_right(x): return nn.functional.pad(x, (1, 1, 1, 1), 'reflect')[:, :, 0:32, 0:32]
+def up_left(x): return nn.functional.pad(x, (1, 1, 1, 1), 'reflect')[:, :, 2:34, 2:34]
+
+
+views = {'': [(1, lambda x: x)], 'flip': [(.5, lambda x: x), (.5, mirror)],
+         'flip_shift': [(.25, lambda x: x), (.25, mirror)] + [(.125, lambda x, f=f, g=g: g(f(x))) for f in (down_right, up_left)
+                                                              for g in (lambda x: x, mirror)]}
+
+
+@pytest.mark.parametrize('tta', views)
+def test_views_are_averaged_as_by_hand(learn, tta):
+    result, expected = evaluate(learn, tta=tta), by_hand(learn, views[tta])
+    np.testing.assert_allclose(result.probs, expected, atol=1e-6)
+    np.testing.assert_allclose(result.losses, -np.log(expected[range(50), result.targets]), atol=1e-5)
+    assert result.loss == pytest.approx(skm.log_loss(result.targets, expected, labels=range(10)), abs=1e-6)
+    assert (result.tta, result.files, result.split) == (tta, evaluate(learn).files, 'test')
+    if tta: assert np.abs(result.probs - evaluate(learn).probs).max() > 1e-4
+
+
+@pytest.mark.parametrize('tta, n', [('', 1), ('flip', 2), ('flip_shift', 6), ('fastai', 5)])
+def test_images_are_read_once_and_seen_in_each_view(learn, monkeypatch, tta, n):
+    loader, read = data.test_dataloader(learn.dls), []
+    do_batch = data.TfmdDL.do_batch
+    monkeypatch.setattr(data.TfmdDL, 'do_batch', lambda self, b: read.append(len(b)) or do_batch(self, b))
+    with Passes(learn.model) as passes: result = evaluate(learn, loader, tta=tta)
+    assert sum(passes.sizes) == n * 50 and not any(passes.modes) and len(result) == 50
+    assert sum(read) == (250 if tta == 'fastai' else 50)
+    assert len(tta_views(tta)) == n and sum(tta_views(tta).values()) == 1
+
+
+@pytest.mark.parametrize('tta', list_tta())
+def test_tta_is_repeatable_and_leaves_the_learner_as_it_was(dls, tta):
+    learn = make_learner(dls)
+    learn.model.train()
+    learn.model[1].eval()
+    transforms = [[id(t) for t in dl.after_batch.fs] for dl in dls.loaders]
+    before, weights = state(learn), {k: v.clone() for k, v in learn.model.state_dict().items()}
+    for split in ('test', 'valid', 'train'):
+        first = evaluate(learn, split, tta=tta)
+        torch.rand(7), random.random()
+        np.testing.assert_array_equal(first.probs, evaluate(learn, split, tta=tta).probs)
+        np.testing.assert_allclose(first.probs, evaluate(learn, split, bs=50, tta=tta).probs, atol=1e-6 if tta != 'fastai' else 1)
+    after = state(learn)
+    assert {k: v for k, v in after.items() if k != 'chance'} == {k: v for k, v in before.items() if k != 'chance'}
+    chances = chance()
+    evaluate(learn, tta=tta)
+    assert chance() == chances and [[id(t) for t in dl.after_batch.fs] for dl in dls.loaders] == transforms
+    assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_learner_is_untouched_when_a_random_pass_fails(dls):
+    learn = make_learner(dls)
+    before, seen = state(learn), []
+    def fail(*args):
+        seen.append(1)
+        if len(seen) > 6: raise RuntimeError('out of memory')
+    hook = learn.model[-1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match='out of memory'): evaluate(learn, 'valid', tta='fastai')
+    hook.remove()
+    assert state(learn) == before
+
+
+class Mirror(RandTransform):
+    "An augmentation without chance"
+    split_idx = 0
+    def encodes(self, x: TensorImage): return x.flip(3)
+
+
+def test_fastais_tta_is_fastais(practice):
+    dls = data.cifar10_dataloaders(practice, bs=16, device='cpu', augment=[Mirror()])
+    learn = make_learner(dls)
+    result = evaluate(learn, tta='fastai')
+    with learn.no_bar(), learn.no_logging(): expected, targets = learn.tta(dl=data.test_dataloader(dls))
+    np.testing.assert_allclose(result.probs, expected, atol=1e-6)
+    np.testing.assert_allclose(result.probs, by_hand(learn, [(.25, lambda x: x), (.75, mirror)]), atol=1e-6)
+    np.testing.assert_array_equal(result.targets, targets)
+
+
+def test_fastais_tta_follows_the_training_loader(practice):
+    learn = make_learner(data.cifar10_dataloaders(practice, bs=16, device='cpu', augment='flip_crop'), fit=False)
+    learn.dls = data.set_augmentation(learn.dls, [Mirror()])
+    np.testing.assert_allclose(evaluate(learn, tta='fastai').probs, by_hand(learn, [(.25, lambda x: x), (.75, mirror)]), atol=1e-6)
+    learn.dls = data.set_augmentation(learn.dls, 'none')
+    with pytest.raises(ValueError, match="trained without any. Use tta='flip'"): evaluate(learn, tta='fastai')
+
+
+def test_fastais_tta_needs_fastais_loader(learn):
+    items = [(torch.zeros(3, 32, 32), torch.tensor(1))] * 4
+    assert evaluate(learn, DataLoader(items, bs=2), tta='flip').tta == 'flip'
+    with pytest.raises(ValueError, match="tta='fastai' needs a DataLoader of fastai's data blocks"): evaluate(learn, DataLoader(items, bs=2), tta='fastai')
+
+
+@pytest.mark.parametrize('size, pixels', [((32, 32), (1, 1)), ((64, 64), (2, 2)), ((224, 224), (7, 7)), ((16, 16), (1, 1)), ((32, 96), (1, 3))])
+def test_views_move_by_a_32nd_of_the_side(size, pixels):
+    x, (dy, dx) = torch.rand(2, 3, *size), pixels
+    there, back = make_view(x, 'down-right'), make_view(x, 'up-left')
+    assert torch.equal(there[..., dy:, dx:], x[..., :-dy, :-dx]) and torch.equal(back[..., :-dy, :-dx], x[..., dy:, dx:])
+    assert torch.equal(there[..., :dy, dx:], x[..., 1:dy + 1, :-dx].flip(-2)) and there.shape == x.shape
+    assert torch.equal(make_view(x, 'image'), x)
+    for view in ('up-left', 'down-right'): assert torch.equal(make_view(x, f'{view}, mirrored'), make_view(x, view).flip(3))
+
+
+def test_views_go_through_callbacks(dls):
+    learn = make_learner(dls, cbs=[Darken()])
+    np.testing.assert_allclose(evaluate(learn, tta='flip_shift').probs, evaluate(learn).probs, atol=1e-6)
+    learn = make_learner(dls, fit=False, cbs=[BF16OnCPU()])
+    half = evaluate(learn, tta='flip')
+    learn.remove_cb(BF16OnCPU)
+    np.testing.assert_allclose(half.probs, evaluate(learn, tta='flip').probs, atol=.02)
+
+
+def test_a_view_that_is_sure_and_wrong_leaves_a_finite_loss(dls):
+    learn = make_learner(dls, fit=False)
+    with torch.no_grad(): learn.model[-1].weight.mul_(1e6)
+    for tta in list_tta(): assert np.isfinite(evaluate(learn, tta=tta).losses).all()
+
+
+@pytest.mark.parametrize('tta', list_tta())
+def test_views_are_named_in_print_and_json(tta):
+    result = fake(tta=tta)
+    assert json.loads(json.dumps(result.to_dict()))['tta'] == tta
+    assert (f'mean of {len(tta_views(tta))} views (tta {tta})' in repr(result)) == bool(tta) == ('mean of' in result._repr_html_())
+    assert 'mean (tta ten crops)' in repr(fake(tta='ten crops'))
+
+
+@pytest.mark.parametrize('tta', ['flop', None, 'Flip', 2])
+def test_unknown_tta_is_refused(learn, tta):
+    with Passes(learn.model) as passes, pytest.raises(ValueError, match="Unknown tta .*Allowed: '' .none., 'flip', 'flip_shift', 'fastai'"):
+        evaluate(learn, tta=tta)
+    assert not passes.sizes
+    with pytest.raises(ValueError, match="Unknown view 'upside down'"): make_view(torch.rand(1, 3, 8, 8), 'upside down')
 
 
 # ---------------------------------------------------------------------------------------------------- fastai's callbacks

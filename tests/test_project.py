@@ -246,11 +246,11 @@ def tracked():
 
 def not_ignored():
     "The files that no pattern of .gitignore holds, for a copy without git."
-    patterns = ['.git', *(o.strip('/') for o in read('.gitignore').splitlines() if o and not o.startswith('#'))]
-    ignored = lambda name: any(fnmatch(name, o) for o in patterns)
+    patterns = ['.git', *(o.rstrip('/') for o in read('.gitignore').splitlines() if o and not o.startswith('#'))]
+    ignored = lambda path: any(fnmatch('/' + path.relative_to(root).as_posix() if o[0] == '/' else path.name, o) for o in patterns)
     for folder, folders, files in os.walk(root):
-        folders[:] = [o for o in folders if not ignored(o)]
-        yield from (Path(folder) / o for o in files if not ignored(o))
+        folders[:] = [o for o in folders if not ignored(Path(folder) / o)]
+        yield from (Path(folder) / o for o in files if not ignored(Path(folder) / o))
 
 
 @lru_cache

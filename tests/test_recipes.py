@@ -19,10 +19,12 @@ def test_json_round_trip(name):
 @pytest.mark.parametrize('name', list_recipes())
 def test_every_recipe_names_things_that_exist(name):
     from cifar_fastai.data import list_augmentations
-    from cifar_fastai.models import create_model
+    from cifar_fastai.finetuning import parameter_groups
+    from cifar_fastai.training import build_model
     recipe = get_recipe(name)
-    assert recipe.augment in list_augmentations()
-    create_model(recipe.model, image_size=recipe.image_size)
+    assert {recipe.augment, *(s.augment for s in recipe.stages)} - {None} <= set(list_augmentations())
+    model = build_model(recipe, 10, pretrained=False)
+    assert len(parameter_groups(model, recipe.groups)) == len(recipe.groups) + 1
 
 def test_recipes_are_frozen_and_hashable():
     recipe = get_recipe('small_cnn')
@@ -45,7 +47,10 @@ def test_change_of_stage_needs_one_stage():
     (dict(epochs=0), 'epochs must be a whole number from 1 up, got 0'), (dict(lr=0), 'lr must be a number'), (dict(lr=float('nan')), 'got nan'),
     (dict(label_smoothing=1.5), 'label_smoothing must be a number from 0 to 1, got 1.5'), (dict(wd=-1), 'wd must be'),
     (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
-    (dict(monitor='loss'), 'monitor must be one of'), (dict(stages=()), 'stages is empty'), (dict(plateau_factor=2), 'plateau_factor')])
+    (dict(plateau_monitor='loss'), 'plateau_monitor must be one of'), (dict(keep_best='best'), 'keep_best must be one of'), (dict(bn='off'), 'bn must be one of'),
+    (dict(lr=(1e-2, 1e-3)), r'lr must be a number or \(low, high\)'), (dict(lr=(1, 2, 3)), 'lr must be a number'), (dict(class_weights=dict(cat=-1)), "class_weights of 'cat' must be"),
+    (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(freeze_to='head'), "freeze_to of a stage must be one of '', got 'head'"),
+    (dict(stages=()), 'stages is empty'), (dict(plateau_factor=2), 'plateau_factor')])
 def test_bad_choices(change, message):
     with pytest.raises(ValueError, match=message): get_recipe('small_cnn', **change)
 

@@ -138,7 +138,7 @@ def test_learner_is_fastais(practice):
 
 def test_grey_images_get_a_grey_network(practice):
     learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0, grey=True, stats='unit'))
-    assert next(learn.model.parameters()).shape[1] == 1
+    assert learn.model.body.stem.filters.shape[1] == 1
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
 
 def test_other_image_sizes(practice):

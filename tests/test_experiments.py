@@ -1,0 +1,475 @@
+"Grids: every combination once, nothing repeated or lost whatever happens, and figures with their spread"
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import fields
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from matplotlib.colors import to_hex
+
+from cifar_fastai import experiments
+from cifar_fastai.evaluation import evaluate
+from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
+from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.training import NonFiniteLossError, load_run, train
+
+tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=.01), augment='none', bs=16)
+forks = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork')
+
+def read(path): return json.loads(path.read_text())
+def write(path, **changes): path.write_text(json.dumps(read(path) | changes))
+def names(runs): return [o.rpartition(os.sep)[2] for o in runs.run]
+def lines(grid): return (grid/'results.csv').read_text().splitlines()
+def contents(folder): return {o.relative_to(folder): o.read_bytes() for o in folder.rglob('*') if o.is_file() and '.locks' not in o.parts}
+
+class FakeTrain:
+    "Writes a run folder as `train` does, at once; `accuracy` and `then` may be replaced"
+    def __init__(self, calls): self.calls_file = calls
+
+    @property
+    def calls(self): return self.calls_file.read_text().split() if self.calls_file.exists() else []
+
+    def accuracy(self, recipe, seed): return round(.5 + recipe.stages[0].lr + .01*seed, 6)
+    def then(self, recipe, seed): pass
+
+    def __call__(self, recipe, seed, source, run_dir, limit, num_workers, device, cbs):
+        with self.calls_file.open('a') as f: f.write(run_dir.name + '\n')
+        run_dir.mkdir(parents=True)
+        run = dict(status='running', started='now', seed=seed, data=dict(variant='synthetic', path=str(source), limit=limit),
+                   parameters=dict(trainable=90, frozen=10), device='cpu', versions=dict(torch='2.9'), hardware=dict(gpu=None))
+        (run_dir/'recipe.json').write_text(recipe.to_json())
+        (run_dir/'run.json').write_text(json.dumps(run))
+        self.then(recipe, seed)
+        accuracy = self.accuracy(recipe, seed)
+        for cb in cbs: cb.after_epoch()
+        history = [f'1,{i + 1},2.0,1.5,{accuracy*(i + 1)/recipe.epochs},0.1,{i}' for i in range(recipe.epochs)]
+        (run_dir/'history.csv').write_text('\n'.join(['stage,epoch,train_loss,valid_loss,accuracy,lr,seconds', *history]) + '\n')
+        (run_dir/'metrics.json').write_text(json.dumps(dict(valid=dict(loss=1.5, accuracy=accuracy, n=20, vocab=['cat']))))
+        write(run_dir/'run.json', status='finished', epochs=recipe.epochs, seconds=1.5)
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, 'train', FakeTrain(tmp_path/'calls'))
+    monkeypatch.setattr(time, 'sleep', lambda s, sleep=time.sleep: sleep(min(s, .02)))
+    return experiments.train
+
+@pytest.fixture
+def grid(tmp_path): return tmp_path/'grid'
+
+@pytest.fixture
+def go(practice, grid):
+    "Train a grid on the practice set into a folder of this test's own"
+    return lambda recipes=tiny, seeds=2, **kwargs: run_grid(recipes, seeds=seeds, save_to=grid, source=practice, **kwargs)
+
+# Which runs there are
+
+def test_every_combination_once(fake, go):
+    runs = go([tiny, tiny.change(name='other')], lr=[.1, .2], bs=64)
+    assert [tuple(r) for r in runs[['recipe', 'lr', 'bs', 'seed']].itertuples(index=False)] == list(product(['tiny', 'other'], [.1, .2], [64], [0, 1]))
+    assert fake.calls == names(runs) and len(set(fake.calls)) == 8
+
+@pytest.mark.parametrize('axes, name', [
+    ({}, 'tiny-seed0'), (dict(lr=.01, bs=[16]), 'tiny-seed0'), (dict(lr=.1, bs=8), 'tiny-bs=8-lr=0.1-seed0'), (dict(bs=8, lr=.1), 'tiny-bs=8-lr=0.1-seed0'),
+    (dict(lr=np.array([.5])), 'tiny-lr=0.5-seed0'), (dict(lr=2), 'tiny-lr=2-seed0'), (dict(lr=2.), 'tiny-lr=2-seed0'), (dict(keras=True), 'tiny-keras=True-seed0')])
+def test_folders_are_named_after_what_was_changed(fake, go, axes, name):
+    assert names(go(seeds=[0], **axes)) == [name]
+
+@pytest.mark.parametrize('value', [(.9, .8, .9), [(.95, .85, .95), (.9, .8, .9)]])
+def test_a_tuple_is_one_value(fake, go, value):
+    runs = go(seeds=1, moms=value)
+    assert len(runs) == len(value if isinstance(value, list) else [value])
+    assert json.loads(runs.moms.iloc[-1]) == [.9, .8, .9]
+
+def test_folder_names_are_safe(fake, go):
+    "Whatever is in a value: one folder below the grid, a short name of harmless characters, and different ones for different values"
+    stages = [Stage(epochs=n, lr=.1) for n in (1, 2)]
+    runs = go(tiny.change(name='../my: recipe'), seeds=1, stages=stages, stats=['cifar10', ((.5,)*3, (.25,)*3)])
+    assert len(set(names(runs))) == 4
+    for folder in map(experiments.Path, runs.run):
+        assert folder.is_dir() and folder.parent.name == 'grid' and len(folder.name) < 180 and not set(folder.name) & set('/\\:*?"<>| ()')
+
+def test_many_axes_still_make_a_folder(fake, go):
+    axes = dict(augment='flip_crop', bs=64, div=10.12345678, div_final=1000.5, keras=True, label_smoothing=.123456789, lr=.123456789, optimizer='sgd',
+                pct_start=.123456789, wd=.123456789, valid=.123456, min_lr=1e-7)
+    a,b = names(go(seeds=1, **axes)) + names(go(seeds=1, **axes | dict(wd=.2)))
+    assert a != b and max(len(a), len(b)) < 180
+
+@pytest.mark.parametrize('seeds, expected', [(3, [0, 1, 2]), ([4, 7], [4, 7]), (range(2, 4), [2, 3]), (np.int64(1), [0]), ((5,), [5]), ([1, 1], [1])])
+def test_seeds(fake, go, seeds, expected):
+    assert go(seeds=seeds).seed.tolist() == expected
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(lrs=[.1]), "Unknown axis 'lrs'. Did you mean 'lr'?"), (dict(seed=[1]), "Did you mean 'seeds'?"), (dict(augmnt='none'), "Did you mean 'augment'?"),
+    (dict(axes=[1]), "Unknown axis 'axes'"), (dict(name=['a', 'b']), 'name is no axis'), (dict(lr=[]), 'lr is empty'), (dict(seeds=[]), 'seeds is empty'),
+    (dict(seeds=0), 'seeds is empty'), (dict(seeds=True), 'seeds must be'), (dict(seeds=[.5]), 'seeds must be'), (dict(seeds=[-1]), 'seeds must be'),
+    (dict(lr=[.1, -1.]), 'lr must be'), (dict(optimizer='adamm'), 'optimizer must be'), (dict(augment=['none', 'flip_corp']), "Did you mean 'flip_crop'?"),
+    (dict(limit=[50, 100]), 'limit is one number'), (dict(recipes='tinny'), "Unknown recipe 'tinny'"), (dict(recipes=[]), 'recipes is empty'),
+    (dict(recipes=[tiny, tiny.change(bs=4)]), 'Two different recipes would both be trained as tiny-seed0')])
+def test_bad_input_is_refused_before_anything_is_trained(fake, go, grid, kwargs, message):
+    with pytest.raises(ValueError) as e: go(**kwargs)
+    assert message in str(e.value) and not fake.calls and not grid.exists()
+
+def test_missing_data_and_test_images_are_told_before_training(fake, go, grid, practice, tmp_path):
+    with pytest.raises(FileNotFoundError): run_grid(tiny, source=tmp_path/'nowhere', save_to=grid)
+    data = tmp_path/'data'
+    data.mkdir()
+    (data/'train').symlink_to(practice/'train')
+    with pytest.raises(ValueError, match='no test images'): run_grid(tiny, source=data, save_to=grid, test=True)
+    assert not fake.calls and not grid.exists()
+
+# Going on
+
+def test_finished_runs_are_never_repeated(fake, go, grid):
+    first = go(lr=[.1, .2])
+    before = contents(grid)
+    assert go(lr=[.1, .2]).equals(first) and len(fake.calls) == 4 and contents(grid) == before
+    more = go(lr=[.2, .3, .1], seeds=3)
+    assert len(more) == 9 and len(fake.calls) == len(set(fake.calls)) == 9 and len(lines(grid)) == 10
+    assert contents(grid).items() >= {k: v for k,v in before.items() if k.name != 'results.csv'}.items()
+
+def test_a_new_axis_is_a_new_column_with_the_old_runs_values(fake, go, grid):
+    go(lr=[.1, .2], seeds=1)
+    runs = go(lr=.1, augment=['none', 'flip_crop'], seeds=1)
+    assert runs.augment.tolist() == ['none', 'flip_crop'] and len(fake.calls) == 3
+    everything = read_runs(grid)
+    assert everything.augment.tolist() == ['none', 'none', 'flip_crop'] and everything.lr.tolist() == [.1, .2, .1]
+    assert go(bs=[8, 16], seeds=1).lr.tolist() == [.01, .01]
+
+@pytest.mark.parametrize('change, message', [
+    (dict(recipes=tiny.change(wd=.1)), 'wd was 0.0 and is now 0.1'), (dict(recipes=tiny.change(lr=.1)), 'stage1.lr was 0.01 and is now 0.1'),
+    (dict(limit=50), 'limit was None and is now 50')])
+def test_same_name_other_choices_is_an_error(fake, go, grid, change, message):
+    go()
+    before = contents(grid)
+    with pytest.raises(ValueError) as e: go(seeds=3, **change)
+    assert message in str(e.value) and 'Nothing was changed' in str(e.value)
+    assert contents(grid) == before and len(fake.calls) == 2
+
+def test_other_data_is_an_error(fake, go, grid):
+    go()
+    write(grid/'tiny-seed1'/'run.json', data=dict(variant='cifar10', limit=None))
+    with pytest.raises(ValueError, match="tiny-seed1 holds .* variant was 'cifar10' and is now"): go()
+
+def test_a_description_or_a_younger_field_makes_no_other_run(fake, go, grid):
+    go()
+    recipe = read(grid/'tiny-seed0'/'recipe.json')
+    del recipe['label_smoothing'], recipe['stages'][0]['min_lr']
+    (grid/'tiny-seed0'/'recipe.json').write_text(json.dumps(recipe))
+    go(tiny.change(description='said better'))
+    assert len(fake.calls) == 2
+
+@pytest.mark.parametrize('status', ['running', 'failed', 'interrupted', None])
+def test_what_did_not_finish_is_moved_aside_and_trained_again(fake, go, grid, status):
+    go()
+    path = grid/'tiny-seed1'/'run.json'
+    write(path, status=status) if status else path.write_text('{"status": "fini')
+    before = {k.name: v for k,v in contents(grid/'tiny-seed1').items()}
+    (grid/'results.csv').unlink()
+    assert set(go().status) == {'finished'} and fake.calls == ['tiny-seed0', 'tiny-seed1', 'tiny-seed1']
+    assert {k.name: v for k,v in contents(grid/'unfinished'/'tiny-seed1-1').items()} == before
+    write(path, status='running')
+    go()
+    assert (grid/'unfinished'/'tiny-seed1-2').is_dir() and {k.name: v for k,v in contents(grid/'unfinished'/'tiny-seed1-1').items()} == before
+
+# The results file
+
+@pytest.mark.parametrize('damage', [
+    lambda text: None, lambda text: '', lambda text: text[:20], lambda text: text[:-40], lambda text: '\n'.join(text.splitlines()[:-2]) + '\n',
+    lambda text: text + 'tiny-se', lambda text: text[:-30] + '\0'*30, lambda text: text.rstrip('\n')])
+def test_rows_come_back_from_the_run_folders(fake, go, grid, damage):
+    whole = go(lr=[.1, .2])
+    path = grid/'results.csv'
+    damaged = damage(path.read_text())
+    path.unlink() if damaged is None else path.write_text(damaged)
+    assert go(lr=[.1, .2]).equals(whole) and len(fake.calls) == 4
+    assert sorted(lines(grid)[1:]) == sorted(set(lines(grid)[1:])) and len(lines(grid)) == 5
+
+def test_a_foreign_file_is_not_overwritten(fake, go, grid):
+    grid.mkdir()
+    (grid/'results.csv').write_text('model,score\na,1\n')
+    with pytest.raises(ValueError, match='not what run_grid writes'): go()
+    assert (grid/'results.csv').read_text() == 'model,score\na,1\n' and not fake.calls
+
+def test_columns(fake, go, grid):
+    runs = go(lr=[.1], limit=50, seeds=1)
+    row = runs.iloc[0]
+    assert list(runs) == ['run', 'recipe', 'lr', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters', 'variant', 'limit',
+                          'device', 'status', 'error']
+    assert row.run == str(grid/'tiny-lr=0.1-seed0') and (row.valid_accuracy, row.epochs_run, row.seconds, row.parameters) == (.6, 2, 1.5, 100)
+    assert (row.variant, row.limit, row.device, row.status, row.error) == ('synthetic', 50, 'cpu', 'finished', '') and math.isnan(row.test_accuracy)
+
+def test_no_column_has_the_name_of_a_choice():
+    assert not set(experiments._columns) & {f.name for cls in (Recipe, Stage) for f in fields(cls)}
+
+def test_values_come_back_as_they_are(fake, go):
+    runs = go(seeds=1, valid=['test', .1], keras=[True, False], augment='none')
+    assert runs.keras.tolist() == [True, False]*2 and runs.valid.tolist() == ['test', 'test', '0.1', '0.1'] and set(runs.augment) == {'none'}
+
+# When something goes wrong
+
+def test_a_failing_run_is_recorded_and_the_grid_goes_on(fake, go, grid, capsys):
+    def fail(recipe, seed):
+        if recipe.stages[0].lr == .2: raise NonFiniteLossError('Exception occured in `Stop` when calling event `after_loss`:\n\tThe loss became nan,\nin epoch 1')
+    fake.then = fail
+    runs = go(lr=[.1, .2, .3])
+    assert runs.status.tolist() == ['finished']*2 + ['failed']*2 + ['finished']*2
+    assert runs.error[2] == 'NonFiniteLossError: The loss became nan, in epoch 1' and runs.lr[2] == .2 and 'tiny-lr=0.2-seed0: NonFinite' in capsys.readouterr().err
+    assert summarize(runs).unfinished.to_dict() == {('tiny', .1): 0, ('tiny', .2): 2, ('tiny', .3): 0}
+    fake.then = lambda recipe, seed: None
+    assert set(go(lr=[.1, .2, .3]).status) == {'finished'} and len(fake.calls) == 8 and 'unfinished' not in summarize(grid)
+    assert (grid/'unfinished'/'tiny-lr=0.2-seed0-1').is_dir()
+
+def test_failing_before_there_is_a_folder(go, grid):
+    runs = go(tiny.change(model='no_such'), lr=[.1, .2], seeds=1)
+    assert runs.status.tolist() == ['failed']*2 and "no_such" in runs.error[0] and runs.seed.tolist() == [0, 0] and runs.lr.tolist() == [.1, .2]
+    assert math.isnan(summarize(runs).valid_mean.iloc[0])
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(fake, go, grid, capsys):
+    def stop(recipe, seed):
+        if seed == 2: raise KeyboardInterrupt
+    fake.then = stop
+    with pytest.raises(KeyboardInterrupt): go(seeds=4)
+    assert 'Stopped: 2 of 4 runs are finished' in capsys.readouterr().err and len(lines(grid)) == 3
+    fake.then = lambda recipe, seed: None
+    assert len(go(seeds=4)) == 4 and fake.calls == [f'tiny-seed{i}' for i in (0, 1, 2, 2, 3)]
+
+# Several processes
+
+def start(f, *args, **kwargs):
+    "Run `f` in a process of its own"
+    process = multiprocessing.get_context('fork').Process(target=f, args=args, kwargs=kwargs, daemon=True)
+    process.start()
+    return process
+
+def wait_until(condition, seconds=20):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(.01)
+
+@forks
+def test_two_processes_share_a_grid(fake, go, grid):
+    fake.then = lambda recipe, seed: time.sleep(.02)
+    processes = [start(go, seeds=6, lr=[.1, .2]) for _ in range(2)]
+    runs = go(seeds=6, lr=[.1, .2])
+    for p in processes: p.join(30)
+    assert [p.exitcode for p in processes] == [0, 0] and set(runs.status) == {'finished'}
+    assert len(fake.calls) == len(set(fake.calls)) == 12 and len(lines(grid)) == 13
+
+@forks
+def test_who_waits_takes_over_what_a_killed_process_leaves(fake, go, grid, tmp_path):
+    parent = os.getpid()
+    def hang(recipe, seed):
+        while os.getpid() != parent and seed == 1: time.sleep(1)
+    fake.then = hang
+    other = start(go, seeds=3)
+    wait_until(lambda: fake.calls == ['tiny-seed0', 'tiny-seed1'])
+    killer = start(lambda: (wait_until(lambda: 'tiny-seed2' in fake.calls), os.kill(other.pid, signal.SIGKILL)))
+    runs = go(seeds=3)
+    for p in (other, killer): p.join(30)
+    assert other.exitcode == -signal.SIGKILL and set(runs.status) == {'finished'}
+    assert fake.calls == ['tiny-seed0', 'tiny-seed1', 'tiny-seed2', 'tiny-seed1'] and (grid/'unfinished'/'tiny-seed1-1').is_dir()
+
+@forks
+def test_killed_between_a_run_and_its_row(fake, go, grid, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(experiments, '_add_row', lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        killed = start(go)
+        killed.join(30)
+    assert killed.exitcode == -signal.SIGKILL and not (grid/'results.csv').exists() and fake.calls == ['tiny-seed0']
+    assert go().valid_accuracy.tolist() == [.51, .52] and fake.calls == ['tiny-seed0', 'tiny-seed1']
+
+@forks
+def test_killed_while_writing_the_results(fake, go, grid, monkeypatch):
+    go(seeds=1)
+    before = lines(grid)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'fsync', lambda fd: os.kill(os.getpid(), signal.SIGKILL))
+        killed = start(go)
+        killed.join(30)
+    assert killed.exitcode == -signal.SIGKILL and lines(grid) == before
+    assert len(go()) == 2 and fake.calls == ['tiny-seed0', 'tiny-seed1'] and len(lines(grid)) == 3
+
+@forks
+def test_what_failed_in_another_process_is_not_tried_again_in_this_session(fake, go, tmp_path):
+    parent,begun = os.getpid(),tmp_path/'begun'
+    def fail(recipe, seed):
+        if os.getpid() == parent: begun.touch()
+        else: wait_until(begun.exists)
+        raise RuntimeError(f'no luck with {seed}')
+    fake.then = fail
+    other = start(go, seeds=4)
+    wait_until(lambda: fake.calls)
+    runs = go(seeds=4)
+    other.join(30)
+    assert other.exitcode == 0 and runs.error.tolist() == [f'RuntimeError: no luck with {i}' for i in range(4)]
+    assert sorted(fake.calls) == [f'tiny-seed{i}' for i in range(4)]
+
+# Progress
+
+def test_the_bar_counts_what_is_left(fake, go, monkeypatch):
+    bars = []
+    class Bar(experiments.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+    monkeypatch.setattr(experiments, 'tqdm', Bar)
+    go(seeds=1)
+    go(seeds=3)
+    go(seeds=3)
+    assert [(b.total, b.n) for b in bars] == [(2, 2), (4, 4), (0, 0)]
+
+# Real training
+
+@pytest.fixture(scope='module')
+def trained(practice, tmp_path_factory):
+    "A real grid, its table, and what it printed"
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+    out,err,grid = StringIO(),StringIO(),tmp_path_factory.mktemp('trained')/'grid'
+    with redirect_stdout(out), redirect_stderr(err): runs = run_grid(tiny, seeds=2, bs=[16, 32], limit=60, source=practice, save_to=grid)
+    return grid,runs,out.getvalue(),err.getvalue()
+
+def test_a_grid_trains_as_train_does(trained, practice, tmp_path):
+    grid,runs,*_ = trained
+    learn = train(tiny.change(bs=32), seed=1, source=practice, limit=60, run_dir=tmp_path/'run')
+    a,b = pd.read_csv(learn.run_dir/'history.csv'),pd.read_csv(grid/'tiny-bs=32-seed1'/'history.csv')
+    assert a.drop(columns='seconds').equals(b.drop(columns='seconds'))
+    assert runs.set_index('run').loc[str(grid/'tiny-bs=32-seed1')].valid_accuracy == read(learn.run_dir/'metrics.json')['valid']['accuracy']
+    assert set(runs.epochs_run) == {2} and set(runs.limit) == {60}
+
+def test_one_bar_with_the_time_left_and_nothing_else(trained):
+    *_,out,err = trained
+    last = err.replace('\r', '\n').strip().splitlines()[-1]
+    assert out == '' and 'run 4 of 4' in last and '100%' in last and last.endswith('left') and 'train_loss' not in err
+
+def test_test_images_only_when_asked_for_and_without_training_again(trained, practice, monkeypatch):
+    grid,runs,*_ = trained
+    assert runs.test_accuracy.isna().all() and 'test' not in read(grid/'tiny-seed0'/'metrics.json')
+    monkeypatch.setattr(experiments, 'train', None)
+    tested = run_grid(tiny, seeds=2, bs=16, limit=60, source=practice, save_to=grid, test=True)
+    assert tested.test_accuracy.tolist() == [evaluate(load_run(o), 'test').accuracy for o in tested.run] and len(lines(grid)) == 7
+    assert tested.valid_accuracy.tolist() == runs[runs.bs == 16].valid_accuracy.tolist()
+    assert read(grid/'tiny-seed0'/'metrics.json')['test']['n'] == 50
+    table = summarize(grid)
+    assert table.test_n.to_dict() == {('tiny', 16): 2, ('tiny', 32): 0} and len(read_runs(grid)) == 4
+
+def test_a_fresh_run_is_evaluated_too(practice, grid):
+    runs = run_grid(tiny, seeds=1, epochs=1, limit=40, source=practice, save_to=grid, test=True)
+    assert runs.test_accuracy[0] == read(grid/'tiny-epochs=1-seed0'/'metrics.json')['test']['accuracy'] and len(lines(grid)) == 2
+
+def test_nan_loss_in_a_grid(practice, grid):
+    runs = run_grid(tiny, seeds=1, lr=[1e3, .01], schedule='constant', optimizer='sgd', limit=60, source=practice, save_to=grid)
+    assert runs.status.tolist() == ['failed', 'finished'] and runs.error[0].startswith('NonFiniteLossError: The loss became')
+
+# Tables
+
+def table(accuracies, **columns):
+    n = len(accuracies)
+    return pd.DataFrame(dict(run=[f'r{i}' for i in range(n)], recipe='cnn', seed=range(n), valid_accuracy=accuracies, variant='cifar10', limit=np.nan,
+                             status='finished') | columns)
+
+def test_figures_are_those_of_scipy():
+    x = [.81, .83, .82, .86]
+    line = summarize(table(x)).loc['cnn']
+    assert (line.n, line.valid_best, line.valid_worst) == (4, .86, .81) and line.valid_std == pytest.approx(np.std(x, ddof=1))
+    assert (line.valid_low, line.valid_high) == pytest.approx(scipy.stats.t.interval(.95, 3, np.mean(x), scipy.stats.sem(x)))
+    one = summarize(table([.8])).loc['cnn']
+    assert one.valid_mean == .8 and one[['valid_std', 'valid_low', 'valid_high']].isna().all()
+    two = summarize(table([.1, .9])).loc['cnn']
+    assert (two.valid_low, two.valid_high) == (0, 1)
+
+def test_groups_and_order():
+    runs = table([.5, .6, .7, .9], lr=[.1, .1, .2, .2], augment=['a', 'b', 'a', 'b'])
+    assert summarize(runs).index.tolist() == [('cnn', .2, 'b'), ('cnn', .2, 'a'), ('cnn', .1, 'b'), ('cnn', .1, 'a')]
+    assert summarize(runs, by='lr').valid_mean.to_dict() == pytest.approx({.2: .8, .1: .55})
+    assert summarize(runs, by=['augment', 'lr']).index.names == ['augment', 'lr']
+    with pytest.raises(ValueError, match="Unknown column 'agument'. Did you mean 'augment'"): summarize(runs, by='agument')
+
+@pytest.mark.parametrize('columns', [dict(variant=['cifar10', 'synthetic']), dict(limit=[np.nan, 500])])
+def test_different_data_are_not_averaged(columns):
+    runs = table([.5, .6], **columns)
+    with pytest.raises(ValueError, match='different data'): summarize(runs)
+    with pytest.raises(ValueError, match='different data'): plot_accuracies(runs)
+    assert len(summarize(runs, by=['recipe', *columns])) == 2
+    assert len(summarize(runs.assign(status=['finished', 'failed']))) == 1
+
+def test_runs_may_be_given_in_many_ways(fake, go, grid):
+    runs = go(lr=[.1, .2])
+    expected = summarize(runs)
+    for given in (grid, str(grid), grid/'results.csv', str(grid/'results.csv'), list(runs.run), [grid], [runs, grid], pd.concat([runs, runs])):
+        assert summarize(given).equals(expected)
+    (grid/'results.csv').unlink()
+    assert summarize(grid).equals(expected) and summarize(runs.run[0]).n.tolist() == [1]
+
+@pytest.mark.parametrize('given, error', [([], ValueError), ('nowhere', FileNotFoundError), ('nowhere.csv', FileNotFoundError), (pd.DataFrame(dict(a=[1])), ValueError)])
+def test_what_is_no_run_is_told(given, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error): summarize(given)
+
+def test_diff_runs(fake, go, grid):
+    go([tiny, tiny.change(name='two', stages=(Stage(epochs=1, lr=.01), Stage(epochs=3, lr=.001)))], seeds=2)
+    write(grid/'tiny-seed1'/'run.json', versions=dict(torch='2.10'))
+    d = diff_runs(grid/'tiny-seed0', grid/'tiny-seed1').set_index('field')
+    assert list(d.index) == ['run', 'seed', 'versions.torch', 'valid.accuracy'] and d.loc['seed'].tolist() == [0, 1] and d.loc['versions.torch'].tolist() == ['2.9', '2.10']
+    d = diff_runs(str(grid/'tiny-seed0'), grid/'two-seed0')
+    assert list(d) == ['field', 'a', 'b']
+    d = d.set_index('field')
+    assert d.loc['stage1.epochs'].tolist() == [2, 1] and d.loc['stage2.lr'].tolist() == [None, .001] and d.loc['name'].tolist() == ['tiny', 'two'] and 'seed' not in d.index
+    assert len(diff_runs(grid/'tiny-seed0', grid/'tiny-seed0')) == 0
+    with pytest.raises(FileNotFoundError, match='is no run folder'): diff_runs(grid/'tiny-seed0', grid)
+
+# Figures
+
+def test_learning_curves_are_mean_and_range(fake, go):
+    fake.accuracy = lambda recipe, seed: .5 + .1*seed
+    ax = plot_learning_curves(go(epochs=[2, 3], seeds=3))
+    line,= [l for l in ax.lines if l.get_label() == 'epochs 3 (3 runs)']
+    assert line.get_xdata().tolist() == [1, 2, 3] and line.get_ydata().tolist() == pytest.approx([.2, .4, .6])
+    band = ax.collections[1].get_paths()[0].vertices
+    assert (band[band[:, 0] == 3, 1].min(), band[band[:, 0] == 3, 1].max()) == pytest.approx((.5, .7))
+    assert ax.get_xlabel() == 'epoch' and 'validation accuracy' in ax.get_ylabel() and len({to_hex(l.get_color()) for l in ax.lines}) == 2
+
+def test_where_runs_stopped_early_the_mean_is_dotted(fake, go, grid):
+    runs = go(epochs=4, seeds=2)
+    path = grid/'tiny-epochs=4-seed1'/'history.csv'
+    path.write_text('\n'.join(path.read_text().splitlines()[:3]) + '\n')
+    solid,dotted = plot_learning_curves(runs, metric='valid_loss').lines
+    assert solid.get_xdata().tolist() == [1, 2] and dotted.get_xdata().tolist() == [2, 3, 4] and dotted.get_linestyle() == ':'
+
+def test_accuracies_are_sorted_and_all_shown(fake, go):
+    ax = plot_accuracies(go(lr=[.1, .3, .2], seeds=3))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ['lr 0.1 (3)', 'lr 0.2 (3)', 'lr 0.3 (3)']
+    points = [l for l in ax.lines if l.get_marker() == 'o']
+    assert points[2].get_xdata().tolist() == pytest.approx([.8, .81, .82]) and len(points) == 3
+    low,high = bar_ends(ax.containers[0])
+    assert (low, high) == pytest.approx(scipy.stats.t.interval(.95, 2, .61, scipy.stats.sem([.6, .61, .62])))
+
+def bar_ends(container):
+    "Left and right end of the error bar"
+    (start,_),(end,_) = container[2][0].get_segments()[0]
+    return start,end
+
+def test_figures_take_axes_and_by(fake, go):
+    runs = go([tiny, tiny.change(name='other')], lr=[.1, .2], seeds=2)
+    ax = experiments.plt.figure().subplots()
+    assert plot_accuracies(runs, ax=ax) is ax and plot_learning_curves(runs, ax=experiments.plt.figure().subplots()) is not ax
+    assert {t.get_text() for t in ax.get_yticklabels()} == {'tiny, lr 0.1 (2)', 'tiny, lr 0.2 (2)', 'other, lr 0.1 (2)', 'other, lr 0.2 (2)'}
+    assert {t.get_text() for t in plot_accuracies(runs, by='recipe').get_yticklabels()} == {'tiny (4)', 'other (4)'}
+
+def test_single_runs_and_missing_splits(fake, go):
+    runs = go(seeds=1)
+    assert [t.get_text() for t in plot_accuracies(runs).get_yticklabels()] == ['tiny (1)']
+    assert plot_learning_curves(runs).get_legend().get_texts()[0].get_text() == 'tiny (1 run)'
+    with pytest.raises(ValueError, match='test=True'): plot_accuracies(runs, 'test')
+    with pytest.raises(ValueError, match='split must be'): plot_accuracies(runs, 'train')
+    with pytest.raises(ValueError, match='None of these runs is finished'): plot_accuracies(runs.assign(status='failed'))
+    with pytest.raises(ValueError, match="Did you mean 'valid_loss'"): plot_learning_curves(runs, metric='val_loss')

@@ -1,0 +1,635 @@
+"Networks of torchvision and timm, and the weights they begin with: read, fetched, refused, loaded and reported."
+import datetime
+import hashlib
+import os
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import nn
+from torchvision import models as torchvision_models
+from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
+
+from cifar_fastai import weights
+from cifar_fastai.registry import UnknownNameError
+from cifar_fastai.weights import WeightsReport, create_backbone, find_weights, list_backbones, list_weights, load_weights
+
+small_names = ('shufflenet_v2_x0_5', 'squeezenet1_1', 'mobilenet_v3_small', 'timm/resnet10t', 'timm/test_vit')
+net = 'shufflenet_v2_x0_5'
+enum = SqueezeNet1_1_Weights.IMAGENET1K_V1
+
+
+@pytest.fixture(scope='module')
+def state():
+    "Weights of an untrained network for 10 classes; tests only read them."
+    return create_backbone(net, 10).state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def pth(state, **kwargs):
+    f = BytesIO()
+    torch.save(state, f, **kwargs)
+    return f.getvalue()
+
+
+def message(error, f, *args, **kwargs):
+    "What `f` raises, as a user reads it: without the errors behind it."
+    with pytest.raises(error) as caught:
+        f(*args, **kwargs)
+    e = caught.value
+    shown = ''.join(traceback.format_exception(e))
+    assert 'During handling of' not in shown and 'direct cause' not in shown
+    return str(e)
+
+
+# --- networks
+
+@pytest.mark.parametrize('channels', [3, 1])
+@pytest.mark.parametrize('name', small_names)
+def test_backbones_are_built(name, channels):
+    model = create_backbone(name, 7, in_channels=channels).eval()
+    size = 160 if name == 'timm/test_vit' else 64
+    with torch.no_grad():
+        assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+def test_backbones_keep_their_names():
+    for name, theirs in [('squeezenet1_1', torchvision_models.squeezenet1_1()), ('timm/resnet10t', timm.create_model('resnet10t'))]:
+        for channels in 3, 1:
+            assert list(create_backbone(name, 1000, channels).state_dict()) == list(theirs.state_dict())
+
+
+def test_a_new_first_convolution_differs_in_nothing_else():
+    conv, theirs = create_backbone('densenet121', 10, 2).features.conv0, torchvision_models.densenet121().features.conv0
+    assert (conv.in_channels, conv.bias) == (2, None)
+    for k in 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups':
+        assert getattr(conv, k) == getattr(theirs, k)
+
+
+def test_auxiliary_classifiers_are_left_out():
+    assert create_backbone('googlenet', 10).train()(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_backbones_are_classifiers():
+    names = list_backbones()
+    assert {'resnet34', 'mobilenet_v2', 'efficientnet_b2', 'timm/legacy_xception', 'timm/tf_efficientnet_b2'} <= set(names)
+    assert not {'fcn_resnet50', 'maskrcnn_resnet50_fpn', 'r3d_18', 'raft_small'} & set(names)
+
+
+@pytest.mark.parametrize('f', [lambda name: create_backbone(name, 10), lambda name: find_weights(name, 'DEFAULT')])
+@pytest.mark.parametrize('name, hint', [
+    ('resnet43', "Did you mean 'resnet34'?"), ('ResNet34', "Did you mean 'resnet34'?"),
+    ('legacy_xception', "Did you mean 'timm/legacy_xception'?"), ('timm/legacy_xceptoin', "Did you mean 'timm/legacy_xception'?"),
+    ('timm/xception', "write 'timm/legacy_xception'"), ('xception', "write 'timm/legacy_xception'"),
+    ('timm/resnet10t.c3_in1k', "Did you mean 'timm/resnet10t'?"), ('', 'list_backbones() shows all')])
+def test_unknown_networks(f, name, hint):
+    assert hint in message(UnknownNameError, f, name)
+
+
+@pytest.mark.parametrize('kwargs', [dict(n_out=0), dict(n_out=2.), dict(n_out=10, in_channels=0)])
+def test_bad_numbers(kwargs):
+    assert 'must be a whole number of at least 1' in message(ValueError, create_backbone, net, **kwargs)
+
+
+# --- files
+
+wrapped = {
+    'plain': lambda s: s,
+    'state_dict': lambda s: {'state_dict': s, 'epoch': 3, 'optimizer': {'lr': 1e-3}},
+    'model': lambda s: {'model': s, 'opt': [1, 2]},
+    'model_state_dict': lambda s: {'model_state_dict': s},
+    'nested': lambda s: {'model': {'state_dict': s}},
+    'distributed': lambda s: {f'module.{k}': v for k, v in s.items()},
+    'compiled': lambda s: {f'_orig_mod.{k}': v for k, v in s.items()},
+    'both': lambda s: {f'_orig_mod.module.{k}': v for k, v in s.items()},
+    'both, the other way': lambda s: {f'module._orig_mod.{k}': v for k, v in s.items()},
+    'parameters': lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('wrap', wrapped.values(), ids=wrapped)
+def test_wrapped_files(wrap, zipped, state, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(wrap(state), path, _use_new_zipfile_serialization=zipped)
+    assert equal(find_weights(net, path), state)
+
+
+@pytest.mark.parametrize('name', ['weights.safetensors', 'weights.bin'])  # by what is in it, not by its name
+def test_safetensors(name, state, tmp_path):
+    save_file(state, tmp_path / name)
+    assert equal(find_weights(net, str(tmp_path / name)), state)
+
+
+def test_home_folder(state, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_file(state, tmp_path / 'w.safetensors')
+    assert equal(find_weights(net, '~/w.safetensors'), state)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ('it-was-run',)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('more', [Runs(), datetime.date(2020, 2, 20), nn.Linear(2, 2)])
+def test_what_needs_pickle_is_refused(more, zipped, state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'state_dict': state, 'more': more}, 'weights.pth', _use_new_zipfile_serialization=zipped)
+    text = message(ValueError, find_weights, net, 'weights.pth')
+    assert 'it holds more than tensors' in text and 'torch.save(model.state_dict()' in text
+    assert not (tmp_path / 'it-was-run').exists()
+    if zipped and isinstance(more, datetime.date):
+        assert 'datetime.date' in text
+
+
+@pytest.mark.parametrize('content, what', [
+    ([torch.zeros(2)], 'holds a list'), (torch.zeros(2), 'holds a Tensor'), ({}, 'holds no weights at all'), ({'model': {}}, 'holds no weights at all'),
+    ({'a': torch.zeros(2), 'epoch': 3}, "'epoch': int"), ({1: torch.zeros(2)}, '1: Tensor'), ({'epoch': 3, 'loss': .1}, "'loss': float")])
+def test_what_is_no_mapping_of_tensors_is_refused(content, what, tmp_path):
+    torch.save(content, tmp_path / 'w.pth')
+    assert what in message(ValueError, find_weights, net, tmp_path / 'w.pth')
+
+
+@pytest.mark.parametrize('content', [b'', b'nothing', b'<html>404 not found</html>', b'PK\x03\x04' + bytes(99), b'\x80\x02', b'\x80\x02}q\x00.',
+                                     b'\x08\0\0\0\0\0\0\0{xxxxxx}', lambda s: pth(s)[:5000], lambda s: pth(s, _use_new_zipfile_serialization=False)[:5000],
+                                     lambda s: save(s)[:-1], lambda s: save(s)[:100]])
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_damaged_files(content, suffix, state, tmp_path):
+    path = tmp_path / f'w.{suffix}'
+    path.write_bytes(content if isinstance(content, bytes) else content(state))
+    text = message(ValueError, find_weights, net, path)
+    assert str(path) in text and len(text) < 500 + len(str(path))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / 'w.pt')
+    assert 'damaged, or something else than weights' in message(ValueError, find_weights, net, tmp_path / 'w.pt')
+
+
+def test_learner_files(state, tmp_path):
+    "What a fastai Learner saves: without the optimizer it is the plain weights, with it they are below 'model'."
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    model = create_backbone(net, 10)
+    model.load_state_dict(state)
+    learn = Learner(DataLoaders([], []), model, loss_func=nn.CrossEntropyLoss(), path=tmp_path, model_dir='.')
+    learn.create_opt()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    learn.opt.step()
+    model.load_state_dict(state)
+    for with_opt in False, True:
+        path = learn.save(f'saved-{with_opt}', with_opt=with_opt)
+        assert equal(find_weights(net, path), state)
+
+
+@pytest.mark.parametrize('given', ['runs/none', 'none.pth', 'none.safetensors', './IMAGENET1K_V1'])
+def test_files_that_are_not_there(given):
+    text = message(FileNotFoundError, find_weights, 'resnet34', given)
+    assert 'There is no file' in text and "'IMAGENET1K_V1'" in text
+
+
+@pytest.mark.parametrize('given', ['', ' '])
+def test_no_word_at_all(given):
+    assert 'weights is empty' in message(ValueError, find_weights, net, given)
+
+
+# --- runs
+
+def make_run(folder, state):
+    folder.mkdir()
+    save_file(state, folder / 'model.safetensors')
+    (folder / 'recipe.json').write_text('{}')
+    return folder
+
+
+def test_run_folder(state, tmp_path):
+    assert equal(find_weights(net, make_run(tmp_path / 'run', state)), state)
+
+
+@pytest.mark.parametrize('lost', ['model.safetensors', 'recipe.json'])
+def test_incomplete_run_folder(lost, state, tmp_path):
+    (make_run(tmp_path / 'run', state) / lost).unlink()
+    assert f'it has no {lost}.' in message(FileNotFoundError, find_weights, net, tmp_path / 'run')
+
+
+def test_a_run_of_ours_gives_its_weights(practice, tmp_path):
+    from cifar_fastai.models import create_model
+    from cifar_fastai.recipes import get_recipe
+    from cifar_fastai.training import train
+    learn = train(get_recipe('small_cnn', epochs=1), source=practice, run_dir=tmp_path / 'run', num_workers=0, device='cpu')
+    model = create_model('small_cnn')
+    report = load_weights(model, find_weights('small_cnn', learn.run_dir))
+    assert report == WeightsReport(loaded=tuple(model.state_dict())) and equal(model.state_dict(), learn.model.state_dict())
+
+
+def test_a_fine_tuned_run_gives_its_body(state, tmp_path):
+    body = {f'body.{k}': v for k, v in state.items() if not k.startswith('fc.')}
+    head = {'head.2.weight': torch.zeros(512, 1024), 'head.2.bias': torch.zeros(512), 'head.8.weight': torch.zeros(10, 512)}
+    found = find_weights(net, make_run(tmp_path / 'run', body | head))
+    model = create_backbone(net, 10)
+    fc = model.fc.weight.clone()
+    report = load_weights(model, found)
+    assert sorted(report.dropped) == sorted(head) and set(report.missing) == {'fc.weight', 'fc.bias'} and not report.unexpected
+    assert torch.equal(model.conv5[0].weight, state['conv5.0.weight']) and torch.equal(model.fc.weight, fc)
+    cut = nn.Sequential()
+    for k, m in list(create_backbone(net, 10).named_children())[:-1]:
+        cut.add_module(k, m)
+    report = load_weights(cut, found)  # a body without a classifier
+    assert len(report.loaded) == len(body) and not report.missing
+    assert load_weights(cut, state).unexpected == ('fc.weight', 'fc.bias')  # and weights that have one
+
+
+def test_a_fine_tuned_network_takes_a_fine_tuned_run(state):
+    def tuned(n):
+        body, head = create_backbone(net, 10), nn.Sequential(nn.Linear(1024, 5), nn.ReLU(), nn.Linear(5, n))
+        body.fc = nn.Identity()
+        model = nn.Sequential()
+        model.add_module('body', body)
+        model.add_module('head', head)
+        return model
+    model, given = tuned(10), tuned(3).state_dict()
+    report = load_weights(model, given)
+    assert report.dropped == ('head.2.weight', 'head.2.bias') and not report.missing
+    assert torch.equal(model.head[0].weight, given['head.0.weight'])
+
+
+# --- what fits, and what does not
+
+def test_another_number_of_classes(state):
+    model = create_backbone(net, 100)
+    fc = model.fc.weight.clone()
+    report = load_weights(model, state)
+    assert report.dropped == ('fc.weight', 'fc.bias') and len(report.loaded) == len(state) - 2 and not report.missing
+    assert torch.equal(model.fc.weight, fc) and torch.equal(model.conv5[0].weight, state['conv5.0.weight'])
+    assert str(report) == f'loaded: {len(state) - 2} tensors\ndropped, being the classifier of other classes: fc.weight, fc.bias'
+
+
+@pytest.mark.parametrize('name, classifier', [
+    ('squeezenet1_1', 'classifier.1'), ('mobilenet_v3_small', 'classifier.3'), ('mobilenet_v2', 'classifier.1'), ('timm/resnet10t', 'fc'),
+    ('timm/test_vit', 'head'), ('timm/test_convnext', 'head.fc'), ('timm/test_efficientnet', 'classifier'), ('swin_t', 'head'), ('vgg11', 'classifier.6')])
+def test_the_classifier_of_each_network_is_known(name, classifier):
+    with torch.device('meta'):
+        model, other = create_backbone(name, 10), create_backbone(name, 1000)
+    report = weights._compare(other.state_dict(), model)
+    assert report.dropped == (f'{classifier}.weight', f'{classifier}.bias') and not report.misshapen and not report.missing
+
+
+def test_the_same_number_of_classes(state):
+    model = create_backbone(net, 10)
+    assert load_weights(model, state) == WeightsReport(loaded=tuple(state)) and equal(model.state_dict(), state)
+
+
+def test_a_classifier_of_other_features_is_an_error(state):
+    assert 'fc.weight is (10, 512), wanted (10, 1024)' in message(
+        ValueError, load_weights, create_backbone(net, 10), state | {'fc.weight': torch.zeros(10, 512)})
+
+
+def test_resnet34_takes_the_published_names(tmp_path):
+    "218 names of torchvision's resnet34, as its weights have them; 21,797,672 parameters."
+    published = torchvision_models.resnet34().state_dict()
+    torch.save(published, tmp_path / 'resnet34-b627a593.pth')
+    model = create_backbone('resnet34', 10)
+    assert len(published) == 218 and list(model.state_dict()) == list(published)
+    report = load_weights(model, find_weights('resnet34', tmp_path / 'resnet34-b627a593.pth'))
+    assert len(report.loaded) == 216 and report.dropped == ('fc.weight', 'fc.bias')
+    assert torch.equal(model.layer4[2].conv2.weight, published['layer4.2.conv2.weight'])
+    text = message(ValueError, load_weights, torchvision_models.resnet18(), published)  # whose layers are shorter
+    assert 'layer1.2.conv1.weight' in text and 'unexpected' in text
+
+
+def test_counters_of_batchnorm_do_not_matter(state):
+    old = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
+    assert len(old) < len(state)
+    report = load_weights(create_backbone(net, 10), old)
+    assert report == WeightsReport(loaded=tuple(old))
+
+
+@pytest.mark.parametrize('channels, expected', [(1, lambda w: w.sum(1, keepdim=True)), (2, lambda w: w[:, :2] * 1.5),
+                                                (4, lambda w: torch.cat([w, torch.zeros(24, 1, 3, 3)], 1))])
+def test_other_channels_are_adapted_as_fastai_does(channels, expected, state):
+    from fastai.vision.learner import _load_pretrained_weights
+    model, theirs, colour = create_backbone(net, 10, channels), nn.Conv2d(channels, 24, 3), nn.Conv2d(3, 24, 3)
+    colour.weight.data = state['conv1.0.weight']
+    _load_pretrained_weights(theirs, colour)
+    report = load_weights(model, state)
+    assert report.adapted == ('conv1.0.weight',) and 'adapted to the number of channels: conv1.0.weight' in str(report)
+    assert torch.equal(model.conv1[0].weight, expected(state['conv1.0.weight']))
+    assert torch.equal(model.conv1[0].weight, theirs.weight)
+
+
+def test_missing_names(state):
+    lacking = {k: v for k, v in state.items() if k != 'stage2.0.branch1.0.weight'}
+    model = create_backbone(net, 10)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    text = message(ValueError, load_weights, model, lacking)
+    assert 'missing, so left as in the new network: stage2.0.branch1.0.weight' in text and 'strict=False' in text
+    assert equal(model.state_dict(), before)
+    assert load_weights(model, lacking, strict=False).missing == ('stage2.0.branch1.0.weight',)
+    assert torch.equal(model.conv5[0].weight, state['conv5.0.weight'])
+
+
+def test_unexpected_names(state):
+    beside, within = {'queue': torch.zeros(3)}, {'stage2.9.weight': torch.zeros(3)}
+    assert load_weights(create_backbone(net, 10), state | beside).unexpected == ('queue',)
+    assert 'unexpected, so not used: stage2.9.weight' in message(ValueError, load_weights, create_backbone(net, 10), state | within)
+    assert load_weights(create_backbone(net, 10), state | within, strict=False).unexpected == ('stage2.9.weight',)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('wrong, shown', [(torch.zeros(24), 'is (24,), wanted (1024, 192, 1, 1)'), (torch.zeros(1024, 192, 3, 3), 'is (1024, 192, 3, 3)'),
+                                          (torch.zeros(1024, 192, 1, 1, dtype=torch.int8), 'is (1024, 192, 1, 1) of torch.int8')])
+def test_misshapen_weights_are_always_refused(wrong, shown, strict, state):
+    model = create_backbone(net, 10)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert f'misshapen: conv5.0.weight {shown}' in message(ValueError, load_weights, model, state | {'conv5.0.weight': wrong}, strict)
+    assert equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_nothing_fits(strict, state):
+    text = message(ValueError, load_weights, create_backbone(net, 10), {f'encoder.{k}': v for k, v in state.items()}, strict)
+    assert 'They have: encoder.conv1.0.weight' in text and 'The network has: conv1.0.weight' in text
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_are_not_finite_are_refused(number, dtype, state):
+    bad = state['conv5.0.weight'].to(dtype, copy=True)
+    bad[3, 4] = number
+    model = create_backbone(net, 10)
+    before = model.conv5[0].weight.clone()
+    assert 'nan or infinite: conv5.0.weight' in message(ValueError, load_weights, model, state | {'conv5.0.weight': bad})
+    assert torch.equal(model.conv5[0].weight, before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_is_that_of_the_network(dtype, state):
+    model = create_backbone(net, 10)
+    load_weights(model, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
+    assert {v.dtype for v in model.state_dict().values()} == {torch.float32, torch.int64}
+    assert torch.equal(model.fc.weight, state['fc.weight'].to(dtype).float())
+
+
+def test_weights_are_copied(state):
+    given = {k: v.clone() for k, v in state.items()}
+    model = create_backbone(net, 10)
+    load_weights(model, given)
+    given['fc.weight'].zero_()
+    assert model.fc.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize('given', [[], {}, {'fc.weight': 3}, None])
+def test_load_weights_takes_tensors(given):
+    message(ValueError, load_weights, create_backbone(net, 10), given)
+
+
+# --- names of published weights
+
+def test_list_weights():
+    assert list_weights('resnet50') == ['DEFAULT', 'IMAGENET1K_V1', 'IMAGENET1K_V2']
+    assert list_weights('timm/legacy_xception') == ['DEFAULT', 'tf_in1k']
+    assert {'in1k', 'ap_in1k'} < set(list_weights('timm/tf_efficientnet_b2'))
+    assert list_weights('small_cnn') == []
+
+
+def test_unknown_words():
+    text = message(UnknownNameError, find_weights, 'resnet34', 'IMAGENET1K_V2')
+    assert "'DEFAULT', 'IMAGENET1K_V1'" in text and 'a file' in text and 'a run folder' in text
+    assert "'in1k'" in message(UnknownNameError, find_weights, 'timm/tf_efficientnet_b2', 'in22k')
+    assert "Nothing is published for 'small_cnn'" in message(UnknownNameError, find_weights, 'small_cnn', 'DEFAULT')
+
+
+def test_a_word_goes_before_a_folder_of_that_name(hub, tmp_path, monkeypatch):
+    (tmp_path / 'DEFAULT').mkdir()
+    monkeypatch.chdir(tmp_path)
+    hub.publish()
+    assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
+    assert equal(find_weights('small_cnn', make_run(tmp_path / 'mine', hub.state).name), hub.state)  # a folder that has a mere word as its name
+
+
+# --- downloads
+
+class Hub:
+    "torch.hub's folder in a new place, and a server that has the weights of torchvision's squeezenet1_1."
+    def __init__(self, folder, server, monkeypatch):
+        self.folder, self.server, self.monkeypatch = folder / 'checkpoints', server, monkeypatch
+        self.state = {k: torch.full_like(v, i % 7) for i, (k, v) in enumerate(create_backbone('squeezenet1_1', 1000).state_dict().items())}
+        self.content = pth(self.state)
+        self.name = f'squeezenet1_1-{hashlib.sha256(self.content).hexdigest()[:8]}.pth'
+
+    def publish(self, *answers, name=None):
+        self.url = self.server.answer(f'/models/{name or self.name}', *(answers or [self.content]))
+        self.monkeypatch.setattr(enum.value, 'url', self.url)
+
+    @property
+    def files(self):
+        return sorted(o.name for o in self.folder.iterdir()) if self.folder.exists() else []
+
+
+@pytest.fixture
+def hub(tmp_path, http_server, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    return Hub(tmp_path / 'torch' / 'hub', http_server, monkeypatch)
+
+
+@pytest.mark.parametrize('word', ['DEFAULT', 'IMAGENET1K_V1', 'SqueezeNet1_1_Weights.IMAGENET1K_V1'])
+def test_torchvision_weights_are_fetched_once(word, hub, capfd):
+    hub.publish()
+    for _ in range(2):
+        assert equal(find_weights('squeezenet1_1', word), hub.state)
+    assert len(hub.server.asked) == 1 and hub.files == [hub.name]
+    out, err = capfd.readouterr()
+    assert not out and hub.url in err and '100%' in err  # and a progress bar
+    report = load_weights(create_backbone('squeezenet1_1', 10), hub.state)
+    assert report.dropped == ('classifier.1.weight', 'classifier.1.bias')
+
+
+def advice(hub):
+    text = message(ConnectionError, find_weights, 'squeezenet1_1', 'DEFAULT')
+    assert 'SqueezeNet1_1_Weights.IMAGENET1K_V1' in text
+    assert f'Put the file {hub.url.rpartition("/")[2]}\n  from {hub.url}\n  into {hub.folder}\n' in text and "weights='path/to/" in text
+    assert hub.files == []
+    return text
+
+
+def test_another_file_is_not_kept(hub):
+    hub.publish(name='squeezenet1_1-0123abcd.pth')
+    assert 'is another file' in advice(hub) and '0123abcd' in advice(hub)
+
+
+def test_a_broken_download_is_not_kept_and_begins_again(hub):
+    hub.publish((hub.content, 100_000), hub.content)
+    assert 'broke off' in advice(hub)
+    assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
+
+
+@pytest.mark.parametrize('status', [403, 404, 500])
+def test_a_server_that_refuses(status, hub):
+    hub.publish(status)
+    assert f'{status}' in advice(hub)
+
+
+@pytest.mark.parametrize('address', ['http://127.0.0.1:9/models/', 'http://nowhere.invalid/models/'])
+def test_no_network(address, hub, monkeypatch):
+    hub.url = f'{address}{hub.name}'
+    monkeypatch.setattr(enum.value, 'url', hub.url)
+    text = advice(hub)
+    assert 'refused' in text or 'resolution' in text or 'not known' in text
+    assert len(text.splitlines()) == 5
+    hub.folder.mkdir(parents=True, exist_ok=True)
+    (hub.folder / hub.name).write_bytes(hub.content)  # as the message says
+    assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
+
+
+def test_no_network_for_the_recipes(hub, monkeypatch):
+    "The networks of the recipes, with the addresses that are built in: nothing is asked for, since no proxy is there."
+    for k in 'http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY':
+        monkeypatch.setenv(k, 'http://127.0.0.1:9')
+    for name, file in [('resnet34', 'resnet34-b627a593.pth'), ('mobilenet_v2', 'mobilenet_v2-'), ('efficientnet_b2', 'efficientnet_b2_'),
+                       ('timm/legacy_xception', 'xception-43020ad28.pth'), ('timm/tf_efficientnet_b2', 'tf_efficientnet_b2')]:
+        text = message(ConnectionError, find_weights, name, 'DEFAULT')
+        assert f'Put the file {file}' in text and f'into {hub.folder}' in text
+    assert hub.files == [] and ResNet34_Weights.DEFAULT.url.endswith('/resnet34-b627a593.pth')
+
+
+def test_a_kept_file_that_is_damaged(hub):
+    hub.publish()
+    hub.folder.mkdir(parents=True)
+    (hub.folder / hub.name).write_bytes(hub.content[:-5])
+    text = message(ValueError, find_weights, 'squeezenet1_1', 'DEFAULT')
+    assert 'is damaged' in text and 'Remove it' in text and str(hub.folder / hub.name) in text
+
+
+def test_a_folder_that_cannot_be_written(hub):
+    hub.publish()
+    hub.folder.parent.parent.mkdir()
+    hub.folder.parent.write_text('a file where the folder should be')
+    text = message(OSError, find_weights, 'squeezenet1_1', 'DEFAULT')
+    assert f'cannot write {hub.folder / hub.name}' in text and 'TORCH_HOME' in text
+
+
+def test_a_published_file_is_not_run(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = pth({'state_dict': Runs()})
+    hub.publish(content, name=f'squeezenet1_1-{hashlib.sha256(content).hexdigest()[:8]}.pth')
+    assert 'it holds more than tensors' in message(ValueError, find_weights, 'squeezenet1_1', 'DEFAULT')
+    assert not (tmp_path / 'it-was-run').exists()
+
+
+# --- timm
+
+def timm_state(name):
+    return {k: torch.full_like(v, i % 7) for i, (k, v) in enumerate(timm.create_model(name).state_dict().items())}
+
+
+def set_cfg(monkeypatch, model, **changes):
+    "Change what timm says of a network's weights."
+    cfg = timm.models._registry._model_pretrained_cfgs
+    for name in [k for k in cfg if k.split('.')[0] == model]:
+        for k, v in changes.items():
+            monkeypatch.setattr(cfg[name], k, v)
+
+
+@pytest.fixture
+def hf(tmp_path, monkeypatch):
+    "The cache of the Hugging Face hub in a new place."
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
+    return tmp_path / 'hf'
+
+
+@pytest.mark.parametrize('word', ['DEFAULT', 'c3_in1k'])
+def test_timm_weights_by_address(word, hub, hf, monkeypatch):
+    state = timm_state('resnet10t')
+    content = pth(state)
+    name = f'resnet10t-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    set_cfg(monkeypatch, 'resnet10t', url=hub.server.answer(f'/{name}', content))
+    for _ in range(2):
+        found = find_weights('timm/resnet10t', word)
+    assert equal(found, state) and hub.files == [name] and len(hub.server.asked) == 1
+    assert load_weights(create_backbone('timm/resnet10t', 10, in_channels=1), found).adapted == ('conv1.0.weight',)
+
+
+def test_timm_weights_of_another_network(hub, hf, monkeypatch):
+    content = pth(hub.state)
+    name = f'resnet10t-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    set_cfg(monkeypatch, 'resnet10t', url=hub.server.answer(f'/{name}', content))
+    assert f'{name} does not hold timm/resnet10t' in message(ValueError, find_weights, 'timm/resnet10t', 'DEFAULT')
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    "As much of the Hugging Face hub as its client needs to fetch one file."
+    def answer(self, send):
+        self.server.asked.append(f'{self.command} {self.path}')
+        content = self.server.files.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        self.send_response(200)
+        for k, v in dict(ETag=f'"{hashlib.sha256(content).hexdigest()}"', **{'X-Repo-Commit': 'a' * 40, 'Content-Length': len(content)}).items():
+            self.send_header(k, str(v))
+        self.end_headers()
+        if send:
+            self.wfile.write(content)
+
+    def do_HEAD(self): self.answer(False)
+    def do_GET(self): self.answer(True)
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def hf_server(monkeypatch):
+    server = ThreadingHTTPServer(('127.0.0.1', 0), HubHandler)
+    server.files, server.asked, server.daemon_threads = {}, [], True
+    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', f'http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}')
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_timm_weights_of_the_hub(hub, hf, hf_server):
+    state = timm_state('test_resnet')
+    hf_server.files['/timm/test_resnet.r160_in1k/resolve/main/model.safetensors'] = save(state)
+    assert equal(find_weights('timm/test_resnet', 'DEFAULT'), state)
+    n = len(hf_server.asked)
+    assert equal(find_weights('timm/test_resnet', 'r160_in1k'), state)
+    assert n and len(hf_server.asked) == n and hub.files == []  # the second time from the hub's cache
+
+
+def test_no_network_for_the_hub(hub, hf, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    text = message(ConnectionError, find_weights, 'timm/test_resnet', 'DEFAULT')
+    assert f'Put the file test_resnet.r160_in1k.safetensors\n  from https://' in text and '/model.safetensors\n' in text and f'into {hub.folder}' in text
+    hub.folder.mkdir(parents=True)
+    save_file(timm_state('test_resnet'), hub.folder / 'test_resnet.r160_in1k.safetensors')  # as the message says
+    assert equal(find_weights('timm/test_resnet', 'DEFAULT'), timm_state('test_resnet'))
+
+
+# --- the module
+
+def test_module_needs_no_fastai():
+    source = open(weights.__file__, encoding='utf-8').read()
+    assert 'fastai' not in {o.split()[1].split('.')[0] for o in source.splitlines() if o.startswith(('import ', 'from '))}
+
+
+@pytest.mark.network
+def test_published_weights_can_be_fetched(hub, hf):
+    for name in 'squeezenet1_1', 'timm/resnet10t', 'timm/test_resnet':
+        report = load_weights(create_backbone(name, 10), find_weights(name, 'DEFAULT'))
+        assert len(report.dropped) == 2 and not report.missing
