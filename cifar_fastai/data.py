@@ -14,7 +14,7 @@ __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path',
            'ResizeBatch', 'cifar10_datablock', 'MemoryDL', 'default_workers', 'cifar10_dataloaders', 'random_tfms',
            'augment_loader', 'set_augmentation', 'test_dataloader']
 
-# %% ../nbs/01_data.ipynb #73154cb7
+# %% ../nbs/01_data.ipynb #ac4dcfc4
 import errno
 import gzip
 import hashlib
@@ -46,9 +46,10 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize, get_files, image_extensions
+from fastai.torch_core import TensorCategory
 from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandomResizedCropGPU, RandTransform, Rotate, Zoom, affine_mat,
                                    aug_transforms, setup_aug_tfms)
-from fastai.vision.core import PILImage, PILImageBW, TensorImage, imagenet_stats
+from fastai.vision.core import PILImage, PILImageBW, TensorImage, image2tensor, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
 from fasttransform import DisplayedTransform
@@ -839,19 +840,30 @@ def cifar10_datablock(
                      splitter=_splitter(valid, seed, limit),
                      item_tfms=[FixedSize(item_size)] if item_size else None, batch_tfms=tfms)
 
-# %% ../nbs/01_data.ipynb #554909bb
+# %% ../nbs/01_data.ipynb #15698e16
+def _read_item(file, image, size, numbers): # -> image (C, H, W) of bytes, and class
+    "What the item transforms of our data blocks make of a file"
+    x = image.create(file)
+    if x.shape != size: x = FixedSize(size).encodes(x)
+    return image._tensor_cls(image2tensor(x)), TensorCategory(numbers[class_of(file)])
+
 class MemoryDL(TfmdDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
     def do_item(self, s):
-        memory = self.dataset.__dict__.setdefault('memory', {})
-        if s not in memory: memory[s] = super().do_item(s)
+        d = self.dataset.__dict__
+        memory = d.setdefault('memory', {})
+        if s not in memory: memory[s] = _read_item(self.dataset.items[s], *d['files_of']) if 'files_of' in d else super().do_item(s)
         return memory[s]
+
+def _let_read(dls, image, size):
+    "Tell the data sets how their files are read"
+    for d in (dls.train_ds, dls.valid_ds): d.files_of = image,size,dls.vocab.o2i
 
 def _fits_in_memory(info, item_size, limit, grey):
     n = info.n_train if limit is None else min(limit, info.n_train)
     return n*item_size[0]*item_size[1]*(1 if grey else 3) < 2**30
 
-# %% ../nbs/01_data.ipynb #bcd4f0d7
+# %% ../nbs/01_data.ipynb #01630102
 def _positive(name, n):
     try: value = operator.index(n)
     except TypeError: raise TypeError(f'{name}={n!r}: use a whole number.') from None
@@ -897,6 +909,7 @@ def cifar10_dataloaders(
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
                             dl_type=MemoryDL if in_memory else TfmdDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
+    _let_read(dls, GreyImage if grey else ColourImage, item_size)
     dls.data_info = info
     return dls
 
@@ -929,9 +942,11 @@ def set_augmentation(
     res.loaders = [augment_loader(dls.train, tfms), *dls.loaders[1:]]
     return res
 
-# %% ../nbs/01_data.ipynb #14489630
+# %% ../nbs/01_data.ipynb #82df4adb
 def test_dataloader(
     dls:DataLoaders, # as made by `cifar10_dataloaders`
 )->TfmdDL: # batches of test images and labels, in the order of `test_files(dls.path)`
     "Make a loader for the test images"
-    return dls.test_dl(test_files(dls.path), with_labels=True)
+    dl = dls.test_dl(test_files(dls.path), with_labels=True)
+    if known := vars(dls.train_ds).get('files_of'): dl.dataset.files_of = known
+    return dl

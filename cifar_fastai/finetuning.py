@@ -45,20 +45,21 @@ def add_new_head(
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))
 
-# %% ../nbs/03_finetuning.ipynb #3c3e959a
-def _starts(name, start): return f'.{start}.' in f'.{name}.'
+# %% ../nbs/03_finetuning.ipynb #ea036ec9
+def _in(name, layer): return f'.{layer}.' in f'.{name}.'
 
 def parameter_groups(
     model:nn.Module, # any network
     starts:tuple=(), # names of layers at which a new group begins, in the network's order: ('layer3', 'head')
 )->list[list[nn.Parameter]]: # one group more than `starts`; all parameters, in the network's order
     "Split a network's parameters into groups"
-    groups,waiting,layers = [[]],list(starts),dict(model.named_modules())
+    groups,waiting,before = [[]],list(starts),''
     for name,p in model.named_parameters():
-        if waiting and _starts(name, waiting[0]):
+        if waiting and _in(name, waiting[0]) and not _in(before, waiting[0]):
             groups.append([])
             waiting.pop(0)
         groups[-1].append(p)
+        before = name
     if not waiting: return groups
     raise ValueError(f'No parameter group can begin at {waiting[0]!r}: the network has no such layer, or not in this order. '
                      f'Layers are {", ".join(_layer_names(model))}, and what is in them, as in layer3.0.')

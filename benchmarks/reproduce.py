@@ -1,0 +1,62 @@
+"""Trains recipes over seeds, with a row a run in benchmarks/results/training.csv: `python benchmarks/reproduce.py 'ladder_[0-4]' wide_cnn --seeds 3`
+
+Each run is evaluated on the test images once, when it is finished. The same call again goes on where it was stopped, and runs that have
+a row are left alone. `--budget 5` shortens each run to about five minutes on this machine, going through every stage: fewer epochs, and
+if that is not enough, fewer images. Such runs are called ..._short, and say how many images and epochs they had."""
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+import record_run
+from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.experiments import run_grid
+from cifar_fastai.recipes import get_recipe, list_recipes
+from cifar_fastai.training import build_model
+
+def seconds_per_image(recipe, n_out, device, bs=8):
+    "How long a training step takes, for one image: the quickest of three"
+    model = build_model(recipe, n_out, pretrained=False).to(device, memory_format=torch.channels_last)
+    x = torch.randn(bs, 3, recipe.image_size, recipe.image_size, device=device).to(memory_format=torch.channels_last)
+    def step():
+        start = time.perf_counter()
+        model(x).square().mean().backward()
+        if device == 'cuda': torch.cuda.synchronize()
+        return time.perf_counter() - start
+    step()
+    return min(step() for _ in range(3))/bs
+
+def shortened(recipe, n_images, seconds, per_image):
+    "The recipe with as many epochs a stage as there is time for, and the number of images: None for all"
+    epochs = max((k for k in range(1, max(s.epochs for s in recipe.stages) + 1)
+                  if sum(min(s.epochs, k) for s in recipe.stages)*n_images*per_image <= seconds), default=1)
+    short = recipe.shorten(epochs)
+    limit = max(10*recipe.bs, int(seconds/per_image/short.epochs))
+    if limit >= n_images and short.stages == recipe.stages: return recipe,None
+    return short,limit if limit < n_images else None
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipes', nargs='+', help="names, or patterns such as 'ladder_*'")
+    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 0 to N-1 (default: 3)')
+    parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
+    parser.add_argument('--out', default='runs/reproduce', metavar='FOLDER', help='of the run folders (default: runs/reproduce)')
+    parser.add_argument('--weights', metavar='NAME|FILE|RUN', help='what fine-tuned networks begin with, instead of what their recipe says')
+    parser.add_argument('--image-size', type=int, metavar='N', help='side in pixels, instead of what the recipe says')
+    parser.add_argument('--budget', type=float, metavar='MINUTES', help='shorten each run to about so many minutes')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    names = [n for pattern in args.recipes for n in list_recipes(pattern) or [get_recipe(pattern).name]]
+    data = describe_data(find_data(args.data))
+    for name in names:
+        recipe,limit = get_recipe(name),None
+        if args.image_size: recipe = recipe.change(image_size=args.image_size, name=f'{name}_{args.image_size}')
+        if args.weights and recipe.weights: recipe = recipe.change(weights=args.weights)
+        if args.budget: recipe,limit = shortened(recipe, data.n_train, 60*args.budget, seconds_per_image(recipe, len(data.classes), args.device))
+        print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {args.seeds} seeds')
+        runs = run_grid(recipe, args.seeds, Path(args.out), source=data.path, limit=limit, device=args.device, test=bool(data.n_test))
+        print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
+        record_run.main(*runs.run[runs.status == 'finished'])
+
+if __name__ == '__main__': main()

@@ -1,0 +1,315 @@
+"Fine-tuning: what is frozen, what BatchNorm does meanwhile, what a stage can ask for, and every recipe from end to end"
+import json
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.vision.learner import model_meta, vision_learner
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision import models
+
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import evaluate
+from cifar_fastai.finetuning import add_new_head, cut_body, freeze_to, parameter_groups
+from cifar_fastai.inference import load_classifier, save_classifier
+from cifar_fastai.models import count_parameters, create_model
+from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
+from cifar_fastai.registry import UnknownNameError
+from cifar_fastai.training import L2Penalty, build_model, create_learner, fit_stage, load_run, train
+from cifar_fastai.weights import create_backbone
+
+constant = partial(Stage, epochs=1, schedule='constant')
+small = Recipe(name='small', model='ladder_3', stages=constant(lr=1e-2), bs=32, groups=('block2', 'head'))
+
+@pytest.fixture(scope='module')
+def dls(practice): return cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none')
+
+def weights(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
+def changed(before, after): return {k for k in before if not torch.equal(before[k], after[k])}
+def quietly(learn, f, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
+
+# Published numbers
+
+def trainable(recipe, name):
+    "What a recipe's network holds when it is frozen up to `name`"
+    model = build_model(get_recipe(recipe), 10, pretrained=False)
+    learn = Learner(None, model, loss_func=nn.functional.cross_entropy, splitter=partial(parameter_groups, starts=get_recipe(recipe).groups))
+    freeze_to(learn, name, 'frozen')
+    return count_parameters(model)
+
+def test_three_block_cnn_with_two_blocks_frozen():
+    n = trainable('three_block_cnn', 'block3')
+    assert (n.trainable, n.total - n.trainable) == (2_330_378, 66_848)
+
+def test_mobilenet_v2():
+    n,head = trainable('mobilenet_v2_finetuned', 'features.16'),(1280*256 + 256) + 2*256 + 256*10
+    assert n.trainable - head == 1_206_080
+    assert n.trainable + n.frozen - head == 2_223_872 and n.statistics - 2*256 == 34_112
+
+def test_resnet34():
+    n = trainable('resnet34_finetuned', 'head')
+    assert n.trainable == 532_480 and n.trainable + n.frozen == 21_817_152
+
+@pytest.mark.parametrize('recipe,parameters', [('xception_finetuned', 20_861_480 + 2048*10 + 10), ('efficientnet_b2_finetuned', 7_768_562 + 1408*10 + 10)])
+def test_keras_applications(recipe, parameters):
+    "As Keras counts them without their top, statistics included; EfficientNet's seven numbers of normalisation are not the network's here"
+    assert count_parameters(build_model(get_recipe(recipe), 10, pretrained=False)).total == parameters
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50'])
+def test_groups_and_head_are_vision_learners(dls, name):
+    theirs = vision_learner(dls, getattr(models, name), pretrained=False, normalize=False)
+    ours = add_new_head(cut_body(create_backbone(name, 10)), 10)
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.model.parameters()]
+    by_fastai = model_meta[getattr(models, name)]['split'](theirs.model)
+    assert [len(g) for g in parameter_groups(ours, ('layer3', 'head'))] == [len(g) for g in by_fastai]
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.model.state_dict().values())))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): assert torch.allclose(ours.eval()(x), theirs.model.eval()(x), atol=1e-5)
+
+def test_vision_learner_leaves_our_loaders_alone(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, stats='imagenet')
+    before = [type(t) for t in dls.train.after_batch.fs]
+    vision_learner(dls, models.resnet18, pretrained=False)
+    assert [type(t) for t in dls.train.after_batch.fs] == before
+
+# Groups
+
+@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v2', 'efficientnet_b0', 'densenet121', 'timm/resnet10t'])
+def test_bodies_keep_their_names_and_give_maps(name):
+    body = cut_body(create_backbone(name, 10))
+    with torch.no_grad(): assert body.eval()(torch.zeros(1, 3, 64, 64)).ndim == 4
+    assert not any(n.split('.')[0] in ('fc', 'classifier') for n,_ in body.named_parameters())
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_groups_hold_every_parameter_once_in_order(name):
+    recipe = get_recipe(name)
+    model = build_model(recipe, 10, pretrained=False)
+    assert [p.data_ptr() for g in parameter_groups(model, recipe.groups) for p in g] == [p.data_ptr() for p in model.parameters()]
+
+@pytest.mark.parametrize('starts', [('layer9',), ('head', 'block2'), ('block2', 'block2')])
+def test_groups_that_cannot_be(starts):
+    with pytest.raises(ValueError, match=r'No parameter group can begin at .* Layers are block1, block2, head'):
+        parameter_groups(create_model('ladder_3'), starts)
+
+def test_unknown_network_and_group(dls):
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet34'"): create_learner(small.change(model='resnet43', groups=()), dls)
+    learn = create_learner(small, dls)
+    with pytest.raises(ValueError, match="freeze_to must be one of '', 'block2', 'head', got 'block1'"): freeze_to(learn, 'block1')
+    with pytest.raises(ValueError, match="bn must be 'train', 'stats' or 'frozen', got 'off'"): freeze_to(learn, 'head', 'off')
+
+def test_discriminative_rates(dls):
+    learn = create_learner(small, dls)
+    for lr,expected in [((1e-4, 1e-2), (1e-4, 1e-3, 1e-2)), ((None, 1e-2), (1e-3, 1e-3, 1e-2)), (1e-2, (1e-2,)*3)]:
+        quietly(learn, fit_stage, learn, constant(lr=lr))
+        assert [h['lr'] for h in learn.opt.hypers] == pytest.approx(expected)
+
+# BatchNorm
+
+parts = dict(conv='body.block1.0.0.weight', weight='body.block1.0.1.weight', mean='body.block1.0.1.running_mean', last='head.3.weight')
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'adam', 'adamw'])
+@pytest.mark.parametrize('name,bn,expected', [
+    ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}),
+    ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'})])
+def test_what_batchnorm_does(dls, name, bn, expected, optimizer):
+    "After a stage in which everything trained, so that momentum and old gradients are there to do harm; weight decay, too"
+    learn = create_learner(small.change(optimizer=optimizer, wd=.1), dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    before = weights(learn)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to=name, bn=bn))
+    moved = changed(before, weights(learn))
+    assert {k for k,v in parts.items() if v in moved} == expected
+
+def test_batchnorm_that_trains_is_not_touched_by_frozen_layers(dls):
+    "block2 is not frozen, so its BatchNorm learns"
+    learn = create_learner(small, dls)
+    before = weights(learn)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to='block2', bn='frozen'))
+    moved = changed(before, weights(learn))
+    assert not any(k.startswith('body.block1.') for k in moved)
+    assert {'body.block2.0.1.weight', 'body.block2.0.1.running_mean'} <= moved
+
+def test_unfreezing_undoes_all_of_it(dls):
+    learn = create_learner(small, dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to='head', bn='frozen'))
+    before = weights(learn)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    assert changed(before, weights(learn)) == set(before)
+
+def test_fixed_filters_stay_whatever_is_unfrozen(dls):
+    learn = create_learner(get_recipe('small_cnn', bs=32), dls)
+    before = weights(learn)
+    learn.unfreeze()
+    quietly(learn, learn.fit, 1, 1e-2)
+    assert torch.equal(before['body.stem.filters'], weights(learn)['body.stem.filters'])
+
+# What else a stage can ask for
+
+class Watch(Callback):
+    "Keep `f(learn)` of each training batch"
+    order = 200
+    def __init__(self, f, event): self.f,self.seen = f,[]; setattr(self, event, self._watch)
+    def _watch(self): self.seen += [self.f(self.learn)] if self.training else []
+
+def test_optimizer_goes_on_or_begins_anew(dls):
+    learn = create_learner(small, dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    opt = learn.opt
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    assert learn.opt is opt
+    p = next(learn.model.parameters())
+    steps = opt.state[p]['step']
+    quietly(learn, fit_stage, learn, constant(lr=1e-2, reset_opt=True))
+    assert learn.opt is not opt and steps == 10 and learn.opt.state[p]['step'] == 5
+
+def test_discarded_stage(dls):
+    learn = create_learner(small, dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    before = weights(learn)
+    watch = Watch(lambda l: l.loss.item(), 'after_loss')
+    with learn.added_cbs(watch): quietly(learn, fit_stage, learn, constant(lr=1e-2, discard=True))
+    assert len(watch.seen) == 5 and not changed(before, weights(learn))
+
+@pytest.mark.parametrize('monitor,better', [('accuracy', max), ('valid_loss', min)])
+def test_keep_best(practice, tmp_path, monitor, better):
+    stage = constant(epochs=12, lr=3e-2, keep_best=monitor)
+    learn = train(small.change(stages=stage, augment='none'), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    h = pd.read_csv(learn.run_dir/'history.csv')
+    metrics = json.loads((learn.run_dir/'metrics.json').read_text())['valid']
+    assert metrics[monitor.removeprefix('valid_')] == pytest.approx(better(h[monitor]), abs=1e-5) and len(h) == 12
+    assert h[monitor].iloc[-1] != better(h[monitor])  # else the last weights would do, too
+    assert not list(learn.run_dir.glob('*.pth'))
+
+def test_monitors_apart(practice, tmp_path):
+    "Stops by the loss while the rate follows the accuracy"
+    stage = Stage(epochs=40, lr=1e-2, schedule='reduce_on_plateau', plateau_monitor='accuracy', plateau_patience=1, plateau_factor=.1,
+                  early_stopping=4, early_stopping_monitor='valid_loss')
+    learn = train(small.change(stages=stage, augment='none'), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    h = pd.read_csv(learn.run_dir/'history.csv')
+    assert len(h) < 40 and len(h) - h.valid_loss.idxmin() - 1 == 4 and h.lr.iloc[-1] < 1e-2
+
+def test_class_weights_are_for_training_only(dls):
+    learn = create_learner(small.change(label_smoothing=.1), dls)
+    losses = Watch(lambda l: (l.loss.item(), l.pred.detach(), l.y), 'after_loss')
+    with learn.added_cbs(losses): quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2, dog=5)))
+    weight = torch.ones(10); weight[3],weight[5] = 2,5
+    for loss,pred,y in losses.seen:
+        assert loss == pytest.approx(nn.functional.cross_entropy(pred, y.as_subclass(torch.Tensor), weight=weight, label_smoothing=.1).item(), rel=1e-5)
+    plain = nn.functional.cross_entropy(*[t.as_subclass(torch.Tensor) for t in quietly(learn, learn.get_preds, act=nn.Identity())], label_smoothing=.1).item()
+    assert quietly(learn, learn.validate)[0] == pytest.approx(plain, rel=1e-4)
+
+def test_class_weights_of_unknown_classes(dls):
+    learn = create_learner(small, dls)
+    with pytest.raises(ValueError, match="class_weights names 'tiger', but the classes are airplane"):
+        quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(tiger=2)))
+
+def test_gradients_are_clipped(dls):
+    learn = create_learner(small, dls)
+    norm = lambda l: torch.cat([p.grad.flatten() for p in l.model.parameters()]).norm().item()
+    watch = Watch(norm, 'before_step')
+    with learn.added_cbs(watch): quietly(learn, fit_stage, learn, constant(lr=1e-3, grad_clip=.01))
+    assert watch.seen and max(watch.seen) == pytest.approx(.01, rel=1e-3)
+
+def test_augmentation_of_a_stage(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none')
+    learn = create_learner(small, dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2, augment='cutout'))
+    names = lambda dls: [type(t).__name__ for t in dls.train.after_batch.fs]
+    assert 'Cutout' in names(learn.dls) and 'Cutout' not in names(dls)
+    quietly(learn, fit_stage, learn, constant(lr=1e-2))
+    assert 'Cutout' in names(learn.dls)
+
+def test_l2_is_keras_penalty(dls):
+    "Gradients are those of loss + l2 * sum(w**2); the reported loss is without it"
+    l2,in_order = .01,DataLoaders(dls.valid, dls.valid)
+    plain,penalised = (create_learner(small.change(l2=x, l2_on='body.*', optimizer='sgd'), in_order) for x in (0., l2))
+    penalised.model.load_state_dict(plain.model.state_dict())
+    grads = [Watch(lambda l: ({n: p.grad.clone() for n,p in l.model.named_parameters()}, l.loss.item()), 'before_step') for _ in range(2)]
+    for learn,watch in zip((plain, penalised), grads):
+        with learn.added_cbs(watch): quietly(learn, learn.fit, 1, 0.)
+    (a,loss_a),(b,loss_b) = grads[0].seen[0],grads[1].seen[0]
+    assert loss_a == loss_b
+    for n,p in plain.model.named_parameters():
+        has = n.startswith('body.') and p.ndim > 1
+        assert torch.allclose(b[n], a[n] + 2*l2*p if has else a[n], atol=1e-6), n
+
+def test_l2_that_meets_nothing(dls):
+    learn = create_learner(small.change(l2=.1, l2_on='tail.*'), dls)
+    with pytest.raises(ValueError, match="no weights are called 'tail"): quietly(learn, learn.fit, 1, 1e-3)
+
+@pytest.mark.parametrize('recipe,n', [('residual_cnn', 13), ('ladder_7', 6), ('mobilenet_v2_finetuned', 2)])
+def test_l2_is_on_the_layers_meant(recipe, n):
+    recipe = get_recipe(recipe)
+    cb = L2Penalty(recipe.l2, recipe.l2_on)
+    cb.learn = Learner(None, build_model(recipe, 10, pretrained=False), loss_func=nn.functional.cross_entropy)
+    cb.before_fit()
+    assert len(cb.params) == n
+
+def test_losses_are_kept_as_numbers(dls):
+    learn = create_learner(small, dls)
+    quietly(learn, learn.fit, 1, 1e-3)
+    assert {type(l) for l in learn.recorder.losses} == {float}
+
+@pytest.mark.cuda
+def test_mixed_precision_on_cuda(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, device='cuda')
+    learn = create_learner(small.change(mixed_precision=True), dls)
+    watch = Watch(lambda l: l.pred.dtype, 'after_pred')
+    with learn.added_cbs(watch): quietly(learn, learn.fit, 1, 1e-3)
+    assert set(watch.seen) == {torch.float16}
+
+# Weights
+
+def test_weights_from_a_file_and_from_a_run(practice, tmp_path):
+    "Pretraining, fine-tuning from its run folder, and a fine-tuned run as the next one's beginning"
+    pre = Recipe(name='pre', model='resnet18', stages=constant(lr=1e-3), bs=32, image_size=32)
+    first = train(pre, source=practice, run_dir=tmp_path/'pre', num_workers=0, limit=64)
+    tune = pre.change(name='tune', weights=str(tmp_path/'pre'), head=Head(), groups=('layer3', 'head'), freeze_to='head', bn='frozen')
+    learn = train(tune, source=practice, run_dir=tmp_path/'tune', num_workers=0, limit=64)
+    body = load_file(first.run_dir/'model.safetensors')
+    assert all(torch.equal(v, body[k]) for k,v in learn.model.body.state_dict().items() if 'num_batches' not in k)
+    assert 'loaded: ' in json.loads((learn.run_dir/'run.json').read_text())['weights']
+    again = create_learner(tune.change(weights=str(tmp_path/'tune')), learn.dls)
+    assert all(torch.equal(v, body[k]) for k,v in again.model.body.state_dict().items() if 'num_batches' not in k)
+
+def test_a_run_comes_back_without_its_weights_file(practice, tmp_path):
+    save_file(create_backbone('resnet18', 1000).state_dict(), tmp_path/'w.safetensors')
+    recipe = Recipe(name='tune', model='resnet18', weights=str(tmp_path/'w.safetensors'), head=Head(lin_ftrs=()), groups=('head',), stages=constant(lr=1e-3), bs=32)
+    learn = train(recipe, source=practice, run_dir=tmp_path/'run', num_workers=0, limit=64)
+    (tmp_path/'w.safetensors').unlink()
+    back = load_run(tmp_path/'run', num_workers=0)
+    assert not changed(weights(learn), weights(back))
+    save_classifier(learn, tmp_path/'classifier')
+    file = next((practice/'test'/'cat').iterdir())
+    probs = load_classifier(tmp_path/'classifier').predict(file).probabilities.values()
+    assert torch.allclose(torch.tensor([*probs]), learn.predict(file)[2].as_subclass(torch.Tensor), atol=1e-5)
+
+def test_missing_weights_are_found_out_before_the_run_folder_is_made(practice, tmp_path):
+    recipe = get_recipe('resnet34_finetuned', weights='nowhere.pth', image_size=32, valid=.1)
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'): train(recipe, source=practice, run_dir=tmp_path/'run', num_workers=0)
+    assert not (tmp_path/'run').exists()
+
+# Every recipe from end to end
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if get_recipe(n).head or n in ('residual_cnn', 'resnet34_tiny_imagenet') else n for n in list_recipes()])
+@pytest.mark.filterwarnings("ignore:valid='test'")
+def test_every_recipe_runs(name, practice, tmp_path):
+    "Each stage for one short epoch; the large networks at 64 pixels, their weights from a file"
+    recipe = get_recipe(name).shorten(1)
+    changes = dict(bs=16, image_size=min(recipe.image_size, 64)) | (dict(valid=.1) if recipe.valid != 'test' else {})
+    if recipe.weights:
+        save_file(create_backbone(recipe.model, 1000).state_dict(), tmp_path/'weights.safetensors')
+        changes['weights'] = str(tmp_path/'weights.safetensors')
+    learn = train(recipe.change(**changes), source=practice, run_dir=tmp_path/'run', num_workers=0, limit=32)
+    h,run = pd.read_csv(learn.run_dir/'history.csv'),json.loads((learn.run_dir/'run.json').read_text())
+    assert list(h.stage) == list(range(1, len(recipe.stages) + 1)) and run['status'] == 'finished' and learn.recipe.name == f'{name}_short'
+    back = load_run(learn.run_dir, num_workers=0)
+    a,b = evaluate(learn, 'valid'),evaluate(back, 'valid')
+    assert abs(a.probs - b.probs).max() < 1e-5
