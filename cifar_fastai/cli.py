@@ -279,25 +279,29 @@ def recipes_command(
     elif name in names: _print_recipe(get_recipe(name))
     else: _print_recipes(map(get_recipe, names))
 
-# %% ../nbs/10_cli.ipynb #98828b30
+# %% ../nbs/10_cli.ipynb #3ca00d71
 def _print_recipes(recipes):
     _print_table(['recipe', 'model', 'epochs', 'image size', 'augmentation', 'description'],
                  [[r.name, r.model, r.epochs, r.image_size, r.augment, r.description] for r in recipes])
 
 def _print_recipe(recipe):
-    "Every choice but those nobody made, the stages last"
-    choices = _choices(recipe)
+    "Every choice, the stages last"
+    choices = _choices(recipe, [] if recipe.l2 else ['l2_on'])
     stages = choices.pop('stages')
     _print_facts(**choices)
     for i, stage in enumerate(stages, 1):
         print(f'\nstage {i} of {len(stages)}')
-        _print_facts(**{f'  {k}': v for k, v in _choices(stage).items()})
+        _print_facts(**{f'  {k}': v for k, v in _choices(stage, _unused(stage)).items()})
 
-def _choices(x):
-    "The fields of a recipe, stage or head that differ from their defaults, or have none"
-    from dataclasses import fields
-    shown = {f.name: getattr(x, f.name) for f in fields(x) if getattr(x, f.name) != f.default}
-    return {k: ', '.join(f'{a} {b}' for a,b in v) if k == 'class_weights' else ', '.join(v) if k == 'groups' else v for k,v in shown.items()}
+def _choices(x, but=()):
+    "The fields of a recipe or a stage, without what is off"
+    return {k: v for k, v in vars(x).items() if k not in but and v}
+
+def _unused(stage):
+    "The fields that other schedules have"
+    of = dict(one_cycle=['pct_start', 'div', 'div_final', 'moms'], reduce_on_plateau=['plateau_monitor', 'plateau_patience', 'plateau_factor', 'min_lr'])
+    unused = [k for schedule, names in of.items() if stage.schedule != schedule for k in names]
+    return unused + ['early_stopping_monitor']*(not stage.early_stopping) + ['bn']*(stage.bn == 'train' and not stage.freeze_to)
 
 # %% ../nbs/10_cli.ipynb #9a3b4aa0
 def _read_recipe(path):

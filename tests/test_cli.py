@@ -181,9 +181,12 @@ def test_recipe_with_an_unknown_model(practice):
     Path('my.json').write_text(tiny.to_json().replace('ladder_0', 'ladder_00'))
     fails(train('my.json', practice), "Did you mean 'ladder_0'?", '`cifar-fastai models` shows all')
 
-def test_epochs_of_two_stages_are_not_clear(practice):
+def test_epochs_of_two_stages(practice):
+    "They are the most of each stage; one rate for both would not be clear"
     Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=(tiny.stages*2)).to_json())
-    fails(train('two.json', practice, '--epochs', 3), '2 stages', '--epochs')
+    result = train('two.json', practice, '--epochs', 1)
+    assert result.code == 0 and 'recipe   two_short: 2 epochs' in result.out and Path('runs/two_short-seed0').is_dir()
+    fails(train('two.json', practice, '--lr', .1), '2 stages', '--lr')
 
 def tgz(name, members):
     "A .tgz of {path: content}"
@@ -373,7 +376,12 @@ def test_recipes():
 @pytest.mark.parametrize('name', list_recipes())
 def test_recipe_shows_every_choice(name):
     recipe,out = get_recipe(name),run('recipes', name).out
-    for key, value in vars(recipe).items(): assert key == 'stages' or re.search(rf'^{key} +{re.escape(str(value))}$', out, re.M)
+    line = lambda key, value: re.search(rf'^{key} +{re.escape(str(value))}$', out, re.M)
+    for key, value in vars(recipe).items(): assert key in ('stages', 'l2_on') or bool(line(key, value)) == bool(value), key
+    assert bool(line('l2_on', recipe.l2_on)) == bool(recipe.l2)
+    stage = recipe.stages[0]
+    for key in ('epochs', 'lr', 'schedule', *(['div', 'moms'] if stage.schedule == 'one_cycle' else [])): assert line(f'  {key}', getattr(stage, key)), key
+    assert ('plateau_factor' in out) == any(s.schedule == 'reduce_on_plateau' for s in recipe.stages)
     assert out.count('  epochs ') == len(recipe.stages)
     assert Recipe.from_json(run('recipes', name, '--json').out) == recipe
 

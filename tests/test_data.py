@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
@@ -1275,3 +1275,20 @@ def test_real_data():
     assert (len(train), len(valid)) == (45_000, 5_000)
     files = data.train_files(path)
     assert set(data.count_classes(files[i] for i in valid).values()) == {500}
+
+
+@pytest.mark.parametrize('kwargs', [{}, dict(grey=True, stats='unit'), dict(image_size=48), dict(odd=True, image_size=24)], ids=str)
+def test_quick_reading_gives_what_fastais_transforms_give(practice, tmp_path, kwargs):
+    "The same tensors, of the same types and layout in memory, for training, validation and test images"
+    kwargs, path = dict(kwargs), practice
+    if kwargs.pop('odd', False):
+        path = tmp_path/'odd'
+        shutil.copytree(practice, path)
+        for i, f in enumerate(sorted(path.rglob('*.png'))[::7]): Image.open(f).resize((20 + i % 9, 40)).save(f)
+    dls = data.cifar10_dataloaders(path, bs=8, in_memory=True, **kwargs)
+    test = data.test_dataloader(dls)
+    for dl in (dls.train, dls.valid, test):
+        assert 'files_of' in vars(dl.dataset)
+        for i in range(0, len(dl.dataset), 3):
+            for ours, theirs in zip(dl.do_item(i), TfmdDL.do_item(dl, i)):
+                assert type(ours) is type(theirs) and ours.dtype == theirs.dtype and ours.stride() == theirs.stride() and torch.equal(ours, theirs)
