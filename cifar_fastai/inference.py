@@ -294,12 +294,12 @@ def _run_info(folder):
 
 def _numbers(stats, channels): return stats or ((0.,)*channels, (1.,)*channels)
 
-# %% ../nbs/07_inference.ipynb #8bcadc34
+# %% ../nbs/07_inference.ipynb #bf44463d
 def _network(info, owner):
     "The network, untrained; the random state of the program stays as it is"
     try:
         with torch.random.fork_rng(devices=[]):
-            return build_model(info.recipe, len(info.vocab), info.channels, pretrained=False)
+            return build_model(info.recipe.change(image_size=info.image_size), len(info.vocab), info.channels, pretrained=False)
     except ValueError as e:
         hint = ' If it is a network of yours, import the module that registers it first.' if isinstance(e, UnknownNameError) else ''
         raise ValueError(f'{owner} cannot be used: {e}{hint}') from None

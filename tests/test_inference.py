@@ -729,7 +729,7 @@ def test_threads_may_ask_at_once(classifier, practice):
 
 
 def test_networks_of_ones_own(practice, tmp_path, monkeypatch):
-    monkeypatch.setattr('cifar_fastai.models._models', copy.copy(inference.create_model.__globals__['_models']))
+    monkeypatch.setattr('cifar_fastai.models._models', copy.copy(create_model.__globals__['_models']))
     @register_model
     def my_linear(n_out=10, in_channels=3, image_size=32): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels*image_size**2, n_out))
     dls = data.cifar10_dataloaders(practice, bs=32, num_workers=0, device='cpu')
