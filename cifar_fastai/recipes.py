@@ -254,20 +254,20 @@ register_recipe(Recipe(
     stages=Stage(epochs=30, lr=1e-3, schedule='constant', early_stopping=3),
     augment='none', stats='unit', bs=64, optimizer='adam', keras=True))
 
-# %% ../nbs/03_recipes.ipynb #fd2962b9
+# %% ../nbs/03_recipes.ipynb #15004eb6
 register_recipe(Recipe(
     name='residual_cnn', model='residual_cnn', description='as published: three constant rates, L2, augmentation', source='reference project 4',
     stages=tuple(Stage(epochs=n, lr=lr, schedule='constant', reset_opt=True) for n,lr in [(20, 3e-4), (10, 1e-4), (5, 5e-5)]),
-    augment='rotate_shift_flip', stats='unit', valid=10_000, bs=64, optimizer='adam', keras=True, l2=1e-4, l2_on='*.convs.*'))
+    augment='rotate_shift_flip', stats='unit', valid=.2, bs=64, optimizer='adam', keras=True, l2=1e-4, l2_on='*.convs.*'))
 
-# %% ../nbs/03_recipes.ipynb #1d97070f
+# %% ../nbs/03_recipes.ipynb #21428836
 def _ladder(step, description, epochs=100, early_stopping=10, bs=512, **kwargs):
     "A step of project 5's ladder; `kwargs` go to the stage or the recipe, whichever has them"
     stage = {k:kwargs.pop(k) for k in list(kwargs) if k in _stage_names()}
     return Recipe(**dict(
         name=f'ladder_{step}', model=f'ladder_{step}', description=f'as published: {description}', source='reference project 5',
         stages=Stage(**dict(epochs=epochs, lr=1e-3, schedule='constant', early_stopping=early_stopping) | stage),
-        augment='none', stats='unit', valid=10_000, bs=bs, optimizer='adam', keras=True) | kwargs)
+        augment='none', stats='unit', valid=.2, bs=bs, optimizer='adam', keras=True) | kwargs)
 
 # %% ../nbs/03_recipes.ipynb #e5208841
 register_recipe(_ladder(0, 'one convolution', epochs=30, early_stopping=0))
@@ -287,27 +287,27 @@ register_recipe(_ladder(8, 'augmentation', augment='rotate_shift_flip_zoom', **_
 register_recipe(_ladder('8_1', 'mean and deviation, more patience', **_step_8_1))
 register_recipe(_ladder('8_1_sgd', 'SGD instead of Adam', **_step_8_1 | dict(optimizer='sgd', lr=.01)))
 
-# %% ../nbs/03_recipes.ipynb #79f41c24
+# %% ../nbs/03_recipes.ipynb #0d742ac0
 def _keras_finetuned(name, **kwargs):
     "Twenty epochs with a frozen body, ten more with all layers at a hundredth of the rate"
     return Recipe(name=name, weights='DEFAULT', source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('head',),
                   stages=(Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
                           Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
-                  augment='none', valid=10_000, bs=32, optimizer='adam', **kwargs)
+                  augment='none', valid=.2, bs=32, optimizer='adam', **kwargs)
 
 register_recipe(_keras_finetuned('xception_finetuned', model='timm/legacy_xception', image_size=150, stats=((.5,)*3, (.5,)*3),
                                  description='as published: Xception, first its head, then all of it'))
 register_recipe(_keras_finetuned('efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', image_size=260, stats='imagenet',
                                  description='as published: EfficientNetB2, first its head, then all of it'))
 
-# %% ../nbs/03_recipes.ipynb #0412c72e
+# %% ../nbs/03_recipes.ipynb #5ef0a55b
 register_recipe(Recipe(
     name='resnet34_finetuned', model='resnet34', weights='IMAGENET1K_V1', description='as published: ResNet34, discriminative learning rates', source='reference project 5',
     head=Head(), groups=('layer3', 'head'), stages=(
         Stage(epochs=1, lr=(None, 2e-3), pct_start=.99, freeze_to='head'),
         Stage(epochs=4, lr=(1e-5, 1e-3), pct_start=.3, div=5.),
         Stage(epochs=5, lr=(1e-6, 1e-4))),
-    image_size=224, augment='aug_transforms_crop', stats='imagenet', valid=10_000, bs=64, wd=.01, mixed_precision=True))
+    image_size=224, augment='aug_transforms_crop', stats='imagenet', valid=.2, bs=64, wd=.01, mixed_precision=True))
 
 # %% ../nbs/03_recipes.ipynb #35ff7ae6
 register_recipe(Recipe(
