@@ -287,17 +287,17 @@ register_recipe(_ladder(8, 'augmentation', augment='rotate_shift_flip_zoom', **_
 register_recipe(_ladder('8_1', 'mean and deviation, more patience', **_step_8_1))
 register_recipe(_ladder('8_1_sgd', 'SGD instead of Adam', **_step_8_1 | dict(optimizer='sgd', lr=.01)))
 
-# %% ../nbs/03_recipes.ipynb #0d742ac0
+# %% ../nbs/03_recipes.ipynb #622db96e
 def _keras_finetuned(name, **kwargs):
     "Twenty epochs with a frozen body, ten more with all layers at a hundredth of the rate"
-    return Recipe(name=name, weights='DEFAULT', source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('head',),
+    return Recipe(name=name, source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('head',),
                   stages=(Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
                           Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
                   augment='none', valid=.2, bs=32, optimizer='adam', **kwargs)
 
-register_recipe(_keras_finetuned('xception_finetuned', model='timm/legacy_xception', image_size=150, stats=((.5,)*3, (.5,)*3),
+register_recipe(_keras_finetuned('xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
                                  description='as published: Xception, first its head, then all of it'))
-register_recipe(_keras_finetuned('efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', image_size=260, stats='imagenet',
+register_recipe(_keras_finetuned('efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', weights='aa_in1k', image_size=260, stats='imagenet',
                                  description='as published: EfficientNetB2, first its head, then all of it'))
 
 # %% ../nbs/03_recipes.ipynb #5ef0a55b

@@ -1,6 +1,7 @@
 "What several test files use: a small practice set, and a web server on this machine."
 import os
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
@@ -34,23 +35,32 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
 
+@contextmanager
+def serving(handler):
+    "A server on 127.0.0.1, while the body runs"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
+    thread.start()
+    try: yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def http_server(monkeypatch):
     """A server on 127.0.0.1. `server.answer('/a.tgz', *answers)` gives one answer after the other, the last one for ever, and
     returns the address. An answer is the content, a status code, or (content, n): the connection drops after n bytes.
     `server.asked` lists the paths that were asked for."""
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.answers, server.asked, server.daemon_threads = {}, [], True
+    with serving(Handler) as server:
+        server.answers, server.asked = {}, []
 
-    def answer(path, *answers):
-        server.answers[path] = list(answers)
-        return f'http://127.0.0.1:{server.server_port}{path}'
+        def answer(path, *answers):
+            server.answers[path] = list(answers)
+            return f'http://127.0.0.1:{server.server_port}{path}'
 
-    server.answer = answer
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+        server.answer = answer
+        yield server

@@ -22,7 +22,7 @@ from cifar_fastai.models import count_parameters, create_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.training import L2Penalty, build_model, create_learner, fit_stage, load_run, train
-from cifar_fastai.weights import create_backbone
+from cifar_fastai.weights import create_backbone, list_weights
 
 constant = partial(Stage, epochs=1, schedule='constant')
 small = Recipe(name='small', model='ladder_3', stages=constant(lr=1e-2), bs=32, groups=('block2', 'head'))
@@ -272,6 +272,11 @@ def test_mixed_precision_on_cuda(practice):
     assert set(watch.seen) == {torch.float16}
 
 # Weights
+
+@pytest.mark.parametrize('name', [n for n in list_recipes() if get_recipe(n).weights])
+def test_weights_of_recipes_are_published(name):
+    "By their own names: what 'DEFAULT' means may change, and with it the experiment"
+    assert get_recipe(name).weights in set(list_weights(get_recipe(name).model)) - {'DEFAULT'}
 
 def test_weights_from_a_file_and_from_a_run(practice, tmp_path):
     "Pretraining, fine-tuning from its run folder, and a fine-tuned run as the next one's beginning"

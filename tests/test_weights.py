@@ -2,9 +2,8 @@
 import datetime
 import hashlib
 import os
-import threading
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 
 import huggingface_hub.constants
@@ -19,6 +18,7 @@ from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
 from cifar_fastai import weights
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.weights import WeightsReport, create_backbone, find_weights, list_backbones, list_weights, load_weights
+from conftest import serving
 
 small_names = ('shufflenet_v2_x0_5', 'squeezenet1_1', 'mobilenet_v3_small', 'timm/resnet10t', 'timm/test_vit')
 net = 'shufflenet_v2_x0_5'
@@ -591,16 +591,12 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hf_server(monkeypatch):
-    server = ThreadingHTTPServer(('127.0.0.1', 0), HubHandler)
-    server.files, server.asked, server.daemon_threads = {}, [], True
-    monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', f'http://127.0.0.1:{server.server_port}')
-    monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', f'http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}')
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(HubHandler) as server:
+        server.files, server.asked = {}, []
+        address = f'http://127.0.0.1:{server.server_port}'
+        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', address)
+        monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', address + '/{repo_id}/resolve/{revision}/{filename}')
+        yield server
 
 
 def test_timm_weights_of_the_hub(hub, hf, hf_server):
