@@ -214,9 +214,9 @@ register_recipe(Recipe(
 
 # %% ../nbs/03_recipes.ipynb #5b3c71b4
 register_recipe(Recipe(
-    name='small_cnn_long', model='small_cnn', description='the same network, with twice as many epochs',
-    stages=Stage(epochs=18, lr=.15, div=5., moms=(.9, .9, .9)),
-    augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
+    name='small_cnn_long', model='small_cnn', description='the same network, with more epochs',
+    stages=Stage(epochs=24, lr=.15, div=5., moms=(.9, .9, .9)),
+    augment='flip_crop', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/03_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)
@@ -233,7 +233,7 @@ register_recipe(Recipe(
 # %% ../nbs/03_recipes.ipynb #ec7aedb2
 register_recipe(Recipe(
     name='three_block_cnn_one_cycle', model='three_block_cnn', description='the network of project 1, with augmentation and one cycle', source='reference project 1, trained our way',
-    stages=Stage(epochs=7, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))
+    stages=Stage(epochs=10, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))
 
 # %% ../nbs/03_recipes.ipynb #ac0a503c
 register_recipe(Recipe(
