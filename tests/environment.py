@@ -66,7 +66,7 @@ def fill():
     pip = python, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet'
     has_uv = run(*pip, *pinned, 'uv') == 0
     install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--python', python) if has_uv else pip
-    if run(*install, *pinned, '-e', '.[dev]'):
+    if run(*install, *pinned, '-e', '.[dev,interpret]'):
         sys.exit('Could not install what settings.ini and constraints.txt name: see above.')
 
 

@@ -1,7 +1,7 @@
 "One pass over the images, figures that agree with scikit-learn and fastai, and a learner left as it was."
 import json
 import random
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from math import ceil
 from time import process_time
 
@@ -25,11 +25,13 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import TensorImage
 from fastai.vision.data import ImageBlock
+from scipy.special import log_softmax
 from sklearn import metrics as skm
+from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
-from cifar_fastai.evaluation import Evaluation, evaluate, list_tta, make_view, tta_views, wilson_interval
+from cifar_fastai.evaluation import Evaluation, compare, evaluate, list_tta, load_evaluation, make_view, tta_views
 from cifar_fastai.training import create_learner
 
 
@@ -143,14 +145,6 @@ def test_frame_keeps_the_order(case):
     assert (frame.actual == frame.predicted).mean() == case.accuracy
 
 
-def test_wilson_interval_as_published():
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
-    for successes, n, low, high in ((81, 263, .2553, .3662), (15, 148, .0624, .1605), (0, 20, 0, .1611), (1, 29, .0061, .1718)):
-        assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-    low, high = wilson_interval(np.array([81, 0]), np.array([263, 20]))
-    assert low == pytest.approx([.2553, 0], abs=5e-5) and high == pytest.approx([.3662, .1611], abs=5e-5)
-
-
 def test_interval_holds_the_accuracy_and_narrows(case):
     low, high = case.accuracy_interval()
     assert 0 <= low <= case.accuracy <= high <= 1
@@ -186,9 +180,177 @@ def test_summaries_are_readable():
     assert 'most confused' not in repr(cases['all_right'])
 
 
+def test_bounds_of_each_class_agree_with_statsmodels(case):
+    table, counts = case.per_class(.9), case.confusion_matrix()
+    right = counts.diagonal()
+    for name, n in (('precision', counts.sum(0)), ('recall', counts.sum(1))):
+        has = n > 0
+        low, high = proportion_confint(right[has], n[has], .1, method='wilson')
+        np.testing.assert_allclose(table[f'{name}_low'][has], low, atol=1e-12)
+        np.testing.assert_allclose(table[f'{name}_high'][has], high, atol=1e-12)
+        assert (table[f'{name}_low'][~has] == 0).all() and (table[f'{name}_high'][~has] == 1).all()
+    assert (table.f1_low <= table.f1 + 1e-12).all() and (table.f1 <= table.f1_high + 1e-12).all()
+    assert table[case.per_class().columns].equals(case.per_class())
+
+
+def test_images_of_two_classes_both_ways():
+    result = fake(2000, 4, vocab=['cat', 'dog', 'frog', 'ship'])
+    table = result.between('cat', 'dog')
+    counts = {(a, b): n for a, b, n in result.most_confused()}
+    assert len(table) == counts['cat', 'dog'] + counts['dog', 'cat'] > 20
+    assert table.groupby(['actual', 'predicted']).size().to_dict() == {pair: counts[pair] for pair in (('cat', 'dog'), ('dog', 'cat'))}
+    for i, row in table.iterrows():
+        assert (row.file, row['P(cat)'], row['P(dog)'], row.loss) == (result.files[i], result.probs[i, 0], result.probs[i, 1], result.losses[i])
+    assert all(group.loss.is_monotonic_decreasing for _, group in table.groupby('actual'))
+    assert set(result.between('dog', 'cat').index) == set(table.index) and result.between('dog', 'cat').actual.iloc[0] == 'dog'
+
+
+@pytest.mark.parametrize('correct', [None, True, False])
+def test_most_and_least_sure(correct):
+    result = fake()
+    fits = np.ones(len(result), bool) if correct is None else (result.predictions == result.targets) == correct
+    expected = np.sort(result.probs.max(1)[fits])
+    np.testing.assert_array_equal(result.least_sure(7, correct).probability, expected[:7])
+    np.testing.assert_array_equal(result.most_sure(7, correct).probability, expected[::-1][:7])
+    assert fits[result.most_sure(7, correct).index].all() and len(result.most_sure(10**6, correct)) == fits.sum()
+
+
+def test_temperature_changes_how_sure_but_not_of_what():
+    result = fake(split='valid')
+    t = result.fit_temperature()
+    cooled = result.with_temperature(t)
+    np.testing.assert_allclose(np.log(cooled.probs), log_softmax(np.log(result.probs)/t, 1), atol=1e-4)
+    np.testing.assert_allclose(cooled.losses, -np.log(cooled.probs[range(500), result.targets]), atol=1e-5)
+    assert (cooled.predictions == result.predictions).all() and cooled.loss < result.loss
+    assert cooled.temperature == t and f'temperature {t:.2f}' in repr(cooled)
+    assert cooled.with_temperature(1/t).loss == pytest.approx(result.loss, rel=1e-5)
+    assert cooled.fit_temperature() == pytest.approx(1, abs=1e-3)
+
+
+def test_temperature_keeps_losses_that_probabilities_cannot_hold():
+    "A float32 probability ends at 1e-45; the loss of an image that is surely wrong does not"
+    result = Evaluation([[1, 0]], [1], [500.], ['a.png'], ['cat', 'dog'], 'valid')
+    assert result.with_temperature(2).losses[0] == pytest.approx(250) and result.with_temperature(1).losses[0] == pytest.approx(500)
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_temperature_is_fitted_on_validation_images(split):
+    with pytest.raises(ValueError, match=f'fitted on validation images, these are the {split} images'): fake(split=split).fit_temperature()
+
+
+def test_coverage_for_an_accuracy():
+    result = fake()
+    curve = result.coverage_curve()
+    coverage, threshold = result.coverage_at(.8)
+    answered = result.confidence >= threshold
+    assert answered.mean() == coverage and result.correct[answered].mean() >= .8
+    assert all(o.accuracy < .8 for o in curve.itertuples() if o.coverage > coverage)
+    assert cases['all_wrong'].coverage_at(.5) == (0, 1) and cases['all_right'].coverage_at(1)[0] == 1
+    with pytest.raises(ValueError, match='between 0 and 1, got 90'): result.coverage_at(90)
+
+
+def planted(n=5000, share=.05, accuracy=.9, seed=0):
+    "An Evaluation of a model that is right so often, with a share of the labels changed; and which were"
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 10, n)
+    logits = rng.normal(size=(n, 10))
+    logits[range(n), np.where(rng.random(n) < accuracy, truth, rng.integers(0, 10, n))] += 4
+    changed = rng.permutation(n) < share*n
+    return fake_from(logits, np.where(changed, (truth + rng.integers(1, 10, n)) % 10, truth)), changed
+
+
+def fake_from(logits, targets, **kwargs):
+    logs = log_softmax(logits, 1)
+    return Evaluation(np.exp(logs), targets, -logs[range(len(logs)), targets], [f'{i}.png' for i in range(len(logs))], list('abcdefghij'), **kwargs)
+
+
+def test_planted_label_errors_are_found():
+    "Of 250 changed labels among 5,000, under a model that is surely wrong of 450 others: 92% are found, and 36% of the candidates are such"
+    result, changed = planted()
+    found = result.label_errors()
+    hits = changed[found.index]
+    assert hits.sum()/changed.sum() > .9 and hits.mean() > .35  # the model's own mistakes look like label errors, too
+    assert found.quality.is_monotonic_increasing and (found.actual != found.predicted).all()
+    np.testing.assert_allclose(found.quality, result.probs[found.index, result.targets[found.index]], rtol=1e-5)
+    assert hits[:len(hits)//4].mean() > hits[-len(hits)//4:].mean()
+
+
+def test_labels_of_training_images_are_not_judged():
+    result, _ = planted(200)
+    with pytest.raises(ValueError, match='training images'): fake_from(np.log(result.probs), result.targets, split='train').label_errors()
+
+
+def test_label_errors_with_a_class_absent():
+    found = cases['absent_class'].label_errors()
+    assert set(found.index) <= {1, 3}
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+def test_saved_and_loaded_again(case, tmp_path):
+    path = case.save(tmp_path/'new folder'/'a.npz')
+    again = load_evaluation(path)
+    assert all(np.array_equal(getattr(again, o), getattr(case, o)) for o in ('probs', 'targets', 'losses'))
+    assert again.to_dict() == case.to_dict() and again.files == case.files and again.root == case.root
+    assert [o.name for o in path.parent.iterdir()] == ['a.npz']
+
+
+def test_saved_file_is_small_and_holds_no_pickle(tmp_path):
+    path = fake(10_000, files=[f'test/automobile/{i:04}.png' for i in range(10_000)]).save(tmp_path/'a.npz')
+    assert path.stat().st_size < 1_000_000
+    with np.load(path, allow_pickle=False) as saved: assert all(saved[name].dtype != object for name in saved)
+
+
+def test_everything_is_kept(tmp_path):
+    result = fake(split='valid', variant='cifar10-jpeg', root='/data', tta='flip', temperature=1.5, vocab=['Ente', 'é', *'cdefghij'])
+    again = load_evaluation(result.save(tmp_path/'a.npz'))
+    assert {name: getattr(again, name) for name in ('split', 'variant', 'root', 'tta', 'temperature', 'vocab')} == \
+        dict(split='valid', variant='cifar10-jpeg', root='/data', tta='flip', temperature=1.5, vocab=['Ente', 'é', *'cdefghij'])
+
+
+def truncated(path): path.write_bytes(path.read_bytes()[:-200])
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data)//2] ^= 255
+    path.write_bytes(data)
+def empty(path): path.write_bytes(b'')
+def other_arrays(path): np.savez(path, a=np.ones(3))
+def not_json(path): np.savez(path, about=np.zeros(3, np.uint8), probs=np.ones((1, 1)), targets=[0], losses=[0.])
+def pickled(path): np.savez(path, about=np.array([{}], dtype=object))
+def later_format(path): np.savez(path, about=np.frombuffer(b'{"format": "cifar_fastai evaluation 9"}', np.uint8))
+def mismatched(path): np.savez(path, about=np.frombuffer(b'{"format": "cifar_fastai evaluation 1", "files": ["a"], "vocab": ["x"]}', np.uint8),
+                               probs=np.ones((2, 1)), targets=[0, 0], losses=[0., 0.])
+def text(path): path.write_text('accuracy 0.9')
+
+
+@pytest.mark.parametrize('damage', [truncated, flipped, empty, other_arrays, not_json, pickled, later_format, mismatched, text])
+def test_damaged_files_are_refused(tmp_path, damage):
+    path = fake().save(tmp_path/'a.npz')
+    damage(path)
+    with pytest.raises(ValueError, match='a.npz is no saved Evaluation, or is damaged'): load_evaluation(path)
+
+
+def test_paths_that_cannot_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match='No file .*b.npz'): load_evaluation(tmp_path/'b.npz')
+    with pytest.raises(ValueError, match="saved as .npz, got 'a.json'"): fake().save(tmp_path/'a.json')
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = fake().save(tmp_path/'a.npz')
+    before = path.read_bytes()
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(np, 'savez_compressed', full)
+    with pytest.raises(OSError, match='No space'): fake(seed=1).save(path)
+    assert path.read_bytes() == before and [o.name for o in tmp_path.iterdir()] == ['a.npz']
+
+
 def test_ten_thousand_images_take_no_time():
     result, start = fake(10_000), process_time()
     result.to_dict(), result.top_losses(), result.most_confused(), result.to_frame(), result._repr_html_()
+    result.per_class(.95), result.between('class 3', 'class 5'), result.most_sure(), result.least_sure(), result.reliability(), result.coverage_at(.9)
+    replace(result, split='valid').fit_temperature()
+    change = compare(result, fake(10_000, seed=0))
+    change.per_class(), change.confusion_changes(), change.to_frame(), change._repr_html_()
     assert process_time() - start < 1
 
 

@@ -197,9 +197,9 @@ def test_requirements_have_lower_bounds_and_no_caps():
     assert len({o.name for o in requirements}) == len(requirements)
 
 
-def third_party(source):
-    "The top-level names that some code imports, without the standard library and this package."
-    nodes = list(ast.walk(ast.parse(source)))
+def third_party(source, at_once=False):
+    "The top-level names that some code imports (at once: when it is imported itself), without the standard library and this package."
+    nodes = ast.parse(source).body if at_once else list(ast.walk(ast.parse(source)))
     names = {a.name for o in nodes if isinstance(o, ast.Import) for a in o.names}
     names |= {o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level}
     return {o.split('.')[0] for o in names} - sys.stdlib_module_names - {cfg.lib_name}
@@ -207,8 +207,11 @@ def third_party(source):
 
 def test_requirements_are_what_the_library_imports():
     known = packages_distributions()
-    imported = {o for name in project_files() if re.match(rf'{cfg.lib_name}/.*\.py$', name) for o in third_party(read(name))}
-    assert {canonicalize_name(known[o][0]) for o in imported} == {canonicalize_name(Requirement(o).name) for o in lines('requirements')}
+    def imported(**kwargs):
+        names = {o for name in project_files() if re.match(rf'{cfg.lib_name}/.*\.py$', name) for o in third_party(read(name), **kwargs)}
+        return {canonicalize_name(known[o][0]) for o in names}
+    needed, optional = ({canonicalize_name(Requirement(o).name) for o in lines(key)} for key in ('requirements', 'interpret_requirements'))
+    assert imported() == needed | optional and not imported(at_once=True) & optional
 
 
 def pins(python):
