@@ -1,0 +1,695 @@
+"Grad-CAM, features and corruptions agree with what is computed by hand, and leave the learner as it was."
+import random
+import sys
+import warnings
+from dataclasses import replace
+from importlib.util import find_spec
+from io import BytesIO
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import timm
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+from fastai.vision.learner import vision_learner
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.stats import binomtest
+from torch import nn
+from torchvision import models
+
+from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
+from cifar_fastai.evaluation import Evaluation, evaluate
+from cifar_fastai.finetuning import add_new_head, cut_body
+from cifar_fastai.models import create_model, list_models
+from cifar_fastai.probing import (Features, corrupt, corruption_levels, embed, features, find_cam_layer, grad_cam, list_corruptions,
+                                  plot_embedding, plot_grad_cam, plot_robustness, robustness, show_corruptions)
+from cifar_fastai.registry import UnknownNameError
+
+needs_captum = pytest.mark.skipif(find_spec('captum') is None, reason='captum is not installed')
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+@pytest.fixture(autouse=True)
+def _nothing_global(monkeypatch):
+    "No figure may be shown and no setting of matplotlib changed"
+    def refuse(*args, **kwargs): raise AssertionError('plt.show was called')
+    monkeypatch.setattr(plt, 'show', refuse)
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close('all')
+    assert dict(matplotlib.rcParams) == before
+
+
+def loaders(practice, **kwargs): return data.cifar10_dataloaders(practice, **dict(bs=16, num_workers=0, device='cpu') | kwargs)
+
+
+@pytest.fixture(scope='module')
+def dls(practice): return loaders(practice)
+
+
+def make_learner(dls, model, **kwargs): return Learner(dls, model, loss_func=CrossEntropyLossFlat(), **kwargs)
+
+
+def network():
+    "Its answers depend on the mode it is in; its ReLU works in place"
+    set_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Dropout(.5), nn.Linear(32, 10))
+
+
+@pytest.fixture(scope='module')
+def learn(dls):
+    res = make_learner(dls, network(), cbs=ChannelsLast())
+    with res.no_bar(), res.no_logging(): res.fit(1, 1e-2)
+    return res
+
+
+@pytest.fixture(scope='module')
+def result(learn): return evaluate(learn)
+
+
+def pixels(practice, files=None):
+    "Images as floats from 0 to 1, read by PIL alone: (N, 3, H, W)"
+    files = data.test_files(practice) if files is None else files
+    return np.stack([np.array(Image.open(f)).transpose(2, 0, 1) for f in files]).astype(np.float32) / 255
+
+
+def normalised(images):
+    mean, std = (np.array(o, dtype=np.float32)[:, None, None] for o in data.cifar10_stats)
+    return (images - mean) / std
+
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------- nothing is left behind
+
+def state(learn):
+    "What a question must not change"
+    modules = list(learn.model.modules())
+    hooks = [len(getattr(m, name)) for m in modules for name in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')]
+    numbers = [v.clone() for v in learn.model.state_dict().values()]
+    grads = [p.grad if p.grad is None else p.grad.clone() for p in learn.model.parameters()]
+    return (hooks, [m.training for m in modules], [p.requires_grad for p in learn.model.parameters()], [str(cb) for cb in learn.cbs],
+            list(learn.recorder.values), random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+            [str(dl.after_batch) for dl in learn.dls.loaders], torch.is_grad_enabled()), numbers, grads
+
+
+def same(a, b): return (a is None) == (b is None) and (a is None or a.equal(b))
+
+
+@pytest.mark.parametrize('ask', [pytest.param(lambda learn: grad_cam(learn, range(5), bs=2), marks=needs_captum),
+                                 lambda learn: features(learn, n=5), lambda learn: robustness(learn, corruptions='noise', levels=[2], n=5)],
+                         ids=['grad_cam', 'features', 'robustness'])
+def test_the_learner_is_left_as_it_was(learn, ask):
+    learn.model.train()
+    learn.model[1].eval()
+    learn.model[0].weight.requires_grad_(False)
+    learn.model[6].weight.grad = torch.ones_like(learn.model[6].weight)
+    try:
+        before = state(learn)
+        first, second = ask(learn), ask(learn)
+        after = state(learn)
+    finally:
+        learn.model.requires_grad_(True).zero_grad()
+    assert before[0] == after[0]
+    for a, b in zip([*before[1], *before[2]], [*after[1], *after[2]]): assert same(a, b)
+    first, second = (o.values if isinstance(o, Features) else o for o in (first, second))
+    np.testing.assert_array_equal(first, second)
+
+
+@needs_captum
+def test_hooks_are_removed_after_an_error(learn, monkeypatch):
+    before = state(learn)[0][0]
+    def fail(*args, **kwargs): raise RuntimeError('broken')
+    monkeypatch.setattr(learn.model, 'forward', fail)
+    for ask in (lambda: grad_cam(learn, [0]), lambda: features(learn), lambda: find_cam_layer(learn.model, torch.zeros(1, 3, 32, 32))):
+        with pytest.raises(RuntimeError, match='broken'): ask()
+    monkeypatch.undo()
+    assert state(learn)[0][0] == before
+
+
+# ---------------------------------------------------------------------------------------------------- Grad-CAM
+
+def by_hand(side):
+    "A network with one convolution whose windows do not overlap, and its last maps computed with numpy"
+    torch.manual_seed(3)
+    conv, linear = nn.Conv2d(3, 4, side, stride=side), nn.Linear(4, 10)
+    model = nn.Sequential(conv, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    k, b, w = (o.detach().numpy().astype(np.float64) for o in (conv.weight, conv.bias, linear.weight))
+
+    def maps(images):
+        n, c, size, _ = images.shape
+        windows = images.reshape(n, c, size//side, side, size//side, side)
+        return np.maximum(np.einsum('nchiwj,kcij->nkhw', windows, k) + b[:, None, None], 0)
+    return model, maps, w
+
+
+def bilinear(image, size):
+    "Enlarge a map: each pixel is the mean of the nearest four, by how near their middles are"
+    at = (np.arange(size) + .5) * len(image) / size - .5
+    weights = np.clip(1 - abs(np.clip(at, 0, len(image) - 1)[:, None] - np.arange(len(image))), 0, 1)
+    return weights @ image @ weights.T
+
+
+def heat_by_hand(maps, weights, size):
+    "The gradient of a score with respect to a map that is averaged is the same everywhere, the weight over the number of pixels"
+    cams = np.maximum((maps * weights[:, :, None, None]).sum(1), 0) / maps[0, 0].size
+    cams = np.stack([bilinear(o, size) for o in cams])
+    highest = cams.max((1, 2), keepdims=True)
+    return cams / np.where(highest > 0, highest, 1)
+
+
+@needs_captum
+@pytest.mark.parametrize('side', [1, 4, 16])
+@pytest.mark.parametrize('target', ['predicted', 'actual', 'dog', 'numbers'])
+def test_heat_is_what_a_hand_computes(practice, dls, side, target):
+    model, maps, w = by_hand(side)
+    learn = make_learner(dls, model)
+    said, positions = evaluate(learn), [3, 17, 18, 42, 0]
+    numbers = [1, 0, 9, 5, 3]
+    classes = {'predicted': said.predictions[positions], 'actual': said.targets[positions], 'dog': [said.vocab.index('dog')] * 5, 'numbers': numbers}[target]
+    heat = grad_cam(learn, positions, numbers if target == 'numbers' else target, bs=2)
+    expected = heat_by_hand(maps(normalised(pixels(practice))[positions]), w[classes], 32)
+    assert heat.dtype == np.float32 and heat.shape == (5, 32, 32)
+    np.testing.assert_allclose(heat, expected, atol=2e-4)
+    assert heat.max() == 1
+
+
+@needs_captum
+def test_another_class_gives_another_map(learn, result):
+    heats = [grad_cam(learn, range(4), name) for name in result.vocab[:3]]
+    assert all(not np.allclose(a, b, atol=.05) for a, b in zip(heats, heats[1:]))
+
+
+@needs_captum
+@pytest.mark.parametrize('name', list_models())
+def test_every_network_of_ours(dls, name):
+    set_seed(0)
+    learn = make_learner(dls, create_model(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        heat = np.stack([grad_cam(learn, [0, 7], target) for target in ('cat', 'truck')])
+    assert heat.shape == (2, 2, 32, 32) and np.isfinite(heat).all() and heat.min() >= 0
+    assert set(heat.max((2, 3)).round(5).ravel()) <= {0, 1} and heat.max() == 1
+    assert not np.allclose(*heat)
+    layer = find_cam_layer(learn.model, torch.zeros(1, 3, 32, 32))
+    assert layer.is_last and min(layer.height, layer.width) > 1 and layer.name.startswith('body')
+
+
+@pytest.mark.parametrize('name, layer, side', [('three_block_cnn', 'body.block3.1', 8), ('ladder_0', 'body.block1.0', 32), ('small_cnn', 'body', 4),
+                                               ('residual_cnn', 'body.stages.4.norm', 2)])
+def test_maps_are_the_last_ones_before_pooling(name, layer, side):
+    assert find_cam_layer(create_model(name), torch.zeros(2, 3, 32, 32)) == (layer, side, side, True)
+
+
+def test_the_layer_is_the_last_with_a_where():
+    model = models.resnet34()
+    assert find_cam_layer(model, torch.zeros(1, 3, 32, 32)) == ('layer3', 2, 2, False)
+    assert find_cam_layer(model, torch.zeros(1, 3, 64, 96)) == ('layer4', 2, 3, True)
+    with pytest.raises(ValueError, match='1x1 maps of images of 1x1: Grad-CAM needs larger'): find_cam_layer(nn.Conv2d(3, 3, 1), torch.zeros(1, 3, 1, 1))
+
+
+def torchvision_body(): return add_new_head(cut_body(models.resnet18()), 10)
+def timm_body(): return add_new_head(cut_body(timm.create_model('test_efficientnet', pretrained=False)), 10)
+
+
+@needs_captum
+@pytest.mark.parametrize('build, side', [(torchvision_body, 64), (timm_body, 64), (lambda: models.DenseNet(8, (2, 2), 16, num_classes=10), 32)],
+                         ids=['torchvision', 'timm', 'densenet'])
+def test_pretrained_bodies(practice, build, side):
+    set_seed(0)
+    learn = make_learner(loaders(practice, image_size=side), build())
+    learn.model.requires_grad_(False)  # all frozen
+    heat = grad_cam(learn, [1, 20, 33], 'ship', bs=2)
+    assert heat.shape == (3, side, side) and np.isfinite(heat).all() and heat.max() == 1
+    assert not any(p.requires_grad for p in learn.model.parameters())
+
+
+@needs_captum
+def test_a_learner_of_fastai(practice):
+    learn = vision_learner(loaders(practice, image_size=64, stats='imagenet'), models.resnet18, pretrained=False)
+    heat = grad_cam(learn, ['test/cat/0001.png', 'test/dog/0001.png'], 'actual')
+    assert heat.shape == (2, 64, 64) and set(heat.max((1, 2))) <= {0, 1}
+
+
+@needs_captum
+def test_coarse_maps_are_told(dls):
+    learn = make_learner(dls, add_new_head(cut_body(models.resnet18()), 10))
+    with pytest.warns(UserWarning, match=r"32x32 .* maps of 1x1.*'body.layer3', with maps of 2x2.*image_size=128"): grad_cam(learn, [0])
+
+
+@needs_captum
+def test_a_layer_by_name(practice, dls):
+    model, maps, w = by_hand(4)
+    learn = make_learner(dls, nn.Sequential(model[0], model[1], nn.MaxPool2d(2), *model[2:]))
+    default, named, pooled = (grad_cam(learn, [8], 'cat', layer=layer) for layer in (None, '1', '2'))
+    assert (default == named).all() and not np.allclose(named, pooled)
+    with pytest.raises(UnknownNameError, match="Unknown layer '11'.*named_modules"): grad_cam(learn, [8], layer='11')
+    with pytest.raises(ValueError, match=r"Layer '5' gives \(1, 10\), but Grad-CAM needs feature maps.*layer='1'"): grad_cam(learn, [8], layer='5')
+    with pytest.raises(ValueError, match=r"Layer '3' gives \(1, 4, 1, 1\)"): grad_cam(learn, [8], layer='3')
+
+
+@needs_captum
+def test_positions_and_files_are_the_same_images(learn, result, practice):
+    i = 23
+    expected = grad_cam(learn, [i])
+    for images in (i, np.array([i]), result.files[i], [practice/result.files[i]], [str(practice/result.files[i])]):
+        np.testing.assert_array_equal(grad_cam(learn, images), expected)
+    valid = evaluate(learn, 'valid')
+    np.testing.assert_array_equal(grad_cam(learn, [4, 2], split='valid'), grad_cam(learn, [valid.files[4], valid.files[2]]))
+    np.testing.assert_array_equal(grad_cam(learn, [4], split='train'), grad_cam(learn, evaluate(learn, 'train').files[4:5]))
+    np.testing.assert_array_equal(grad_cam(learn, [4], split=learn.dls.valid), grad_cam(learn, [4], split='valid'))
+
+
+@needs_captum
+def test_batches_do_not_matter(learn):
+    for bs in (1, 3, 7): np.testing.assert_allclose(grad_cam(learn, range(7), bs=bs), grad_cam(learn, range(7)), atol=1e-4)
+
+
+class Images(torch.utils.data.Dataset):
+    "Images that are no files"
+    def __init__(self, images, targets): self.images, self.targets = torch.from_numpy(images), targets
+    def __len__(self): return len(self.images)
+    def __getitem__(self, i): return self.images[i], int(self.targets[i])
+
+
+@pytest.fixture
+def in_memory(practice, result):
+    "A learner whose data are plain tensors, the images of `result`"
+    dl = DataLoader(Images(normalised(pixels(practice)), result.targets), bs=10)
+    dls = DataLoaders(dl, dl, path=practice)
+    dls.vocab = result.vocab
+    return dls
+
+
+@needs_captum
+def test_images_that_are_no_files(learn, in_memory):
+    other = make_learner(in_memory, learn.model)
+    np.testing.assert_allclose(grad_cam(other, [5, 40], split='valid'), grad_cam(learn, [5, 40]), atol=1e-3)
+    with pytest.raises(ValueError, match='do not read files: give positions'): grad_cam(other, ['test/cat/0001.png'])
+
+
+@needs_captum
+def test_requests_that_cannot_be_met(learn, dls, practice, tmp_path):
+    for images in ([50], [-1], [0, 1.5], [99]):
+        with pytest.raises(ValueError, match='is not among the 50 images of the split: use whole numbers from 0 to 49'): grad_cam(learn, images)
+    with pytest.raises(ValueError, match='at least one image'): grad_cam(learn, [])
+    with pytest.raises(ValueError, match="Unknown target 'cta'. Allowed: 'predicted', 'actual', a class .*cat"): grad_cam(learn, [0], 'cta')
+    for target in ([1, 2], [10], [-1], [.5], ['cat']):
+        with pytest.raises(ValueError, match='one class number .0 to 9. for each of the 1 images'): grad_cam(learn, [0], target)
+    with pytest.raises(ValueError, match="Unknown split 'tset'"): grad_cam(learn, [0], split='tset')
+    with pytest.raises(ValueError, match='bs is a number'): grad_cam(learn, [0], bs=0)
+    with pytest.raises(TypeError, match='Learner'): grad_cam(learn.model, [0])
+    with pytest.raises(FileNotFoundError, match='No image test/cat/none.png'): grad_cam(learn, 'test/cat/none.png')
+    Image.new('RGB', (32, 32)).save(tmp_path / 'frog.png')
+    with pytest.raises(ValueError, match='in no folder named after a class.*frog'): grad_cam(learn, tmp_path / 'frog.png')
+    flat = make_learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10)))
+    with pytest.raises(ValueError, match='This Sequential has no convolution'): grad_cam(flat, [0])
+
+
+def test_captum_is_asked_for(learn, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'captum.attr', None)
+    with pytest.raises(ImportError, match=r'pip install cifar_fastai\[interpret\]'): grad_cam(learn, [0])
+
+
+def titles(axes): return [[ax.get_title() for ax in row] for row in axes]
+
+
+@needs_captum
+def test_pictures_of_heat(learn, result, practice):
+    right, wrong = (np.flatnonzero((result.predictions == result.targets) == o)[0] for o in (True, False))
+    axes = plot_grad_cam(learn, result, [right, wrong])
+    assert axes.shape == (2, 3)
+    vocab, probs = result.vocab, result.probs
+    second = probs[right].argsort()[-2]
+    percent = lambda p: '<1%' if p < .01 else f'{p:.0%}'
+    said = [f'predicted {vocab[result.predictions[i]]} {percent(probs[i].max())}' for i in (right, wrong)]
+    t = result.targets[wrong]
+    assert titles(axes) == [[f'actual {vocab[result.targets[right]]}', said[0], f'runner-up {vocab[second]} {percent(probs[right, second])}'],
+                            [f'actual {vocab[t]}', said[1], f'actual {vocab[t]} {percent(probs[wrong, t])}']]
+    drawn = [[ax.images[1].get_array() for ax in row[1:]] for row in axes]
+    expected = [grad_cam(learn, [right], o)[0] for o in ('predicted', [second])], [grad_cam(learn, [wrong], o)[0] for o in ('predicted', 'actual')]
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+    np.testing.assert_array_equal(axes[1, 0].images[0].get_array(), np.array(Image.open(practice/result.files[wrong])))
+    axes[0, 0].figure.canvas.draw()
+
+
+@needs_captum
+def test_pictures_of_heat_go_where_they_are_told(learn, result, practice):
+    fig, axes = plt.subplots(2, 4)
+    tiles = plot_grad_cam(learn, replace(result, root=''), [1, 2], root=practice, axes=axes)
+    assert tiles.ravel().tolist() == axes.ravel()[:6].tolist() and len(fig.axes) == 8
+    with pytest.raises(ValueError, match='3 images need 9 axes, three for each, got 8'): plot_grad_cam(learn, result, [1, 2, 3], axes=axes)
+    with pytest.raises(ValueError, match='Position 50 is not among the 50 images of the evaluation'): plot_grad_cam(learn, result, [50])
+    with pytest.raises(FileNotFoundError, match='root='): plot_grad_cam(learn, replace(result, root='nowhere'), [0])
+    other = Evaluation([[.9, .1]], [0], [.1], [result.files[0]], ['cat', 'dog'], root=str(practice))
+    with pytest.raises(ValueError, match='do not belong together'): plot_grad_cam(learn, other, [0])
+
+
+# ---------------------------------------------------------------------------------------------------- features
+
+def test_features_are_what_the_last_layer_gets(learn, result):
+    found = features(learn, n=None)
+    assert found.values.shape == (50, 32) and found.values.dtype == np.float32
+    last = learn.model[-1]
+    np.testing.assert_allclose(softmax(found.values @ last.weight.detach().numpy().T + last.bias.detach().numpy()), result.probs, atol=1e-5)
+    assert found.evaluation.files == result.files and found.evaluation.split == 'test'
+    np.testing.assert_allclose(found.evaluation.probs, result.probs, atol=1e-6)
+
+
+@pytest.mark.parametrize('split', ['test', 'valid', 'train'])
+def test_a_sample_is_some_of_the_images(learn, split):
+    everything, some, again, other = (features(learn, split, n, seed) for n, seed in [(10**6, 0), (7, 0), (7, 0), (7, 1)])
+    at = [everything.evaluation.files.index(name) for name in some.evaluation.files]
+    assert len(at) == 7 and at == sorted(set(at)) and some.evaluation.split == split
+    np.testing.assert_allclose(some.values, everything.values[at], atol=1e-5)
+    np.testing.assert_array_equal(some.values, again.values)
+    assert some.evaluation.files != other.evaluation.files
+
+
+def test_features_take_one_pass(learn):
+    seen = []
+    hook = learn.model.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    features(learn, n=20, bs=8)
+    hook.remove()
+    assert seen == [8, 8, 4]
+
+
+@pytest.mark.parametrize('name', list_models())
+def test_features_of_every_network(dls, name):
+    learn = make_learner(dls, create_model(name))
+    found, last = features(learn, n=3), learn.model.head[-1]
+    scores = torch.from_numpy(found.values) @ last.weight.T + (0 if last.bias is None else last.bias)
+    np.testing.assert_allclose(scores.softmax(1).detach().numpy(), found.evaluation.probs, atol=1e-4)
+
+
+def test_features_of_images_that_are_no_files(learn, in_memory):
+    found = features(make_learner(in_memory, learn.model), 'valid', n=6, seed=2)
+    at = [int(name[1:]) for name in found.evaluation.files]
+    np.testing.assert_allclose(found.values, features(learn, n=None).values[at], atol=1e-4)
+
+
+def test_features_that_cannot_be_had(learn, dls, practice, tmp_path):
+    for n in (0, -1, 2.5):
+        with pytest.raises(ValueError, match='n is a number of images and must be at least 1'): features(learn, n=n)
+    with pytest.raises(ValueError, match='seed must be a whole number of at least 0, got -1'): features(learn, n=5, seed=-1)
+    conv = make_learner(dls, nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()))
+    with pytest.raises(ValueError, match='This Sequential has no Linear layer'): features(conv)
+    unused = make_learner(dls, nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()))
+    unused.model[1].idle = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match='never called'): features(unused)
+
+
+@pytest.mark.parametrize('ask', [features, robustness, pytest.param(lambda learn: grad_cam(learn, [0]), marks=needs_captum)], ids=['features', 'robustness', 'grad_cam'])
+def test_no_test_images(practice, tmp_path, ask):
+    (tmp_path / 'train').symlink_to(practice / 'train', target_is_directory=True)
+    learn = make_learner(loaders(tmp_path), network())
+    with pytest.raises(FileNotFoundError, match='has no test folder'): ask(learn)
+
+
+# ---------------------------------------------------------------------------------------------------- embedding
+
+def clusters(n=40, dims=60, seed=0):
+    "Three groups of points that lie far apart"
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.normal(size=(n, dims)) + 30 * rng.normal(size=dims) for _ in range(3)]), np.repeat(range(3), n)
+
+
+@pytest.mark.parametrize('method', ['tsne', 'pca'])
+def test_groups_stay_apart(method):
+    values, group = clusters()
+    xy = embed(values, method)
+    assert xy.shape == (120, 2) and xy.dtype == np.float32
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2) + 1e9 * np.eye(120)
+    assert (group[distance.argmin(1)] == group).all()
+    np.testing.assert_array_equal(xy, embed(values, method))
+
+
+def test_pca_is_the_two_widest_directions():
+    values, _ = clusters()
+    centred = values - values.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(abs(embed(values, 'pca')), abs(u[:, :2] * s[:2]), rtol=1e-2, atol=.05)
+
+
+def test_few_and_flat_features(learn):
+    assert embed(np.random.default_rng(0).normal(size=(4, 3))).shape == (4, 2)
+    assert embed(features(learn, n=12), 'pca').shape == (12, 2)
+    for values, message in [(np.zeros((5, 4)), 'All images have the same features'), (np.full((5, 4), np.nan), 'diverged'),
+                            (np.zeros((1, 4)), 'at least 2 images'), (np.zeros(4), 'at least 2 images'), (np.zeros((4, 1)), 'F at least 2')]:
+        with pytest.raises(ValueError, match=message): embed(values)
+    with pytest.raises(ValueError, match="Unknown method 'umap'. Allowed: 'tsne' or 'pca'"): embed(np.eye(4), 'umap')
+
+
+def fake(targets, predictions, vocab):
+    n, c = len(targets), len(vocab)
+    probs = np.full((n, c), .1 / max(c - 1, 1))
+    probs[range(n), predictions] = .9 if c > 1 else 1
+    probs /= probs.sum(1, keepdims=True)
+    return Evaluation(probs, targets, -np.log(probs[range(n), targets]), [f'{i}.png' for i in range(n)], vocab)
+
+
+def test_points_have_their_class_and_the_wrong_ones_a_ring():
+    targets, predictions = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0]
+    xy = np.arange(10.).reshape(5, 2) ** 2
+    ax = plot_embedding(xy, fake(targets, predictions, ['cat', 'dog', 'frog']))
+    right, wrong = ax.collections
+    assert right.get_offsets().tolist() == xy[[0, 2, 3]].tolist() and wrong.get_offsets().tolist() == xy[[1, 4]].tolist()
+    assert (right.get_facecolors()[1][:3] == right.get_facecolors()[2][:3]).all() and (right.get_facecolors()[0] != right.get_facecolors()[1]).any()
+    assert (wrong.get_facecolors()[0][:3] == right.get_facecolors()[0][:3]).all() and (wrong.get_edgecolors()[0] == (0, 0, 0, 1)).all()
+    assert wrong.get_zorder() > right.get_zorder()
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['right (3)', 'wrong (2)'] and '5 test images' in ax.get_title()
+    assert {t.get_text(): t.get_position() for t in ax.texts} == {'cat': tuple(np.median(xy[:2], 0)), 'dog': tuple(np.median(xy[2:4], 0)), 'frog': tuple(xy[4])}
+
+
+def test_labels_at_one_place_are_moved_apart():
+    xy = np.concatenate([np.zeros((10, 2)), [[100, 100]]])
+    ax = plot_embedding(xy, fake([*range(10), 9], [*range(10), 0], [f'class {i}' for i in range(10)]))
+    heights = sorted(t.get_position()[1] for t in ax.texts)
+    assert min(np.diff(heights)) > 4
+
+
+@pytest.mark.parametrize('targets, predictions, n_classes', [([0, 1, 2], [0, 1, 2], 3), ([0, 1], [1, 0], 2), (range(40), [0] * 40, 40), ([0, 0], [0, 0], 1)],
+                         ids=['all right', 'all wrong', 'many classes', 'one class'])
+def test_degenerate_embeddings_are_drawn(targets, predictions, n_classes):
+    rng = np.random.default_rng(0)
+    ax = plot_embedding(rng.normal(size=(len(targets), 2)), fake(list(targets), predictions, [f'class {i}' for i in range(n_classes)]), ax=plt.subplots()[1])
+    ax.figure.canvas.draw()
+    assert len(ax.texts) == len(set(targets))
+
+
+def test_points_of_other_images_are_refused(result):
+    with pytest.raises(ValueError, match='10 points, but 50 images .*found.evaluation'): plot_embedding(np.zeros((10, 2)), result)
+    with pytest.raises(ValueError, match=r'needs points \(n, 2\).*got \(50, 3\)'): plot_embedding(np.zeros((50, 3)), result)
+
+
+# ---------------------------------------------------------------------------------------------------- corruptions
+
+@pytest.fixture(scope='module')
+def images(practice): return (pixels(practice)[::5] * 255).astype(np.uint8)
+
+
+def every(level=range(1, 6)): return [(name, o) for name in ('blur', 'noise', 'jpeg', 'contrast', 'shift') for o in level]
+
+
+def strength(name, level): return corruption_levels().loc[name, level]
+
+
+def test_corruptions_and_their_levels():
+    assert list_corruptions() == ['blur', 'noise', 'jpeg', 'contrast', 'shift'] == corruption_levels().index.tolist()
+    assert corruption_levels().columns.tolist() == ['unit', 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize('name, level', every([1, 4]))
+def test_an_image_is_corrupted_in_the_same_way_wherever_it_is(images, name, level):
+    whole = corrupt(images, name, level)
+    assert whole.shape == images.shape and whole.dtype == np.uint8 and (whole != images).any((1, 2, 3)).all()
+    order = [7, 2, 5]
+    np.testing.assert_array_equal(corrupt(images[order], name, level), whole[order])
+    np.testing.assert_array_equal(corrupt(images[4:5], name, level), whole[4:5])
+    np.testing.assert_array_equal(corrupt(images, name, level, seed=0), whole)
+    assert (corrupt(images, name, level, seed=1) != whole).any() == (name in ('noise', 'shift'))
+
+
+@pytest.mark.parametrize('name, level', every([3]))
+def test_bytes_and_floats_agree(images, name, level):
+    expected = corrupt(images, name, level)
+    tensor = torch.from_numpy(images)
+    for given, dtype in [(tensor, torch.uint8), (tensor.float() / 255, torch.float32), (images / 255, np.float64), (images.astype(np.float32) / 255, np.float32)]:
+        before = given.copy() if isinstance(given, np.ndarray) else given.clone()
+        out = corrupt(given, name, level)
+        assert type(out) is type(given) and out.dtype == dtype
+        shades = np.asarray(out) if dtype == torch.uint8 else np.asarray(out) * 255
+        np.testing.assert_allclose(shades, expected, atol=1e-4)
+        assert (np.asarray(given) == np.asarray(before)).all()
+
+
+@pytest.mark.parametrize('name', ['blur', 'noise', 'jpeg', 'contrast', 'shift'])
+def test_levels_get_worse(images, name):
+    far = [np.abs(corrupt(images, name, level).astype(float) - images).mean() for level in range(1, 6)]
+    assert far == sorted(far) and far[0] > 0
+
+
+@pytest.mark.parametrize('size', [32, 64])
+@pytest.mark.parametrize('level', [1, 5])
+def test_blur_is_that_of_scipy(images, size, level):
+    given = images.repeat(size // 32, 2).repeat(size // 32, 3)
+    sigma = strength('blur', level) * size / 32
+    expected = gaussian_filter(given / 255, (0, 0, sigma, sigma), mode='mirror', radius=(0, 0, *[int(np.ceil(3 * sigma))] * 2))
+    np.testing.assert_allclose(corrupt(given, 'blur', level) / 255, expected, atol=.51 / 255 + 1e-4)
+
+
+@pytest.mark.parametrize('level', range(1, 6))
+def test_noise_has_its_deviation_and_no_bias(level):
+    grey = np.full((4, 3, 64, 64), 128, np.uint8)
+    grey[:, 0, 0, 0] = range(4)  # else the images were the same
+    out = corrupt(grey, 'noise', level)[:, :, 1:] / 255 - 128 / 255
+    assert out.std() == pytest.approx(strength('noise', level), rel=.03) and abs(out.mean()) < .003
+    assert np.corrcoef(out.reshape(4, -1))[np.triu_indices(4, 1)] == pytest.approx(0, abs=.05)
+
+
+@pytest.mark.parametrize('level', [1, 5])
+def test_jpeg_is_that_of_pillow(images, level):
+    file = BytesIO()
+    Image.fromarray(images[3].transpose(1, 2, 0)).save(file, 'JPEG', quality=int(strength('jpeg', level)))
+    np.testing.assert_array_equal(corrupt(images[3:4], 'jpeg', level)[0].transpose(1, 2, 0), np.array(Image.open(file)))
+
+
+@pytest.mark.parametrize('level', [1, 5])
+def test_contrast_moves_towards_the_mean_grey(images, level):
+    x, factor = images / 255, strength('contrast', level)
+    grey = np.einsum('nchw,c->nhw', x, (.299, .587, .114)).mean((1, 2))[:, None, None, None]
+    np.testing.assert_allclose(corrupt(images, 'contrast', level) / 255, grey + factor * (x - grey), atol=.6 / 255)
+
+
+@pytest.mark.parametrize('size', [32, 48])
+@pytest.mark.parametrize('level', [1, 5])
+def test_shift_moves_by_whole_pixels(images, size, level):
+    given = np.pad(images, ((0, 0), (0, 0), (0, size - 32), (0, size - 32)), mode='symmetric')
+    by = max(1, round(strength('shift', level) * size / 32))
+    padded = np.pad(given, ((0, 0), (0, 0), (by, by), (by, by)), mode='reflect')
+    ways = {(dy, dx): padded[:, :, by + dy * by:by + dy * by + size, by + dx * by:by + dx * by + size] for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
+    out = corrupt(given, 'shift', level)
+    went = [[way for way, expected in ways.items() if (expected[i] == out[i]).all()] for i in range(len(given))]
+    assert all(went) and all((0, 0) not in o for o in went) and len({o[0] for o in went}) > 1
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 32, 32), (1, 3, 5, 9), (1, 3, 1, 1), (2, 3, 96, 64)])
+@pytest.mark.parametrize('name, level', every([5]))
+def test_other_sizes_and_grey(shape, name, level):
+    given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert corrupt(given, name, level).shape == shape
+
+
+def test_what_cannot_be_corrupted(images):
+    with pytest.raises(UnknownNameError, match=r"Unknown corruption 'blurr'. Did you mean 'blur'\? list_corruptions"): corrupt(images, 'blurr', 1)
+    for level in (0, 6, -1, 1.5, '3', None):
+        with pytest.raises(ValueError, match='level must be a whole number from 1 .mild. to 5 .strong., got'): corrupt(images, 'blur', level)
+    with pytest.raises(ValueError, match='seed must be'): corrupt(images, 'noise', 1, seed=-1)
+    for bad in (images[0], images[:0], images[:, :2]):
+        with pytest.raises(ValueError, match=r'takes images \(N, C, H, W\) with 1 or 3 channels'): corrupt(bad, 'blur', 1)
+    with pytest.raises(TypeError, match='bytes or of floats from 0 to 1, got torch.int64'): corrupt(images.astype(np.int64), 'blur', 1)
+    for bad in (normalised(images / 255), images.astype(np.float32), np.full((1, 3, 4, 4), np.nan)):
+        with pytest.raises(ValueError, match='before normalisation'): corrupt(bad, 'blur', 1)
+
+
+def test_pictures_of_corruptions(images):
+    axes = show_corruptions(images[:2], ['noise', 'shift', 'jpeg'], levels=[2, 5])
+    assert axes.shape == (3, 3) and [ax.get_ylabel() for ax in axes[:, 0]] == ['noise', 'shift', 'jpeg']
+    assert [ax.get_title() for ax in axes[0]] == ['clean', 'level 2', 'level 5']
+    for row, i, name in zip(axes, (0, 1, 0), ('noise', 'shift', 'jpeg')):
+        expected = [images[i], *(corrupt(images[i:i + 1], name, level)[0] for level in (2, 5))]
+        for ax, image in zip(row, expected): np.testing.assert_array_equal(ax.images[0].get_array(), image.transpose(1, 2, 0))
+    assert show_corruptions(torch.from_numpy(images[:1, :1]) / 255, 'blur').shape == (1, 6)
+    with pytest.raises(ValueError, match='1 corruptions with 2 pictures each need 2 axes, got 1'): show_corruptions(images, 'blur', [1], axes=[plt.subplots()[1]])
+
+
+# ---------------------------------------------------------------------------------------------------- robustness
+
+def test_robustness_is_what_a_hand_computes(learn, practice, result):
+    files, model = data.test_files(practice), learn.model.eval()
+    table = robustness(learn, n=None, levels=[2, 5], seed=3)
+    assert table.columns.tolist() == ['corruption', 'level', 'n', 'accuracy', 'low', 'high', 'change']
+    assert list(zip(table.corruption, table.level)) == [('clean', 0), *((name, level) for name, level in every([2, 5]))]
+    images = (pixels(practice, files) * 255).round().astype(np.uint8)
+    for _, row in table.iterrows():
+        x = images if row.level == 0 else corrupt(images, row.corruption, row.level, seed=3)
+        with torch.no_grad(): said = model(torch.from_numpy(normalised(x.astype(np.float32) / 255))).argmax(1).numpy()
+        right = int((said == result.targets).sum())
+        assert row.accuracy == pytest.approx(right / 50) and row.n == 50
+        assert (row.low, row.high) == pytest.approx(tuple(binomtest(right, 50).proportion_ci(method='wilson')))
+        assert row.change == pytest.approx(row.accuracy - result.accuracy)
+    assert len(set(table.accuracy)) > 2
+
+
+def test_images_are_corrupted_before_they_are_resized(practice):
+    set_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 10, 8, stride=8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    seen = []
+    learn = make_learner(loaders(practice, image_size=48, stats=None), model)
+    hook = model.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    robustness(learn, corruptions=['noise'], levels=[5], n=None, bs=50)
+    hook.remove()
+    for x, given in zip(seen, (pixels(practice), corrupt(pixels(practice), 'noise', 5))):
+        expected = torch.nn.functional.interpolate(torch.from_numpy(given), (48, 48), mode='bilinear', align_corners=False, antialias=True)
+        torch.testing.assert_close(torch.Tensor(x), expected, atol=1e-5, rtol=0)
+
+
+def test_a_sample_sees_the_same_images_in_one_pass_each(learn):
+    seen = []
+    hook = learn.model.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    table = robustness(learn, 'valid', ['blur', 'shift'], (1, 5), n=10, bs=4)
+    hook.remove()
+    assert seen == [4, 4, 2] * 5 and set(table.n) == {10}
+    np.testing.assert_array_equal(table, robustness(learn, 'valid', ['blur', 'shift'], (1, 5), n=10, bs=7))
+
+
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_loaders_of_all_kinds(practice, learn, in_memory):
+    other = make_learner(loaders(practice, in_memory=in_memory), learn.model)
+    for split in ('train', 'valid', other.dls.valid):
+        np.testing.assert_array_equal(robustness(other, split, 'noise', 3, n=8), robustness(learn, 'valid' if split is other.dls.valid else split, 'noise', 3, n=8))
+
+
+def test_robustness_that_cannot_be_measured(learn, in_memory):
+    with pytest.raises(UnknownNameError, match="Did you mean 'contrast'"): robustness(learn, corruptions=['contrst'])
+    with pytest.raises(ValueError, match='level must be'): robustness(learn, levels=[1, 6])
+    with pytest.raises(ValueError, match='at least 1, got 0'): robustness(learn, n=0)
+    with pytest.raises(ValueError, match='at least one corruption'): robustness(learn, corruptions=[])
+    with pytest.raises(ValueError, match='at least one level'): robustness(learn, levels=[])
+    with pytest.raises(ValueError, match='seed must be'): robustness(learn, seed=-1)
+    with pytest.raises(ValueError, match="DataLoader of fastai's data blocks"): robustness(make_learner(in_memory, learn.model), 'valid')
+
+
+def test_lines_are_the_table(learn):
+    table = robustness(learn, corruptions=['noise', 'jpeg'], levels=[1, 3], n=30)
+    ax = plot_robustness(table)
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert len(lines) == 2
+    for line, name in zip(lines, ('noise', 'jpeg')):
+        rows = table[(table.corruption == name) | (table.level == 0)]
+        np.testing.assert_allclose(line.get_ydata(), 100 * rows.accuracy)
+        np.testing.assert_allclose(line.get_xdata(), [0, 1, 3], atol=.2)
+    assert [t.get_text() for t in ax.texts] == ['noise', 'jpeg'] and [t.get_color() for t in ax.texts] == [line.get_color() for line in lines]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ['clean', '1', '2', '3'] and '%' in ax.get_ylabel()
+    bars = [[y for _, y in o] for container in ax.containers for o in container.lines[2][0].get_segments()]
+    np.testing.assert_allclose(bars, 100 * table[['low', 'high']].iloc[[1, 2, 3, 4, 0]].to_numpy())
+    ax.figure.canvas.draw()
+
+
+def test_tables_that_cannot_be_drawn(learn):
+    table = robustness(learn, corruptions='blur', levels=1, n=5)
+    with pytest.raises(ValueError, match='no column low, high'): plot_robustness(table.drop(columns=['low', 'high']))
+    with pytest.raises(ValueError, match='no corrupted images'): plot_robustness(table[:1])
