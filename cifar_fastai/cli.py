@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'CommandError', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command',
-           'Split', 'evaluate_command', 'predict_command']
+           'Split', 'evaluate_command', 'report_command', 'predict_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import json
@@ -477,7 +477,7 @@ def _reported():
 
 def _run_dir(report): return getattr(report.learn, 'run_dir', None)
 
-# %% ../nbs/10_cli.ipynb #5a3e3ed4
+# %% ../nbs/10_cli.ipynb #2d30e9bc
 @contextmanager
 def _whole(path):
     "Write a file whole or not at all: the body gets the name to write to"
@@ -488,12 +488,13 @@ def _whole(path):
     finally: part.unlink(missing_ok=True)
 
 def _keep_figures(result, run_dir, name):
-    "Add an evaluation to metrics.json, under `name`"
+    "Add an evaluation to metrics.json, under `name`, and write it whole to a file of that name"
     path = run_dir/'metrics.json'
     try: metrics = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as e: raise CommandError(f'{path} is damaged: {e}. Remove it, and evaluate again.') from e
     metrics[name] = metrics.get(name, {}) | result.to_dict() | dict(most_confused=result.most_confused()[:20])
     with _whole(path) as part: part.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
+    result.save(run_dir/f'{name.replace(" ", "-")}.npz')
 
 # %% ../nbs/10_cli.ipynb #d1d1d81e
 def _keep_picture(path, draw, size, columns=1):
@@ -522,14 +523,14 @@ def _print_evaluation(result):
     pairs = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in result.most_confused()[:5]]
     print(f'\nmost confused: {", ".join(pairs) or "nothing"}')
 
-# %% ../nbs/10_cli.ipynb #a91408da
+# %% ../nbs/10_cli.ipynb #1212a262
 def _whether_to_test(wanted, changed, learn):
     "Whether to read the test images, and what to say if not"
     if not learn.dls.data_info.n_test: return False,'This data has no test folder, so only the validation images were evaluated.'
     if wanted is not None or not changed: return wanted is not False,''
     return False,f'The recipe was changed ({", ".join(changed)}), so the test images were not read. Read them when your choices are fixed.'
 
-def _finish(learn, wanted, changed):
+def _finish(learn, wanted, changed, report):
     "Evaluate what was trained, write the figures down, and say how to go on"
     from cifar_fastai.evaluation import evaluate
     test,note = _whether_to_test(wanted, changed, learn)
@@ -538,15 +539,23 @@ def _finish(learn, wanted, changed):
     _print_evaluation(results[-1])
     for r in results: _keep_figures(r, learn.run_dir, r.split)
     _keep_pictures(results[-1], learn.run_dir)
-    _print_next(learn, note)
+    _print_next(learn, note, report and _keep_report(learn, results[-1].split))
 
-def _print_next(learn, note):
+def _keep_report(learn, split): # -> the file, or None
+    "Write report.html; what goes wrong there loses nothing of the run"
+    from cifar_fastai.report import write_report
+    print('\nWriting the report ...')
+    try: return write_report(learn, split=split)
+    except Exception as e: print(f'The report was not written: {_describe(e)[0]}', file=sys.stderr)
+
+def _print_next(learn, note, report):
     if note: print(f'\n{note}')
     run,split = shlex.quote(str(learn.run_dir)),'' if learn.dls.data_info.n_test else ' --split valid'
+    if report: print(f'\nAll of it on one page: {report}')
     print(f'\nThe run folder is {learn.run_dir}. To go on:')
     print(f'  cifar-fastai evaluate {run}{split}\n  cifar-fastai predict {run} PICTURE...')
 
-# %% ../nbs/10_cli.ipynb #11520d46
+# %% ../nbs/10_cli.ipynb #5bc6cf57
 @app.command('train', short_help='Train a network as a recipe says, and write a run folder.', epilog=_examples(
     'cifar-fastai train                                   # small_cnn on the best data there is',
     'cifar-fastai train --recipe wide_cnn --seed 1        # another recipe, another seed',
@@ -570,6 +579,7 @@ def train_command(
     device:Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]=None,
     test:Annotated[bool|None, typer.Option('--test/--no-test', help='Whether to read the test images at the end. '
                                            'Default: only if the recipe is run as it stands.')]=None,
+    report:Annotated[bool, typer.Option('--report/--no-report', help='Whether to write report.html into the run folder.')]=True,
 )->None:
     """Train a network as a recipe says, and write a run folder.
 
@@ -578,10 +588,10 @@ def train_command(
     chosen = _find_recipe(recipe, dict(changes))
     with _loading(): from cifar_fastai.training import train
     _check_device(device)
-    with _reported() as report:
-        learn = train(chosen, seed, data, out, limit, workers, device, cbs=[_callback(report)])
-        report.stop()
-        _finish(learn, test, [f'--{k.replace("_", "-")}' for k in (*changes, *['limit']*(limit is not None))])
+    with _reported() as progress:
+        learn = train(chosen, seed, data, out, limit, workers, device, cbs=[_callback(progress)])
+        progress.stop()
+        _finish(learn, test, [f'--{k.replace("_", "-")}' for k in (*changes, *['limit']*(limit is not None))], report)
 
 # %% ../nbs/10_cli.ipynb #1126bc79
 class Split(str, Enum):
@@ -629,6 +639,26 @@ def _figures_name(result, run):
     trained_on = json.loads((run/'run.json').read_text(encoding='utf-8'))['data']['variant']
     name = f'{result.split} {result.tta}' if result.tta else result.split
     return name if result.variant == trained_on else f'{name} on {result.variant}'
+
+# %% ../nbs/10_cli.ipynb #641a118b
+@app.command('report', short_help='Write a page that shows a run, or compares it with another.', epilog=_examples(
+    'cifar-fastai report runs/small_cnn-seed0                                # runs/small_cnn-seed0/report.html',
+    'cifar-fastai report runs/small_cnn-seed1 --against runs/small_cnn-seed0 # what changed, image by image',
+    'cifar-fastai report runs/small_cnn-seed0 --split valid --out valid.html'))
+def report_command(
+    run:Annotated[Path, typer.Argument(metavar='RUN', help='A run folder, as `train` writes it.')],
+    against:Annotated[Path|None, typer.Option(metavar='RUN', help='Another run on the same images: the one before.')]=None,
+    split:Annotated[str|None, typer.Option(metavar='NAME', help='test or valid. Default: test if the run was evaluated on it, else valid.')]=None,
+    out:Annotated[Path|None, typer.Option(metavar='FILE', help='The page. Default: report.html in the run folder.')]=None,
+    data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: that of the run.')]=None,
+    device:Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]=None,
+)->None:
+    """Write a page that shows a run, or compares it with another.
+
+    One HTML file that needs no network: figures, pictures of what went wrong, calibration, likely label errors, and more."""
+    with _loading(): from cifar_fastai.report import write_report
+    _check_device(device)
+    print(f'Written: {write_report(run, against, split, out, data, device)}')
 
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths)->Iterator[Path]: # files

@@ -30,7 +30,7 @@ from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'evaluate', 'predict']
+names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,8 @@ def fails(result, *texts, code=2):
     for text in texts: assert text in result.err
     return result
 
-def train(recipe, data, *args, workers=0): return run('train', '--recipe', recipe, '--data', data, '--workers', workers, *args)
+def train(recipe, data, *args, workers=0, report=False):
+    return run('train', '--recipe', recipe, '--data', data, '--workers', workers, '--report' if report else '--no-report', *args)
 def read(path): return json.loads(Path(path).read_text())
 
 @pytest.fixture(scope='module')
@@ -69,7 +70,7 @@ def recipe(shared):
 @pytest.fixture(scope='module')
 def trained(shared, recipe, practice):
     "What `train` printed; `folder` is its run folder, which tests only read"
-    result = train(recipe, practice, '--out', shared/'run', '--seed', '3')
+    result = train(recipe, practice, '--out', shared/'run', '--seed', '3', report=True)
     assert result.code == 0, result.err
     return SimpleNamespace(folder=shared/'run', **vars(result))
 
@@ -417,13 +418,25 @@ def test_train_ends_with_results_and_next_commands(trained):
 
 def test_run_folder(trained):
     assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors',
-                                                          'confusion_matrix.png', 'history.png'}
+                                                          'confusion_matrix.png', 'history.png', 'valid.npz', 'test.npz', 'report.html'}
     for name in ('confusion_matrix.png', 'history.png'):
         with Image.open(trained.folder/name) as image: assert min(image.size) > 300
     m = read(trained.folder/'metrics.json')['test']
     assert m['n'] == 50 and len(m['per_class']) == 10 and m['variant'] == read(trained.folder/'run.json')['data']['variant']
     wrong = round((1 - m['accuracy'])*50)
     assert all(n <= wrong for _, _, n in m['most_confused']) and (not wrong or m['most_confused'])
+
+def test_train_ends_with_a_report(trained):
+    page = (trained.folder/'report.html').read_text(encoding='utf-8')
+    assert f'All of it on one page: {trained.folder/"report.html"}' in trained.out
+    assert f"{read(trained.folder/'metrics.json')['test']['accuracy']:.2%}" in page
+
+def test_a_report_that_fails_costs_nothing_else(recipe, practice, monkeypatch):
+    def fail(*args, **kwargs): raise OSError(28, 'No space left on device', 'report.html')
+    monkeypatch.setattr('cifar_fastai.report.write_report', fail)
+    result = train(recipe, practice, '--out', 'run', '--epochs', '1', report=True)
+    assert result.code == 0 and result.err == 'The report was not written: No space left on device: report.html\n'
+    assert read('run/run.json')['status'] == 'finished' and 'valid' in read('run/metrics.json') and not Path('run/report.html').exists()
 
 @pytest.mark.parametrize('options, splits, says', [
     (['--epochs', '1'], ['valid'], '(--epochs)'),
@@ -511,6 +524,32 @@ def test_evaluate_when_nothing_can_be_written(folder, monkeypatch):
     monkeypatch.setattr(Path, 'replace', full)
     result = fails(run('evaluate', folder, '--workers', 0), 'No space left on device', code=1)
     assert 'test  accuracy' in result.out and (folder/'metrics.json').read_text() == before and not list(folder.glob('*.part'))
+
+# report
+
+def test_report_against_another_run(folder, trained):
+    result = run('report', trained.folder, '--against', folder, '--out', 'both.html')
+    assert result.code == 0 and result.out == 'Written: both.html\n' and not result.err
+    page = Path('both.html').read_text(encoding='utf-8')
+    assert 'Against another run' in page and '0 images mended, 0 broken' in page
+
+def test_report_of_one_split(folder):
+    assert run('report', folder, '--split', 'valid').code == 0
+    assert 'seen through 20 valid images' in (folder/'report.html').read_text(encoding='utf-8')
+
+def test_report_refuses(folder, practice):
+    fails(run('report', practice), 'run.json')
+    fails(run('report', folder, '--split', 'tset'), "Unknown split 'tset'. Allowed: 'test', 'valid'")
+    (folder/'test.npz').write_bytes(b'')
+    fails(run('report', folder), 'test.npz is no saved Evaluation')
+    fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No such file or directory', 'no/such')
+
+def test_evaluations_are_kept_whole(trained, folder):
+    from cifar_fastai.evaluation import load_evaluation
+    for split, n in (('valid', 20), ('test', 50)):
+        kept = load_evaluation(trained.folder/f'{split}.npz')
+        assert len(kept) == n and kept.accuracy == read(trained.folder/'metrics.json')[split]['accuracy']
+    assert run('evaluate', folder, '--tta', 'flip', '--workers', 0).code == 0 and load_evaluation(folder/'test-flip.npz').tta == 'flip'
 
 # predict
 

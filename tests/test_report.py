@@ -1,0 +1,212 @@
+"One page that holds everything, says what the figures say, and reads well in a browser."
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from cifar_fastai import report
+from cifar_fastai.evaluation import evaluate, load_evaluation
+from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.report import write_report
+from cifar_fastai.training import train
+
+
+@pytest.fixture(scope='module')
+def runs(practice, tmp_path_factory):
+    "Two learners, the second trained longer, whose runs were evaluated on the test images"
+    folder, made = tmp_path_factory.mktemp('runs'), []
+    for name, epochs in (('short', 1), ('longer <b>', 3)):
+        recipe = Recipe(name='quick', model='ladder_3', stages=Stage(epochs=epochs, lr=.01), bs=64)
+        learn = train(recipe, source=practice, limit=1000, run_dir=folder/name, num_workers=0, device='cpu')
+        test = evaluate(learn, 'test')
+        test.save(learn.run_dir/'test.npz')
+        (learn.run_dir/'metrics.json').write_text(json.dumps(dict(test=test.to_dict())))
+        made.append(learn)
+    return made
+
+
+@pytest.fixture(scope='module')
+def page(runs): return write_report(runs[1], against=runs[0])
+
+
+@pytest.fixture(scope='module')
+def text(page): return page.read_text(encoding='utf-8')
+
+
+def shown(text): return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', text))
+def section(text, name): return re.search(f'<section id="{name}">(.*?)</section>', text, re.S)[1]
+def rows(html): return [[re.sub('<[^>]*>', '', cell) for cell in re.findall('<td[^>]*>(.*?)</td>', row)] for row in re.findall('<tr>(.*?)</tr>', html)][1:]
+
+
+every_section = ['summary', 'curves', 'classes', 'confusion', 'between', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness',
+                 'features', 'changes', 'how']
+
+
+# ---------------------------------------------------------------------------------------------------- what it says
+
+def test_every_section_is_there_and_linked(page, text):
+    assert page.name == 'report.html' and re.findall('<section id="(.*?)">', text) == re.findall('<li><a href="#(.*?)">', text) == every_section
+
+
+def test_one_file_is_all(page, text):
+    assert page.stat().st_size < 5_000_000
+    assert not re.search(r'(src|href)="(?!data:|#)', text) and '@import' not in text and not re.search(r'url\((?!#|"#|data:)', text)
+
+
+def test_every_picture_has_words(text):
+    images = re.findall('<img [^>]*>', text)
+    assert len(images) > 50 and all(re.search('alt="[^"]{10,}"', o) for o in images)
+    charts = re.findall('<div class="scroll" role="img" aria-label="([^"]*)">', text)
+    assert len(charts) >= 9 and all(len(o) > 20 for o in charts) and text.count('<svg') == len(charts)
+    ids = re.findall(' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_are_those_of_the_run(runs, text):
+    result, about = load_evaluation(runs[1].run_dir/'test.npz'), json.loads((runs[1].run_dir/'run.json').read_text())
+    summary = shown(section(text, 'summary'))
+    low, high = result.accuracy_interval()
+    assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{sum(about['parameters'].values()):,}" in summary
+    expected = [[o['class'], str(o['n']), f"{100*o['precision']:.1f}", f"{100*o['recall']:.1f}", f"{100*o['f1']:.1f}"] for o in result.per_class().to_dict('records')]
+    assert [[o[0], o[1], o[2], o[4], o[6]] for o in rows(section(text, 'classes'))] == expected
+    assert [(a, b, int(n)) for a, b, n in rows(section(text, 'confusion'))] == result.most_confused()[:15]
+    assert f'the last accuracy {pd.read_csv(runs[1].run_dir/"history.csv").accuracy.iloc[-1]:.1%}' in section(text, 'curves')
+
+
+def test_the_comparison_is_that_of_the_runs(runs, text):
+    before, after = (load_evaluation(o.run_dir/'test.npz') for o in runs)
+    said = shown(section(text, 'changes'))
+    assert f'accuracy {after.accuracy:.2%} against {before.accuracy:.2%}' in said
+    assert f'{(after.correct & ~before.correct).sum():,} images mended, {(before.correct & ~after.correct).sum():,} broken' in said
+
+
+def test_names_are_text_and_not_markup(text): assert 'longer &lt;b&gt;' in text and 'longer <b>' not in text
+
+
+def test_passes_are_not_made_again(runs, monkeypatch):
+    "Of the split and the validation images nothing is evaluated whose file lies there"
+    seen = []
+    monkeypatch.setattr(report, 'evaluate', lambda *args, **kwargs: seen.append(args))
+    monkeypatch.setattr(report, '_sections', {'summary': report._sections['summary']})
+    write_report(runs[1], path=runs[1].run_dir/'again.html')
+    assert not seen
+
+
+def test_test_images_are_read_only_if_they_were(practice, tmp_path):
+    learn = train(Recipe(name='quick', model='ladder_0', stages=Stage(epochs=1, lr=.01), bs=64), source=practice, limit=300, run_dir=tmp_path/'run', num_workers=0)
+    text = write_report(learn).read_text(encoding='utf-8')
+    assert 'valid images' in text and not (tmp_path/'run'/'test.npz').exists() and (tmp_path/'run'/'valid.npz').exists()
+    assert 'no temperature was fitted' in shown(section(text, 'calibration'))
+
+
+# ---------------------------------------------------------------------------------------------------- what is missing
+
+def body(runs, name, **changes):
+    result = replace(load_evaluation(runs[1].run_dir/'test.npz'), **changes)
+    page = report._Page(runs[1].run_dir, runs[1], result, None)
+    return report._body(report._sections[name][2], page)
+
+
+@pytest.mark.parametrize('name, package', [('attention', 'captum'), ('labels', 'cleanlab')])
+def test_a_missing_package_costs_one_section(runs, monkeypatch, name, package):
+    monkeypatch.setattr(report, 'find_spec', lambda o: None)
+    assert f'This needs {package}: pip install cifar_fastai[interpret].' in body(runs, name)
+
+
+@pytest.mark.parametrize('name', ['between', 'sure', 'attention'])
+def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'The images are not here.' in body(runs, name, root='/nowhere')
+
+
+def test_a_model_that_is_always_right(runs):
+    result = load_evaluation(runs[1].run_dir/'test.npz')
+    perfect = dict(probs=pd.get_dummies(pd.Categorical(result.targets, range(10))).to_numpy(float), losses=result.losses*0)
+    assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'between', **perfect)
+    for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
+
+
+def test_bad_requests(runs, tmp_path):
+    with pytest.raises(ValueError, match="Unknown split 'train'"): write_report(runs[1], split='train')
+    with pytest.raises((ValueError, FileNotFoundError), match='nowhere'): write_report(tmp_path/'nowhere')
+    with pytest.raises(ValueError, match='has no run folder'): write_report(runs[1].new() if hasattr(runs[1], 'new') else type(runs[1])(runs[1].dls, runs[1].model, loss_func=runs[1].loss_func))
+
+
+def test_an_interrupted_report_leaves_the_old_one(runs, page, monkeypatch):
+    before = page.read_bytes()
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(report, '_render', stop)
+    with pytest.raises(KeyboardInterrupt): write_report(runs[1])
+    assert page.read_bytes() == before and not list(page.parent.glob('*.part'))
+
+
+def test_damaged_evaluation_is_named(runs, tmp_path):
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    (folder/'test.npz').write_bytes(b'PK')
+    with pytest.raises(ValueError, match='test.npz is no saved Evaluation'): write_report(folder)
+
+
+# ---------------------------------------------------------------------------------------------------- in a browser
+
+chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if chromium is None: pytest.skip('no chromium on this machine')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    made = []
+    def open_page(width, scheme='light'):
+        context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+        made.append(context)
+        tab, requests, errors = context.new_page(), [], []
+        tab.on('request', lambda o: requests.append(o.url))
+        tab.on('pageerror', lambda o: errors.append(str(o)))
+        tab.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)
+        tab.goto(page.as_uri())
+        return tab, requests, errors
+    yield open_page
+    for context in made: context.close()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [390, 1280])
+def test_page_in_a_browser(opened, page, width, scheme):
+    tab, requests, errors = opened(width, scheme)
+    assert [o for o in requests if not o.startswith('data:')] == [page.as_uri()] and errors == []
+    assert tab.evaluate('document.documentElement.scrollWidth') <= width
+    assert tab.locator('section').count() == len(every_section)
+    for name in every_section: assert tab.locator(f'#{name}').bounding_box()['height'] > 60
+    assert tab.evaluate("[...document.images].filter(o => o.loading !== 'lazy').every(o => o.complete && o.naturalWidth)")
+    ground, ink = tab.evaluate("(o => [o.backgroundColor, o.color])(getComputedStyle(document.body))")
+    brightness = lambda colour: sum(map(int, re.findall(r'\d+', colour)[:3]))
+    assert (brightness(ground) > brightness(ink)) == (scheme == 'light')
+    assert tab.evaluate("getComputedStyle(document.querySelector('#classes svg text')).fill") == ink
+
+
+def test_columns_sort_both_ways(opened):
+    tab, _, errors = opened(1280)
+    cells = lambda i: tab.locator(f'#classes tbody tr td:nth-child({i})').all_inner_texts()
+    tab.locator('#classes thead button', has_text='f1').click()
+    scores = list(map(float, cells(7)))
+    assert scores == sorted(scores) and len(scores) == 10
+    tab.locator('#classes thead button', has_text='f1').click()
+    assert list(map(float, cells(7))) == scores[::-1]
+    tab.locator('#classes thead button', has_text='class').click()
+    assert cells(1) == sorted(cells(1)) and errors == []
+    assert tab.locator('#classes th[aria-sort=ascending]').count() == 1
+
+
+def test_links_lead_to_sections(opened):
+    tab, _, _ = opened(390)
+    tab.locator('nav a', has_text='Calibration').click()
+    assert abs(tab.locator('#calibration h2').bounding_box()['y']) < 200
