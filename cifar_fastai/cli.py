@@ -1,4 +1,4 @@
-"""The command `cifar-fastai`: get data, train, evaluate and predict without writing Python
+"""The command `cifar-fastai`: get data, train, evaluate, report and predict without writing Python
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 

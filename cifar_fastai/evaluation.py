@@ -588,10 +588,13 @@ class Comparison:
     def __repr__(self): return _comparison_summary(self)
     def _repr_html_(self): return _comparison_html(self)
 
-# %% ../nbs/05_evaluation.ipynb #255734f2
+# %% ../nbs/05_evaluation.ipynb #3487d6f4
 def _match(before, after): # -> positions in `after` of the images of `before`
     _check(before.vocab == after.vocab, f'These evaluations have different classes, {before.vocab} and {after.vocab}.')
+    _check('' in (before.variant, after.variant) or before.variant == after.variant,
+           f'These evaluations are of different data, {before.variant} and {after.variant}: compare needs the same images.')
     place = {file: i for i, file in enumerate(after.files)}
+    _check(len(place) == len(after) and len(set(before.files)) == len(before), 'compare needs each image once, and one of these evaluations names an image twice.')
     missing = [file for file in before.files if file not in place]
     _check(not missing and len(before) == len(after), f'compare needs two evaluations of the same images: the first has {len(before):,}, the second '
            f'{len(after):,}, and {len(missing):,} of the first are not in the second{", such as " + missing[0] if missing else ""}. Evaluate both on one split of one data set.')
@@ -622,7 +625,7 @@ def interval(
     low, high = paired_interval(len(self.mended), len(self.broken), len(self), confidence)
     return float(low), float(high)
 
-# %% ../nbs/05_evaluation.ipynb #05803ec8
+# %% ../nbs/05_evaluation.ipynb #a160af0a
 def _per_group(flags, groups, n): return np.bincount(groups[flags], minlength=n)
 
 def _changes(mended, broken, n, confidence): # -> columns of the tables below
@@ -639,7 +642,10 @@ def per_class(
     images = np.bincount(targets, minlength=n)
     table = pd.DataFrame({'class': self.before.vocab, 'n': images, 'before': _ratio(_per_group(before, targets, n), images),
         'after': _ratio(_per_group(after, targets, n), images)} | _changes(_per_group(after & ~before, targets, n), _per_group(before & ~after, targets, n), images, confidence))
-    return table.assign(p_corrected=holm(table.p_value))
+    there = images > 0
+    table['p_corrected'] = 1.
+    table.loc[there, 'p_corrected'] = holm(table.p_value[there])
+    return table
 
 # %% ../nbs/05_evaluation.ipynb #fbbc5302
 @patch

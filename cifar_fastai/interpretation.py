@@ -271,7 +271,7 @@ def plot_between(
         if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes)
     return np.array(rows)
 
-# %% ../nbs/06_interpretation.ipynb #433e1309
+# %% ../nbs/06_interpretation.ipynb #01bd55aa
 def plot_images(
     evaluation:Evaluation,
     images:pd.DataFrame|list[int], # a table whose index are positions in `evaluation.files`, or the positions
@@ -281,7 +281,7 @@ def plot_images(
 )->np.ndarray: # the axes drawn into
     "Draw these images, with the probabilities of the predicted and of the actual class."
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
-    positions = [int(i) for i in getattr(images, 'index', images)][:k]
+    positions = [int(i) for i in (images.index if isinstance(images, pd.DataFrame) else images)][:k]
     if not positions: raise ValueError('There are no images to draw: the table is empty.')
     bad = [i for i in positions if not 0 <= i < len(evaluation)]
     if bad: raise ValueError(f'{bad[0]} is no position among {len(evaluation):,} images.')

@@ -171,10 +171,10 @@ def _heat(grad_cam, model, x, classes): # -> (N, H, W)
     highest = maps.amax((2, 3), keepdim=True)
     return (maps / torch.where(highest > 0, highest, 1))[:, 0].cpu().numpy()
 
-# %% ../nbs/07_probing.ipynb #ae0166c5
+# %% ../nbs/07_probing.ipynb #96c01e8f
 def _check_file(learn, file, known): # -> its path
-    path = next((p for p in (Path(file), Path(learn.dls.path)/file) if p.is_file()), None)
-    if path is None: raise FileNotFoundError(f'No image {file}, neither here nor in the data folder {learn.dls.path}.')
+    path = next((p for p in (Path(learn.dls.path)/file, Path(file)) if p.is_file()), None)
+    if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor here.')
     vocab = list(learn.dls.vocab)
     _check(not known or class_of(path) in vocab, f'{path} lies in no folder named after a class, and needs a label. The classes are {", ".join(vocab)}.')
     return path
@@ -582,8 +582,8 @@ def _row(name, level, said):
     low, high = said.accuracy_interval()
     return dict(corruption=name, level=level, n=len(said), accuracy=said.accuracy, low=low, high=high)
 
-# %% ../nbs/07_probing.ipynb #fae4becd
-_looks = [('#0072b2', 'o'), ('#d55e00', 's'), ('#009e73', '^'), ('#882255', 'D'), ('#444444', 'v')]
+# %% ../nbs/07_probing.ipynb #fd9ab574
+_looks = [('#0072b2', 'o'), ('#d55e00', 's'), ('#009e73', '^'), ('#882255', 'D'), (_grey, 'v')]
 
 def _check_table(table):
     missing = [o for o in ('corruption', 'level', 'accuracy', 'low', 'high') if o not in table]
@@ -602,7 +602,7 @@ def _draw_line(ax, clean, rows, look, offset): # -> its end
     _draw_bars(ax, rows.level + offset, rows, color=colour, marker=marker)
     return x[-1], y[-1]
 
-# %% ../nbs/07_probing.ipynb #595b2e27
+# %% ../nbs/07_probing.ipynb #7096e345
 def plot_robustness(
     table:pd.DataFrame, # as `robustness` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
@@ -612,7 +612,7 @@ def plot_robustness(
     if ax is None: ax = plt.subplots(figsize=(7, 4.2), layout='constrained')[1]
     clean, groups = table[table.level == 0], list(table[table.level > 0].groupby('corruption', sort=False))
     ends = [_draw_line(ax, clean, rows, _looks[i % len(_looks)], .05 * (i - (len(groups) - 1) / 2)) for i, (_, rows) in enumerate(groups)]
-    _draw_bars(ax, clean.level, clean, color='black', marker='o', zorder=3)
+    _draw_bars(ax, clean.level, clean, color=plt.rcParams['text.color'], marker='o', zorder=3)
     _label_lines(ax, [name for name, _ in groups], np.array(ends))
     ax.set(xlabel='level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
     levels = range(1, table.level.max() + 1)

@@ -212,7 +212,7 @@ register_recipe(Recipe(
     stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
-# %% ../nbs/03_recipes.ipynb #5b3c71b4
+# %% ../nbs/03_recipes.ipynb #97dfa1e6
 register_recipe(Recipe(
     name='small_cnn_long', model='small_cnn', description='the same network, with more epochs',
     stages=Stage(epochs=24, lr=.15, div=5., moms=(.9, .9, .9)),
@@ -230,7 +230,7 @@ register_recipe(Recipe(
               class_weights=_cats_and_dogs, reset_opt=True)),
     augment='none', stats='unit', valid='test', bs=32, optimizer='adam', keras=True))
 
-# %% ../nbs/03_recipes.ipynb #ec7aedb2
+# %% ../nbs/03_recipes.ipynb #c5a20f1c
 register_recipe(Recipe(
     name='three_block_cnn_one_cycle', model='three_block_cnn', description='the network of project 1, with augmentation and one cycle', source='reference project 1, trained our way',
     stages=Stage(epochs=10, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 # %% auto #0
 __all__ = ['chart', 'table', 'tiles', 'write_report']
 
-# %% ../nbs/09_report.ipynb #e0c74e4c
+# %% ../nbs/09_report.ipynb #1946b028
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,17 +30,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .evaluation import Evaluation, compare, evaluate, load_evaluation
+from . import __version__
+from .evaluation import Comparison, Evaluation, _file_names, _find_loader, compare, evaluate, load_evaluation
 from .interpretation import (_open_image, _percent, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_per_class, plot_reliability)
+from .metrics import wilson_interval
 from .probing import embed, features, grad_cam, plot_embedding, plot_robustness, robustness
 from .training import load_run
 
-# %% ../nbs/09_report.ipynb #68e8e010
+# %% ../nbs/09_report.ipynb #97b1ce93
 _ink = '#0b0c0d'  # stands for the colour of the text around the chart
 _look = {'svg.fonttype': 'none', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'legend.facecolor': 'none',
          'axes.titlesize': 10, **{name: _ink for name in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')}}
-_colours = {_ink: 'currentColor', '#0072b2': 'var(--blue)', '#a84a00': 'var(--orange)', '#d55e00': 'var(--orange)', '#767676': 'var(--muted)', '#e5e5e5': 'var(--line)', '#d9d9d9': 'var(--line)'}
+_colours = {_ink: 'currentColor', '#0072b2': 'var(--blue)', '#a84a00': 'var(--orange)', '#d55e00': 'var(--orange)', '#767676': 'var(--muted)', '#e5e5e5': 'var(--line)', '#d9d9d9': 'var(--line)', '#882255': 'var(--wine)'}
 
 def _as_svg(figure, name):
     text = StringIO()
@@ -62,12 +64,13 @@ def chart(
         svg = _as_svg(figure, f'c{crc32(alt.encode()):x}')
     return Markup(f'<figure class="chart" style="--least:{min(size[0] * 4.1, 34):.0f}rem"><div class="scroll" role="img" aria-label="{escape(alt)}">{svg}</div></figure>')
 
-# %% ../nbs/09_report.ipynb #899d7152
+# %% ../nbs/09_report.ipynb #41c4d219
 _percentages = {'low', 'high', 'accuracy_low', 'accuracy_high', 'precision', 'recall', 'f1', 'before', 'after', 'accuracy', 'confidence', 'probability', 'quality', 'coverage', 'threshold'}
 
 def _cell(name, value, percent):
     if not isinstance(value, (int, float, np.number)): return Markup('<td>{}</td>').format(value)
     if isinstance(value, (int, np.integer)): text = f'{value:,}'
+    elif value != value: text = '\N{EN DASH}'
     elif percent: text = f'{100 * value:.1f}'
     else: text = f'{value:.3g}'
     return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', '\N{MINUS SIGN}'))
@@ -83,12 +86,12 @@ def table(
                            for row in frame.itertuples(index=False, name=None))
     return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(head, rows)
 
-# %% ../nbs/09_report.ipynb #c92a2cad
-def _as_png(image, side=96):
-    if max(image.size) > side: image.thumbnail((side, side))
-    data = BytesIO()
-    image.save(data, 'PNG', optimize=True)
-    return 'data:image/png;base64,' + b64encode(data.getvalue()).decode()
+# %% ../nbs/09_report.ipynb #65d6ded0
+def _as_data(image, side=96): # -> a data URI: every pixel of a small image, a good likeness of a large one
+    small, data = max(image.size) <= side // 2, BytesIO()
+    if not small: image.thumbnail((side, side))
+    image.save(data, 'PNG', optimize=True) if small else image.save(data, 'JPEG', quality=85)
+    return f'data:image/{"png" if small else "jpeg"};base64,' + b64encode(data.getvalue()).decode()
 
 def tiles(
     images:list[Image.Image],
@@ -98,11 +101,11 @@ def tiles(
 )->Markup:
     "Show pictures on a page."
     kinds = [''] * len(images) if right is None else ['right' if o else 'wrong' for o in right]
-    tile = Markup('<figure class="{}"><img src="{}" alt="{}" loading="lazy"><figcaption>{}</figcaption></figure>')
+    tile = Markup('<figure class="{}"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>')
     return Markup('<div class="tiles">{}</div>').format(Markup('').join(
-        tile.format(kind, _as_png(image), alt, Markup('<br>').join(lines)) for image, lines, alt, kind in zip(images, captions, alts, kinds)))
+        tile.format(kind, _as_data(image), alt, Markup('<br>').join(lines)) for image, lines, alt, kind in zip(images, captions, alts, kinds)))
 
-# %% ../nbs/09_report.ipynb #82bf540e
+# %% ../nbs/09_report.ipynb #ec8d7811
 @dataclass(frozen=True)
 class _Page:
     run:Path
@@ -110,13 +113,16 @@ class _Page:
     result:Evaluation # of the split that the page is about
     valid:Evaluation|None
     other_run:Path|None=None
-    other:Evaluation|None=None
+    change:Comparison|None=None # from that run to this one
 
     def read(self, name): return json.loads((self.run / name).read_text(encoding='utf-8'))
     @cached_property
     def about(self): return self.read('run.json')
     @cached_property
     def recipe(self): return self.read('recipe.json')
+    @property
+    def validation(self): # images that were neither trained on nor are what the page is about, or None
+        return None if self.valid is self.result or self.recipe['valid'] == 'test' else self.valid
 
 # %% ../nbs/09_report.ipynb #d0f0728f
 _sections = {}
@@ -130,7 +136,7 @@ def _section(title, lead):
 
 def _text(text, *values): return Markup(f'<p>{text}</p>').format(*values)
 
-# %% ../nbs/09_report.ipynb #e9a8a2a1
+# %% ../nbs/09_report.ipynb #3ee7e891
 def _fact(name, value, note=''): return Markup('<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>').format(name, value, note)
 
 def _accuracy_fact(result):
@@ -143,29 +149,31 @@ def _duration(seconds): return f'{seconds / 60:.1f} minutes' if seconds >= 90 el
 def _summary(page):
     about, recipe = page.about, page.recipe
     data, machine = about['data'], about['hardware']
-    results = [page.result] + [page.valid] * (page.valid is not None and page.valid is not page.result)
+    results = [page.result] + [page.validation] * (page.validation is not None)
     facts = [*map(_accuracy_fact, results),
-             _fact('network', recipe['model'], f"{sum(about['parameters'].values()):,} parameters"),
+             _fact('network', recipe['model'], f"{about['parameters']['trainable'] + about['parameters']['frozen']:,} parameters"),
              _fact('recipe', recipe['name'], f"{about['epochs']} epochs, seed {about['seed']}"),
              _fact('trained in', _duration(about['seconds']), f"on {machine['gpu'] if 'cuda' in about['device'] else machine['cpu']}"),
-             _fact('data', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
+             _fact('trained on', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
     worst = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]
-    return Markup('<dl class="facts">{}</dl>').format(Markup('').join(facts)) + _text('Most confused: {}.', ', '.join(worst) or 'nothing')
+    chosen = 'The recipe validates on the test images, so choices were made by them: these figures are a little too good.' if recipe['valid'] == 'test' else ''
+    return Markup('<dl class="facts">{}</dl>').format(Markup('').join(facts)) + _text('Most confused: {}. {}', ', '.join(worst) or 'nothing', chosen)
 
-# %% ../nbs/09_report.ipynb #27063e41
+# %% ../nbs/09_report.ipynb #25daa3ba
 @_section('Learning curves', 'How training went. Training loss is measured with augmentation and while the network learns; a validation curve that has turned upwards while the training curve still falls is overfitting.')
 def _curves(page):
     if not (page.run / 'history.csv').exists(): raise _Skip('The run folder has no history.csv.')
     history = pd.read_csv(page.run / 'history.csv')
+    if not len(history): raise _Skip('No epoch was finished.')
     last = history.iloc[-1]
     return chart(lambda axes: plot_history(history, axes), f'Loss and accuracy over {len(history)} epochs; the last validation loss is {last.valid_loss:.3f}, '
                  f'the last accuracy {last.accuracy:.1%}.', (8.4, 3.2), 2)
 
-# %% ../nbs/09_report.ipynb #64fe269d
+# %% ../nbs/09_report.ipynb #f7a47f12
 @_section('Classes', 'Recall: how many images of a class are found. Precision: how many images called so are of the class. With so many images each figure is certain only within its interval (95%).')
 def _classes(page):
     frame = page.result.per_class(.95)
-    worst = frame.sort_values('f1').iloc[0]
+    worst = frame.query('n > 0').sort_values('f1').iloc[0]
     picture = chart(lambda ax: plot_per_class(page.result, ax=ax), f'Recall and precision of each class with intervals; the hardest class is {worst["class"]}, '
                     f'with an F1 of {worst.f1:.1%}.', (5.4, 1.2 + .34 * len(frame)))
     bounds = lambda name: [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in zip(frame[f'{name}_low'], frame[f'{name}_high'])]
@@ -225,7 +233,7 @@ def _sure(page):
         if len(frame): parts += [Markup('<h3>{}</h3>').format(title), _pictures(result, frame.index)]
     return Markup('').join(parts)
 
-# %% ../nbs/09_report.ipynb #0bc6b106
+# %% ../nbs/09_report.ipynb #b7dad697
 def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
     if missing: raise _Skip(f'This needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
@@ -236,41 +244,47 @@ def _heated(image, heat): # the image in grey with the heat over it
     grey, alpha = np.asarray(image.convert('L').convert('RGB')) / 255, .3 + .45 * heat
     return Image.fromarray(np.uint8(255 * ((1 - alpha) * grey + alpha * colormaps['inferno'](heat[..., 0])[..., :3])))
 
-@_section('Where it looks', 'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model named and for the one it should have named. Evidence beside the thing means that the background speaks. It shows where, not what, and as coarsely as the feature maps it is made of.')
+@_section('Where it looks', 'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model named and for the one it should have named. Evidence beside the thing means that the background speaks. Each map is scaled to its own highest heat: compare places, not brightness. It shows where, not what, and as coarsely as the feature maps it is made of.')
 def _attention(page):
     _need('captum')
     result, parts = page.result, []
     positions = [int(i) for i in result.top_losses(8).index]
-    images, heats = _open(result, positions), [grad_cam(page.learn, positions, target, page.result.split) for target in ('predicted', 'actual')]
+    images, heats = _open(result, positions), [grad_cam(page.learn, [result.files[i] for i in positions], target) for target in ('predicted', 'actual')]
     for i, image, *heat in zip(positions, images, *heats):
-        names = [result.vocab[o[i]] for o in (result.predictions, result.targets)]
-        parts.append(tiles([image, *(_heated(image, o) for o in heat)], [[f'actual {names[1]}'], [f'for {names[0]}'], [f'for {names[1]}']],
+        names, probs = zip(*((result.vocab[o[i]], _percent(result.probs[i, o[i]])) for o in (result.predictions, result.targets)))
+        parts.append(tiles([image, *(_heated(image, o) for o in heat)], [[f'actual {names[1]}'], *([f'for {name} {p}'] for name, p in zip(names, probs))],
                            [f'{result.files[i]}, a {names[1]}', *(f'Where the evidence for {name} lay' for name in names)]))
     return Markup('<div class="triples">{}</div>').format(Markup('').join(parts))
 
-# %% ../nbs/09_report.ipynb #2ae04f5d
+# %% ../nbs/09_report.ipynb #70852bfc
 @_section('Calibration', 'Of the images of which the model is 80% sure, 80% should be right. Below the dashed line it promises too much. A temperature, fitted on the validation images, changes how sure the model is and no answer.')
 def _calibration(page):
-    result, valid = page.result, page.valid
+    result, valid = page.result, page.validation
     drawn = chart(lambda ax: plot_reliability(result, ax=ax), f'Reliability: the calibration error is {result.calibration_error():.1%}.', (5, 4.4))
-    if valid is None or valid is result: return drawn + table(result.reliability()) + _text('No other validation images, so no temperature was fitted.')
+    if valid is None: return drawn + table(result.reliability()) + _text('No other validation images, so no temperature was fitted.')
     temperature = valid.fit_temperature()
     cooled = result.with_temperature(temperature)
     return (Markup('<div class="pair">') + drawn + chart(lambda ax: plot_reliability(cooled, ax=ax), f'Reliability at temperature {temperature:.2f}: the calibration error is {cooled.calibration_error():.1%}.', (5, 4.4))
             + Markup('</div>') + _text('Temperature {}: loss {} before, {} after; expected calibration error (15 bins) {} before, {} after.', f'{temperature:.2f}',
                                       f'{result.loss:.4f}', f'{cooled.loss:.4f}', f'{result.calibration_error():.2%}', f'{cooled.calibration_error():.2%}') + table(result.reliability()))
 
-# %% ../nbs/09_report.ipynb #acf4c84b
-@_section('When to refuse', 'Answer only the images of which the model is surest, and it is right more often. How many can it answer at the accuracy you need?')
+# %% ../nbs/09_report.ipynb #9a144f61
+@_section('When to refuse', 'Answer only the images of which the model is surest, and it is right more often. How many can it answer at the accuracy you need? The table asks the validation images how sure it must be, and tells what comes of that on these.')
 def _coverage(page):
     result = page.result
     wanted = [o for o in (.9, .95, .98, .99, .995) if o > result.accuracy]
-    frame = pd.DataFrame([dict(accuracy=o, **dict(zip(('coverage', 'threshold'), result.coverage_at(o)))) for o in wanted])
+    frame = pd.DataFrame([_refusal(page.validation, result, o) for o in wanted]) if page.validation else ()
     alt = f'Accuracy rises from {result.accuracy:.1%} as fewer images are answered.'
-    return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame.rename(columns={'accuracy': 'accuracy wanted', 'coverage': 'can answer', 'threshold': 'when at least so sure'}),
-        {'accuracy wanted', 'can answer', 'when at least so sure'}) if len(frame) else '')
+    return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame, set(frame)) if len(frame) else _text('No other validation images, so no thresholds.'))
 
-# %% ../nbs/09_report.ipynb #5bc56b3e
+def _refusal(valid, result, accuracy): # -> a row: the threshold found on `valid`, what it gives on `result`
+    threshold = valid.coverage_at(accuracy)[1]
+    answered = result.confidence >= threshold
+    low, high = wilson_interval(result.correct[answered].sum(), answered.sum())
+    return {'right, wanted': accuracy, 'at least so sure': threshold, 'answered': answered.mean(), 'right': result.correct[answered].mean() if answered.any() else float('nan'),
+            'right, at least (95%)': float(low), 'right, at most (95%)': float(high)}
+
+# %% ../nbs/09_report.ipynb #ed08d153
 @_section('Labels that may be wrong', 'Candidates found by confident learning, from a model that has not seen these labels. They are guesses of a model that errs itself: only looking tells.')
 def _labels(page):
     _need('cleanlab')
@@ -279,12 +293,15 @@ def _labels(page):
     captions = [[f'label {row.actual} {_percent(row.quality)}', f'model {row.predicted}'] for row in found.head(18).itertuples()]
     return _text('{} candidates among {} images, the least likely labels first:', f'{len(found):,}', f'{len(page.result):,}') + _pictures(page.result, found.index[:18], captions)
 
+def _in_points(frame): # a difference of shares in percentage points
+    return frame.assign(change=(100 * frame.change).round(1)).rename(columns={'change': 'change, points'})
+
 @_section('What throws it off', 'Accuracy when the images are made worse in five ways, at three levels each: the same images, chosen at random, each time. The corruptions are this package\'s own, so the figures do not compare with published ones.')
 def _robustness(page):
     frame = robustness(page.learn, page.result.split, n=500)
     last = frame[frame.level == frame.level.max()].sort_values('accuracy').iloc[0]
     return chart(lambda ax: plot_robustness(frame, ax), f'Accuracy against level; the worst is {last.corruption}, with {last.accuracy:.1%} at level {last.level}.', (5.6, 4)) + table(
-        frame.drop(columns=['low', 'high']), {'accuracy', 'change'})
+        _in_points(frame.drop(columns=['low', 'high'])), {'accuracy'})
 
 @_section('What it sees alike', 'Images laid out by the features that the last layer sees (t-SNE), coloured by class; mistakes have a ring. Neighbours are alike to the network; distances between clusters mean nothing.')
 def _features(page):
@@ -292,18 +309,18 @@ def _features(page):
     xy = embed(found)
     return chart(lambda ax: plot_embedding(xy, found.evaluation, ax), f'Embedding of {len(xy):,} images, in clusters by class.', (6.4, 5.6))
 
-# %% ../nbs/09_report.ipynb #865b3857
+# %% ../nbs/09_report.ipynb #3c344f6c
 @_section('Against another run', 'The same images, asked of both. What counts are those that only one of them has right.')
 def _changes(page):
-    if page.other is None: raise _Skip('')
-    change = compare(page.other, page.result)
+    if page.change is None: raise _Skip('')
+    change = page.change
     low, high = change.interval()
     parts = [_text("{} against {} before: accuracy {} against {}, a change of {} points (95% interval {} to {}; McNemar's exact test p = {}). {} images mended, {} broken.",
                    page.run.name, page.other_run.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
                    f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.mended):,}', f'{len(change.broken):,}'),
              chart(lambda ax: plot_comparison(change, ax=ax), 'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * len(page.result.vocab))),
-             table(change.per_class().drop(columns=['low', 'high']), {'before', 'after', 'change'}),
-             chart(lambda ax: plot_confusion_changes(change, ax), 'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)),
+             table(_in_points(change.per_class().drop(columns=['low', 'high'])), {'before', 'after'}),
+             chart(lambda ax: plot_confusion_changes(change, ax), 'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)) if len(page.result.vocab) <= 30 else '',
              table(change.confusion_changes().head(15))]
     frame = change.to_frame()
     for outcome in ('mended', 'broken'):
@@ -312,19 +329,19 @@ def _changes(page):
         if len(chosen): parts += [Markup('<h3>{} ({:,}), some at random</h3>').format(outcome.capitalize(), len(getattr(change, outcome))), _pictures(change.after, chosen, captions)]
     return Markup('').join(parts)
 
-# %% ../nbs/09_report.ipynb #df1f3b6b
+# %% ../nbs/09_report.ipynb #048aa9e7
 @_section('How it was made', 'Every choice of the run, for whoever wants to make it again.')
 def _how(page):
     about = page.about
     rows = {'command': about['command'], 'started': about['started'], 'seed': about['seed'], 'device': about['device'],
             **{f'version of {name}': value for name, value in about['versions'].items()}}
     return Markup('<div class="scroll"><table>{}</table></div><details><summary>The recipe</summary><pre>{}</pre></details>').format(
-        Markup('').join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*o) for o in rows.items()), json.dumps(page.recipe, indent=2))
+        Markup('').join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*o) for o in rows.items()), json.dumps(page.recipe, indent=2, ensure_ascii=False))
 
-# %% ../nbs/09_report.ipynb #9f6bda86
+# %% ../nbs/09_report.ipynb #db404e3f
 _style = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --muted: #5c6570; --line: #d8dde3; --card: #f5f7f9; --blue: #0072b2; --orange: #a84a00 }
-@media (prefers-color-scheme: dark) { :root { --ground: #14181d; --ink: #e6e9ed; --muted: #9aa5b1; --line: #343b44; --card: #1c2128; --blue: #56b4e9; --orange: #f0a04b } }
+:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --muted: #5c6570; --line: #d8dde3; --card: #f5f7f9; --blue: #0072b2; --orange: #a84a00; --wine: #882255 }
+@media (prefers-color-scheme: dark) { :root { --ground: #14181d; --ink: #e6e9ed; --muted: #9aa5b1; --line: #343b44; --card: #1c2128; --blue: #56b4e9; --orange: #f0a04b; --wine: #dd88aa } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main, header, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem }
@@ -344,7 +361,7 @@ pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: 
 
 _script = """
 const key = cell => 'value' in cell.dataset ? Number(cell.dataset.value) : cell.textContent
-const order = (a, b) => typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b))
+const order = (a, b) => typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b), undefined, {numeric: true})
 document.querySelectorAll('thead th').forEach(head => head.addEventListener('click', () => {
   const up = head.getAttribute('aria-sort') !== 'ascending', place = head.cellIndex, body = head.closest('table').tBodies[0]
   head.closest('tr').querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'))
@@ -354,7 +371,7 @@ document.querySelectorAll('thead th').forEach(head => head.addEventListener('cli
 }))
 """
 
-# %% ../nbs/09_report.ipynb #c71f10bd
+# %% ../nbs/09_report.ipynb #cd7dd470
 _template = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
@@ -370,26 +387,34 @@ _template = """<!doctype html>
 </body></html>
 """
 
-def _body(make, page): # -> what stands below a heading, or None
+def _body(make, page): # -> what stands below a heading, or None; what cannot be answered costs its section and no more
     try: return make(page)
-    except _Skip as e: return Markup('<p class="note">{}</p>').format(str(e)) if str(e) else None
+    except (_Skip, ValueError) as e: return Markup('<p class="note">{}</p>').format(str(e)) if str(e) else None
 
 def _render(page):
     sections = [dict(id=name, title=title, lead=lead, body=body) for name, (title, lead, make) in _sections.items() if (body := _body(make, page)) is not None]
     template = Environment(autoescape=True).from_string(_template)
-    return template.render(title=page.run.name, subtitle=f'{page.recipe["name"]} on {page.about["data"]["variant"]}, seen through {len(page.result):,} {page.result.split} images',
-                           sections=sections, style=Markup(_style), script=Markup(_script), run=page.run.name, version=page.about['versions']['cifar_fastai'])
+    return template.render(title=page.run.name, subtitle=f'{page.recipe["name"]}, seen through {len(page.result):,} {page.result.split} images of {page.result.variant}',
+                           sections=sections, style=Markup(_style), script=Markup(_script), run=page.run.name, version=__version__)
 
-# %% ../nbs/09_report.ipynb #6babde10
-def _evaluation(run, learn, split): # -> the run's evaluation of a split, made if need be
-    path = run / f'{split}.npz'
-    if not path.exists(): evaluate(learn, split).save(path)
-    return replace(load_evaluation(path), root=Path(learn.dls.path).absolute().as_posix())
+# %% ../nbs/09_report.ipynb #ddc3498c
+def _read(run, path):
+    said, root = load_evaluation(path), Path(run.dls.path).absolute()
+    if said.files != _file_names(_find_loader(run.dls, said.split).dataset, root):
+        raise ValueError(f'{path} is about other images than those in {root}. Say where its images are (source, or --data), or remove the file.')
+    return replace(said, root=root.as_posix())
 
-def _choose_split(run, learn, split):
-    if split is not None: return split
+def _evaluation(run, learn, split, source): # -> of a split: that in the run folder, made if need be
+    path, trained_on = run / f'{split}.npz', json.loads((run / 'run.json').read_text(encoding='utf-8'))['data']['variant']
+    kept = source is None and learn.dls.data_info.variant == trained_on
+    if kept and path.exists(): return _read(learn, path)
+    said = evaluate(learn, split)
+    if kept: said.save(path)
+    return said
+
+def _was_tested(run):
     figures = run / 'metrics.json'
-    return 'test' if figures.exists() and 'test' in json.loads(figures.read_text(encoding='utf-8')) else 'valid'
+    return figures.exists() and 'test' in json.loads(figures.read_text(encoding='utf-8'))
 
 def _load(run, source, device): # -> folder, learner
     if isinstance(run, Learner):
@@ -397,11 +422,11 @@ def _load(run, source, device): # -> folder, learner
         return Path(run.run_dir), run
     return Path(run), load_run(run, source, device=device)
 
-# %% ../nbs/09_report.ipynb #86fd6c7e
+# %% ../nbs/09_report.ipynb #d8254291
 def write_report(
     run:str|Path|Learner, # a run folder, or the `Learner` that `train` or `load_run` returned
     against:str|Path|Learner|None=None, # another run, to compare with: the one before
-    split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run was evaluated on them, else the validation images
+    split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run (and the other) was evaluated on them, else the validation images
     path:str|Path|None=None, # file to write; None: `report.html` in the run folder
     source:str|Path|None=None, # data, as `data.find_data` takes it; None for that of the run
     device:str|None=None, # 'cpu', 'cuda'; None for the best there is
@@ -409,12 +434,13 @@ def write_report(
     "Write a page about a run that needs nothing but itself."
     if split not in (None, 'test', 'valid'): raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")
     folder, learn = _load(run, source, device)
-    split = _choose_split(folder, learn, split)
-    results = {name: _evaluation(folder, learn, name) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
-    other = None if against is None else _load(against, source, device)
-    page = _Page(folder, learn, results[split], results.get('valid'), other and other[0], other and _evaluation(*other, split))
     path = folder / 'report.html' if path is None else Path(path)
-    text = _render(page)
+    if not path.parent.is_dir(): raise FileNotFoundError(f'No folder {path.parent} to write the report to.')
+    other = None if against is None else _load(against, source, device)
+    split = split or ('test' if _was_tested(folder) and (other is None or _was_tested(other[0])) else 'valid')
+    results = {name: _evaluation(folder, learn, name, source) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
+    change = other and compare(_evaluation(*other, split, source), results[split])
+    text = _render(_Page(folder, learn, results[split], results.get('valid'), other and other[0], change))
     aside = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
         aside.write_text(text, encoding='utf-8')

@@ -542,7 +542,7 @@ def test_report_refuses(folder, practice):
     fails(run('report', folder, '--split', 'tset'), "Unknown split 'tset'. Allowed: 'test', 'valid'")
     (folder/'test.npz').write_bytes(b'')
     fails(run('report', folder), 'test.npz is no saved Evaluation')
-    fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No such file or directory', 'no/such')
+    fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No folder no/such to write the report to')
 
 def test_evaluations_are_kept_whole(trained, folder):
     from cifar_fastai.evaluation import load_evaluation

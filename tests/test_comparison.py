@@ -140,6 +140,14 @@ def test_other_labels_and_classes_are_refused(pair):
     with pytest.raises(TypeError, match='two Evaluations, got str'): compare(before, 'runs/b')
 
 
+def test_other_data_and_images_named_twice_are_refused(pair):
+    before, after = pair
+    with pytest.raises(ValueError, match='different data, cifar10 and cifar10-jpeg'): compare(replace(before, variant='cifar10'), replace(after, variant='cifar10-jpeg'))
+    twice = [after.files[0], *after.files[:-1]]
+    with pytest.raises(ValueError, match='names an image twice'): compare(before, replace(after, files=twice))
+    with pytest.raises(ValueError, match='names an image twice'): compare(replace(before, files=twice), after)
+
+
 def test_it_reads_well(pair):
     change = compare(*pair)
     assert '3,000 images: accuracy' in repr(change) and f'{len(change.mended)} mended' in repr(change)

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from cifar_fastai.data import cifar10_dataloaders
-from cifar_fastai.evaluation import Evaluation, evaluate
-from cifar_fastai.interpretation import plot_confusion_matrix, plot_history, plot_predictions, plot_top_losses
+from cifar_fastai.evaluation import Evaluation, compare, evaluate
+from cifar_fastai.interpretation import (plot_between, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
+                                         plot_history, plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability, plot_top_losses)
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
@@ -274,3 +275,118 @@ def test_grids_are_at_most_five_wide(pictures, k, shape):
     grid = axes[0].get_subplotspec().get_gridspec()
     assert (grid.nrows, grid.ncols) == shape and len(axes) == k
     assert not any(ax.axison for ax in axes[0].figure.axes)
+
+
+# ---------------------------------------------------------------------------------------------------- classes and pairs
+
+def labels(ax): return [t.get_text() for t in ax.get_yticklabels()]
+
+
+def test_each_class_with_its_intervals(pictures):
+    ax, table = plot_per_class(pictures, .9), pictures.per_class(.9).sort_values('f1', kind='stable')
+    assert labels(ax) == list(table['class']) and '90% intervals' in ax.get_xlabel()
+    recall, precision = ax.containers
+    assert (recall.get_label(), precision.get_label()) == ('recall', 'precision')
+    for bars, name in ((recall, 'recall'), (precision, 'precision')):
+        np.testing.assert_allclose(np.asarray(bars.lines[0].get_xdata(), float), table[name])
+        ends = np.array([np.asarray(segment, float)[:, 0] for segment in bars.lines[2][0].get_segments()])
+        np.testing.assert_allclose(ends, table[[f'{name}_low', f'{name}_high']])
+
+
+def test_a_class_without_images_is_not_drawn(): assert set(labels(plot_per_class(fake([0, 0, 1], [0, 1, 1])))) == {'cat', 'dog'}
+
+
+def test_two_classes_both_ways(pictures):
+    axes = plot_between(pictures, 'cat', 'dog', k=3)
+    above, below = [[ax for ax in row if ax.images] for row in axes]
+    assert axes.shape == (2, 3) and sorted(drawn(above)) == [1, 2] and drawn(below) == [4]
+    p = pictures.probs[4]
+    assert below[0].get_title() == f'cat {p[0]:.0%}\ndog {p[1]:.0%}'
+    assert below[0].figure.get_suptitle() == 'actual dog, taken for cat: 1'
+    with pytest.raises(ValueError, match="Unknown class 'cow'. The classes are cat, dog, frog"): plot_between(pictures, 'cat', 'cow')
+    with pytest.raises(ValueError, match='at least 1, got 0'): plot_between(pictures, 'cat', 'dog', k=0)
+
+
+def test_any_images_in_the_order_asked_for(pictures):
+    assert drawn(plot_images(pictures, [5, 0, 3])) == [5, 0, 3]
+    assert drawn(plot_images(pictures, pictures.most_sure(3))) == list(pictures.most_sure(3).index)
+    assert drawn(plot_images(pictures, range(8), k=2)) == [0, 1]
+
+
+@pytest.mark.parametrize('images, k, said', [([], 5, 'no images to draw'), ([8], 5, '8 is no position among 8 images'), ([-1], 5, '-1 is no position'), ([0], 0, 'at least 1, got 0')])
+def test_images_that_are_not_there(pictures, images, k, said):
+    with pytest.raises(ValueError, match=said): plot_images(pictures, images, k)
+
+
+def test_label_candidates_are_captioned_as_such(pictures):
+    found = pictures.label_errors()
+    axes = plot_label_errors(pictures)
+    assert drawn(axes) == list(found.index) and len(found)
+    for ax, row in zip(axes, found.itertuples()): assert ax.get_title().startswith(f'label {row.actual} ') and f'model {row.predicted} ' in ax.get_title()
+    with pytest.raises(ValueError, match='no label looks wrong'): plot_label_errors(fake([0, 1, 2]*5, [0, 1, 2]*5))
+
+
+# ---------------------------------------------------------------------------------------------------- probabilities
+
+@pytest.mark.parametrize('n_bins', [4, 15])
+def test_reliability_points_are_those_of_the_table(pictures, n_bins):
+    ax, table = plot_reliability(pictures, n_bins), pictures.reliability(n_bins)
+    points = ax.containers[-1].lines[0]
+    np.testing.assert_allclose(np.asarray(points.get_xydata(), float), table[['confidence', 'accuracy']])
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(np.array(heights)/max(heights), table.n/table.n.max())
+    assert f'{100*pictures.calibration_error(n_bins):.1f} points in {n_bins} bins' in ax.get_title() and (ax.get_xlim()[0], ax.get_ylim()[0]) == (0, 0)
+    assert 'temperature 2.00' in plot_reliability(pictures.with_temperature(2)).get_title()
+
+
+def test_coverage_curve_and_marks(pictures):
+    ax, curve = plot_coverage(pictures, accuracies=(.6,)), pictures.coverage_curve()
+    line, mark = ax.get_lines()
+    np.testing.assert_allclose(line.get_xydata(), curve[['coverage', 'accuracy']])
+    coverage, threshold = pictures.coverage_at(.6)
+    assert mark.get_xydata().tolist() == [[coverage, .6]] and f'answer {coverage:.0%},\nwhen {threshold:.0%} sure' in ax.texts[0].get_text()
+    assert not plot_coverage(pictures, accuracies=(.1,)).texts  # all can be answered
+
+
+# ---------------------------------------------------------------------------------------------------- before and after
+
+@pytest.fixture
+def change(pictures):
+    "A cat is mended, a dog and a frog broken"
+    after = fake([0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 1, 0, 0, 1, 0, 0], root=pictures.root)
+    return compare(pictures, after)
+
+
+def test_change_of_each_class(change):
+    ax, table = plot_comparison(change), change.per_class().sort_values('change', kind='stable')
+    assert labels(ax) == [f'{o[0]}  +{o[1]} \N{MINUS SIGN}{o[2]}' for o in zip(table['class'], table.mended, table.broken)]
+    points = np.concatenate([bars.lines[0].get_xydata() for bars in ax.containers])
+    np.testing.assert_allclose(points[points[:, 1].argsort()][:, 0], 100*table.change)
+    assert f'p = {change.p_value:.2g}' in ax.get_title() and 'percentage points' in ax.get_xlabel()
+
+
+def test_change_of_each_mistake(change):
+    ax = plot_confusion_changes(change)
+    counts = change.after.confusion_matrix() - change.before.confusion_matrix()
+    assert cells(ax) == {(i, j): f'{n:+d}'.replace('-', '\N{MINUS SIGN}') for (i, j), n in np.ndenumerate(counts) if n}
+    assert ax.get_title() == '1 images mended, 2 broken' and ax.images[0].get_clim() == (-1, 1)
+
+
+def test_changed_images(change):
+    mended, = plot_changed(change)
+    assert drawn([mended]) == [1] and mended.get_title().startswith('before dog') and '\nafter cat' in mended.get_title()
+    assert sorted(drawn(plot_changed(change, 'broken'))) == [3, 6]
+    with pytest.raises(ValueError, match="Unknown outcome 'fixed'. Allowed: 'mended', 'broken'"): plot_changed(change, 'fixed')
+    with pytest.raises(ValueError, match='No images were mended'): plot_changed(compare(change.before, change.before))
+
+
+@pytest.mark.parametrize('plot', [plot_per_class, plot_reliability, plot_coverage])
+def test_charts_go_where_they_are_told(pictures, plot):
+    ax = Figure().subplots()
+    assert plot(pictures, ax=ax) is ax
+
+
+@pytest.mark.parametrize('plot', [plot_comparison, plot_confusion_changes])
+def test_charts_of_changes_go_where_they_are_told(change, plot):
+    ax = Figure().subplots()
+    assert plot(change, ax=ax) is ax

@@ -4,8 +4,11 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
+from fastai.learner import Learner
+from PIL import Image
 
 from cifar_fastai import report
 from cifar_fastai.evaluation import evaluate, load_evaluation
@@ -69,7 +72,7 @@ def test_figures_are_those_of_the_run(runs, text):
     result, about = load_evaluation(runs[1].run_dir/'test.npz'), json.loads((runs[1].run_dir/'run.json').read_text())
     summary = shown(section(text, 'summary'))
     low, high = result.accuracy_interval()
-    assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{sum(about['parameters'].values()):,}" in summary
+    assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{about['parameters']['trainable']:,} parameters" in summary
     expected = [[o['class'], str(o['n']), f"{100*o['precision']:.1f}", f"{100*o['recall']:.1f}", f"{100*o['f1']:.1f}"] for o in result.per_class().to_dict('records')]
     assert [[o[0], o[1], o[2], o[4], o[6]] for o in rows(section(text, 'classes'))] == expected
     assert [(a, b, int(n)) for a, b, n in rows(section(text, 'confusion'))] == result.most_confused()[:15]
@@ -86,13 +89,22 @@ def test_the_comparison_is_that_of_the_runs(runs, text):
 def test_names_are_text_and_not_markup(text): assert 'longer &lt;b&gt;' in text and 'longer <b>' not in text
 
 
-def test_passes_are_not_made_again(runs, monkeypatch):
+def test_passes_are_not_made_again(runs, page, monkeypatch):
     "Of the split and the validation images nothing is evaluated whose file lies there"
     seen = []
     monkeypatch.setattr(report, 'evaluate', lambda *args, **kwargs: seen.append(args))
     monkeypatch.setattr(report, '_sections', {'summary': report._sections['summary']})
     write_report(runs[1], path=runs[1].run_dir/'again.html')
     assert not seen
+
+
+def test_other_data_are_evaluated_anew(runs, practice, monkeypatch, tmp_path):
+    seen, real = [], report.evaluate
+    monkeypatch.setattr(report, 'evaluate', lambda learn, split: seen.append(split) or real(learn, split))
+    monkeypatch.setattr(report, '_sections', {'summary': report._sections['summary']})
+    kept = (runs[1].run_dir/'test.npz').read_bytes()
+    write_report(runs[1].run_dir, path=tmp_path/'other.html', source=practice)
+    assert seen == ['test', 'valid'] and (runs[1].run_dir/'test.npz').read_bytes() == kept
 
 
 def test_test_images_are_read_only_if_they_were(practice, tmp_path):
@@ -127,10 +139,55 @@ def test_a_model_that_is_always_right(runs):
     for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
 
 
+def test_a_section_that_cannot_be_costs_no_other(runs, monkeypatch):
+    monkeypatch.setattr(report, 'features', lambda *args, **kwargs: np.ones((5, 3), np.float32))
+    assert 'All images have the same features' in body(runs, 'features')
+
+
+def test_a_run_that_was_stopped_early(runs, tmp_path):
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    header = (folder/'history.csv').read_text().splitlines()[0]
+    (folder/'history.csv').write_text(header + '\n')
+    page = report._Page(folder, runs[0], load_evaluation(folder/'test.npz'), None)
+    assert 'No epoch was finished.' in report._body(report._sections['curves'][2], page)
+
+
+def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    (folder/'recipe.json').write_text(json.dumps(json.loads((folder/'recipe.json').read_text()) | dict(valid='test')))
+    result = load_evaluation(folder/'test.npz')
+    page = report._Page(folder, runs[0], result, replace(result, split='valid'))
+    said = {name: report._body(report._sections[name][2], page) for name in ('summary', 'calibration', 'coverage')}
+    assert 'a little too good' in said['summary'] and 'valid accuracy' not in said['summary']
+    assert 'no temperature was fitted' in said['calibration'] and 'no thresholds' in said['coverage']
+
+
+def test_an_evaluation_of_other_images_is_not_taken_for_the_runs(runs, tmp_path):
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    result = load_evaluation(folder/'test.npz')
+    replace(result, files=[f'x{o}' for o in result.files]).save(folder/'test.npz')
+    with pytest.raises(ValueError, match='test.npz is about other images'): write_report(folder)
+
+
+def test_a_comparison_reads_the_test_images_only_if_both_runs_did(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, '_sections', {'changes': report._sections['changes']})
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    for name in ('metrics.json', 'test.npz'): (folder/name).unlink()
+    assert 'valid images' in write_report(runs[1], against=folder, path=tmp_path/'a.html').read_text(encoding='utf-8')
+    assert not (folder/'test.npz').exists()
+
+
+def test_large_photographs_become_small(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 600, 3), dtype=np.uint8))
+    assert len(report._as_data(noise)) < 15_000 and report._as_data(noise).startswith('data:image/jpeg')
+    assert report._as_data(Image.new('RGB', (32, 32))).startswith('data:image/png')
+
+
 def test_bad_requests(runs, tmp_path):
+    with pytest.raises(FileNotFoundError, match='No folder .*nowhere to write'): write_report(runs[1], path=tmp_path/'nowhere'/'a.html')
     with pytest.raises(ValueError, match="Unknown split 'train'"): write_report(runs[1], split='train')
     with pytest.raises((ValueError, FileNotFoundError), match='nowhere'): write_report(tmp_path/'nowhere')
-    with pytest.raises(ValueError, match='has no run folder'): write_report(runs[1].new() if hasattr(runs[1], 'new') else type(runs[1])(runs[1].dls, runs[1].model, loss_func=runs[1].loss_func))
+    with pytest.raises(ValueError, match='has no run folder'): write_report(Learner(runs[1].dls, runs[1].model, loss_func=runs[1].loss_func))
 
 
 def test_an_interrupted_report_leaves_the_old_one(runs, page, monkeypatch):
@@ -186,7 +243,8 @@ def test_page_in_a_browser(opened, page, width, scheme):
     assert tab.evaluate('document.documentElement.scrollWidth') <= width
     assert tab.locator('section').count() == len(every_section)
     for name in every_section: assert tab.locator(f'#{name}').bounding_box()['height'] > 60
-    assert tab.evaluate("[...document.images].filter(o => o.loading !== 'lazy').every(o => o.complete && o.naturalWidth)")
+    assert tab.evaluate("Promise.all([...document.images].map(o => o.decode().then(() => o.naturalWidth > 0))).then(o => o.length > 50 && o.every(Boolean))")
+    assert not re.search('#(000000|444444|0b0c0d)', tab.locator('#robustness').inner_html())  # would be lost in the dark
     ground, ink = tab.evaluate("(o => [o.backgroundColor, o.color])(getComputedStyle(document.body))")
     brightness = lambda colour: sum(map(int, re.findall(r'\d+', colour)[:3]))
     assert (brightness(ground) > brightness(ink)) == (scheme == 'light')
