@@ -10,7 +10,7 @@ __all__ = ['Evaluation', 'load_evaluation', 'list_tta', 'tta_views', 'make_view'
 # %% ../nbs/05_evaluation.ipynb #7cadfbb3
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from html import escape
 import json

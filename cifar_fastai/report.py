@@ -24,7 +24,7 @@ from zlib import crc32
 from fastai.learner import Learner
 from jinja2 import Environment
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -239,7 +239,6 @@ def _need(*packages):
     if missing: raise _Skip(f'This needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
 
 def _heated(image, heat): # the image in grey with the heat over it
-    from matplotlib import colormaps
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))[..., None]
     grey, alpha = np.asarray(image.convert('L').convert('RGB')) / 255, .3 + .45 * heat
     return Image.fromarray(np.uint8(255 * ((1 - alpha) * grey + alpha * colormaps['inferno'](heat[..., 0])[..., :3])))

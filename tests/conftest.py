@@ -1,4 +1,4 @@
-"What several test files use: a small practice set, and a web server on this machine."
+"What several test files use: a small practice set, a pyplot that must be left alone, and a web server on this machine."
 import os
 import threading
 from contextlib import contextmanager
@@ -15,6 +15,19 @@ from cifar_fastai.synthetic import make_synthetic
 def practice(tmp_path_factory):
     "A practice set with 20 training and 5 test images a class. Tests only read it."
     return make_synthetic(tmp_path_factory.mktemp('data')/'practice', n_train=20, n_test=5)
+
+
+@pytest.fixture
+def plain_pyplot(monkeypatch):
+    "No figure may be shown and no setting of matplotlib changed; figures are closed"
+    import matplotlib
+    import matplotlib.pyplot as plt
+    def refuse(*args, **kwargs): raise AssertionError('plt.show was called')
+    monkeypatch.setattr(plt, 'show', refuse)
+    before = dict(matplotlib.rcParams)
+    yield
+    plt.close('all')
+    assert dict(matplotlib.rcParams) == before
 
 
 class Handler(BaseHTTPRequestHandler):

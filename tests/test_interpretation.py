@@ -1,5 +1,4 @@
 "Figures show the numbers of the Evaluation, go where they are told to go, and say what is wrong with a request."
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,15 +18,7 @@ from cifar_fastai.interpretation import (plot_between, plot_changed, plot_compar
 
 # ---------------------------------------------------------------------------------------------------- helpers
 
-@pytest.fixture(autouse=True)
-def _nothing_global(monkeypatch):
-    "No figure may be shown and no setting of matplotlib changed"
-    def refuse(*args, **kwargs): raise AssertionError('plt.show was called')
-    monkeypatch.setattr(plt, 'show', refuse)
-    before = dict(matplotlib.rcParams)
-    yield
-    plt.close('all')
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures('plain_pyplot')
 
 
 def fake(targets, predictions, vocab=('cat', 'dog', 'frog'), root='', files=None):

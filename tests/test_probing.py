@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -38,15 +37,7 @@ needs_captum = pytest.mark.skipif(find_spec('captum') is None, reason='captum is
 
 # ---------------------------------------------------------------------------------------------------- helpers
 
-@pytest.fixture(autouse=True)
-def _nothing_global(monkeypatch):
-    "No figure may be shown and no setting of matplotlib changed"
-    def refuse(*args, **kwargs): raise AssertionError('plt.show was called')
-    monkeypatch.setattr(plt, 'show', refuse)
-    before = dict(matplotlib.rcParams)
-    yield
-    plt.close('all')
-    assert dict(matplotlib.rcParams) == before
+pytestmark = pytest.mark.usefixtures('plain_pyplot')
 
 
 def loaders(practice, **kwargs): return data.cifar10_dataloaders(practice, **dict(bs=16, num_workers=0, device='cpu') | kwargs)
