@@ -847,13 +847,36 @@ def _read_item(file, image, size, numbers): # -> image (C, H, W) of bytes, and c
     if x.shape != size: x = FixedSize(size).encodes(x)
     return image._tensor_cls(image2tensor(x)), TensorCategory(numbers[class_of(file)])
 
+class _Kept:
+    "Room for `n` tensors like `t`, one after another in memory, each laid out as `t` is"
+    def __init__(self, t, n):
+        order = sorted(range(t.ndim), key=t.stride, reverse=True)
+        self.rows, self.type = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor), type(t)
+        self.axes = 0, *(1 + order.index(d) for d in range(t.ndim))
+    def __setitem__(self, i, t): self.rows.permute(self.axes)[i] = t
+    def __getitem__(self, idxs): return self.rows.index_select(0, torch.tensor(idxs)).permute(self.axes).as_subclass(self.type)
+
 class MemoryDL(TfmdDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
-    def do_item(self, s):
-        d = self.dataset.__dict__
-        memory = d.setdefault('memory', {})
-        if s not in memory: memory[s] = _read_item(self.dataset.items[s], *d['files_of']) if 'files_of' in d else super().do_item(s)
-        return memory[s]
+    def _read(self, s):
+        return _read_item(self.dataset.items[s], *self.dataset.files_of) if 'files_of' in vars(self.dataset) else super().do_item(s)
+
+    def _kept(self, idxs): # -> for each part of an item, a batch of it
+        n = len(self.dataset)
+        parts, known = vars(self.dataset).setdefault('memory', ([], [False]*n))
+        for i in idxs:
+            if known[i]: continue
+            item = self._read(i)
+            if not parts: parts.extend(_Kept(t, n) for t in item)
+            for part, t in zip(parts, item): part[i] = t
+            known[i] = True
+        return tuple(part[idxs] for part in parts)
+
+    def do_item(self, s): return tuple(part[0] for part in self._kept([s or 0]))
+
+    def create_batches(self, samps):
+        if self.prebatched or self.before_batch.fs: return super().create_batches(samps)
+        return map(self._kept, self.chunkify(samps))
 
 def _let_read(dls, image, size):
     "Tell the data sets how their files are read"

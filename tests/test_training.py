@@ -2,7 +2,11 @@
 import errno
 import json
 import math
+import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -125,6 +129,25 @@ def test_weight_decay_spares_biases_and_norms(practice):
     learn.opt.step()
     for k,v in learn.model.named_parameters():
         assert torch.equal(v, before[k]) == (v.ndim == 1), k
+
+# Speed
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
+@pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
+def test_memory_of_freed_tensors_is_used_again(env, reused):
+    "The system gives no fresh pages for a tensor that is as large as the one just freed, and the user's own setting is left alone"
+    code = '''if 1:
+        import resource, torch
+        from cifar_fastai.training import reuse_memory
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert reuse_memory() is %s
+        for _ in range(3): torch.zeros(2**24)
+        before = faults()
+        for _ in range(10): torch.zeros(2**24)
+        print(faults() - before)''' % reused
+    clean = {k: v for k,v in os.environ.items() if not k.startswith('MALLOC_')}
+    n = int(subprocess.check_output([sys.executable, '-c', code], env=clean | env))
+    assert n < 100 if reused else n > 10_000  # 10 times 64 MiB are 163,840 pages, or 320 huge ones
 
 # Learners for hands-on work
 
