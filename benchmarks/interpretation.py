@@ -1,15 +1,15 @@
 """Five questions that both can answer, asked of fastai's interpretation class and of an `Evaluation`: `python benchmarks/interpretation.py runs/small_cnn-seed0`
 
 Accuracy, confusion matrix, most confused pairs, a report of each class and the top losses of the test images, whose pixels are in memory
-already. Each side runs in a process of its own, in turns, three times. A row goes to benchmarks/results/interpretation.csv: medians of the
-seconds, passes of the network over the images, and by how many MiB the peak of the process's memory grew."""
-import csv
+already; and, as a third side, the whole page of `write_report`, which answers these five and a dozen more (Grad-CAM, corruptions, features,
+calibration on the validation images). Each side runs in a process of its own, in turns, three times. A row goes to
+benchmarks/results/interpretation.csv: medians of the seconds, passes of the network over the images, and by how many MiB the peak of the
+process's memory grew."""
 import io
 import json
 import resource
-import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,9 +18,9 @@ from fastai.interpret import ClassificationInterpretation
 
 from cifar_fastai.data import test_dataloader
 from cifar_fastai.evaluation import evaluate
+from cifar_fastai.report import write_report
 from cifar_fastai.training import load_run
-
-results = Path(__file__).parent/'results'/'interpretation.csv'
+from side_by_side import add_row, in_turns, machine, medians
 
 def ask_fastai(learn, dl):
     "Five questions, to fastai"
@@ -38,9 +38,17 @@ def ask_evaluation(learn, dl):
     said.accuracy,said.per_class(.95),said.top_losses(9)
     return said.confusion_matrix().tolist(),sorted(pairs)
 
+def write_page(learn, dl):
+    "All questions, as a page"
+    with tempfile.TemporaryDirectory() as folder:
+        # another source than the run's own folder has the images read and evaluated anew, whatever the run folder holds
+        write_report(learn, split='test', path=Path(folder)/'report.html', source=learn.dls.path)
+
+sides = dict(fastai=ask_fastai, evaluation=ask_evaluation, report=write_page)
+
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
-def measure(ask, run):
+def measure(run, side):
     "Ask once, in this process"
     learn = load_run(run)
     dl = test_dataloader(learn.dls)
@@ -48,37 +56,19 @@ def measure(ask, run):
     images = []
     learn.model.register_forward_hook(lambda model, args, out: images.append(len(out)))
     before,start = peak(),time.perf_counter()
-    with learn.no_bar(): said = ask(learn, dl)
+    with learn.no_bar(): said = sides[side](learn, dl)
     return dict(seconds=time.perf_counter() - start, passes=sum(images)/len(dl.dataset), mib=peak() - before, said=said)
 
-def in_own_process(side, run):
-    out = subprocess.run([sys.executable, __file__, run, side], check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
-
-def row(run):
-    "Both sides in turns, and what they ran on"
-    measured = {side: [] for side in sides}
-    for _ in range(3):
-        for side in sides: measured[side].append(in_own_process(side, run))
-    said = [o['said'] for runs in measured.values() for o in runs]
+def main(run, side=None):
+    if side: return print(json.dumps(measure(run, side)))
+    measured = in_turns(__file__, [run], sides)
+    said = [o['said'] for side in ('fastai', 'evaluation') for o in measured[side]]
     if any(o != said[0] for o in said): raise SystemExit('The two do not agree.')
     about,recipe = (json.loads((Path(run)/name).read_text(encoding='utf-8')) for name in ('run.json', 'recipe.json'))
-    median = lambda side, key: statistics.median(o[key] for o in measured[side])
-    figures = {f'{side}_{key}': round(median(side, key), 2) for key in ('seconds', 'passes', 'mib') for side in sides}
-    return dict(recipe=recipe['name'], variant=about['data']['variant'], n_test=about['data']['n_test'], **figures,
-                ratio=round(median('fastai', 'seconds')/median('evaluation', 'seconds'), 2), runs=3, device=about['device'], cpu=about['hardware']['cpu'],
-                cores=about['hardware']['cores'], **{k: about['versions'][k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')},
-                command=f'python benchmarks/interpretation.py {run}')
+    figures = medians(measured, 'seconds', 'passes', 'mib')
+    add_row('interpretation', dict(
+        recipe=recipe['name'], variant=about['data']['variant'], n_test=about['data']['n_test'], **figures,
+        ratio=round(figures['fastai_seconds']/figures['evaluation_seconds'], 2), runs=3, device=about['device'], **machine(),
+        command=f'python benchmarks/interpretation.py {run}'))
 
-def main(run, side=None):
-    if side: return print(json.dumps(measure(sides[side], run)))
-    new = row(run)
-    rows = list(csv.DictReader(results.open(newline='', encoding='utf-8'))) if results.exists() else []
-    with results.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(new), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows([*rows, new])
-    print('\n'.join(f'{k:20} {v}' for k,v in new.items()))
-
-sides = dict(fastai=ask_fastai, evaluation=ask_evaluation)
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -1,33 +1,56 @@
 """A row of benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
 
-The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`). A run that has a row already is left alone."""
+The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one. What each of its stages came to goes to stages.csv. A run
+that has a row already is left alone."""
 import csv
 import json
 import sys
 from pathlib import Path
 
-results = Path(__file__).parent/'results'/'training.csv'
+import pandas as pd
 
-def row(folder):
+results = Path(__file__).parent/'results'
+
+def read(folder):
+    "What a run folder says: run.json, recipe.json, metrics.json"
+    run,recipe,metrics = (json.loads((folder/f'{name}.json').read_text(encoding='utf-8')) for name in ('run', 'recipe', 'metrics'))
+    if run['status'] != 'finished': raise SystemExit(f'{folder}: not finished')
+    if 'test' not in metrics and not recipe['name'].endswith('_short'): raise SystemExit(f'{folder}: not evaluated on the test split')
+    return run,recipe,metrics
+
+def training_row(folder):
     "What one run folder says, in one line"
-    read = lambda name: json.loads((folder/name).read_text(encoding='utf-8'))
-    run,recipe,metrics = read('run.json'),read('recipe.json'),read('metrics.json')
-    if run['status'] != 'finished' or 'test' not in metrics: raise SystemExit(f'{folder}: not finished, or not evaluated on the test split')
-    data,versions,hardware = run['data'],run['versions'],run['hardware']
+    run,recipe,metrics = read(folder)
+    data,versions,hardware,test = run['data'],run['versions'],run['hardware'],metrics.get('test', {})
     return dict(recipe=recipe['name'], model=recipe['model'], variant=data['variant'], n_train=data['n_train'], n_valid=data['n_valid'],
-                n_test=metrics['test']['n'], seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'],
-                valid_accuracy=metrics['valid']['accuracy'], test_accuracy=metrics['test']['accuracy'], test_loss=metrics['test']['loss'],
-                parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'], cores=hardware['cores'], gpu=hardware['gpu'] or '',
-                python=versions['python'], torch=versions['torch'], fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'],
-                started=run['started'], command=run['command'])
+                n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
+                valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
+                weights=Path(recipe['weights']).name, parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'],
+                cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
+                fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])
+
+def stage_rows(folder):
+    "What each stage of a run came to: the training loss of its first and of its last epoch, and the figures of the last"
+    run,recipe,_ = read(folder)
+    for stage,epochs in pd.read_csv(folder/'history.csv').groupby('stage'):
+        last = epochs.iloc[-1]
+        yield dict(recipe=recipe['name'], variant=run['data']['variant'], seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
+                   first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
+
+def add(path, rows):
+    "Add rows to a CSV file, with the columns of the new ones; lines from before a column was there are empty in it"
+    known = list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
+    have = {(r['recipe'], r['started']) for r in known}
+    new = [r for r in rows if (r['recipe'], r['started']) not in have]
+    if not new: return
+    with path.open('w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(new[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows([*known, *new])
 
 def main(*folders):
-    rows = list(csv.DictReader(results.open(newline='', encoding='utf-8'))) if results.exists() else []
-    for new in map(row, map(Path, folders)):
-        if not any(r['started'] == new['started'] and r['recipe'] == new['recipe'] for r in rows): rows.append(new)
-    with results.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    folders = [Path(f) for f in folders]
+    add(results/'training.csv', [training_row(f) for f in folders])
+    add(results/'stages.csv', [row for f in folders for row in stage_rows(f)])
 
 if __name__ == '__main__': main(*sys.argv[1:])

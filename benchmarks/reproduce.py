@@ -2,7 +2,8 @@
 
 Each run is evaluated on the test images once, when it is finished. The same call again goes on where it was stopped, and runs that have
 a row are left alone. `--budget 5` shortens each run to about five minutes on this machine, going through every stage: fewer epochs, and
-if that is not enough, fewer images. Such runs are called ..._short, and say how many images and epochs they had."""
+if two for each stage are still too many, fewer images, to validate with too. Such runs are called ..._short, say how many images and epochs
+they had, and leave the test images alone."""
 import argparse
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import record_run
 from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import get_recipe, list_recipes
-from cifar_fastai.training import build_model
+from cifar_fastai.training import build_model, reuse_memory
 
 def seconds_per_image(recipe, n_out, device, bs=8):
     "How long a training step takes, for one image: the quickest of three"
@@ -29,12 +30,12 @@ def seconds_per_image(recipe, n_out, device, bs=8):
 
 def shortened(recipe, n_images, seconds, per_image):
     "The recipe with as many epochs a stage as there is time for, and the number of images: None for all"
-    epochs = max((k for k in range(1, max(s.epochs for s in recipe.stages) + 1)
-                  if sum(min(s.epochs, k) for s in recipe.stages)*n_images*per_image <= seconds), default=1)
+    epochs = max((k for k in range(2, max(s.epochs for s in recipe.stages) + 1)
+                  if sum(min(s.epochs, k) for s in recipe.stages)*n_images*per_image <= seconds), default=2)
     short = recipe.shorten(epochs)
     limit = max(10*recipe.bs, int(seconds/per_image/short.epochs))
-    if limit >= n_images and short.stages == recipe.stages: return recipe,None
-    return short,limit if limit < n_images else None
+    if limit >= n_images: return (recipe if short.stages == recipe.stages else short),None
+    return short.change(valid=limit//5),limit
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,13 +50,16 @@ def main():
     args = parser.parse_args()
     names = [n for pattern in args.recipes for n in list_recipes(pattern) or [get_recipe(pattern).name]]
     data = describe_data(find_data(args.data))
+    if args.device == 'cpu': reuse_memory()  # as training does
     for name in names:
         recipe,limit = get_recipe(name),None
         if args.image_size: recipe = recipe.change(image_size=args.image_size, name=f'{name}_{args.image_size}')
         if args.weights and recipe.weights: recipe = recipe.change(weights=args.weights)
+        whole = recipe
         if args.budget: recipe,limit = shortened(recipe, data.n_train, 60*args.budget, seconds_per_image(recipe, len(data.classes), args.device))
         print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {args.seeds} seeds')
-        runs = run_grid(recipe, args.seeds, Path(args.out), source=data.path, limit=limit, device=args.device, test=bool(data.n_test))
+        test = bool(data.n_test) and recipe == whole
+        runs = run_grid(recipe, args.seeds, Path(args.out), source=data.path, limit=limit, device=args.device, test=test)
         print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
         record_run.main(*runs.run[runs.status == 'finished'])
 

@@ -251,7 +251,7 @@ register_recipe(Recipe(
 # %% ../nbs/03_recipes.ipynb #036c0726
 register_recipe(Recipe(
     name='wide_cnn', model='wide_cnn', description='as published: Adam, no augmentation, early stopping', source='reference project 3',
-    stages=Stage(epochs=30, lr=1e-3, schedule='constant', early_stopping=3),
+    stages=Stage(epochs=30, lr=1e-3, schedule='constant', early_stopping=5),
     augment='none', stats='unit', bs=64, optimizer='adam', keras=True))
 
 # %% ../nbs/03_recipes.ipynb #15004eb6

@@ -358,11 +358,13 @@ def _save_weights(model, path):
 @contextmanager
 def _recorded(learn, run):
     "Keep the run folder true while the body trains; however it ends, what there is stays"
-    folder,start,saving = learn.run_dir,time.perf_counter(),False
+    folder,start,cpu_start,saving = learn.run_dir,time.perf_counter(),time.process_time(),False
     (folder/'recipe.json').write_text(learn.recipe.to_json() + '\n', encoding='utf-8')
     _write_json(folder/'run.json', run)
     writer = HistoryWriter(folder/'history.csv')
-    end = lambda status,**kw: _write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, seconds=round(time.perf_counter() - start, 1), **kw))
+    def end(status, **more):
+        took = dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu_start, 1))
+        _write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, **took, **more))
     try:
         with learn.added_cbs(writer): yield
         saving = True

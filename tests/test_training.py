@@ -64,6 +64,7 @@ def test_run_folder(go):
     assert list(h.columns) == ['stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds']
     assert list(h.epoch) == [1, 2] and h.seconds.is_monotonic_increasing
     assert (run['status'], run['seed'], run['epochs'], run['device']) == ('finished', 7, 2, 'cpu')
+    assert 0 < run['cpu_seconds'] and 0 < run['seconds']
     assert run['command'] and run['versions']['torch'] == torch.__version__.split('+')[0] and run['hardware']['cpu'] and run['hardware']['cores'] >= 1
     assert run['data']['n_train'] + run['data']['n_valid'] == 200 and run['data']['classes'] == list(learn.dls.vocab)
     assert metrics['valid']['accuracy'] == pytest.approx(h.accuracy.iloc[-1], abs=1e-6)

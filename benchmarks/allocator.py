@@ -1,0 +1,47 @@
+"""What it brings that learners keep freed memory for the next step: `python benchmarks/allocator.py small_cnn ladder_0 ladder_2`
+
+Training steps of a recipe's network on random images, on the CPU, with and without `training.reuse_memory`, each side in a process of its
+own, in turns, three times. A row for each recipe goes to benchmarks/results/allocator.csv: medians of the milliseconds a step and of the
+peak of the process's memory in MiB."""
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from cifar_fastai.recipes import get_recipe
+from cifar_fastai.training import build_model, optimizer_function, reuse_memory
+from side_by_side import add_row, in_turns, machine, medians
+
+sides = 'given_back','reused'
+
+def measure(name, side, steps=20):
+    "The median of some steps, in this process"
+    if side == 'reused' and not reuse_memory(): raise SystemExit('This allocator cannot be told to keep freed memory.')
+    recipe = get_recipe(name)
+    model = build_model(recipe, 10, pretrained=False).to(memory_format=torch.channels_last).train()
+    opt = optimizer_function(recipe)([list(model.parameters())], lr=1e-3)
+    x = torch.randn(recipe.bs, 3, recipe.image_size, recipe.image_size).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (recipe.bs,))
+    def step():
+        start = time.perf_counter()
+        cross_entropy(model(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+        return 1e3*(time.perf_counter() - start)
+    for _ in range(3): step()
+    return dict(ms=statistics.median(step() for _ in range(steps)), mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
+
+def main(*args):
+    if args[-1] in sides: return print(json.dumps(measure(*args)))
+    if any(k.startswith('MALLOC_') for k in os.environ): raise SystemExit('Unset the MALLOC_... variables first: they are what is measured here.')
+    for name in args:
+        figures = medians(in_turns(__file__, [name], sides), 'ms', 'mib')
+        ratio = round(figures['given_back_ms']/figures['reused_ms'], 2)
+        add_row('allocator', dict(recipe=name, bs=get_recipe(name).bs, **figures, ratio=ratio, runs=3, **machine(), command=f'python benchmarks/allocator.py {name}'))
+
+if __name__ == '__main__': main(*sys.argv[1:])

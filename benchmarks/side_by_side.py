@@ -1,0 +1,39 @@
+"""What the benchmarks share that compare two ways of doing the same: each side in a process of its own, in turns, and a row of medians."""
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from cifar_fastai.training import hardware, versions
+
+results = Path(__file__).parent/'results'
+
+def in_turns(script, args, sides, runs=3):
+    "`script` once for each side and run, `script ARGS SIDE`, whose last line is JSON -> {side: [what it printed]}"
+    measured = {side: [] for side in sides}
+    for _ in range(runs):
+        for side in sides:
+            out = subprocess.run([sys.executable, script, *args, side], check=True, capture_output=True, text=True).stdout
+            measured[side].append(json.loads(out.splitlines()[-1]))
+    return measured
+
+def medians(measured, *keys):
+    "{side}_{key}: the median of a figure over the runs"
+    return {f'{side}_{key}': round(statistics.median(o[key] for o in runs), 2) for key in keys for side, runs in measured.items()}
+
+def machine():
+    "What the figures depend on, besides the code"
+    about,installed = hardware(),versions()
+    return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
+
+def add_row(name, row):
+    "Add a row to benchmarks/results/NAME.csv, and show it"
+    path = results/f'{name}.csv'
+    rows = list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
+    with path.open('w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(row), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    print('\n'.join(f'{k:20} {v}' for k,v in row.items()))

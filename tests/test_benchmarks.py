@@ -1,0 +1,62 @@
+"The scripts that make and keep measured figures"
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
+
+import record_run
+import reproduce
+import side_by_side
+from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.training import train
+
+two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
+
+def rows(path): return list(csv.DictReader(path.open(newline='')))
+
+@pytest.mark.parametrize('seconds, epochs, limit', [
+    (1e6, (20, 1), None), (21*1000, (20, 1), None), (21*1000 - 1, (19, 1), None), (4000, (3, 1), None), (3000, (2, 1), None),
+    (2999, (2, 1), 999), (1500, (2, 1), 500), (1, (2, 1), 320)])
+def test_a_budget_is_kept_by_fewer_epochs_and_then_by_fewer_images(seconds, epochs, limit):
+    short,images = reproduce.shortened(two_stages, 1000, seconds, 1.)
+    assert tuple(s.epochs for s in short.stages) == epochs and images == limit
+    assert (short == two_stages) == (epochs == (20, 1)) and short.name == 'two_stages' + '_short'*(epochs != (20, 1))
+    assert short.valid == (two_stages.valid if limit is None else limit//5)
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    monkeypatch.setattr(record_run, 'results', tmp_path)
+    (tmp_path/'training.csv').write_text('recipe,started,seed\nold,2026-01-01,7\n')
+    return tmp_path
+
+def test_rows_of_a_run(results, practice, tmp_path):
+    learn = train(two_stages.shorten(2), seed=3, source=practice, run_dir=tmp_path/'run', num_workers=0)
+    for _ in range(2): record_run.main(learn.run_dir)
+    old,new = rows(results/'training.csv')
+    assert (old['recipe'], old['seed'], old['epochs']) == ('old', '7', '')
+    assert (new['recipe'], new['seed'], new['epochs'], new['n_train'], new['variant'], new['test_accuracy']) == ('two_stages_short', '3', '3', '180', 'synthetic', '')
+    assert float(new['train_seconds']) > 0 < float(new['cpu_seconds']) and int(new['threads']) > 0
+    first,second = rows(results/'stages.csv')
+    assert (first['stage'], first['epochs'], second['stage'], second['epochs']) == ('1', '2', '2', '1')
+    assert float(first['train_loss']) < float(first['first_train_loss']) and second['first_train_loss'] == second['train_loss']
+    assert float(second['valid_accuracy']) == pytest.approx(float(new['valid_accuracy']))
+
+def test_a_whole_run_without_test_figures_is_refused(results, practice, tmp_path):
+    learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    with pytest.raises(SystemExit, match='not evaluated on the test split'): record_run.main(learn.run_dir)
+    assert len(rows(results/'training.csv')) == 1
+
+def test_two_sides_in_turns(tmp_path):
+    script = tmp_path/'script.py'
+    script.write_text('import sys, json\nprint("noise")\nprint(json.dumps(dict(ms=len(sys.argv[2]), args=sys.argv[1:])))\n')
+    measured = side_by_side.in_turns(str(script), ['x'], ('a', 'bcd'), runs=2)
+    assert [o['args'] for o in measured['bcd']] == [['x', 'bcd']]*2 and side_by_side.medians(measured, 'ms') == dict(a_ms=1, bcd_ms=3)
+
+def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    side_by_side.add_row('x', dict(a=1))
+    side_by_side.add_row('x', dict(a=2, b=3))
+    assert rows(tmp_path/'x.csv') == [dict(a='1', b=''), dict(a='2', b='3')]
