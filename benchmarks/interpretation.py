@@ -2,22 +2,25 @@
 
 Accuracy, confusion matrix, most confused pairs, a report of each class and the top losses of the test images, whose pixels are in memory
 already; and, as a third side, the whole page of `write_report`, which answers these five and a dozen more (Grad-CAM, corruptions, features,
-calibration on the validation images). Each side runs in a process of its own, in turns, three times. A row goes to
+calibration on the validation images) and reads its images itself. A fourth side is all numbers and tables of an Evaluation and of a
+comparison, after the pass. Each side runs in a process of its own, in turns, three times. A row goes to
 benchmarks/results/interpretation.csv: medians of the seconds, passes of the network over the images, and by how many MiB the peak of the
 process's memory grew."""
 import io
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 from fastai.interpret import ClassificationInterpretation
 
 from cifar_fastai.data import test_dataloader
-from cifar_fastai.evaluation import evaluate
+from cifar_fastai.evaluation import compare, evaluate
 from cifar_fastai.report import write_report
 from cifar_fastai.training import load_run
 from side_by_side import add_row, in_turns, machine, medians
@@ -39,12 +42,20 @@ def ask_evaluation(learn, dl):
     return said.confusion_matrix().tolist(),sorted(pairs)
 
 def write_page(learn, dl):
-    "All questions, as a page"
+    "All questions, as a page, from a run folder without evaluations"
     with tempfile.TemporaryDirectory() as folder:
-        # another source than the run's own folder has the images read and evaluated anew, whatever the run folder holds
-        write_report(learn, split='test', path=Path(folder)/'report.html', source=learn.dls.path)
+        learn.run_dir = shutil.copytree(learn.run_dir, Path(folder)/'run', ignore=shutil.ignore_patterns('*.npz'))
+        write_report(learn, split='test')
 
-sides = dict(fastai=ask_fastai, evaluation=ask_evaluation, report=write_page)
+def count_everything(result, other):
+    "Every number and table"
+    result.to_dict(),result.top_losses(),result.most_confused(),result.to_frame(),result._repr_html_(),result.per_class(.95)
+    result.between(*result.vocab[:2]),result.most_sure(),result.least_sure(),result.reliability(),result.coverage_at(.9),result.label_errors()
+    result.with_temperature(replace(result, split='valid').fit_temperature())
+    change = compare(other, result)
+    change.per_class(),change.confusion_changes(),change.to_frame(),change._repr_html_()
+
+sides = dict(fastai=ask_fastai, evaluation=ask_evaluation, report=write_page, tables=count_everything)
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
@@ -55,8 +66,10 @@ def measure(run, side):
     for _ in dl: pass  # reads the images
     images = []
     learn.model.register_forward_hook(lambda model, args, out: images.append(len(out)))
+    about = (evaluate(learn, dl),evaluate(learn, dl, tta='flip')) if side == 'tables' else (learn,dl)
+    images.clear()
     before,start = peak(),time.perf_counter()
-    with learn.no_bar(): said = sides[side](learn, dl)
+    with learn.no_bar(): said = sides[side](*about)
     return dict(seconds=time.perf_counter() - start, passes=sum(images)/len(dl.dataset), mib=peak() - before, said=said)
 
 def main(run, side=None):

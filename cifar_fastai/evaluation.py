@@ -18,6 +18,7 @@ from math import log
 import os
 from pathlib import Path
 from zipfile import BadZipFile
+import zlib
 
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
@@ -349,7 +350,7 @@ def load_evaluation(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'No file {path}. Evaluation.save writes one.')
     try: return _read_evaluation(path)
-    except (BadZipFile, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError) as e:
+    except (BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as e:
         raise ValueError(f'{path} is no saved Evaluation, or is damaged: {e}. Evaluate again, and save.') from e
 
 # %% ../nbs/05_evaluation.ipynb #5f8e5e5f
@@ -529,6 +530,10 @@ def _check_request(learn, split, bs, tta):
     _check(bs is None or bs >= 1, f'bs is a number of images and must be at least 1, got {bs}.')
 
 # %% ../nbs/05_evaluation.ipynb #f484f19d
+def _split_of(learn, dl): # -> the name of a loader's split
+    known = zip(('train', 'valid'), learn.dls.loaders)
+    return next((name for name, other in known if dl.dataset is other.dataset), 'custom')
+
 def _check_vocab(learn, dl): # -> list of class names
     vocab, theirs = getattr(learn.dls, 'vocab', None), getattr(dl, 'vocab', None)
     _check(vocab is not None, 'This learner has no vocab: evaluate is for classifiers of images with one label each.')
@@ -553,7 +558,7 @@ def evaluate(
     root = Path(learn.dls.path).absolute()
     losses = F.cross_entropy(logits, targets, reduction='none')
     return Evaluation(F.softmax(logits, 1).numpy(), targets.numpy(), losses.numpy(),
-                      _file_names(dl.dataset, root), vocab, split if isinstance(split, str) else 'custom',
+                      _file_names(dl.dataset, root), vocab, split if isinstance(split, str) else _split_of(learn, split),
                       getattr(getattr(learn.dls, 'data_info', None), 'variant', root.name), root.as_posix(), tta)
 
 # %% ../nbs/05_evaluation.ipynb #d9a95c1a

@@ -76,16 +76,17 @@ def plot_per_class(
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw recall and precision of each class with their intervals, the hardest class at the bottom."
+    "Draw recall, precision and F1 of each class with their intervals, the hardest class at the bottom."
     table = evaluation.per_class(confidence).query('n > 0').sort_values('f1', kind='stable', ignore_index=True)
-    if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .38 * len(table)), layout='constrained')[1]
-    for name, shift, look in (('recall', .14, dict(color=_blue, marker='o')), ('precision', -.14, dict(color=_dark_orange, marker='s', mfc='white'))):
+    if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48 * len(table)), layout='constrained')[1]
+    for name, shift, look in (('recall', .24, dict(color=_blue, marker='o')), ('precision', 0, dict(color=_dark_orange, marker='s', mfc='white')),
+                              ('f1', -.24, dict(color=_grey, marker='D'))):
         _draw_interval(ax, table[name], table[f'{name}_low'], table[f'{name}_high'], table.index + shift, label=name, **look)
     ax.set_yticks(table.index, table['class'])
     ax.set(xlabel=f'% of images, with {confidence:.0%} intervals', title=f'{evaluation.split}: {len(evaluation):,} images')
     _as_percent(ax.xaxis)
     _plain_axes(ax, 'x')
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return ax
 
 # %% ../nbs/06_interpretation.ipynb #cb26dfd8

@@ -592,7 +592,7 @@ def _check_table(table):
 
 def _draw_bars(ax, x, rows, **look):
     accuracy = 100 * rows.accuracy
-    ax.errorbar(x, accuracy, yerr=[accuracy - 100 * rows.low, 100 * rows.high - accuracy], elinewidth=.9, capsize=2, ls='none', markersize=4.5, **look)
+    ax.errorbar(x, accuracy, yerr=np.maximum([accuracy - 100 * rows.low, 100 * rows.high - accuracy], 0), elinewidth=.9, capsize=2, ls='none', markersize=4.5, **look)
 
 def _draw_line(ax, clean, rows, look, offset): # -> its end
     colour, marker = look

@@ -36,7 +36,7 @@ from .interpretation import (_open_image, _percent, plot_comparison, plot_confus
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
 from .probing import embed, features, grad_cam, plot_embedding, plot_robustness, robustness
-from .training import load_run
+from .training import _read_json, load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
 _ink = '#0b0c0d'  # stands for the colour of the text around the chart
@@ -69,8 +69,8 @@ _percentages = {'low', 'high', 'accuracy_low', 'accuracy_high', 'precision', 're
 
 def _cell(name, value, percent):
     if not isinstance(value, (int, float, np.number)): return Markup('<td>{}</td>').format(value)
+    if value != value: return Markup('<td class="number" data-value="-1">\N{EN DASH}</td>')  # sorts before all figures
     if isinstance(value, (int, np.integer)): text = f'{value:,}'
-    elif value != value: text = '\N{EN DASH}'
     elif percent: text = f'{100 * value:.1f}'
     else: text = f'{value:.3g}'
     return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', '\N{MINUS SIGN}'))
@@ -174,11 +174,11 @@ def _curves(page):
 def _classes(page):
     frame = page.result.per_class(.95)
     worst = frame.query('n > 0').sort_values('f1').iloc[0]
-    picture = chart(lambda ax: plot_per_class(page.result, ax=ax), f'Recall and precision of each class with intervals; the hardest class is {worst["class"]}, '
-                    f'with an F1 of {worst.f1:.1%}.', (5.4, 1.2 + .34 * len(frame)))
+    picture = chart(lambda ax: plot_per_class(page.result, ax=ax), f'Recall, precision and F1 of each class with intervals; the hardest class is {worst["class"]}, '
+                    f'with an F1 of {worst.f1:.1%}.', (5.4, 1.2 + .44 * len(frame)))
     bounds = lambda name: [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in zip(frame[f'{name}_low'], frame[f'{name}_high'])]
     return picture + table(pd.DataFrame({'class': frame['class'], 'n': frame.n, 'precision': frame.precision, 'interval of precision': bounds('precision'),
-                                         'recall': frame.recall, 'interval of recall': bounds('recall'), 'f1': frame.f1}))
+                                         'recall': frame.recall, 'interval of recall': bounds('recall'), 'f1': frame.f1, 'interval of f1': bounds('f1')}))
 
 # %% ../nbs/09_report.ipynb #2e039651
 def _pairs(result, k): # -> the k pairs of classes that are mixed up most, both ways together
@@ -187,13 +187,14 @@ def _pairs(result, k): # -> the k pairs of classes that are mixed up most, both 
     order = np.argsort(-both, axis=None, kind='stable')[:k]
     return [(result.vocab[i], result.vocab[j]) for i, j in zip(*np.unravel_index(order, both.shape)) if both[i, j]]
 
-@_section('Confusion', 'Rows are what an image shows, columns what the model says. Only mistakes are coloured.')
+@_section('Confusion', 'Rows are what an image shows, columns what the model says. Only mistakes are coloured. First the images, then the share of each row.')
 def _confusion(page):
     pairs = pd.DataFrame(page.result.most_confused(), columns=['actual', 'predicted', 'images'])
     if not len(pairs): raise _Skip('The model confuses nothing.')
     alt = f'Confusion matrix; the largest mistake is {pairs.actual[0]} taken for {pairs.predicted[0]}, {pairs.images[0]} times.'
-    drawn = chart(lambda ax: plot_confusion_matrix(page.result, ax=ax), alt, (6.6, 5.6)) if len(page.result.vocab) <= 30 else ''
-    return drawn + table(pairs.head(15))
+    drawn = [chart(lambda ax: plot_confusion_matrix(page.result, normalize=share, ax=ax), text, (6.6, 5.6))
+             for share, text in ((False, alt), (True, 'The same matrix, each row as shares of its class.')) if len(page.result.vocab) <= 30]
+    return Markup('').join(drawn) + table(pairs.head(15))
 
 # %% ../nbs/09_report.ipynb #074c51ce
 def _caption(result, i):
@@ -225,9 +226,11 @@ def _between(page):
     return Markup('').join(parts)
 
 # %% ../nbs/09_report.ipynb #ffb6aa5d
-@_section('Sure and unsure', 'What the model says, with its probability. Look at the surest mistakes for wrong labels and for things that mislead it; the least sure answers are what more training images could help.')
+@_section('Sure and unsure', 'What the model says, with its probability. Look at the highest losses and the surest mistakes for wrong labels and for things that mislead it; the least sure answers are what more training images could help.')
 def _sure(page):
-    result, parts = page.result, []
+    result, worst = page.result, page.result.top_losses(12)
+    captions = [[f'loss {loss:.2f}', *_caption(result, i)] for i, loss in zip(worst.index, worst.loss)]
+    parts = [Markup('<h3>The highest losses</h3>'), _pictures(result, worst.index, captions)]
     for title, frame in (('The surest mistakes', result.most_sure(18, False)), ('The least sure answers', result.least_sure(12)),
                          ('Right answers, chosen at random', result.to_frame()[result.correct].sample(min(12, int(result.correct.sum())), random_state=0))):
         if len(frame): parts += [Markup('<h3>{}</h3>').format(title), _pictures(result, frame.index)]
@@ -247,7 +250,8 @@ def _heated(image, heat): # the image in grey with the heat over it
 def _attention(page):
     _need('captum')
     result, parts = page.result, []
-    positions = [int(i) for i in result.top_losses(8).index]
+    positions = [int(i) for i in result.top_losses(len(result)).index if not result.correct[i]][:8]
+    if not positions: raise _Skip('The model makes no mistakes.')
     images, heats = _open(result, positions), [grad_cam(page.learn, [result.files[i] for i in positions], target) for target in ('predicted', 'actual')]
     for i, image, *heat in zip(positions, images, *heats):
         names, probs = zip(*((result.vocab[o[i]], _percent(result.probs[i, o[i]])) for o in (result.predictions, result.targets)))
@@ -274,7 +278,8 @@ def _coverage(page):
     wanted = [o for o in (.9, .95, .98, .99, .995) if o > result.accuracy]
     frame = pd.DataFrame([_refusal(page.validation, result, o) for o in wanted]) if page.validation else ()
     alt = f'Accuracy rises from {result.accuracy:.1%} as fewer images are answered.'
-    return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame, set(frame)) if len(frame) else _text('No other validation images, so no thresholds.'))
+    why = 'No other validation images, so no thresholds.' if page.validation is None else 'It is right often enough without refusing any.'
+    return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame, set(frame)) if len(frame) else _text(why))
 
 def _refusal(valid, result, accuracy): # -> a row: the threshold found on `valid`, what it gives on `result`
     threshold = valid.coverage_at(accuracy)[1]
@@ -309,6 +314,13 @@ def _features(page):
     return chart(lambda ax: plot_embedding(xy, found.evaluation, ax), f'Embedding of {len(xy):,} images, in clusters by class.', (6.4, 5.6))
 
 # %% ../nbs/09_report.ipynb #3c344f6c
+def _changes_of_classes(change): # -> one column for the interval
+    frame = change.per_class()
+    interval = [f'{100 * low:+.1f} to {100 * high:+.1f}'.replace('-', '\N{MINUS SIGN}') for low, high in zip(frame.low, frame.high)]
+    frame = _in_points(frame.drop(columns=['low', 'high']))
+    frame.insert(list(frame).index('change, points') + 1, 'interval', interval)
+    return frame
+
 @_section('Against another run', 'The same images, asked of both. What counts are those that only one of them has right.')
 def _changes(page):
     if page.change is None: raise _Skip('')
@@ -318,7 +330,7 @@ def _changes(page):
                    page.run.name, page.other_run.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
                    f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.mended):,}', f'{len(change.broken):,}'),
              chart(lambda ax: plot_comparison(change, ax=ax), 'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * len(page.result.vocab))),
-             table(_in_points(change.per_class().drop(columns=['low', 'high'])), {'before', 'after'}),
+             table(_changes_of_classes(change), {'before', 'after'}),
              chart(lambda ax: plot_confusion_changes(change, ax), 'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)) if len(page.result.vocab) <= 30 else '',
              table(change.confusion_changes().head(15))]
     frame = change.to_frame()
@@ -412,11 +424,11 @@ def _evaluation(run, learn, split, source): # -> of a split: that in the run fol
     return said
 
 def _was_tested(run):
-    figures = run / 'metrics.json'
-    return figures.exists() and 'test' in json.loads(figures.read_text(encoding='utf-8'))
+    return (run / 'metrics.json').exists() and 'test' in _read_json(run / 'metrics.json')
 
 def _load(run, source, device): # -> folder, learner
     if isinstance(run, Learner):
+        if source is not None or device is not None: raise ValueError('source and device are for run folders: this Learner has its data and its device already. Pass learn.run_dir to choose others.')
         if not getattr(run, 'run_dir', None): raise ValueError('This Learner has no run folder. write_report is about runs: train or load_run gives a Learner that has one.')
         return Path(run.run_dir), run
     return Path(run), load_run(run, source, device=device)
@@ -427,8 +439,8 @@ def write_report(
     against:str|Path|Learner|None=None, # another run, to compare with: the one before
     split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run (and the other) was evaluated on them, else the validation images
     path:str|Path|None=None, # file to write; None: `report.html` in the run folder
-    source:str|Path|None=None, # data, as `data.find_data` takes it; None for that of the run
-    device:str|None=None, # 'cpu', 'cuda'; None for the best there is
+    source:str|Path|None=None, # for run folders: data, as `data.find_data` takes it; None for that of the run
+    device:str|None=None, # for run folders: 'cpu', 'cuda'; None for the best there is
 )->Path: # the file
     "Write a page about a run that needs nothing but itself."
     if split not in (None, 'test', 'valid'): raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")

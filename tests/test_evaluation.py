@@ -3,7 +3,6 @@ import json
 import random
 from dataclasses import FrozenInstanceError, replace
 from math import ceil
-from time import process_time
 
 import numpy as np
 import pandas as pd
@@ -335,6 +334,16 @@ def test_paths_that_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="saved as .npz, got 'a.json'"): fake().save(tmp_path/'a.json')
 
 
+def test_no_damage_goes_by_another_name(tmp_path):
+    "Wherever a byte is wrong: the same evaluation, or a clear error"
+    path = fake(30).save(tmp_path/'a.npz')
+    whole, same = path.read_bytes(), load_evaluation(path)
+    for i in range(0, len(whole), 7):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1:])
+        try: assert np.array_equal(load_evaluation(path).probs, same.probs)
+        except ValueError as e: assert 'a.npz is no saved Evaluation, or is damaged' in str(e)
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = fake().save(tmp_path/'a.npz')
     before = path.read_bytes()
@@ -342,16 +351,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(np, 'savez_compressed', full)
     with pytest.raises(OSError, match='No space'): fake(seed=1).save(path)
     assert path.read_bytes() == before and [o.name for o in tmp_path.iterdir()] == ['a.npz']
-
-
-def test_ten_thousand_images_take_no_time():
-    result, start = fake(10_000), process_time()
-    result.to_dict(), result.top_losses(), result.most_confused(), result.to_frame(), result._repr_html_()
-    result.per_class(.95), result.between('class 3', 'class 5'), result.most_sure(), result.least_sure(), result.reliability(), result.coverage_at(.9)
-    replace(result, split='valid').fit_temperature()
-    change = compare(result, fake(10_000, seed=0))
-    change.per_class(), change.confusion_changes(), change.to_frame(), change._repr_html_()
-    assert process_time() - start < 1
 
 
 # ---------------------------------------------------------------------------------------------------- what an Evaluation refuses
@@ -461,6 +460,7 @@ def test_shuffled_and_short_loaders_are_put_in_order(learn):
     shuffled = learn.dls.test_dl(files, with_labels=True, shuffle=True, drop_last=True)
     result = evaluate(learn, shuffled)
     assert result.files == evaluate(learn).files and result.split == 'custom'
+    assert [evaluate(learn, o).split for o in learn.dls.loaders[:2]] == ['train', 'valid']  # what is asked of validation images only is not asked of these
     np.testing.assert_allclose(result.probs, evaluate(learn).probs, atol=1e-6)
     assert shuffled.shuffle and shuffled.drop_last
 

@@ -276,9 +276,9 @@ def labels(ax): return [t.get_text() for t in ax.get_yticklabels()]
 def test_each_class_with_its_intervals(pictures):
     ax, table = plot_per_class(pictures, .9), pictures.per_class(.9).sort_values('f1', kind='stable')
     assert labels(ax) == list(table['class']) and '90% intervals' in ax.get_xlabel()
-    recall, precision = ax.containers
-    assert (recall.get_label(), precision.get_label()) == ('recall', 'precision')
-    for bars, name in ((recall, 'recall'), (precision, 'precision')):
+    names = 'recall', 'precision', 'f1'
+    assert tuple(bars.get_label() for bars in ax.containers) == names
+    for bars, name in zip(ax.containers, names):
         np.testing.assert_allclose(np.asarray(bars.lines[0].get_xdata(), float), table[name])
         ends = np.array([np.asarray(segment, float)[:, 0] for segment in bars.lines[2][0].get_segments()])
         np.testing.assert_allclose(ends, table[[f'{name}_low', f'{name}_high']])

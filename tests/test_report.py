@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from PIL import Image
 
 from cifar_fastai import report
-from cifar_fastai.evaluation import evaluate, load_evaluation
+from cifar_fastai.evaluation import compare, evaluate, load_evaluation
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.report import write_report
 from cifar_fastai.training import train
@@ -73,8 +73,10 @@ def test_figures_are_those_of_the_run(runs, text):
     summary = shown(section(text, 'summary'))
     low, high = result.accuracy_interval()
     assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{about['parameters']['trainable']:,} parameters" in summary
-    expected = [[o['class'], str(o['n']), f"{100*o['precision']:.1f}", f"{100*o['recall']:.1f}", f"{100*o['f1']:.1f}"] for o in result.per_class().to_dict('records')]
-    assert [[o[0], o[1], o[2], o[4], o[6]] for o in rows(section(text, 'classes'))] == expected
+    expected = [[o['class'], str(o['n']), f"{100*o['precision']:.1f}", f"{100*o['recall']:.1f}", f"{100*o['f1']:.1f}", f"{100*o['f1_low']:.1f} to {100*o['f1_high']:.1f}"]
+                for o in result.per_class(.95).to_dict('records')]
+    assert [[o[0], o[1], o[2], o[4], o[6], o[7]] for o in rows(section(text, 'classes'))] == expected
+    assert f'loss {result.losses.max():.2f}' in section(text, 'sure') and section(text, 'confusion').count('<svg') == 2
     assert [(a, b, int(n)) for a, b, n in rows(section(text, 'confusion'))] == result.most_confused()[:15]
     assert f'the last accuracy {pd.read_csv(runs[1].run_dir/"history.csv").accuracy.iloc[-1]:.1%}' in section(text, 'curves')
 
@@ -84,6 +86,8 @@ def test_the_comparison_is_that_of_the_runs(runs, text):
     said = shown(section(text, 'changes'))
     assert f'accuracy {after.accuracy:.2%} against {before.accuracy:.2%}' in said
     assert f'{(after.correct & ~before.correct).sum():,} images mended, {(before.correct & ~after.correct).sum():,} broken' in said
+    first = compare(before, after).per_class().iloc[0]
+    assert f'{100*first.low:+.1f} to {100*first.high:+.1f}'.replace('-', '\N{MINUS SIGN}') in rows(section(text, 'changes'))[0]
 
 
 def test_names_are_text_and_not_markup(text): assert 'longer &lt;b&gt;' in text and 'longer <b>' not in text
@@ -137,6 +141,9 @@ def test_a_model_that_is_always_right(runs):
     perfect = dict(probs=pd.get_dummies(pd.Categorical(result.targets, range(10))).to_numpy(float), losses=result.losses*0)
     assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'between', **perfect)
     for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
+    assert 'makes no mistakes' in body(runs, 'attention', **perfect)
+    page = report._Page(runs[1].run_dir, runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
+    assert 'right often enough' in report._coverage(page) and 'No other validation images' in body(runs, 'coverage', **perfect)
 
 
 def test_a_section_that_cannot_be_costs_no_other(runs, monkeypatch):
@@ -186,6 +193,8 @@ def test_large_photographs_become_small(tmp_path):
 def test_bad_requests(runs, tmp_path):
     with pytest.raises(FileNotFoundError, match='No folder .*nowhere to write'): write_report(runs[1], path=tmp_path/'nowhere'/'a.html')
     with pytest.raises(ValueError, match="Unknown split 'train'"): write_report(runs[1], split='train')
+    for given in (dict(source='synthetic'), dict(device='cpu')):
+        with pytest.raises(ValueError, match='source and device are for run folders'): write_report(runs[1], **given)
     with pytest.raises((ValueError, FileNotFoundError), match='nowhere'): write_report(tmp_path/'nowhere')
     with pytest.raises(ValueError, match='has no run folder'): write_report(Learner(runs[1].dls, runs[1].model, loss_func=runs[1].loss_func))
 
@@ -254,10 +263,10 @@ def test_page_in_a_browser(opened, page, width, scheme):
 def test_columns_sort_both_ways(opened):
     tab, _, errors = opened(1280)
     cells = lambda i: tab.locator(f'#classes tbody tr td:nth-child({i})').all_inner_texts()
-    tab.locator('#classes thead button', has_text='f1').click()
+    tab.get_by_role('button', name='f1 %').click()
     scores = list(map(float, cells(7)))
     assert scores == sorted(scores) and len(scores) == 10
-    tab.locator('#classes thead button', has_text='f1').click()
+    tab.get_by_role('button', name='f1 %').click()
     assert list(map(float, cells(7))) == scores[::-1]
     tab.locator('#classes thead button', has_text='class').click()
     assert cells(1) == sorted(cells(1)) and errors == []

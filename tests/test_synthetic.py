@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import cifar_fastai.synthetic as synthetic
+from cifar_fastai.evaluation import Evaluation
 from cifar_fastai.synthetic import best_possible_accuracy, cifar10_classes, draw_image, make_synthetic
 
 small = dict(n_train=2, n_test=1)
@@ -301,11 +302,12 @@ def test_small_cnn_confuses_cats_and_dogs(tmp_path, one_thread):
         schedule.step()
 
     net.eval()
-    with torch.no_grad(): predicted = net(x_test).argmax(1)
-    confusion = np.zeros((10, 10), int)
-    np.add.at(confusion, (y_test.numpy(), predicted.numpy()), 1)
-    both = np.triu(confusion + confusion.T, 1)
-    cat_dog = both[cifar10_classes.index('cat'), cifar10_classes.index('dog')]
-    others = np.sort(both, axis=None)[::-1][1]
-    assert .85 < confusion.trace() / 1000 < best_possible_accuracy + .02
+    with torch.no_grad(): logits = net(x_test)
+    losses = F.cross_entropy(logits, y_test, reduction='none')
+    files = [f'{i}.png' for i in range(len(y_test))]
+    said = Evaluation(logits.softmax(1).numpy(), y_test.numpy(), losses.numpy(), files, list(cifar10_classes))
+    assert .85 < said.accuracy < best_possible_accuracy + .02
+    both = np.triu(said.confusion_matrix() + said.confusion_matrix().T, 1)
+    cat_dog, others = both[cifar10_classes.index('cat'), cifar10_classes.index('dog')], np.sort(both, axis=None)[::-1][1]
     assert cat_dog == both.max() and cat_dog > 2 * others
+    assert set(said.most_confused()[0][:2]) == {'cat', 'dog'} and len(said.between('cat', 'dog')) == cat_dog
