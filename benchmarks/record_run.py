@@ -25,7 +25,7 @@ def training_row(folder):
     return dict(recipe=recipe['name'], model=recipe['model'], variant=data['variant'], n_train=data['n_train'], n_valid=data['n_valid'],
                 n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
-                weights=Path(recipe['weights']).name, parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'],
+                weights=Path(recipe['weights']).name, image_size=recipe['image_size'], parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'],
                 cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])
 
@@ -34,14 +34,16 @@ def stage_rows(folder):
     run,recipe,_ = read(folder)
     for stage,epochs in pd.read_csv(folder/'history.csv').groupby('stage'):
         last = epochs.iloc[-1]
-        yield dict(recipe=recipe['name'], variant=run['data']['variant'], seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
+        yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
+                   seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
                    first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
 
 def add(path, rows):
     "Add rows to a CSV file, with the columns of the new ones; lines from before a column was there are empty in it"
     known = list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
-    have = {(r['recipe'], r['started']) for r in known}
-    new = [r for r in rows if (r['recipe'], r['started']) not in have]
+    which = lambda r: (r['recipe'], str(r['seed']), r['started'])
+    have = set(map(which, known))
+    new = [r for r in rows if which(r) not in have]
     if not new: return
     with path.open('w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, list(new[0]), lineterminator='\n')

@@ -5,6 +5,7 @@ a row are left alone. `--budget 5` shortens each run to about five minutes on th
 if two for each stage are still too many, fewer images, to validate with too. Such runs are called ..._short, say how many images and epochs
 they had, and leave the test images alone."""
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 import record_run
 from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.experiments import run_grid
-from cifar_fastai.recipes import get_recipe, list_recipes
+from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
 from cifar_fastai.training import build_model, reuse_memory
 
 def seconds_per_image(recipe, n_out, device, bs=8):
@@ -34,8 +35,16 @@ def shortened(recipe, n_images, seconds, per_image):
                   if sum(min(s.epochs, k) for s in recipe.stages)*n_images*per_image <= seconds), default=2)
     short = recipe.shorten(epochs)
     limit = max(10*recipe.bs, int(seconds/per_image/short.epochs))
-    if limit >= n_images: return (recipe if short.stages == recipe.stages else short),None
-    return short.change(valid=limit//5),limit
+    if short.stages == recipe.stages and limit >= n_images: return recipe,None
+    if limit < n_images: return short.change(valid=limit//5),limit
+    return short.change(valid=.1) if short.valid == 'test' else short,None
+
+def begun(out, name, axes):
+    "What a shortened run of an earlier call was: its recipe and number of images, or None"
+    for folder in sorted(out.glob(f'{name}_short*')):
+        recipe = Recipe.from_json((folder/'recipe.json').read_text(encoding='utf-8'))
+        if all(getattr(recipe, k) == v for k,v in axes.items()):
+            return recipe,json.loads((folder/'run.json').read_text(encoding='utf-8'))['data']['limit']
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,18 +58,20 @@ def main():
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     names = [n for pattern in args.recipes for n in list_recipes(pattern) or [get_recipe(pattern).name]]
-    data = describe_data(find_data(args.data))
+    out,data = Path(args.out),describe_data(find_data(args.data))
     if args.device == 'cpu': reuse_memory()  # as training does
     for name in names:
-        recipe,limit = get_recipe(name),None
-        if args.image_size: recipe = recipe.change(image_size=args.image_size, name=f'{name}_{args.image_size}')
-        if args.weights and recipe.weights: recipe = recipe.change(weights=args.weights)
-        whole = recipe
-        if args.budget: recipe,limit = shortened(recipe, data.n_train, 60*args.budget, seconds_per_image(recipe, len(data.classes), args.device))
+        whole,limit = get_recipe(name),None
+        axes = {k: v for k,v in dict(weights=args.weights if whole.weights else None, image_size=args.image_size).items() if v}
+        recipe = whole.change(**axes)
+        if args.budget:
+            recipe,limit = begun(out, name, axes) or shortened(
+                recipe, data.n_train, 60*args.budget, seconds_per_image(recipe, len(data.classes), args.device))
+        test = bool(data.n_test) and not recipe.name.endswith('_short')
         print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {args.seeds} seeds')
-        test = bool(data.n_test) and recipe == whole
-        runs = run_grid(recipe, args.seeds, Path(args.out), source=data.path, limit=limit, device=args.device, test=test)
+        plain = recipe.change(**{k: getattr(whole, k) for k in axes})  # so that the folders are named after what was changed
+        runs = run_grid(plain, args.seeds, out, source=data.path, limit=limit, device=args.device, test=test, **axes)
         print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
-        record_run.main(*runs.run[runs.status == 'finished'])
+        if data.n_test: record_run.main(*runs.run[runs.status == 'finished'])
 
 if __name__ == '__main__': main()

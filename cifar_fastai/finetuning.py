@@ -40,7 +40,10 @@ def add_new_head(
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
     "Put a new head on a body, initialised as fastai does"
-    head = create_head(num_features_model(body), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
+    try: n_features = num_features_model(body)
+    except Exception as e: raise ValueError(f'This body cannot have a new head: a head goes on feature maps (N, F, h, w), and trying it with images gave {str(e) or type(e).__name__!r}. '
+                                            'Take a convolutional network, or keep the classifier of this one: head=None.') from e
+    head = create_head(n_features, n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))
 

@@ -98,7 +98,7 @@ def keras_defaults(
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(m.weight)
             if m.bias is not None: nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d): m.eps,m.momentum = 1e-3,.01
+        elif isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.eps,m.momentum = 1e-3,.01
     return model
 
 # %% ../nbs/02_models.ipynb #e15240be

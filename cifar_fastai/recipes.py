@@ -33,7 +33,7 @@ def _one_of(owner, name, value, allowed):
 bn_modes = ('train', 'stats', 'frozen')
 
 def _tuples(owner, **types):
-    "Lists, as JSON has them, become tuples, so that recipes can be compared and hashed"
+    "Lists, as JSON has them, become tuples, and paths text, so that recipes can be compared, hashed and written"
     for name,convert in types.items():
         object.__setattr__(owner, name, convert(getattr(owner, name)))
 
@@ -74,7 +74,8 @@ class Stage:
         check = lambda *a,**k: _number('Stage', *a, **k)
         check('epochs', self.epochs, 1, whole=True)
         _check_lr(self.lr)
-        for n in ('pct_start', 'plateau_factor'): check(n, getattr(self, n), 0, 1)
+        check('pct_start', self.pct_start, 0, 1)
+        check('plateau_factor', self.plateau_factor, 1e-6, 1)
         for n in ('div', 'div_final'): check(n, getattr(self, n), 1)
         for n in ('plateau_patience', 'early_stopping'): check(n, getattr(self, n), 0, whole=True)
         for n in ('min_lr', 'grad_clip'): check(n, getattr(self, n), 0)
@@ -124,10 +125,10 @@ class Recipe:
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1
     mixed_precision:bool = False # 16-bit floats where they do; on CUDA only
-    keras:bool = False # Keras' initialisation, and its constants of BatchNorm and Adam
+    keras:bool = False # Keras' initialisation (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
 
     def __post_init__(self):
-        _tuples(self, stages=lambda s: (s,) if isinstance(s, Stage) else tuple(s), groups=tuple,
+        _tuples(self, stages=lambda s: (s,) if isinstance(s, Stage) else tuple(s), groups=tuple, weights=str,
                 stats=lambda s: s if isinstance(s, str) else tuple(map(tuple, s)))
         owner = f'Recipe {self.name!r}'
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
@@ -246,7 +247,7 @@ register_recipe(Recipe(
     name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', description='as published: the end of MobileNetV2 and a new head', source='reference project 2',
     head=Head(lin_ftrs=(256,), ps=(0, .5), concat_pool=False, first_bn=False), groups=('features.16', 'head'),
     stages=Stage(epochs=10, lr=1e-4, schedule='reduce_on_plateau', freeze_to='features.16', bn='frozen', grad_clip=1.),
-    image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', l2=1e-3, l2_on='head.*'))
+    image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', keras=True, l2=1e-3, l2_on='head.*'))
 
 # %% ../nbs/03_recipes.ipynb #036c0726
 register_recipe(Recipe(
@@ -293,7 +294,7 @@ def _keras_finetuned(name, **kwargs):
     return Recipe(name=name, source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('head',),
                   stages=(Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
                           Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
-                  augment='none', valid=.2, bs=32, optimizer='adam', **kwargs)
+                  augment='none', valid=.2, bs=32, optimizer='adam', keras=True, **kwargs)
 
 register_recipe(_keras_finetuned('xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
                                  description='as published: Xception, first its head, then all of it'))
@@ -306,7 +307,7 @@ register_recipe(Recipe(
     head=Head(), groups=('layer3', 'head'), stages=(
         Stage(epochs=1, lr=(None, 2e-3), pct_start=.99, freeze_to='head'),
         Stage(epochs=4, lr=(1e-5, 1e-3), pct_start=.3, div=5.),
-        Stage(epochs=5, lr=(1e-6, 1e-4))),
+        Stage(epochs=5, lr=(1e-6, 1e-4), reset_opt=True)),
     image_size=224, augment='aug_transforms_crop', stats='imagenet', valid=.2, bs=64, wd=.01, mixed_precision=True))
 
 # %% ../nbs/03_recipes.ipynb #35ff7ae6

@@ -41,9 +41,9 @@ from fastai.optimizer import Adam, Optimizer, average_grad, l2_reg
 from fastai.torch_core import set_seed, to_device
 from safetensors.torch import load_file, save_file
 
-from .data import cifar10_dataloaders, set_augmentation
+from .data import augmentation, cifar10_dataloaders, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
-from .models import PatchWhitening, count_parameters, create_model, list_models
+from .models import PatchWhitening, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .weights import create_backbone, find_weights, list_backbones, load_weights
@@ -121,15 +121,19 @@ class L2Penalty(Callback):
     def __init__(self,
         l2:float, # the multiple
         pattern:str='*', # shell-style pattern of parameter names; biases and norms are left out
+        valid:bool=False, # add it to the validation loss too
     ):
-        self.l2,self.pattern = l2,pattern
+        self.l2,self.pattern,self.valid = l2,pattern,valid
 
     def before_fit(self):
         self.params = [p for n,p in self.model.named_parameters() if p.ndim > 1 and fnmatchcase(n, self.pattern)]
         if not self.params: raise ValueError(f'L2 has nothing to work on: no weights are called {self.pattern!r}')
 
+    def _penalty(self): return self.l2*sum(p.square().sum() for p in self.params if p.requires_grad)
+
     def after_loss(self):
-        if self.training: self.learn.loss_grad = self.loss_grad + self.l2*sum(p.square().sum() for p in self.params if p.requires_grad)
+        if self.training: self.learn.loss_grad = self.loss_grad + self._penalty()
+        elif self.valid: self.learn.loss = self.loss + self._penalty()
 
 # %% ../nbs/04_training.ipynb #c38506c6
 def _fit_stem(model, dls, n_images=2000):
@@ -160,17 +164,28 @@ def build_model(
     "Build the network that a recipe describes"
     model,report = _plain_network(recipe, n_out, in_channels),None
     if pretrained and recipe.weights: report = load_weights(model, find_weights(recipe.model, recipe.weights))
-    if recipe.head: model = add_new_head(cut_body(model), n_out, **vars(recipe.head))
+    if recipe.head:
+        model = add_new_head(cut_body(model), n_out, **vars(recipe.head))
+        if recipe.keras: keras_defaults(model.head)
     model.report = report
     return model
 
 # %% ../nbs/04_training.ipynb #0100314c
+def _check_class_weights(weights, vocab):
+    if unknown := weights.keys() - set(vocab): raise ValueError(f'class_weights names {sorted(unknown)[0]!r}, but the classes are {", ".join(vocab)}')
+
+def _check_stages(recipe, dls):
+    "Refuse now what a later stage would trip over"
+    for stage in recipe.stages:
+        augmentation(stage.augment or 'none')
+        _check_class_weights(dict(stage.class_weights), dls.vocab)
+
 def _opt_groups(recipe): return partial(parameter_groups, starts=recipe.groups)
 
 def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
     cbs = [PlainTensors(), PlainLosses(), ChannelsLast()]
-    if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on))
+    if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
     if recipe.mixed_precision and str(dls.device).startswith('cuda'): cbs.append(MixedPrecision())
     return cbs
 
@@ -184,6 +199,7 @@ def create_learner(
     "Make the fastai `Learner` that `recipe` describes, without training it"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     in_channels = _shape(recipe, dls)
+    _check_stages(recipe, dls)
     if str(dls.device) == 'cpu': reuse_memory()
     if model is None: model = _fit_stem(build_model(recipe, dls.c, in_channels), dls)
     learn = Learner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
@@ -203,9 +219,8 @@ class ClassWeights(Callback):
         self.weights = weights
 
     def before_fit(self):
-        vocab = list(self.dls.vocab)
-        if unknown := self.weights.keys() - set(vocab): raise ValueError(f'class_weights names {sorted(unknown)[0]!r}, but the classes are {", ".join(vocab)}')
-        weight = torch.tensor([float(self.weights.get(c, 1)) for c in vocab], device=self.dls.device)
+        _check_class_weights(self.weights, self.dls.vocab)
+        weight = torch.tensor([float(self.weights.get(c, 1)) for c in self.dls.vocab], device=self.dls.device)
         self.plain,self.weighted = self.loss_func,CrossEntropyLossFlat(weight=weight, label_smoothing=self.learn.recipe.label_smoothing)
 
     def before_train(self): self.learn.loss_func = self.weighted

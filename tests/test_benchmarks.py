@@ -26,6 +26,25 @@ def test_a_budget_is_kept_by_fewer_epochs_and_then_by_fewer_images(seconds, epoc
     assert (short == two_stages) == (epochs == (20, 1)) and short.name == 'two_stages' + '_short'*(epochs != (20, 1))
     assert short.valid == (two_stages.valid if limit is None else limit//5)
 
+def test_a_short_run_does_not_validate_on_the_test_images():
+    assert reproduce.shortened(two_stages.change(valid='test'), 1000, 4000, 1.)[0].valid == .1
+    assert reproduce.shortened(two_stages.change(valid='test'), 1000, 1e6, 1.)[0].valid == 'test'
+
+def test_the_same_call_goes_on(results, practice, tmp_path, monkeypatch):
+    "However quick the machine is the second time, the runs are those of the first call"
+    monkeypatch.setattr(reproduce, 'get_recipe', lambda name: two_stages.change(image_size=16))
+    def call(n, speed):
+        monkeypatch.setattr(reproduce, 'seconds_per_image', lambda *args: speed)
+        monkeypatch.setattr(sys, 'argv', ['reproduce.py', 'two_stages', '--seeds', f'{n}', '--data', str(practice), '--out', str(tmp_path/'out'),
+                                          '--budget', '.01', '--image-size', '32', '--device', 'cpu'])
+        reproduce.main()
+    call(1, .6/21/60)
+    call(2, .6/21/70)
+    found = rows(results/'training.csv')[1:]
+    assert [r['seed'] for r in found] == ['0', '1'] and {r['recipe'] for r in found} == {'two_stages_short'} and {r['image_size'] for r in found} == {'32'}
+    assert len({(r['n_train'], r['epochs']) for r in found}) == 1 and not any(r['test_accuracy'] for r in found)
+    assert sorted(o.name for o in (tmp_path/'out').glob('*seed*')) == [f'two_stages_short-image_size=32-seed{i}' for i in (0, 1)]
+
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(record_run, 'results', tmp_path)

@@ -324,3 +324,29 @@ def test_every_recipe_runs(name, practice, tmp_path):
     back = load_run(learn.run_dir, num_workers=0)
     a,b = evaluate(learn, 'valid'),evaluate(back, 'valid')
     assert abs(a.probs - b.probs).max() < 1e-5
+
+@pytest.mark.parametrize('keras', [False, True])
+def test_validation_loss_has_the_penalty_as_keras_has_it(dls, keras):
+    learn = create_learner(Recipe(name='l2', model='ladder_3', stages=Stage(epochs=1, lr=1e-2), augment='none', bs=32, l2=.01, keras=keras), dls)
+    with learn.no_bar(), learn.no_logging(): with_callback = learn.validate()[0]
+    penalty = .01*sum(p.square().sum().item() for p in learn.model.parameters() if p.ndim > 1)
+    learn.remove_cb(learn.l2_penalty)
+    with learn.no_bar(), learn.no_logging(): plain = learn.validate()[0]
+    assert with_callback == pytest.approx(plain + penalty*keras, rel=1e-4) and penalty > .1
+
+def test_keras_head_on_a_pretrained_body():
+    recipe = get_recipe('mobilenet_v2_finetuned')
+    model = build_model(recipe, 10, pretrained=False)
+    norms = [m for m in model.head.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert norms and {(m.eps, m.momentum) for m in norms} == {(1e-3, .01)}
+    dense = [m for m in model.head.modules() if isinstance(m, nn.Linear)]
+    for m in dense: assert m.weight.abs().max() <= (6/sum(m.weight.shape))**.5  # Glorot's bound
+    assert {m.eps for m in model.body.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+
+def test_a_body_without_feature_maps_is_refused():
+    recipe = Recipe(name='vit', model='vit_b_16', head=Head(), stages=Stage(epochs=1, lr=1e-2), image_size=224)
+    with pytest.raises(ValueError, match='cannot have a new head: a head goes on feature maps'): build_model(recipe, 10, pretrained=False)
+
+def test_weights_may_be_a_path(tmp_path):
+    recipe = get_recipe('resnet34_finetuned', weights=tmp_path/'w.pth')
+    assert recipe.weights == str(tmp_path/'w.pth') and Recipe.from_json(recipe.to_json()) == recipe

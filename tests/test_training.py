@@ -173,6 +173,11 @@ def test_other_image_sizes(practice):
 
 # When something goes wrong
 
+@pytest.mark.parametrize('later, message', [(dict(augment='flip_corp'), "Did you mean 'flip_crop'"), (dict(class_weights=dict(tiger=2)), "names 'tiger', but the classes are")])
+def test_a_wrong_later_stage_is_refused_before_the_first(go, tmp_path, later, message):
+    with pytest.raises(ValueError, match=message): go(tiny.change(stages=(Stage(epochs=1, lr=1e-2), Stage(epochs=1, lr=1e-2, **later))))
+    assert not (tmp_path/'run').exists()
+
 def test_non_finite_loss_stops_and_keeps_what_was_written(go, tmp_path):
     def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
     with pytest.raises(NonFiniteLossError, match=r'became nan in epoch 2 of 2, batch 3 of \d+, at learning rate'): go(cbs=[At(spoil, 1, 2)])
