@@ -170,7 +170,7 @@ def _curves(page):
                  f'the last accuracy {last.accuracy:.1%}.', (8.4, 3.2), 2)
 
 # %% ../nbs/09_report.ipynb #f7a47f12
-@_section('Classes', 'Recall: how many images of a class are found. Precision: how many images called so are of the class. With so many images each figure is certain only within its interval (95%).')
+@_section('Classes', 'Recall: how many images of a class are found. Precision: how many images called so are of the class. F1: the harmonic mean of the two. With so many images each figure is certain only within its interval (95%).')
 def _classes(page):
     frame = page.result.per_class(.95)
     worst = frame.query('n > 0').sort_values('f1').iloc[0]
@@ -363,8 +363,8 @@ a { color: var(--blue) } .facts { display: grid; grid-template-columns: repeat(a
 .facts div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem } dt { color: var(--muted); font-size: .85rem } dd { margin: 0; font-size: 1.3rem; overflow-wrap: anywhere } dd small { display: block; font-size: .8rem; color: var(--muted) }
 figure { margin: 0 } .chart { margin: 1rem 0 } .scroll { overflow-x: auto } .chart svg { display: block; width: 100%; height: auto; min-width: min(var(--least), 34rem); max-width: calc(var(--least) * 1.3) } svg text { font-family: system-ui, sans-serif !important }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
-table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem } th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } .number { text-align: right; font-variant-numeric: tabular-nums }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: .3rem 0; cursor: pointer } th button::after { content: ' \\2195'; color: var(--muted) } th[aria-sort=ascending] button::after { content: ' \\2191' } th[aria-sort=descending] button::after { content: ' \\2193' }
+table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem } th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } thead th { white-space: normal; vertical-align: bottom } .number { text-align: right; font-variant-numeric: tabular-nums }
+th button { font: inherit; text-align: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: .3rem 0; cursor: pointer } th button::after { content: '\\a0\\2195'; color: var(--muted) } th[aria-sort=ascending] button::after { content: '\\a0\\2191' } th[aria-sort=descending] button::after { content: '\\a0\\2193' }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .7rem } .tiles img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: .3rem; border: 3px solid transparent; background: var(--card) }
 .tiles figcaption { font-size: .78rem; line-height: 1.3 } .right img { border-color: var(--blue) } .wrong img { border-color: var(--orange) } .triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem } .triples .tiles { grid-template-columns: repeat(3, 1fr) }
 pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: .5rem; font-size: .85rem } .note { color: var(--muted); font-style: italic } footer { margin: 3rem 0 2rem; color: var(--muted); font-size: .85rem } :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
