@@ -1,15 +1,14 @@
 """A row of benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
 
-The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one. What each of its stages came to goes to stages.csv. A run
-that has a row already is left alone."""
-import csv
+The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one; if it was with test-time
+augmentation too, the row has both. What each of its stages came to goes to stages.csv. A run that has a row already is left alone."""
 import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-results = Path(__file__).parent/'results'
+from side_by_side import read_rows, results, write_rows
 
 def read(folder):
     "What a run folder says: run.json, recipe.json, metrics.json"
@@ -22,11 +21,13 @@ def training_row(folder):
     "What one run folder says, in one line"
     run,recipe,metrics = read(folder)
     data,versions,hardware,test = run['data'],run['versions'],run['hardware'],metrics.get('test', {})
+    tta = next((m for name,m in metrics.items() if name == f'test {m.get("tta")}'), {})
     return dict(recipe=recipe['name'], model=recipe['model'], variant=data['variant'], n_train=data['n_train'], n_valid=data['n_valid'],
                 n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
-                weights=Path(recipe['weights']).name, image_size=recipe['image_size'], parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'],
-                cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
+                tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''),
+                weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
+                parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'], cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])
 
 def stage_rows(folder):
@@ -39,16 +40,12 @@ def stage_rows(folder):
                    first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
 
 def add(path, rows):
-    "Add rows to a CSV file, with the columns of the new ones; lines from before a column was there are empty in it"
-    known = list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
+    "Add rows to a CSV file, but those of runs that it has"
+    known = read_rows(path)
     which = lambda r: (r['recipe'], str(r['seed']), r['started'])
     have = set(map(which, known))
     new = [r for r in rows if which(r) not in have]
-    if not new: return
-    with path.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(new[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows([*known, *new])
+    if new: write_rows(path, [*known, *new])
 
 def main(*folders):
     folders = [Path(f) for f in folders]

@@ -13,9 +13,10 @@ import torch
 
 import record_run
 from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.evaluation import evaluate, tta_views
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
-from cifar_fastai.training import build_model, reuse_memory
+from cifar_fastai.training import build_model, load_run, reuse_memory
 
 def seconds_per_image(recipe, n_out, device, bs=8):
     "How long a training step takes, for one image: the quickest of three"
@@ -41,10 +42,18 @@ def shortened(recipe, n_images, seconds, per_image):
 
 def begun(out, name, axes):
     "What a shortened run of an earlier call was: its recipe and number of images, or None"
-    for folder in sorted(out.glob(f'{name}_short*')):
+    for folder in sorted(o.parent for o in out.glob(f'{name}_short*/recipe.json')):
         recipe = Recipe.from_json((folder/'recipe.json').read_text(encoding='utf-8'))
         if all(getattr(recipe, k) == v for k,v in axes.items()):
             return recipe,json.loads((folder/'run.json').read_text(encoding='utf-8'))['data']['limit']
+
+def add_tta(folder, tta, **options):
+    "Evaluate a finished run with test-time augmentation too, unless it was"
+    path = Path(folder)/'metrics.json'
+    metrics = json.loads(path.read_text(encoding='utf-8'))
+    if f'test {tta}' in metrics: return
+    metrics[f'test {tta}'] = evaluate(load_run(folder, **options), 'test', tta=tta).to_dict()
+    path.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,11 +63,13 @@ def main():
     parser.add_argument('--out', default='runs/reproduce', metavar='FOLDER', help='of the run folders (default: runs/reproduce)')
     parser.add_argument('--weights', metavar='NAME|FILE|RUN', help='what fine-tuned networks begin with, instead of what their recipe says')
     parser.add_argument('--image-size', type=int, metavar='N', help='side in pixels, instead of what the recipe says')
+    parser.add_argument('--tta', metavar='NAME', help='evaluate on the test images a second time, with this test-time augmentation: flip, flip_shift or fastai')
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='shorten each run to about so many minutes')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     names = [n for pattern in args.recipes for n in list_recipes(pattern) or [get_recipe(pattern).name]]
     out,data = Path(args.out),describe_data(find_data(args.data))
+    if args.tta: tta_views(args.tta)  # a wrong name is told now
     if args.device == 'cpu': reuse_memory()  # as training does
     for name in names:
         whole,limit = get_recipe(name),None
@@ -72,6 +83,9 @@ def main():
         plain = recipe.change(**{k: getattr(whole, k) for k in axes})  # so that the folders are named after what was changed
         runs = run_grid(plain, args.seeds, out, source=data.path, limit=limit, device=args.device, test=test, **axes)
         print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
-        if data.n_test: record_run.main(*runs.run[runs.status == 'finished'])
+        finished = runs.run[runs.status == 'finished']
+        if args.tta and test:
+            for folder in finished: add_tta(folder, args.tta, source=data.path, device=args.device)
+        if data.n_test: record_run.main(*finished)
 
 if __name__ == '__main__': main()

@@ -28,12 +28,17 @@ def machine():
     about,installed = hardware(),versions()
     return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
+def write_rows(path, rows):
+    "A CSV file with the columns of its last row; what an older one lacks is empty"
+    with path.open('w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(rows[-1]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+
+def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
+
 def add_row(name, row):
     "Add a row to benchmarks/results/NAME.csv, and show it"
     path = results/f'{name}.csv'
-    rows = list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
-    with path.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(row), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    write_rows(path, [*read_rows(path), row])
     print('\n'.join(f'{k:20} {v}' for k,v in row.items()))

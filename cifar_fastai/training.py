@@ -398,13 +398,19 @@ def _validate(learn):
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/04_training.ipynb #6701b8d3
+def _command():
+    "How this process was started, as one would type it; a script with its path below this folder"
+    script = Path(sys.argv[0])
+    if script.suffix != '.py': return shlex.join([script.name, *sys.argv[1:]])
+    inside = script.resolve().is_relative_to(Path.cwd())
+    return shlex.join(['python', script.resolve().relative_to(Path.cwd()).as_posix() if inside else script.name, *sys.argv[1:]])
+
 def _describe_run(learn, seed, limit):
     "What run.json says at the start"
     info,dls = learn.dls.data_info,learn.dls
     data = dict(variant=info.variant, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
                 limit=limit, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return dict(status='running', command=command, started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seed=seed, data=data,
+    return dict(status='running', command=_command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seed=seed, data=data,
                 weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(), device=str(dls.device), versions=versions(), hardware=hardware())
 
 # %% ../nbs/04_training.ipynb #251fae9e

@@ -1,5 +1,6 @@
 "The scripts that make and keep measured figures"
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def test_the_same_call_goes_on(results, practice, tmp_path, monkeypatch):
     assert [r['seed'] for r in found] == ['0', '1'] and {r['recipe'] for r in found} == {'two_stages_short'} and {r['image_size'] for r in found} == {'32'}
     assert len({(r['n_train'], r['epochs']) for r in found}) == 1 and not any(r['test_accuracy'] for r in found)
     assert sorted(o.name for o in (tmp_path/'out').glob('*seed*')) == [f'two_stages_short-image_size=32-seed{i}' for i in (0, 1)]
+
+def test_test_time_augmentation_has_figures_of_its_own(results, practice, tmp_path, monkeypatch):
+    quick = two_stages.change(stages=Stage(epochs=1, lr=1e-2))
+    monkeypatch.setattr(reproduce, 'get_recipe', lambda name: quick)
+    monkeypatch.setattr(sys, 'argv', ['reproduce.py', 'two_stages', '--seeds', '1', '--data', str(practice), '--out', str(tmp_path/'out'),
+                                      '--tta', 'flip', '--device', 'cpu'])
+    for _ in range(2): reproduce.main()
+    row, = rows(results/'training.csv')[1:]
+    kept = json.loads((tmp_path/'out'/'two_stages-seed0'/'metrics.json').read_text())
+    assert (row['tta'], row['tta_accuracy']) == ('flip', str(kept['test flip']['accuracy'])) and kept['test flip']['tta'] == 'flip'
+    assert row['test_accuracy'] == str(kept['test']['accuracy']) and kept['test']['loss'] != kept['test flip']['loss']
+
+def test_a_wrong_augmentation_is_told_before_anything_is_trained(practice, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['reproduce.py', 'ladder_0', '--data', str(practice), '--out', str(tmp_path/'out'), '--tta', 'flop'])
+    with pytest.raises(ValueError, match='flop'): reproduce.main()
+    assert not (tmp_path/'out').exists()
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):

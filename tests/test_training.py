@@ -70,6 +70,16 @@ def test_run_folder(go):
     assert metrics['valid']['accuracy'] == pytest.approx(h.accuracy.iloc[-1], abs=1e-6)
     assert metrics['valid']['n'] == run['data']['n_valid']
 
+@pytest.mark.parametrize('argv, command', [
+    (['/usr/bin/cifar-fastai', 'train', '--data', 'my images'], "cifar-fastai train --data 'my images'"),
+    (['bench/run.py', '--seeds', '3'], 'python bench/run.py --seeds 3'),
+    (['{cwd}/bench/run.py'], 'python bench/run.py'),
+    (['/elsewhere/run.py'], 'python run.py')])
+def test_command_of_a_run(tmp_path, monkeypatch, argv, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [a.format(cwd=tmp_path) for a in argv])
+    assert training._command() == command
+
 def test_recipe_in_the_folder_repeats_the_run(go):
     a = go(get_recipe('small_cnn', epochs=1, bs=32), name='a')
     b = go(Recipe.from_json((a.run_dir/'recipe.json').read_text()), name='b')
