@@ -232,15 +232,22 @@ register_recipe(Recipe(
     augment='none', stats='unit', valid='test', bs=32, optimizer='adam', keras=True))
 
 # %% ../nbs/03_recipes.ipynb #c5a20f1c
-register_recipe(Recipe(
-    name='three_block_cnn_one_cycle', model='three_block_cnn', description='the network of project 1, with augmentation and one cycle', source='reference project 1, trained our way',
-    stages=Stage(epochs=10, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1))
+def _one_cycle(name, project):
+    "A network of a project, trained our way"
+    return Recipe(name=f'{name}_one_cycle', model=name, description=f'the network of project {project}, with augmentation and one cycle',
+                  source=f'reference project {project}, trained our way', stages=Stage(epochs=10, lr=4e-3),
+                  augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1)
+
+register_recipe(_one_cycle('three_block_cnn', 1))
 
 # %% ../nbs/03_recipes.ipynb #ac0a503c
 register_recipe(Recipe(
     name='plain_cnn', model='plain_cnn', description='as published: Adam, early stopping, a lower rate on plateaus', source='reference project 2',
     stages=Stage(epochs=30, lr=1e-3, schedule='reduce_on_plateau', plateau_monitor='accuracy', early_stopping=5),
     augment='none', bs=64, optimizer='adam', keras=True))
+
+# %% ../nbs/03_recipes.ipynb #7b40d2f1
+register_recipe(_one_cycle('plain_cnn', 2))
 
 # %% ../nbs/03_recipes.ipynb #c1bc1700
 register_recipe(Recipe(
@@ -254,6 +261,9 @@ register_recipe(Recipe(
     name='wide_cnn', model='wide_cnn', description='as published: Adam, no augmentation, early stopping', source='reference project 3',
     stages=Stage(epochs=30, lr=1e-3, schedule='constant', early_stopping=5),
     augment='none', stats='unit', bs=64, optimizer='adam', keras=True))
+
+# %% ../nbs/03_recipes.ipynb #c2e8107d
+register_recipe(_one_cycle('wide_cnn', 3))
 
 # %% ../nbs/03_recipes.ipynb #15004eb6
 register_recipe(Recipe(
@@ -278,6 +288,9 @@ register_recipe(_ladder(3, 'BatchNorm'))
 register_recipe(_ladder(4, 'BatchNorm after ReLU, dropout'))
 register_recipe(_ladder(5, 'six convolutions'))
 register_recipe(_ladder(6, 'six convolutions, batches of 256', bs=256))
+
+# %% ../nbs/03_recipes.ipynb #e41b7c92
+register_recipe(_one_cycle('ladder_4', 5))
 
 # %% ../nbs/03_recipes.ipynb #e910c5d8
 _step_7 = dict(model='ladder_7', bs=256, l2=.01, l2_on='body.*', schedule='reduce_on_plateau', plateau_monitor='accuracy',
