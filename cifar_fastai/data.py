@@ -11,8 +11,8 @@ __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path',
            'cache_folder', 'find_root', 'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter',
            'FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation',
            'list_augmentations', 'augmentation', 'channel_stats', 'ColourImage', 'GreyImage', 'FixedSize',
-           'ResizeBatch', 'cifar10_datablock', 'MemoryDL', 'default_workers', 'cifar10_dataloaders', 'random_tfms',
-           'augment_loader', 'set_augmentation', 'test_dataloader']
+           'ResizeBatch', 'cifar10_datablock', 'ImageMemory', 'ImageMemories', 'default_workers', 'cifar10_dataloaders',
+           'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader', 'test_dataloader']
 
 # %% ../nbs/01_data.ipynb #ac4dcfc4
 import errno
@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
@@ -62,6 +62,7 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
+from .memory import Memory, MemoryDL
 from .registry import Registry
 from .synthetic import cifar10_classes, make_synthetic
 
@@ -72,7 +73,7 @@ def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
 )->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the file's path below the class folder
     "Take a file's path apart; without a `train` or `test` folder the class is the parent folder's name"
-    parts = PurePath(file).parts
+    parts = (file if isinstance(file, PurePath) else PurePath(file)).parts  # a path knows them
     at = max((i for i, p in enumerate(parts[:-2]) if p in ('train', *_test_names)), default=None)
     if at is None: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
     return parts[at], parts[at+1], '/'.join(parts[at+2:])
@@ -841,50 +842,80 @@ def cifar10_datablock(
                      item_tfms=[FixedSize(item_size)] if item_size else None, batch_tfms=tfms)
 
 # %% ../nbs/01_data.ipynb #15698e16
-def _read_item(file, image, size, numbers): # -> image (C, H, W) of bytes, and class
-    "What the item transforms of our data blocks make of a file"
+def _open_image(file, image, size):
     x = image.create(file)
-    if x.shape != size: x = FixedSize(size).encodes(x)
-    return image._tensor_cls(image2tensor(x)), TensorCategory(numbers[class_of(file)])
+    return x if x.shape == size else FixedSize(size).encodes(x)
 
-class _Kept:
-    "Room for `n` tensors like `t`, one after another in memory, each laid out as `t` is"
-    def __init__(self, t, n):
-        order = sorted(range(t.ndim), key=t.stride, reverse=True)
-        self.rows, self.type = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor), type(t)
-        self.axes = 0, *(1 + order.index(d) for d in range(t.ndim))
-    def __setitem__(self, i, t): self.rows.permute(self.axes)[i] = t
-    def __getitem__(self, idxs): return self.rows.index_select(0, torch.tensor(idxs)).permute(self.axes).as_subclass(self.type)
+class ImageMemory(Memory):
+    "A `Memory` of image files and their classes, as the item transforms of our data blocks make them"
+    def __init__(self,
+        files:Sequence[Path], # each in its class folder
+        image:type, # `ColourImage` or `GreyImage`
+        size:tuple[int, int], # height and width in pixels that they are brought to
+        numbers:Mapping[str, int], # of the classes
+        **kwargs, # `file` and `about`, as `Memory` has them
+    ):
+        super().__init__(len(files), **kwargs)
+        self.files,self.image,self.size,self.numbers = list(files),image,size,numbers
 
-class MemoryDL(TfmdDL):
-    "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
-    def _read(self, s):
-        return _read_item(self.dataset.items[s], *self.dataset.files_of) if 'files_of' in vars(self.dataset) else super().do_item(s)
+    @cached_property
+    def index(self): return {f: i for i, f in enumerate(self.files)}
 
-    def _kept(self, idxs): # -> for each part of an item, a batch of it
-        n = len(self.dataset)
-        parts, known = vars(self.dataset).setdefault('memory', ([], [False]*n))
-        for i in idxs:
-            if known[i]: continue
-            item = self._read(i)
-            if not parts: parts.extend(_Kept(t, n) for t in item)
-            for part, t in zip(parts, item): part[i] = t
-            known[i] = True
-        return tuple(part[idxs] for part in parts)
+    def read(self,
+        i:int, # a file
+    )->tuple: # image (C, H, W) of bytes, and the number of its class
+        "Read a file"
+        x = _open_image(self.files[i], self.image, self.size)
+        return self.image._tensor_cls(image2tensor(x)), TensorCategory(self.numbers[class_of(self.files[i])])
 
-    def do_item(self, s): return tuple(part[0] for part in self._kept([s or 0]))
+    def keep(self, i):
+        images, classes = self.parts
+        pixels = images.rows[i].numpy()
+        pixels[...] = np.asarray(_open_image(self.files[i], self.image, self.size)).reshape(pixels.shape)
+        classes.rows[i] = self.numbers[class_of(self.files[i])]
 
-    def create_batches(self, samps):
-        if self.prebatched or self.before_batch.fs: return super().create_batches(samps)
-        return map(self._kept, self.chunkify(samps))
+# %% ../nbs/01_data.ipynb #48f1c6da
+_worth_keeping = 5000  # images
 
-def _let_read(dls, image, size):
-    "Tell the data sets how their files are read"
-    for d in (dls.train_ds, dls.valid_ds): d.files_of = image,size,dls.vocab.o2i
+def _fingerprint(files, root, *how):
+    "Changes when a file does, or how files are read"
+    digest = hashlib.sha256(repr(how).encode())
+    for f in files:
+        s = f.stat()
+        digest.update(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns}\n'.encode())
+    return digest.hexdigest()
 
-def _fits_in_memory(info, item_size, limit, grey):
-    n = info.n_train if limit is None else min(limit, info.n_train)
-    return n*item_size[0]*item_size[1]*(1 if grey else 3) < 2**30
+class ImageMemories(dict):
+    "The memories of a data set's folders, by the folder's name; each is made when it is first asked for"
+    def __init__(self,
+        path:Path, # the data set
+        image:type, # as in `ImageMemory`
+        size:tuple[int, int], # as in `ImageMemory`
+        numbers:Mapping[str, int], # as in `ImageMemory`
+        whole:bool=True, # keep all images of a folder together, whichever of them a data set has
+    ):
+        super().__init__()
+        self.path,self.how,self.whole = path.absolute(),(image, size, dict(numbers)),whole
+
+    def __missing__(self, folder):
+        files = _image_files(self.path/folder) if folder and self.whole else []
+        self[folder] = ImageMemory(files, *self.how, **(self._file(folder, files) if len(files) >= _worth_keeping else {}))
+        return self[folder]
+
+    def _file(self, folder, files):
+        image, size, numbers = self.how
+        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(str(self.path).encode()).hexdigest()[:8]}'
+        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_fingerprint(files, self.path, image.__name__, size, numbers))
+
+    def give(self,
+        dataset, # fastai `Datasets` of image files
+    )->None: # it has `memory` and `rows`, see `MemoryDL`
+        "Let a data set read its images from the memory of their folder, or from one of its own if they lie elsewhere"
+        items = list(dataset.items)
+        memory = self[split_path(items[0])[0]] if items else ImageMemory(items, *self.how)
+        dataset.rows = [memory.index.get(f) for f in items]
+        if None in dataset.rows: memory, dataset.rows = ImageMemory(items, *self.how), None
+        dataset.memory, dataset.memories = memory, self
 
 # %% ../nbs/01_data.ipynb #01630102
 def _positive(name, n):
@@ -900,6 +931,19 @@ def default_workers(
     if n_images < 1000: return 0  # starting processes takes longer
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores)
+
+def _n_bytes(info, item_size, limit, grey):
+    "What the training images take in memory"
+    n = info.n_train if limit is None else min(limit, info.n_train)
+    return n*item_size[0]*item_size[1]*(1 if grey else 3)
+
+def _check_room(n_bytes):
+    "Refuse to keep more than four fifths of this machine's memory"
+    try: room = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return  # Windows does not say
+    if n_bytes > .8*room:
+        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB, and this machine has {room/2**30:.1f} GiB of memory. '
+                         'Use in_memory=False, or limit=... for some of the images.')
 
 def _item_size(info, image_size):
     if info.unreadable:
@@ -919,20 +963,25 @@ def cifar10_dataloaders(
     device:str|torch.device|None=None, # None: fastai's default
     grey:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images, the same share of each class
-    in_memory:bool|None=None, # read each image once and keep it, see `MemoryDL`; None: if `num_workers` is None and they take less than 1 GiB
+    in_memory:bool|None=None, # read each image once and keep it, see `ImageMemory`; None: if `num_workers` is None and they take less than 1 GiB
 )->DataLoaders: # `train` and `valid`; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
     image_size = None if image_size is None else _positive('image_size', image_size)
     info = describe_data(find_data(source))
     item_size = _item_size(info, image_size)
-    if in_memory is None: in_memory = num_workers is None and _fits_in_memory(info, item_size, limit, grey)
+    n_bytes = _n_bytes(info, item_size, limit, grey)
+    if in_memory is None: in_memory = num_workers is None and n_bytes < 2**30
+    if in_memory: _check_room(n_bytes)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, item_size)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
                             dl_type=MemoryDL if in_memory else TfmdDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
-    _let_read(dls, GreyImage if grey else ColourImage, item_size)
+    if in_memory:
+        whole = limit is None or _n_bytes(info, item_size, None, grey) < 2**30
+        memories = ImageMemories(info.path, GreyImage if grey else ColourImage, item_size, dls.vocab.o2i, whole)
+        for d in (dls.train_ds, dls.valid_ds): memories.give(d)
     dls.data_info = info
     return dls
 
@@ -966,10 +1015,18 @@ def set_augmentation(
     return res
 
 # %% ../nbs/01_data.ipynb #82df4adb
+def image_loader(
+    dls:DataLoaders, # as made by `cifar10_dataloaders`
+    files:Sequence[Path], # images, each in its class folder
+    **kwargs, # for fastai's `test_dl`: `bs`
+)->TfmdDL: # batches of images and labels, in the order of `files`
+    "Make a loader for some images, without augmentation"
+    dl = dls.test_dl(files, with_labels=True, **kwargs)
+    if memories := vars(dls.train_ds).get('memories'): memories.give(dl.dataset)
+    return dl
+
 def test_dataloader(
     dls:DataLoaders, # as made by `cifar10_dataloaders`
 )->TfmdDL: # batches of test images and labels, in the order of `test_files(dls.path)`
     "Make a loader for the test images"
-    dl = dls.test_dl(test_files(dls.path), with_labels=True)
-    if known := vars(dls.train_ds).get('files_of'): dl.dataset.files_of = known
-    return dl
+    return image_loader(dls, test_files(dls.path))

@@ -66,7 +66,7 @@ def _find_split(learn, split): # -> its loader
 # %% ../nbs/07_probing.ipynb #2a8c716f
 def _restrict(dl, items): # -> a loader of these items, in this order
     chosen = test_set(dl.dataset, items, with_labels=True)
-    if known := vars(dl.dataset).get('files_of'): chosen.files_of = known  # how `MemoryDL` reads a file
+    if memories := vars(dl.dataset).get('memories'): memories.give(chosen)
     return dl.new(chosen, shuffle=False, drop_last=False)
 
 def _take(dl, positions): # -> a loader of the images at these positions
@@ -172,17 +172,17 @@ def _heat(grad_cam, model, x, classes): # -> (N, H, W)
     return (maps / torch.where(highest > 0, highest, 1))[:, 0].cpu().numpy()
 
 # %% ../nbs/07_probing.ipynb #96c01e8f
-def _check_file(learn, file, known): # -> its path
+def _check_file(learn, file): # -> its path
     path = next((p for p in (Path(learn.dls.path)/file, Path(file)) if p.is_file()), None)
     if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor here.')
-    vocab = list(learn.dls.vocab)
-    _check(not known or class_of(path) in vocab, f'{path} lies in no folder named after a class, and needs a label. The classes are {", ".join(vocab)}.')
+    vocab,of_folder = list(learn.dls.vocab),'data_info' in vars(learn.dls)  # else the labels may come from anywhere
+    _check(not of_folder or class_of(path) in vocab, f'{path} lies in no folder named after a class, and needs a label. The classes are {", ".join(vocab)}.')
     return path
 
 def _of_files(learn, files): # -> a loader
     dl = learn.dls.loaders[-1]
     _check(isinstance(dl.dataset, (Datasets, TfmdLists)), 'The DataLoaders of this learner do not read files: give positions in a split.')
-    return _restrict(dl, [_check_file(learn, file, vars(dl.dataset).get('files_of')) for file in files])
+    return _restrict(dl, [_check_file(learn, file) for file in files])
 
 def _find_images(learn, images, split): # -> a loader, and positions in it
     images = [images] if isinstance(images, (str, Path, Integral)) else list(images)

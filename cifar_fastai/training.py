@@ -41,7 +41,7 @@ from fastai.optimizer import Adam, Optimizer, average_grad, l2_reg
 from fastai.torch_core import set_seed, to_device
 from safetensors.torch import load_file, save_file
 
-from .data import augmentation, cifar10_dataloaders, set_augmentation
+from .data import augmentation, cifar10_dataloaders, image_loader, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
@@ -141,7 +141,7 @@ def _fit_stem(model, dls, n_images=2000):
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
     if stems:
         items = dls.train.items
-        x = dls.test_dl(items[::max(1, len(items)//n_images)][:n_images], bs=n_images, num_workers=0).one_batch()[0]
+        x = image_loader(dls, items[::max(1, len(items)//n_images)][:n_images], bs=n_images, num_workers=0).one_batch()[0]
         for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
     return model
 
