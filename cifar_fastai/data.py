@@ -657,15 +657,23 @@ class FlipCrop(RandTransform):
     order,split_idx = 30,0
     def __init__(self,
         pad:int=4, # pixels, less than the image's side
+        alternate:bool=False, # mirror an image every second `epoch`, instead of at random: half of them in the even ones, the others in the odd ones
     ):
         super().__init__(p=1.)
-        self.pad = pad
+        self.pad,self.alternate,self.epoch,self.salt = pad,alternate,0,None
+
+    def _mirrored(self, x): # -> (N, 1), whether to mirror an image
+        if not self.alternate: return torch.rand(x.shape[0], 1, device=x.device) < .5
+        if self.salt is None: self.salt = 2*torch.randint(2**30, ()).item() + 1
+        row = x[:, :, x.shape[2]//2]  # an image is told by its middle row, in bytes
+        number = (row*255 if x.is_floating_point() else row).round().long().sum((1, 2))
+        return ((number*self.salt >> 16) + self.epoch).as_subclass(Tensor)[:, None] % 2 == 1
 
     def encodes(self, x:TensorImage):
         n, c, h, w = x.shape
         def shifted(size): return torch.arange(size, device=x.device) + torch.randint(-self.pad, self.pad+1, (n, 1), device=x.device)
         rows, cols = _reflect(shifted(h), h), _reflect(shifted(w), w)
-        cols = torch.where(torch.rand(n, 1, device=x.device) < .5, w - 1 - cols, cols)
+        cols = torch.where(self._mirrored(x), w - 1 - cols, cols)
         source = (rows[:, :, None]*w + cols[:, None, :]).view(n, 1, h*w).expand(n, c, h*w)
         return x.flatten(2).gather(2, source).view(n, c, h, w)
 
@@ -738,6 +746,8 @@ _presets = Registry('augmentation', 'list_augmentations()')
 _presets.add('none', lambda size: [])
 _presets.add('flip_crop', lambda size: [FlipCrop(max(1, size//8))])
 _presets.add('flip_crop_2', lambda size: [FlipCrop(max(1, size//16))])
+_presets.add('alternating_flip_crop', lambda size: [FlipCrop(max(1, size//8), alternate=True)])
+_presets.add('alternating_flip_crop_2', lambda size: [FlipCrop(max(1, size//16), alternate=True)])
 _presets.add('cutout', lambda size: [FlipCrop(max(1, size//8)), Cutout(max(1, size//4))])
 _presets.add('shift_flip', lambda size: affine_augmentation(max_shift=.1))
 _presets.add('rotate_shift_flip', lambda size: affine_augmentation(max_deg=15, max_shift=.1))

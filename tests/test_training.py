@@ -162,6 +162,19 @@ def test_memory_of_freed_tensors_is_used_again(env, reused):
 
 # Learners for hands-on work
 
+def test_epochs_are_counted_over_the_stages_for_alternating_flips(practice, tmp_path):
+    class Seen(Callback):
+        epochs = []
+        def before_batch(self):
+            if self.training: self.epochs += [t.epoch for t in self.dls.train.after_batch.fs if hasattr(t, 'alternate')]
+    stages = [Stage(epochs=2, lr=1e-3), Stage(epochs=1, lr=1e-3, augment='alternating_flip_crop_2')]
+    recipe = Recipe(name='flips', model='ladder_0', stages=stages, augment='alternating_flip_crop', bs=90)
+    learn = create_learner(recipe, cifar10_dataloaders(practice, bs=90, augment=recipe.augment), path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Seen()):
+        for stage in stages: fit_stage(learn, stage)
+    assert Seen.epochs == [0, 0, 1, 1, 2, 2]
+
 def test_learner_is_fastais(practice):
     learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging():
