@@ -8,9 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 
+import loaders
 import record_run
 import reproduce
 import side_by_side
+import steps
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.training import train
 
@@ -96,3 +98,23 @@ def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
     side_by_side.add_row('x', dict(a=1))
     side_by_side.add_row('x', dict(a=2, b=3))
     assert rows(tmp_path/'x.csv') == [dict(a='1', b=''), dict(a='2', b='3')]
+
+def run_benchmark(script, monkeypatch, tmp_path, *args):
+    "The rows that a script writes, whose sides run in processes of their own, once each"
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *args])
+    monkeypatch.setattr(script, 'in_turns', lambda file, options, sides: side_by_side.in_turns(file, options, sides, runs=1))
+    script.main()
+    return rows(tmp_path/f'{script.__name__}.csv')
+
+def test_loaders_are_timed(practice, monkeypatch, tmp_path):
+    found = run_benchmark(loaders, monkeypatch, tmp_path, '--data', str(practice), '--bs', '32', '--seconds', '.1', '--device', 'cpu', '--augment', 'cutout')
+    assert [(r['images'], r['workers'], r['augment']) for r in found] == [('files', '0', 'flip_crop'), ('files', '2', 'flip_crop'), ('memory', '', 'cutout')]
+    assert all(float(r['slowest_images_per_second']) > 0 for r in found) and float(found[1]['ratio']) == 1 and float(found[2]['ratio']) > 1
+    assert {r['variant'] for r in found} == {'synthetic'}
+
+def test_steps_are_timed(practice, monkeypatch, tmp_path):
+    row, = run_benchmark(steps, monkeypatch, tmp_path, 'ladder_0', '--data', str(practice), '--bs', '16', '--steps', '3', '--device', 'cpu')
+    assert (row['recipe'], row['bs'], row['steps'], row['device']) == ('ladder_0', '16', '3', 'cpu')
+    assert float(row['overhead']) == pytest.approx(float(row['learner_ms'])/float(row['loop_ms']) - 1, abs=.01)
+    assert 0 < float(row['of_convolutions']) and float(row['matrix_gflops']) > float(row['learner_gflops'])

@@ -1,0 +1,142 @@
+"""What a training step costs, and where it goes: `python benchmarks/steps.py small_cnn`
+
+Four sides, each in a process of its own, in turns, three times: fastai's `Learner` as `create_learner` makes it, with images in memory; a
+loop in plain PyTorch with the same network, batches and loss, and torch's optimizer; the network's convolutions alone, forward and
+backward, each on a batch of the size that it gets there; and a large matrix product. A row for each recipe goes to
+benchmarks/results/steps.csv: medians of the milliseconds a step, the arithmetic of each side in GFLOP/s (a multiplication and an addition
+are two), what the Learner adds to the loop, and which share of the convolutions' own rate its step reaches."""
+import argparse
+import json
+import time
+
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
+from cifar_fastai.recipes import get_recipe
+from cifar_fastai.training import build_model, create_learner, reuse_memory
+from side_by_side import add_row, in_turns, machine, medians
+
+warm_up,matrix = 5,4096
+
+def wait(device):
+    if device == 'cuda': torch.cuda.synchronize()
+
+def dataloaders(args, recipe):
+    return cifar10_dataloaders(args.data, bs=args.bs or recipe.bs, augment=recipe.augment, stats=recipe.stats, image_size=recipe.image_size,
+                               device=args.device, in_memory=True)
+
+def batches(dl):
+    "Without end"
+    while True: yield from dl
+
+class Clock(Callback):
+    "Stop after so many steps, and know how long they took"
+    def __init__(self, steps): self.steps,self.n = steps,0
+    def after_batch(self):
+        self.n += 1
+        if self.n not in (warm_up, warm_up + self.steps): return
+        wait(self.dls.device.type)
+        if self.n > warm_up:
+            self.ms = 1e3*(time.perf_counter() - self.start)/self.steps
+            raise CancelFitException
+        self.start = time.perf_counter()
+
+def time_learner(args, recipe):
+    "fastai's Learner"
+    learn = create_learner(recipe, dataloaders(args, recipe), cbs=[clock := Clock(args.steps)])
+    with learn.no_bar(), learn.no_logging(): learn.fit(10**6, 1e-4)
+    return dict(ms=clock.ms)
+
+def steps_of(model, dl, recipe):
+    "One training step after another, in plain PyTorch"
+    sgd = dict(momentum=.9, nesterov=True, weight_decay=recipe.wd)
+    opt = torch.optim.SGD(model.parameters(), lr=1e-4, **sgd) if recipe.optimizer == 'sgd' else torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=recipe.wd)
+    for x,y in batches(dl):
+        loss = cross_entropy(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor), label_smoothing=recipe.label_smoothing)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        yield loss
+
+def network(args, recipe, n_out):
+    if args.device == 'cpu': reuse_memory() # as `create_learner` does
+    return build_model(recipe, n_out, pretrained=False).to(args.device, memory_format=torch.channels_last).train()
+
+def time_loop(args, recipe):
+    "The same in plain PyTorch"
+    dls = dataloaders(args, recipe)
+    steps = steps_of(network(args, recipe, dls.c), dls.train, recipe)
+    for _ in range(warm_up): next(steps)
+    wait(args.device)
+    start = time.perf_counter()
+    for _ in range(args.steps): next(steps)
+    wait(args.device)
+    ms = 1e3*(time.perf_counter() - start)/args.steps
+    with FlopCounterMode(display=False) as counter: next(steps)
+    return dict(ms=ms, gflop=counter.get_total_flops()/1e9)
+
+def seen_by_convolutions(model, x):
+    "Each convolution with weights to train, and the shape of its input"
+    seen = []
+    hooks = [m.register_forward_hook(lambda m, args, out: seen.append((m, args[0].shape))) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad(): model(x)
+    for h in hooks: h.remove()
+    return seen
+
+def time_convolutions(args, recipe):
+    "The convolutions alone"
+    model,bs = network(args, recipe, 10),args.bs or recipe.bs
+    image = torch.zeros(2, 3, recipe.image_size, recipe.image_size, device=args.device)
+    ms = gflop = 0
+    for conv,shape in seen_by_convolutions(model, image):
+        x = torch.randn(bs, *shape[1:], device=args.device).to(memory_format=torch.channels_last).requires_grad_(shape[1] > 3)
+        grad = torch.randn_like(conv(x))
+        def step(): conv(x).backward(grad)
+        for _ in range(warm_up): step()
+        wait(args.device)
+        start = time.perf_counter()
+        for _ in range(args.steps): step()
+        wait(args.device)
+        ms += 1e3*(time.perf_counter() - start)/args.steps
+        with FlopCounterMode(display=False) as counter: step()
+        gflop += counter.get_total_flops()/1e9
+    return dict(ms=ms, gflop=gflop)
+
+def time_matrix(args, recipe):
+    "A product of two square matrices"
+    a,b = torch.randn(2, matrix, matrix, device=args.device)
+    a @ b
+    wait(args.device)
+    start = time.perf_counter()
+    for _ in range(3): a @ b
+    wait(args.device)
+    return dict(ms=1e3*(time.perf_counter() - start)/3, gflop=2*matrix**3/1e9)
+
+sides = dict(learner=time_learner, loop=time_loop, convolutions=time_convolutions, matrix=time_matrix)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipe')
+    parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
+    parser.add_argument('--bs', type=int, help="images in a batch (default: the recipe's)")
+    parser.add_argument('--steps', type=int, default=30, help='steps that are timed, after five that are not (default: 30)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
+    args = parser.parse_intermixed_args()
+    recipe = get_recipe(args.recipe)
+    if args.side: return print(json.dumps(sides[args.side](args, recipe)))
+    path,bs = find_data(args.data),args.bs or recipe.bs
+    measured = in_turns(__file__, [recipe.name, '--data', str(path), '--bs', f'{bs}', '--steps', f'{args.steps}', '--device', args.device], sides)
+    ms = medians(measured, 'ms')
+    gflop = {side: measured['loop' if side == 'learner' else side][0]['gflop'] for side in sides}
+    add_row('steps', dict(
+        recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in sides},
+        overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), of_convolutions=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
+        steps=args.steps, variant=describe_data(path).variant, device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
+        **machine(), command=f'python benchmarks/steps.py {recipe.name}'))
+
+if __name__ == '__main__': main()
