@@ -23,7 +23,7 @@ def rate(dl, seconds):
         for x,_ in batches:
             if start is None: start = time.perf_counter() # the first batch waits for workers to start
             else: n += len(x)
-        if dl.device.type == 'cuda': torch.cuda.synchronize()
+        if str(dl.device).startswith('cuda'): torch.cuda.synchronize()
         images,took = images + n,took + time.perf_counter() - start
     return images/took
 

@@ -23,7 +23,7 @@ from side_by_side import add_row, in_turns, machine, medians
 warm_up,matrix = 5,4096
 
 def wait(device):
-    if device == 'cuda': torch.cuda.synchronize()
+    if device.startswith('cuda'): torch.cuda.synchronize()
 
 def dataloaders(args, recipe):
     return cifar10_dataloaders(args.data, bs=args.bs or recipe.bs, augment=recipe.augment, stats=recipe.stats, image_size=recipe.image_size,
@@ -39,7 +39,7 @@ class Clock(Callback):
     def after_batch(self):
         self.n += 1
         if self.n not in (warm_up, warm_up + self.steps): return
-        wait(self.dls.device.type)
+        wait(str(self.dls.device))
         if self.n > warm_up:
             self.ms = 1e3*(time.perf_counter() - self.start)/self.steps
             raise CancelFitException

@@ -16,7 +16,7 @@ from .registry import Registry
 
 # %% ../nbs/03_recipes.ipynb #59e3d065
 schedules = ('one_cycle', 'constant', 'reduce_on_plateau')
-optimizers = ('sgd', 'adam', 'adamw')
+optimizers = ('sgd', 'muon', 'adam', 'adamw')
 monitors = ('valid_loss', 'accuracy')
 
 def _number(owner, name, value, low, high=float('inf'), whole=False):
@@ -120,7 +120,7 @@ class Recipe:
     valid:float|int|str = .1 # part or number of the training images kept for validation; 'test' only to repeat what others did
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
-    wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw', as an L2 gradient for 'sgd' and 'adam'
+    wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1

@@ -114,7 +114,7 @@ def test_discriminative_rates(dls):
 
 parts = dict(conv='body.block1.0.0.weight', weight='body.block1.0.1.weight', mean='body.block1.0.1.running_mean', last='head.3.weight')
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'adam', 'adamw'])
+@pytest.mark.parametrize('optimizer', ['sgd', 'muon', 'adam', 'adamw'])
 @pytest.mark.parametrize('name,bn,expected', [
     ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}),
     ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'})])

@@ -128,6 +128,29 @@ def test_label_smoothing_reaches_the_loss(practice):
         loss = create_learner(tiny.change(label_smoothing=eps), dls).loss_func(x, y).item()
         assert loss == pytest.approx(torch.nn.functional.cross_entropy(x, y, label_smoothing=eps).item(), rel=1e-5)
 
+@pytest.mark.parametrize('shape', [(4, 30), (30, 4), (16, 16), (1, 9)])
+def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
+    u,s,v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    s = torch.logspace(0, -1.5, len(s))
+    out = training.orthogonalize(u @ torch.diag(s) @ v)
+    inside = u.T @ out @ v.T
+    assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
+    assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
+    assert torch.equal(training.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+
+def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
+    w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
+    other = torch.nn.Parameter(b.detach().clone())
+    opt,sgd = training.muon([w, b], lr=.1, mom=.8, sgd_lr=.5),training.nesterov_sgd([other], lr=.05, mom=.8)
+    for _ in range(3):
+        before = w.detach().clone()
+        w.grad,b.grad = torch.randn_like(w),torch.randn(8)
+        other.grad = b.grad.clone()
+        opt.step(); sgd.step()
+        step = torch.linalg.svdvals((before - w.detach()).flatten(1))
+        assert step.min() > .06 and step.max() < .13
+    assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
+
 def test_weight_decay_spares_biases_and_norms(practice):
     "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
     learn = create_learner(tiny.change(optimizer='sgd', wd=.5), cifar10_dataloaders(practice, bs=32, num_workers=0))
@@ -144,6 +167,29 @@ def test_weight_decay_spares_biases_and_norms(practice):
 # Speed
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
+@pytest.mark.parametrize('shape', [(4, 30), (30, 4), (16, 16), (1, 9)])
+def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
+    u,s,v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    s = torch.logspace(0, -1.5, len(s))
+    out = training.orthogonalize(u @ torch.diag(s) @ v)
+    inside = u.T @ out @ v.T
+    assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
+    assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
+    assert torch.equal(training.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+
+def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
+    w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
+    other = torch.nn.Parameter(b.detach().clone())
+    opt,sgd = training.muon([w, b], lr=.1, mom=.8, sgd_lr=.5),training.nesterov_sgd([other], lr=.05, mom=.8)
+    for _ in range(3):
+        before = w.detach().clone()
+        w.grad,b.grad = torch.randn_like(w),torch.randn(8)
+        other.grad = b.grad.clone()
+        opt.step(); sgd.step()
+        step = torch.linalg.svdvals((before - w.detach()).flatten(1))
+        assert step.min() > .06 and step.max() < .13
+    assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
+
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
 def test_memory_of_freed_tensors_is_used_again(env, reused):
     "The system gives no fresh pages for a tensor that is as large as the one just freed, and the user's own setting is left alone"
