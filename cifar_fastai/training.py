@@ -36,6 +36,7 @@ from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
+from fastai.learner import AvgSmoothLoss
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, Optimizer, average_grad, l2_reg, weight_decay
@@ -141,11 +142,34 @@ class PlainTensors(Callback):
         self.learn.yb = tuple(y.as_subclass(torch.Tensor) for y in self.yb)
 
 # %% ../nbs/04_training.ipynb #370b06e5
+def _works_behind(device):
+    "Whether a device works through a queue, so that a look at a number waits for all that was asked of it"
+    return torch.device(device or 'cpu').type != 'cpu'
+
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's running mean of the training loss, kept where the losses are"
+    def accumulate(self, learn):
+        loss = learn.loss.detach().mean()
+        self.count,self.val = self.count + 1,torch.lerp(loss, self.val.as_subclass(Tensor).to(loss), self.beta)
+
 class PlainLosses(Callback):
-    "Keep the losses that fastai records as numbers"
-    order = 51 # after fastai's Recorder
+    "Keep the losses that fastai records as numbers; those of an accelerator are fetched once an epoch"
+    order = 51 # after fastai's Recorder, before its progress bar
+    def before_fit(self):
+        self.behind,self.fetched = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder'),0
+        if not self.behind: return
+        self.recorder.smooth_loss,self.shown = _SmoothLoss(self.recorder.smooth_loss.beta),torch.zeros((), pin_memory=torch.cuda.is_available())
+
     def after_batch(self):
-        if self.training: self.recorder.losses[-1] = float(self.recorder.losses[-1])
+        if not self.training: return
+        last = self.recorder.losses[-1]
+        if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar, maybe that of a batch before
+        else: self.recorder.losses[-1] = float(last)
+
+    def after_train(self):
+        if not self.behind or self.fetched == len(self.recorder.losses): return
+        self.recorder.losses[self.fetched:] = torch.stack(self.recorder.losses[self.fetched:]).tolist()
+        self.fetched = len(self.recorder.losses)
 
 # %% ../nbs/04_training.ipynb #f2604d8a
 class AlternatingFlips(Callback):
@@ -236,7 +260,7 @@ def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
     cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast()]
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
-    if recipe.mixed_precision and str(dls.device).startswith('cuda'): cbs.append(MixedPrecision())
+    if recipe.mixed_precision and str(dls.device).startswith('cuda'): cbs.append(MixedPrecision('bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'))
     return cbs
 
 def create_learner(
@@ -325,11 +349,31 @@ class NonFiniteLossError(RuntimeError):
     "The training loss became nan or infinite"
 
 class StopOnNonFiniteLoss(Callback):
-    "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step"
+    "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
+    def __init__(self,
+        every:int=50, # batches, on an accelerator: each look waits for it
+    ): self.every = every
+
+    def before_fit(self): self.first = None # batch with such a loss
+
     def after_loss(self):
-        if not self.training or isfinite(loss := self.loss.item()): return
-        raise NonFiniteLossError(f'The loss became {loss} in epoch {self.epoch+1} of {self.n_epoch}, batch {self.iter+1} of {self.n_iter}, '
-                                 f'at learning rate {self.opt.hypers[-1]["lr"]:.3g}. Try a lower rate, and look for broken images or labels.')
+        if not self.training: return
+        if not _works_behind(self.dls.device): return self._stop_unless_finite(self.loss.item(), self.train_iter)
+        now = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
+        self.first = now if self.first is None else torch.minimum(self.first, now)
+        if self.train_iter % self.every == self.every - 1: self._look()
+
+    def after_train(self):
+        if self.first is not None: self._look()
+
+    def _look(self):
+        if isfinite(n := self.first.item()): self._stop_unless_finite(float('nan'), int(n))
+
+    def _stop_unless_finite(self, loss, n):
+        if isfinite(loss): return
+        (epoch,batch),lrs = divmod(n, self.n_iter),self.recorder.lrs
+        raise NonFiniteLossError(f'The loss became {"nan" if loss != loss else loss} in epoch {epoch+1} of {self.n_epoch}, batch {batch+1} of {self.n_iter}, '
+                                 f'at learning rate {lrs[n] if n < len(lrs) else self.opt.hypers[-1]["lr"]:.3g}. Try a lower rate, and look for broken images or labels.')
 
 # %% ../nbs/04_training.ipynb #98011d2a
 def _version(name):

@@ -254,6 +254,37 @@ def test_non_finite_loss_stops_and_keeps_what_was_written(go, tmp_path):
     assert run['status'] == 'failed' and 'epoch 2 of 2, batch 3' in run['error']
     assert len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    "The processor, treated as one treats a device that works through a queue; when the losses were looked at"
+    looked, look = [], training.StopOnNonFiniteLoss._look
+    monkeypatch.setattr(training, '_works_behind', lambda device: True)
+    monkeypatch.setattr(training.StopOnNonFiniteLoss, '_look', lambda self: looked.append(self.train_iter) or look(self))
+    return looked
+
+def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
+    class Seen(Callback):
+        order = 60
+        def __init__(self): self.last,self.epochs = [],[]
+        def after_batch(self):
+            if self.training: self.last.append(type(self.recorder.losses[-1]))
+        def after_train(self): self.epochs.append(list(self.recorder.losses))
+    behind,plain = Seen(),Seen()
+    learn = go(name='behind', cbs=[behind])
+    assert accelerator == [5, 10], 'once an epoch'
+    monkeypatch.setattr(training, '_works_behind', lambda device: False)
+    other = go(name='plain', cbs=[plain])
+    assert [len(e) for e in behind.epochs] == [5, 10] and {type(l) for l in behind.epochs[-1]} == {float}
+    assert behind.epochs[-1] == pytest.approx(plain.epochs[-1], rel=1e-5) and history(learn).train_loss.equals(history(other).train_loss)
+    assert all(issubclass(t, torch.Tensor) for t in behind.last) and set(plain.last) == {float}
+    assert len(accelerator) == 2
+
+@pytest.mark.parametrize('epoch, batch, every', [(0, 0, 50), (1, 2, 50), (1, 2, 2), (1, 1, 1)])
+def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epoch, batch, every):
+    def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
+    with pytest.raises(NonFiniteLossError, match=rf'became nan in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
+        go(cbs=[At(spoil, epoch, batch), training.StopOnNonFiniteLoss(every)])
+
 def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
     def stop(learn): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): go(cbs=[At(stop, 1, 1)])
