@@ -65,19 +65,22 @@ class Stage:
     bn:str = 'train' # BatchNorm of frozen layers, or of the whole body if none is frozen: 'train' as ever, 'stats' for statistics only, 'frozen' for neither
     class_weights:tuple = () # {class: weight} of the training loss; 1 for the classes not named
     grad_clip:float = 0. # gradients are scaled down to this norm; 0 for never
+    sizes:tuple[int, ...] = () # sides in pixels that training images are shrunk to, each for an equal part of the steps: (24, 32); () for never
+    average:int = 0 # every so many steps, training goes on from a running mean of the weights; 0 for never
     augment:str|None = None # another preset from here on; None goes on with the one before
     reset_opt:bool = False # begin with a new optimizer, whose momentum and statistics are those of the first step
     discard:bool = False # return to the weights from before, once it is measured what this stage would give
 
     def __post_init__(self):
-        _tuples(self, moms=tuple, lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
+        _tuples(self, moms=tuple, sizes=tuple, lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
         check = lambda *a,**k: _number('Stage', *a, **k)
         check('epochs', self.epochs, 1, whole=True)
         _check_lr(self.lr)
         check('pct_start', self.pct_start, 0, 1)
         check('plateau_factor', self.plateau_factor, 1e-6, 1)
         for n in ('div', 'div_final'): check(n, getattr(self, n), 1)
-        for n in ('plateau_patience', 'early_stopping'): check(n, getattr(self, n), 0, whole=True)
+        for n in ('plateau_patience', 'early_stopping', 'average'): check(n, getattr(self, n), 0, whole=True)
+        for n in self.sizes: check('sizes', n, 1, whole=True)
         for n in ('min_lr', 'grad_clip'): check(n, getattr(self, n), 0)
         for c,w in self.class_weights: check(f'class_weights of {c!r}', w, 0)
         _one_of('Stage', 'schedule', self.schedule, schedules)
@@ -136,7 +139,9 @@ class Recipe:
         for n in ('wd', 'l2'): _number(owner, n, getattr(self, n), 0)
         _number(owner, 'label_smoothing', self.label_smoothing, 0, 1)
         _one_of(owner, 'optimizer', self.optimizer, optimizers)
-        for s in self.stages: _one_of(owner, 'freeze_to of a stage', s.freeze_to, ('', *self.groups))
+        for s in self.stages:
+            _one_of(owner, 'freeze_to of a stage', s.freeze_to, ('', *self.groups))
+            for n in s.sizes: _number(owner, 'sizes of a stage', n, 1, self.image_size, whole=True)
 
     @property
     def epochs(self)->int: # early stopping may make it fewer

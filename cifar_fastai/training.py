@@ -7,8 +7,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 # %% auto #0
 __all__ = ['nesterov_step', 'nesterov_sgd', 'orthogonalize', 'muon_step', 'muon', 'optimizer_function', 'PlainTensors',
            'PlainLosses', 'AlternatingFlips', 'reuse_memory', 'L2Penalty', 'build_model', 'create_learner',
-           'ClassWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware',
-           'create_run_dir', 'HistoryWriter', 'train', 'load_run']
+           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
+           'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import csv
@@ -43,6 +43,7 @@ from fastai.optimizer import Adam, Optimizer, average_grad, l2_reg, weight_decay
 from fastai.torch_core import set_seed, to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from .data import augmentation, cifar10_dataloaders, image_loader, random_tfms, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
@@ -301,6 +302,37 @@ class ClassWeights(Callback):
     def before_validate(self): self.learn.loss_func = self.plain
     def after_fit(self): self.learn.loss_func = self.plain
 
+# %% ../nbs/04_training.ipynb #be5a9402
+class ShrinkImages(Callback):
+    "Shrink training images to one side after another, each for an equal part of the steps"
+    def __init__(self,
+        sizes:tuple, # sides in pixels
+    ): self.sizes = sizes
+
+    def before_batch(self):
+        if not self.training: return
+        side,x = self.sizes[min(int(self.pct_train*len(self.sizes)), len(self.sizes) - 1)],self.xb[0]
+        if x.shape[-1] != side: self.learn.xb = F.interpolate(x, (side, side), mode='bilinear', align_corners=False, antialias=True),*self.xb[1:]
+
+# %% ../nbs/04_training.ipynb #d4170e8b
+class AverageWeights(Callback):
+    "Every so many steps, go on from a running mean of weights and statistics"
+    def __init__(self,
+        every:int=5, # steps
+        decay:float=.95, # what the mean keeps of itself in a step, at the end; less before
+    ): self.every,self.decay = every,decay
+
+    def before_fit(self):
+        self.now = [p for p in self.model.parameters() if p.requires_grad] + [b for b in self.model.buffers() if b.is_floating_point()]
+        self.mean = [t.detach().clone() for t in self.now]
+
+    @torch.no_grad()
+    def after_batch(self):
+        n,n_all = self.train_iter,self.n_epoch*self.n_iter # train_iter counts this one already
+        if not self.training or (n % self.every and n < n_all): return
+        torch._foreach_lerp_(self.mean, self.now, 1 - self.decay**self.every*(n/n_all)**3)
+        torch._foreach_copy_(self.now, self.mean)
+
 # %% ../nbs/04_training.ipynb #5b3049bf
 class KeepBest(SaveModelCallback):
     "fastai's `SaveModelCallback` for the run of a stage, without a word at each better epoch"
@@ -317,6 +349,8 @@ def _stage_cbs(stage):
     if best: cbs.append(KeepBest(best, fname='best'))
     if stage.early_stopping: cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
+    if stage.sizes: cbs.append(ShrinkImages(stage.sizes))
+    if stage.average: cbs.append(AverageWeights(stage.average))
     if stage.class_weights: cbs.append(ClassWeights(dict(stage.class_weights)))
     return cbs
 

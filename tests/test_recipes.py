@@ -49,7 +49,8 @@ def test_change_of_stage_needs_one_stage():
     (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'muon', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
     (dict(plateau_monitor='loss'), 'plateau_monitor must be one of'), (dict(keep_best='best'), 'keep_best must be one of'), (dict(bn='off'), 'bn must be one of'),
     (dict(lr=(1e-2, 1e-3)), r'lr must be a number or \(low, high\)'), (dict(lr=(1, 2, 3)), 'lr must be a number'), (dict(class_weights=dict(cat=-1)), "class_weights of 'cat' must be"),
-    (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(freeze_to='head'), "freeze_to of a stage must be one of '', got 'head'"),
+    (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(average=2.5), 'average must be a whole number'),
+    (dict(sizes=(24, 33)), 'sizes of a stage must be a whole number from 1 to 32, got 33'), (dict(sizes=(0, 32)), 'sizes must be'), (dict(freeze_to='head'), "freeze_to of a stage must be one of '', got 'head'"),
     (dict(stages=()), 'stages is empty'), (dict(plateau_factor=2), 'plateau_factor'), (dict(plateau_factor=0), 'plateau_factor')])
 def test_bad_choices(change, message):
     with pytest.raises(ValueError, match=message): get_recipe('small_cnn', **change)

@@ -121,6 +121,45 @@ def test_one_cycle_uses_what_the_stage_says(practice):
     lrs = learn.recorder.hps['lr']
     assert max(lrs) == pytest.approx(.1, rel=.05) and lrs[0] == pytest.approx(.01, rel=.3) and lrs[-1] < .02
 
+class Watch(Callback):
+    "What `f` gives at the end of each batch"
+    order = 70
+    def __init__(self, f): self.f,self.seen = f,[]
+    def after_batch(self): self.seen.append(self.f(self))
+
+def test_training_images_grow_and_validation_images_are_whole(go):
+    watch = Watch(lambda cb: (cb.training, cb.xb[0].shape[-1]))
+    learn = go(tiny.change(model='small_cnn', bs=60, sizes=(16, 24, 32)), cbs=[watch])
+    assert [side for training,side in watch.seen if training] == [16, 16, 24, 24, 32, 32]
+    assert {side for training,side in watch.seen if not training} == {32} and learn.recipe.stages[0].sizes == (16, 24, 32)
+
+def test_weights_go_on_from_their_running_mean(go):
+    "Two steps apart, and after the last one; the mean keeps decay**2 (t/T)^3 of itself"
+    where = lambda cb: torch.cat([p.detach().flatten() for p in cb.model.parameters()]).clone()
+    n_all = 10
+    class Before(Watch):
+        order = -10
+        def before_train(self): self.begin = getattr(self, 'begin', None) if self.epoch else where(self)
+    before,after = Before(lambda cb: (cb.training, where(cb))),Watch(lambda cb: (cb.training, where(cb)))
+    go(tiny.change(average=2), cbs=[before, after])
+    mean = before.begin
+    for n,((training,stepped),(_,result)) in enumerate([(b, a) for b,a in zip(before.seen, after.seen) if b[0]], 1):
+        if n % 2: assert torch.equal(result, stepped)
+        else:
+            keep = .95**2*(n/n_all)**3
+            mean = keep*mean + (1 - keep)*stepped
+            assert torch.allclose(result, mean, atol=1e-6) and not torch.allclose(result, stepped, atol=1e-6)
+
+def test_the_last_step_is_averaged_whatever_its_number(go):
+    class Calls(training.AverageWeights):
+        seen = []
+        def after_batch(self):
+            before = [t.clone() for t in self.now]
+            super().after_batch()
+            if not all(map(torch.equal, before, self.now)): self.seen.append(self.train_iter)
+    go(cbs=[Calls(4)])
+    assert Calls.seen == [4, 8, 10]
+
 def test_label_smoothing_reaches_the_loss(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
     x,y = torch.tensor([[2., 0, 0, 0, 0, 0, 0, 0, 0, 0]]),torch.tensor([0])
