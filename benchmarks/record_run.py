@@ -39,6 +39,15 @@ def stage_rows(folder):
                    seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
                    first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
 
+def curve_rows(folder):
+    "Each epoch of a run: seconds since it began, and the figures"
+    run,recipe,_ = read(folder)
+    if recipe['name'].endswith('_short'): return
+    for epoch in pd.read_csv(folder/'history.csv').itertuples():
+        yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
+                   seed=run['seed'], started=run['started'], epoch=epoch.epoch, seconds=epoch.seconds, train_loss=epoch.train_loss,
+                   valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
+
 def add(path, rows):
     "Add rows to a CSV file, but those of runs that it has"
     known = read_rows(path)
@@ -51,5 +60,6 @@ def main(*folders):
     folders = [Path(f) for f in folders]
     add(results/'training.csv', [training_row(f) for f in folders])
     add(results/'stages.csv', [row for f in folders for row in stage_rows(f)])
+    add(results/'curves.csv', [row for f in folders for row in curve_rows(f)])
 
 if __name__ == '__main__': main(*sys.argv[1:])

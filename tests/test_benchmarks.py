@@ -56,6 +56,9 @@ def test_test_time_augmentation_has_figures_of_its_own(results, practice, tmp_pa
     for _ in range(2): reproduce.main()
     row, = rows(results/'training.csv')[1:]
     kept = json.loads((tmp_path/'out'/'two_stages-seed0'/'metrics.json').read_text())
+    epoch, = rows(results/'curves.csv')
+    assert (epoch['recipe'], epoch['epoch']) == ('two_stages', '1') and float(epoch['seconds']) > 0
+    assert float(epoch['valid_accuracy']) == pytest.approx(kept['valid']['accuracy'])
     assert (row['tta'], row['tta_accuracy']) == ('flip', str(kept['test flip']['accuracy'])) and kept['test flip']['tta'] == 'flip'
     assert row['test_accuracy'] == str(kept['test']['accuracy']) and kept['test']['loss'] != kept['test flip']['loss']
 
@@ -80,7 +83,7 @@ def test_rows_of_a_run(results, practice, tmp_path):
     first,second = rows(results/'stages.csv')
     assert (first['stage'], first['epochs'], second['stage'], second['epochs']) == ('1', '2', '2', '1')
     assert float(first['train_loss']) < float(first['first_train_loss']) and second['first_train_loss'] == second['train_loss']
-    assert float(second['valid_accuracy']) == pytest.approx(float(new['valid_accuracy']))
+    assert float(second['valid_accuracy']) == pytest.approx(float(new['valid_accuracy'])) and not (results/'curves.csv').exists()
 
 def test_a_whole_run_without_test_figures_is_refused(results, practice, tmp_path):
     learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0)
