@@ -7,13 +7,15 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 # %% auto #0
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
            'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
-           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'small_cnn', 'three_block_cnn', 'plain_cnn', 'wide_cnn',
-           'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3',
-           'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
+           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'small_cnn', 'OffsetNorm', 'airbench', 'airbench94',
+           'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage', 'ImageShortcutBody',
+           'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5', 'ladder_6',
+           'ladder_7', 'model_table']
 
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -72,9 +74,10 @@ def count_parameters(
 )->ParameterCount: # trainable, frozen, statistics, and their `total`
     "Count the parameters of `model`, and BatchNorm's statistics apart"
     size = lambda ts: sum(t.numel() for t in ts)
+    kept = model.state_dict().keys() - dict(model.named_parameters()).keys()
     return ParameterCount(size(p for p in model.parameters() if p.requires_grad),
                           size(p for p in model.parameters() if not p.requires_grad),
-                          size(b for b in model.buffers() if b.is_floating_point()))
+                          size(b for n,b in model.named_buffers() if n in kept and b.is_floating_point()))
 
 # %% ../nbs/02_models.ipynb #ce61b52b
 def multiply_adds(
@@ -165,17 +168,21 @@ def _flat(width, image_size, pools):
 
 # %% ../nbs/02_models.ipynb #b2a981bb
 class PatchWhitening(nn.Module):
-    "A fixed convolution whose outputs are uncorrelated and of equal size, followed by ReLU; each filter comes with its negative"
+    "A fixed convolution whose outputs are uncorrelated and of equal size, and an activation; each filter comes with its negative"
     def __init__(self,
         in_channels:int=3, # channels of the image
         patch_size:int=2, # side of a patch in pixels
+        bias:bool=False, # train an offset for each output
+        act:Callable=F.relu, # activation
     ):
         super().__init__()
+        self.act = act
         n = in_channels * patch_size**2
         filters = nn.init.orthogonal_(torch.empty(n, n)).view(n, in_channels, patch_size, patch_size)
         self.register_buffer('filters', torch.cat([filters, -filters]))
+        self.bias = nn.Parameter(torch.zeros(2*n)) if bias else None
 
-    def forward(self, x): return F.conv2d(x, self.filters).relu()
+    def forward(self, x): return self.act(F.conv2d(x, self.filters, self.bias))
 
     @torch.no_grad()
     def fit(self,
@@ -194,20 +201,23 @@ def conv_block(
     nf:int, # filters
     stride:int=1, # 2 halves the resolution
     pool:bool=False, # halve it with a 2x2 max-pool after the convolution
+    norm:Callable=nn.BatchNorm2d, # `norm(nf)` makes the normalisation
+    act:Callable=partial(nn.ReLU, inplace=True), # `act()` makes the activation
 )->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
     "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"
     conv = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:ni])
-    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm(nf), act())
 
 class Residual(nn.Module):
     "`x` plus what `depth` convolutions make of it"
     def __init__(self,
         nf:int, # channels, in and out
         depth:int, # convolutions in the branch
+        **kwargs, # `norm` and `act` of its `conv_block`s
     ):
         super().__init__()
-        self.branch = nn.Sequential(*[conv_block(nf, nf) for _ in range(depth)])
+        self.branch = nn.Sequential(*[conv_block(nf, nf, **kwargs) for _ in range(depth)])
 
     def forward(self, x): return x + self.branch(x)
 
@@ -234,6 +244,44 @@ def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
         stage3=nn.Sequential(conv_block(96, 192, pool=True), Residual(192, 2))))
     head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(192, n_out, bias=False))
     return _join(body, head)
+
+# %% ../nbs/02_models.ipynb #58c2f7a0
+class OffsetNorm(nn.BatchNorm2d):
+    "BatchNorm that learns an offset and no factor, and whose running statistics are mostly those of the last few batches"
+    def __init__(self,
+        nf:int, # channels
+    ):
+        super().__init__(nf, eps=1e-12, momentum=.4)
+        del self.weight
+        self.register_buffer('weight', torch.ones(nf), persistent=False)
+
+def airbench(
+    widths:tuple, # filters of each stage
+    depth:int, # convolutions in a stage
+    residual:bool, # all but the first convolution of a stage add to what comes in
+    n_out:int, # classes
+    in_channels:int, # channels of the image
+)->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
+    "Build a network of airbench's kind"
+    stem,kind = PatchWhitening(in_channels, bias=True, act=F.gelu),dict(norm=OffsetNorm, act=nn.GELU)
+    body = OrderedDict(stem=stem)
+    for i,(ni,nf) in enumerate(zip((len(stem.filters), *widths), widths), 1):
+        rest = [Residual(nf, depth - 1, **kind)] if residual else [conv_block(nf, nf, **kind) for _ in range(depth - 1)]
+        body[f'stage{i}'] = nn.Sequential(conv_block(ni, nf, pool=True, **kind), *rest)
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/9), nn.Linear(widths[-1], n_out, bias=False))
+    return _join(nn.Sequential(body), head)
+
+@register_model
+def airbench94(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 parameters to train (airbench)"
+    _flat(256, image_size, 4)
+    return airbench((64, 256, 256), 2, False, n_out, in_channels)
+
+@register_model
+def airbench96(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; where its shortcuts lie is our reading)"
+    _flat(512, image_size, 4)
+    return airbench((128, 384, 512), 3, True, n_out, in_channels)
 
 # %% ../nbs/02_models.ipynb #4ee88cf4
 @register_model

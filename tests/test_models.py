@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_fastai.models import PatchWhitening, conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
+from cifar_fastai.models import OffsetNorm, PatchWhitening, conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
 from cifar_fastai.registry import UnknownNameError
 
 # trainable, BatchNorm statistics; together the "Total params" that Keras printed
@@ -50,6 +50,24 @@ def test_memory_format_does_not_change_answers(name):
         a = model(x)
         b = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+@pytest.mark.parametrize('training', [True, False])
+def test_offset_norm_is_batchnorm_without_its_factor(training):
+    x = torch.randn(6, 4, 5, 5)*3 + 1
+    ours,theirs = OffsetNorm(4).train(training),nn.BatchNorm2d(4, eps=1e-12, momentum=.4).train(training)
+    with torch.no_grad():
+        for m in (ours, theirs): m.bias.copy_(torch.arange(4.))
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    assert list(ours.state_dict()) == ['bias', 'running_mean', 'running_var', 'num_batches_tracked'] and count_parameters(ours)[:] == (4, 0, 8)
+
+def test_a_whitening_stem_with_an_offset_is_fitted_and_trained():
+    images = torch.randn(40, 3, 8, 8).cumsum(3)
+    plain,offset = PatchWhitening(),PatchWhitening(bias=True, act=nn.functional.gelu)
+    for stem in (plain, offset): stem.fit(images)
+    with torch.no_grad(): offset.bias.fill_(.5)
+    assert torch.equal(plain.filters, offset.filters) and [n for n,_ in offset.named_parameters()] == ['bias'] and not list(plain.parameters())
+    torch.testing.assert_close(offset(images), nn.functional.gelu(nn.functional.conv2d(images, plain.filters) + .5))
 
 def test_image_is_not_changed_by_inplace_layers():
     "residual_cnn carries the image through all stages"
