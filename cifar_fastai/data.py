@@ -45,7 +45,7 @@ import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Normalize, get_files, image_extensions
+from fastai.data.transforms import Normalize, image_extensions
 from fastai.torch_core import TensorCategory
 from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandomResizedCropGPU, RandTransform, Rotate, Zoom, affine_mat,
                                    aug_transforms, setup_aug_tfms)
@@ -97,9 +97,15 @@ _image_endings = image_extensions | {'.webp', '.jfif'}  # which Python's table o
 def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
+def _walk(folder): # -> paths as text, which takes a fifth of the time
+    "The image files below a folder, but hidden ones"
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith('.')]
+        yield from (os.path.join(parent, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _image_endings)
+
 def _image_files(folder):
-    files = [f for c in _class_folders(folder) for f in get_files(folder/c, extensions=_image_endings)]
-    return sorted(files, key=lambda f: f.as_posix())
+    files = [f for c in _class_folders(folder) for f in _walk(folder/c)]
+    return list(map(Path, sorted(files, key=lambda f: f.replace(os.sep, '/'))))
 
 def train_files(
     path:str|Path, # a data set
@@ -124,7 +130,7 @@ def test_files(
 
 # %% ../nbs/01_data.ipynb #87b8e34a
 def _no_images(folder):
-    return [c for c in _class_folders(folder) if not any(get_files(folder/c, extensions=_image_endings))]
+    return [c for c in _class_folders(folder) if not any(_walk(folder/c))]
 
 def _difference(train, test):
     "What to say of the class folders that only one of two folders has"
