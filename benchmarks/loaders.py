@@ -16,6 +16,7 @@ from side_by_side import add_row, in_turns, machine
 
 def rate(dl, seconds):
     "Images per second, over whole epochs"
+    if len(dl) < 2: raise SystemExit(f'{dl.n} images are too few for batches of {dl.bs}: an epoch must have two at least. Choose a smaller --bs.')
     images,took = 0,0.
     while took < seconds:
         batches = iter(dl)

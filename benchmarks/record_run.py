@@ -1,7 +1,8 @@
 """A row of benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
 
 The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one; if it was with test-time
-augmentation too, the row has both. What each of its stages came to goes to stages.csv. A run that has a row already is left alone."""
+augmentation too, the row has both. What each of its stages came to goes to stages.csv, and each epoch of a whole run to curves.csv. A run
+that has rows already gets them anew, in the same place."""
 import json
 import sys
 from pathlib import Path
@@ -49,12 +50,11 @@ def curve_rows(folder):
                    valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
 
 def add(path, rows):
-    "Add rows to a CSV file, but those of runs that it has"
-    known = read_rows(path)
-    which = lambda r: (r['recipe'], str(r['seed']), r['started'])
-    have = set(map(which, known))
-    new = [r for r in rows if which(r) not in have]
-    if new: write_rows(path, [*known, *new])
+    "Put rows into a CSV file, in the place of those that it has of the same runs"
+    groups,new = {},{}
+    for known,several in ((groups, read_rows(path)), (new, rows)):
+        for r in several: known.setdefault((r['recipe'], str(r['seed']), r['started']), []).append(r)
+    if new: write_rows(path, [r for group in (groups | new).values() for r in group])
 
 def main(*folders):
     folders = [Path(f) for f in folders]

@@ -29,11 +29,13 @@ def machine():
     return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
 def write_rows(path, rows):
-    "A CSV file with the columns of its last row; what an older one lacks is empty"
-    with path.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(rows[-1]), lineterminator='\n')
+    "A CSV file, written whole or not at all, with the columns of its last row and then those that only others have"
+    part = path.with_name(f'{path.name}.part')
+    with part.open('w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys([*rows[-1], *(k for r in rows for k in r)])), restval='', lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
+    part.replace(path)
 
 def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
 

@@ -8,9 +8,10 @@ are two), what the Learner adds to the loop, and which share of the convolutions
 import argparse
 import json
 import time
+from functools import partial
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,16 +27,20 @@ def wait(device):
     if device.startswith('cuda'): torch.cuda.synchronize()
 
 def dataloaders(args, recipe):
-    return cifar10_dataloaders(args.data, bs=args.bs or recipe.bs, augment=recipe.augment, stats=recipe.stats, image_size=recipe.image_size,
-                               device=args.device, in_memory=True)
+    "With all images in memory"
+    dls = cifar10_dataloaders(args.data, bs=args.bs or recipe.bs, augment=recipe.augment, stats=recipe.stats, image_size=recipe.image_size,
+                              device=args.device, in_memory=True)
+    dls.train_ds.memory.take(range(dls.train_ds.memory.n))
+    return dls
 
 def batches(dl):
     "Without end"
     while True: yield from dl
 
 class Clock(Callback):
-    "Stop after so many steps, and know how long they took"
+    "Stop after so many training steps, and know how long they took"
     def __init__(self, steps): self.steps,self.n = steps,0
+    def before_validate(self): raise CancelValidException
     def after_batch(self):
         self.n += 1
         if self.n not in (warm_up, warm_up + self.steps): return
@@ -51,10 +56,16 @@ def time_learner(args, recipe):
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6, 1e-4)
     return dict(ms=clock.ms)
 
+optimizers = dict(sgd=partial(torch.optim.SGD, momentum=.9, nesterov=True), adam=torch.optim.Adam, adamw=torch.optim.AdamW)
+
+def check(recipe, device):
+    "Refuse what the loop in plain PyTorch does not do"
+    for name,asked in (('optimizer', recipe.optimizer not in optimizers), ('l2', recipe.l2), ('mixed_precision', recipe.mixed_precision and device != 'cpu')):
+        if asked: raise SystemExit(f'{recipe.name} has {name}={getattr(recipe, name)!r}, which the loop here has no counterpart of. Choose another recipe, such as small_cnn.')
+
 def steps_of(model, dl, recipe):
     "One training step after another, in plain PyTorch"
-    sgd = dict(momentum=.9, nesterov=True, weight_decay=recipe.wd)
-    opt = torch.optim.SGD(model.parameters(), lr=1e-4, **sgd) if recipe.optimizer == 'sgd' else torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=recipe.wd)
+    opt = optimizers[recipe.optimizer](model.parameters(), lr=1e-4, weight_decay=recipe.wd)
     for x,y in batches(dl):
         loss = cross_entropy(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor), label_smoothing=recipe.label_smoothing)
         loss.backward()
@@ -80,10 +91,11 @@ def time_loop(args, recipe):
     return dict(ms=ms, gflop=counter.get_total_flops()/1e9)
 
 def seen_by_convolutions(model, x):
-    "Each convolution with weights to train, and the shape of its input"
+    "Each convolution with weights to train, the shape of its input, and whether that gets a gradient"
     seen = []
-    hooks = [m.register_forward_hook(lambda m, args, out: seen.append((m, args[0].shape))) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad(): model(x)
+    hooks = [m.register_forward_hook(lambda m, args, out: seen.append((m, args[0].shape, args[0].requires_grad)))
+             for m in model.modules() if isinstance(m, nn.Conv2d)]
+    model(x)
     for h in hooks: h.remove()
     return seen
 
@@ -92,17 +104,17 @@ def time_convolutions(args, recipe):
     model,bs = network(args, recipe, 10),args.bs or recipe.bs
     image = torch.zeros(2, 3, recipe.image_size, recipe.image_size, device=args.device)
     ms = gflop = 0
-    for conv,shape in seen_by_convolutions(model, image):
-        x = torch.randn(bs, *shape[1:], device=args.device).to(memory_format=torch.channels_last).requires_grad_(shape[1] > 3)
-        grad = torch.randn_like(conv(x))
-        def step(): conv(x).backward(grad)
+    for conv,shape,on in seen_by_convolutions(model, image):
+        x = torch.randn(bs, *shape[1:], device=args.device).to(memory_format=torch.channels_last).requires_grad_(on)
+        grad,wanted = torch.randn_like(conv(x)),[t for t in (x, *conv.parameters()) if t.requires_grad]
+        def step(): torch.autograd.grad(conv(x), wanted, grad)
         for _ in range(warm_up): step()
         wait(args.device)
         start = time.perf_counter()
         for _ in range(args.steps): step()
         wait(args.device)
         ms += 1e3*(time.perf_counter() - start)/args.steps
-        with FlopCounterMode(display=False) as counter: step()
+        with FlopCounterMode(display=False) as counter: conv(x).backward(grad)
         gflop += counter.get_total_flops()/1e9
     return dict(ms=ms, gflop=gflop)
 
@@ -128,6 +140,7 @@ def main():
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     recipe = get_recipe(args.recipe)
+    check(recipe, args.device)
     if args.side: return print(json.dumps(sides[args.side](args, recipe)))
     path,bs = find_data(args.data),args.bs or recipe.bs
     measured = in_turns(__file__, [recipe.name, '--data', str(path), '--bs', f'{bs}', '--steps', f'{args.steps}', '--device', args.device], sides)

@@ -914,7 +914,7 @@ class ImageMemories(dict):
         self.path,self.how,self.whole = path.absolute(),(image, size, dict(numbers)),whole
 
     def __missing__(self, folder):
-        files = _image_files(self.path/folder) if folder and self.whole else []
+        files = _image_files(self.path/folder) if folder and self.whole and (self.path/folder).is_dir() else []
         self[folder] = ImageMemory(files, *self.how, **(self._file(folder, files) if len(files) >= _worth_keeping else {}))
         return self[folder]
 
@@ -953,12 +953,14 @@ def _n_bytes(info, item_size, limit, grey):
     n = info.n_train if limit is None else min(limit, info.n_train)
     return n*item_size[0]*item_size[1]*(1 if grey else 3)
 
+def _room():
+    "Four fifths of this machine's memory, in bytes"
+    try: return .8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return float('inf')  # Windows does not say
+
 def _check_room(n_bytes):
-    "Refuse to keep more than four fifths of this machine's memory"
-    try: room = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError): return  # Windows does not say
-    if n_bytes > .8*room:
-        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB, and this machine has {room/2**30:.1f} GiB of memory. '
+    if n_bytes > _room():
+        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB of memory, and may take {_room()/2**30:.1f}: four fifths of what this machine has. '
                          'Use in_memory=False, or limit=... for some of the images.')
 
 def _item_size(info, image_size):
@@ -987,7 +989,7 @@ def cifar10_dataloaders(
     info = describe_data(find_data(source))
     item_size = _item_size(info, image_size)
     n_bytes = _n_bytes(info, item_size, limit, grey)
-    if in_memory is None: in_memory = num_workers is None and n_bytes < 2**30
+    if in_memory is None: in_memory = num_workers is None and n_bytes < min(2**30, _room())
     if in_memory: _check_room(n_bytes)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, item_size)

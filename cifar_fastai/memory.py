@@ -21,6 +21,7 @@ from fastai.data.core import TfmdDL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 # %% ../nbs/00_memory.ipynb #f5467c28
 class Rows:
@@ -127,4 +128,5 @@ class MemoryDL(TfmdDL):
 
     def create_batches(self, samps):
         if self.prebatched or self.before_batch.fs: return super().create_batches(samps)
-        return (self._kept(idxs, self.device) for idxs in self.chunkify(samps))
+        device = self.device if get_worker_info() is None else None # a worker process has no accelerator
+        return (self._kept(idxs, device) for idxs in self.chunkify(samps))

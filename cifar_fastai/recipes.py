@@ -72,7 +72,7 @@ class Stage:
     discard:bool = False # return to the weights from before, once it is measured what this stage would give
 
     def __post_init__(self):
-        _tuples(self, moms=tuple, sizes=tuple, lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
+        _tuples(self, moms=tuple, sizes=lambda s: (s,) if isinstance(s, int) else tuple(s), lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
         check = lambda *a,**k: _number('Stage', *a, **k)
         check('epochs', self.epochs, 1, whole=True)
         _check_lr(self.lr)

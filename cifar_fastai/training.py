@@ -76,7 +76,7 @@ def nesterov_sgd(
 def orthogonalize(
     m:Tensor, # (rows, columns)
     steps:int=5, # of the iteration
-)->Tensor: # of the same shape; its singular values lie between .7 and 1.2, whatever those of `m`
+)->Tensor: # of the same shape; its singular values lie between .7 and 1.2, but where those of `m` are hundreds of times smaller than its largest
     "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
     x = m.T if len(m) > m.shape[1] else m
@@ -159,13 +159,16 @@ class PlainLosses(Callback):
     def before_fit(self):
         self.behind,self.fetched = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder'),0
         if not self.behind: return
-        self.recorder.smooth_loss,self.shown = _SmoothLoss(self.recorder.smooth_loss.beta),torch.zeros((), pin_memory=torch.cuda.is_available())
+        self.shown = torch.zeros((), pin_memory=torch.cuda.is_available())
+        if type(self.recorder.smooth_loss) is AvgSmoothLoss: vars(self.recorder)['smooth_loss'] = _SmoothLoss(self.recorder.smooth_loss.beta) # past fastai's warning
 
     def after_batch(self):
         if not self.training: return
         last = self.recorder.losses[-1]
-        if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar, maybe that of a batch before
+        if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar: what has arrived
         else: self.recorder.losses[-1] = float(last)
+
+    def after_fit(self): self.after_train() # of a fit that was cancelled
 
     def after_train(self):
         if not self.behind or self.fetched == len(self.recorder.losses): return
@@ -255,6 +258,16 @@ def _check_stages(recipe, dls):
         augmentation(stage.augment or 'none')
         _check_class_weights(dict(stage.class_weights), dls.vocab)
 
+def _check_sizes(recipe, model, in_channels):
+    "Refuse images too small for the network, or any others where it needs them all of one size"
+    was_training = model.training
+    for side in sorted({n for stage in recipe.stages for n in stage.sizes}):
+        try:
+            with torch.no_grad(): model.eval()(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
+        except RuntimeError as e:
+            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `sizes` of a stage asks for ({e}).') from None
+    model.train(was_training)
+
 def _opt_groups(recipe): return partial(parameter_groups, starts=recipe.groups)
 
 def _recipe_cbs(recipe, dls):
@@ -277,6 +290,7 @@ def create_learner(
     _check_stages(recipe, dls)
     if str(dls.device) == 'cpu': reuse_memory()
     if model is None: model = _fit_stem(build_model(recipe, dls.c, in_channels), dls)
+    _check_sizes(recipe, model, in_channels)
     learn = Learner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
                     lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,
                     path=path, model_dir='.', cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
@@ -384,6 +398,7 @@ class NonFiniteLossError(RuntimeError):
 
 class StopOnNonFiniteLoss(Callback):
     "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
+    order = MixedPrecision.order + 1 # which leaves its 16-bit floats first
     def __init__(self,
         every:int=50, # batches, on an accelerator: each look waits for it
     ): self.every = every
@@ -392,7 +407,7 @@ class StopOnNonFiniteLoss(Callback):
 
     def after_loss(self):
         if not self.training: return
-        if not _works_behind(self.dls.device): return self._stop_unless_finite(self.loss.item(), self.train_iter)
+        if not _works_behind(self.dls.device): return isfinite(loss := self.loss.item()) or self._stop(loss, self.epoch, self.iter, self.opt.hypers[-1]['lr'])
         now = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
         self.first = now if self.first is None else torch.minimum(self.first, now)
         if self.train_iter % self.every == self.every - 1: self._look()
@@ -401,13 +416,11 @@ class StopOnNonFiniteLoss(Callback):
         if self.first is not None: self._look()
 
     def _look(self):
-        if isfinite(n := self.first.item()): self._stop_unless_finite(float('nan'), int(n))
+        if isfinite(n := self.first.item()): self._stop('nan or infinite', *divmod(int(n), self.n_iter), self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self.opt.hypers[-1]['lr'])
 
-    def _stop_unless_finite(self, loss, n):
-        if isfinite(loss): return
-        (epoch,batch),lrs = divmod(n, self.n_iter),self.recorder.lrs
-        raise NonFiniteLossError(f'The loss became {"nan" if loss != loss else loss} in epoch {epoch+1} of {self.n_epoch}, batch {batch+1} of {self.n_iter}, '
-                                 f'at learning rate {lrs[n] if n < len(lrs) else self.opt.hypers[-1]["lr"]:.3g}. Try a lower rate, and look for broken images or labels.')
+    def _stop(self, loss, epoch, batch, lr):
+        raise NonFiniteLossError(f'The loss became {loss} in epoch {epoch+1} of {self.n_epoch}, batch {batch+1} of {self.n_iter}, '
+                                 f'at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
 
 # %% ../nbs/04_training.ipynb #98011d2a
 def _version(name):

@@ -13,7 +13,7 @@ import record_run
 import reproduce
 import side_by_side
 import steps
-from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.training import train
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
@@ -101,6 +101,24 @@ def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
     side_by_side.add_row('x', dict(a=1))
     side_by_side.add_row('x', dict(a=2, b=3))
     assert rows(tmp_path/'x.csv') == [dict(a='1', b=''), dict(a='2', b='3')]
+    side_by_side.add_row('x', dict(c=4, a=5))
+    assert rows(tmp_path/'x.csv') == [dict(c='', a='1', b=''), dict(c='', a='2', b='3'), dict(c='4', a='5', b='')] and len(list(tmp_path.iterdir())) == 1
+
+def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_path):
+    for seed in (1, 2): train(two_stages.shorten(1), seed=seed, source=practice, run_dir=tmp_path/f'run{seed}', num_workers=0)
+    record_run.main(tmp_path/'run1', tmp_path/'run2')
+    before = [(r['seed'], r['started']) for r in rows(results/'stages.csv')]
+    metrics = json.loads((tmp_path/'run1'/'metrics.json').read_text()) | {'test flip': dict(tta='flip', accuracy=.5)}
+    (tmp_path/'run1'/'metrics.json').write_text(json.dumps(metrics))
+    record_run.main(tmp_path/'run1')
+    assert [(r['seed'], r['tta_accuracy']) for r in rows(results/'training.csv')] == [('7', ''), ('1', '0.5'), ('2', '')]
+    assert [(r['seed'], r['started']) for r in rows(results/'stages.csv')] == before
+
+def test_what_the_plain_loop_does_not_do_is_refused():
+    for recipe,name in ((get_recipe('residual_cnn'), 'l2'), (get_recipe('small_cnn', optimizer='muon'), "optimizer='muon'")):
+        with pytest.raises(SystemExit, match=name): steps.check(recipe, 'cpu')
+    steps.check(get_recipe('resnet34_tiny_imagenet'), 'cpu')
+    with pytest.raises(SystemExit, match='mixed_precision'): steps.check(get_recipe('resnet34_tiny_imagenet'), 'cuda')
 
 def run_benchmark(script, monkeypatch, tmp_path, *args):
     "The rows that a script writes, whose sides run in processes of their own, once each"

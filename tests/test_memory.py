@@ -236,8 +236,25 @@ def test_files_of_another_folder_have_a_memory_of_their_own(large, practice):
     theirs = TfmdDL.do_item(dl, 1)
     assert dl.do_item(1)[0].equal(theirs[0])
 
+@pytest.mark.parametrize('name', ['test', 'val'])
+def test_files_of_another_data_set_where_this_one_has_no_such_folder(large, practice, tmp_path, name):
+    shutil.rmtree(large.path/'test')
+    if name == 'val': shutil.copytree(practice/'test', large.path/'val')
+    dl = data.image_loader(data.cifar10_dataloaders(large.path, bs=20), [data.test_files(practice)[5]])
+    assert len(dl.one_batch()[0]) == 1 and dl.dataset.memory.n == 1
+
+def test_worker_processes_make_their_batches_themselves(large, monkeypatch):
+    dl = data.cifar10_dataloaders(large.path, bs=20).train
+    dl.dataset.memory.take(range(200))
+    asked = []
+    monkeypatch.setattr(memory, 'get_worker_info', lambda: 'a worker')
+    monkeypatch.setattr(data.ImageMemory, 'take', lambda self, idxs, device=None: asked.append(device) or Memory.take(self, idxs))
+    dl.one_batch()
+    assert asked == [None]
+
 def test_too_large_for_memory_is_refused(practice, monkeypatch):
     monkeypatch.setattr(os, 'sysconf', lambda name: {'SC_PHYS_PAGES': 150, 'SC_PAGE_SIZE': 4096}[name])
-    with pytest.raises(ValueError, match=r'0.0 GiB of memory. Use in_memory=False, or limit='): data.cifar10_dataloaders(practice)
-    assert data.cifar10_dataloaders(practice, limit=100, bs=10).one_batch()
+    with pytest.raises(ValueError, match=r'four fifths of what this machine has. Use in_memory=False, or limit='): data.cifar10_dataloaders(practice, in_memory=True)
+    assert data.cifar10_dataloaders(practice, limit=100, bs=10, in_memory=True).one_batch()
+    assert isinstance(data.cifar10_dataloaders(practice, limit=100).train, MemoryDL) and not isinstance(data.cifar10_dataloaders(practice).train, MemoryDL)
     assert not isinstance(data.cifar10_dataloaders(practice, in_memory=False, num_workers=0).train, MemoryDL)

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
@@ -133,6 +134,11 @@ def test_training_images_grow_and_validation_images_are_whole(go):
     assert [side for training,side in watch.seen if training] == [16, 16, 24, 24, 32, 32]
     assert {side for training,side in watch.seen if not training} == {32} and learn.recipe.stages[0].sizes == (16, 24, 32)
 
+@pytest.mark.parametrize('model, sizes, message', [('ladder_0', (24, 32), 'ladder_0 does not take images of 24x24'), ('small_cnn', (2, 32), 'small_cnn does not take images of 2x2')])
+def test_sizes_that_a_network_does_not_take_are_refused_at_once(practice, model, sizes, message):
+    stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, sizes=sizes)]
+    with pytest.raises(ValueError, match=message): create_learner(tiny.change(model=model, stages=stages), cifar10_dataloaders(practice, bs=60))
+
 def test_weights_go_on_from_their_running_mean(go):
     "Two steps apart, and after the last one; the mean keeps decay**2 (t/T)^3 of itself"
     where = lambda cb: torch.cat([p.detach().flatten() for p in cb.model.parameters()]).clone()
@@ -206,29 +212,6 @@ def test_weight_decay_spares_biases_and_norms(practice):
 # Speed
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
-@pytest.mark.parametrize('shape', [(4, 30), (30, 4), (16, 16), (1, 9)])
-def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
-    u,s,v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    s = torch.logspace(0, -1.5, len(s))
-    out = training.orthogonalize(u @ torch.diag(s) @ v)
-    inside = u.T @ out @ v.T
-    assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
-    assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
-    assert torch.equal(training.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
-
-def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
-    w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
-    other = torch.nn.Parameter(b.detach().clone())
-    opt,sgd = training.muon([w, b], lr=.1, mom=.8, sgd_lr=.5),training.nesterov_sgd([other], lr=.05, mom=.8)
-    for _ in range(3):
-        before = w.detach().clone()
-        w.grad,b.grad = torch.randn_like(w),torch.randn(8)
-        other.grad = b.grad.clone()
-        opt.step(); sgd.step()
-        step = torch.linalg.svdvals((before - w.detach()).flatten(1))
-        assert step.min() > .06 and step.max() < .13
-    assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
-
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
 def test_memory_of_freed_tensors_is_used_again(env, reused):
     "The system gives no fresh pages for a tensor that is as large as the one just freed, and the user's own setting is left alone"
@@ -321,8 +304,24 @@ def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
 @pytest.mark.parametrize('epoch, batch, every', [(0, 0, 50), (1, 2, 50), (1, 2, 2), (1, 1, 1)])
 def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epoch, batch, every):
     def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
-    with pytest.raises(NonFiniteLossError, match=rf'became nan in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
+    with pytest.raises(NonFiniteLossError, match=rf'became nan or infinite in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
         go(cbs=[At(spoil, epoch, batch), training.StopOnNonFiniteLoss(every)])
+
+def test_mixed_precision_is_left_before_training_stops():
+    "or all that the process computes later would be in 16-bit floats"
+    from fastai.callback.fp16 import MixedPrecision
+    assert training.StopOnNonFiniteLoss.order > MixedPrecision.order
+
+def test_losses_of_a_cancelled_fit_are_fetched_too(practice, accelerator, tmp_path):
+    from fastai.callback.core import CancelFitException
+    def cancel(learn): raise CancelFitException
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[At(cancel, 1, 2)])
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('error')  # fastai warns of what its callbacks set
+        learn.fit(3, 1e-3)
+        assert len(learn.recorder.losses) == 7 and {type(l) for l in learn.recorder.losses} == {float}
+        learn.validate()
+        learn.fit(1, 1e-3)
 
 def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
     def stop(learn): raise KeyboardInterrupt
