@@ -29,10 +29,11 @@ def machine():
     return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
 def write_rows(path, rows):
-    "A CSV file, written whole or not at all, with the columns of its last row and then those that only others have"
-    part = path.with_name(f'{path.name}.part')
+    "A CSV file, written whole or not at all; if the last row has columns that the others lack, its order counts"
+    part,known,new = path.with_name(f'{path.name}.part'),list(rows[0]),list(rows[-1])
+    columns = known if set(new) <= set(known) else [*new, *(k for k in known if k not in new)]
     with part.open('w', newline='', encoding='utf-8') as f:
-        writer = csv.DictWriter(f, list(dict.fromkeys([*rows[-1], *(k for r in rows for k in r)])), restval='', lineterminator='\n')
+        writer = csv.DictWriter(f, columns, restval='', lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)

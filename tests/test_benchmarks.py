@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 
 import loaders
+import plain_fastai
 import record_run
 import reproduce
 import side_by_side
@@ -90,6 +91,15 @@ def test_a_whole_run_without_test_figures_is_refused(results, practice, tmp_path
     with pytest.raises(SystemExit, match='not evaluated on the test split'): record_run.main(learn.run_dir)
     assert len(rows(results/'training.csv')) == 1
 
+def test_the_peer_is_trained_and_recorded(results, practice, monkeypatch):
+    monkeypatch.setattr(side_by_side, 'results', results)
+    monkeypatch.setattr(sys, 'argv', ['plain_fastai.py', 'ladder_0', '--epochs', '2', '--bs', '32', '--workers', '0', '--data', str(practice)])
+    plain_fastai.main()
+    row = rows(results/'training.csv')[-1]
+    assert (row['recipe'], row['model'], row['n_train'], row['n_valid'], row['epochs'], row.get('test_accuracy')) == ('plain_fastai', 'ladder_0', '180', '20', '2', None)
+    epochs = rows(results/'curves.csv')
+    assert [r['epoch'] for r in epochs] == ['1', '2'] and epochs[-1]['valid_accuracy'] == row['valid_accuracy'] and epochs[-1]['seconds'] == row['train_seconds']
+
 def test_two_sides_in_turns(tmp_path):
     script = tmp_path/'script.py'
     script.write_text('import sys, json\nprint("noise")\nprint(json.dumps(dict(ms=len(sys.argv[2]), args=sys.argv[1:])))\n')
@@ -101,8 +111,11 @@ def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
     side_by_side.add_row('x', dict(a=1))
     side_by_side.add_row('x', dict(a=2, b=3))
     assert rows(tmp_path/'x.csv') == [dict(a='1', b=''), dict(a='2', b='3')]
-    side_by_side.add_row('x', dict(c=4, a=5))
-    assert rows(tmp_path/'x.csv') == [dict(c='', a='1', b=''), dict(c='', a='2', b='3'), dict(c='4', a='5', b='')] and len(list(tmp_path.iterdir())) == 1
+    side_by_side.add_row('x', dict(b=4))
+    assert list(rows(tmp_path/'x.csv')[0]) == ['a', 'b'] and rows(tmp_path/'x.csv')[2] == dict(a='', b='4')
+    side_by_side.add_row('x', dict(c=5, a=6))
+    assert [list(r.items()) for r in rows(tmp_path/'x.csv')][1::2] == [[('c', ''), ('a', '2'), ('b', '3')], [('c', '5'), ('a', '6'), ('b', '')]]
+    assert len(list(tmp_path.iterdir())) == 1
 
 def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_path):
     for seed in (1, 2): train(two_stages.shorten(1), seed=seed, source=practice, run_dir=tmp_path/f'run{seed}', num_workers=0)
