@@ -251,9 +251,6 @@ register_recipe(Recipe(
     stages=Stage(epochs=30, lr=1e-3, schedule='reduce_on_plateau', plateau_monitor='accuracy', early_stopping=5),
     augment='none', bs=64, optimizer='adam', keras=True))
 
-# %% ../nbs/03_recipes.ipynb #7b40d2f1
-register_recipe(_one_cycle('plain_cnn', 2))
-
 # %% ../nbs/03_recipes.ipynb #c1bc1700
 register_recipe(Recipe(
     name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', description='as published: the end of MobileNetV2 and a new head', source='reference project 2',
