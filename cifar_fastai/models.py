@@ -15,7 +15,6 @@ __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'c
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -202,12 +201,12 @@ def conv_block(
     stride:int=1, # 2 halves the resolution
     pool:bool=False, # halve it with a 2x2 max-pool after the convolution
     norm:Callable=nn.BatchNorm2d, # `norm(nf)` makes the normalisation
-    act:Callable=partial(nn.ReLU, inplace=True), # `act()` makes the activation
+    act:Callable|None=None, # `act()` makes the activation; None: ReLU
 )->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
     "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"
     conv = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:ni])
-    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm(nf), act())
+    return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm(nf), act() if act else nn.ReLU(inplace=True))
 
 class Residual(nn.Module):
     "`x` plus what `depth` convolutions make of it"
