@@ -6,7 +6,9 @@ A row for each goes to benchmarks/results/loaders.csv: the median, the slowest a
 workers."""
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 
 import torch
@@ -60,6 +62,6 @@ def main():
             images='memory' if workers == 'memory' else 'files', workers='' if workers == 'memory' else workers, augment=augment,
             **{f'{name}_images_per_second': round(r) for name,r in zip(('median', 'slowest', 'fastest'), (statistics.median(rates), rates[0], rates[-1]))},
             ratio=round(statistics.median(rates)/files, 2), bs=args.bs, runs=len(rates), variant=describe_data(path).variant, device=args.device,
-            gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(), command='python benchmarks/loaders.py'))
+            gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(), command=shlex.join(['python', 'benchmarks/loaders.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

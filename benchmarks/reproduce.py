@@ -1,8 +1,8 @@
 """Trains recipes over seeds, with a row a run in benchmarks/results/training.csv: `python benchmarks/reproduce.py 'ladder_[0-4]' wide_cnn --seeds 3`
 
-Each run is evaluated on the test images once, when it is finished. The same call again goes on where it was stopped. `--budget 5` shortens each run to about five minutes on this machine, going through every stage: fewer epochs, and
-if two for each stage are still too many, fewer images, to validate with too. Such runs are called ..._short, say how many images and epochs
-they had, and leave the test images alone."""
+Each run is evaluated on the test images once, when it is finished. The same call again goes on where it was stopped. `--budget 5` shortens
+each run to about five minutes on this machine, going through every stage: fewer epochs, and if two for each stage are still too many, fewer
+images, to validate with too. Such runs are called ..._short, say how many images and epochs they had, and leave the test images alone."""
 import argparse
 import json
 import time

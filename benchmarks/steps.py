@@ -7,6 +7,8 @@ benchmarks/results/steps.csv: medians of the milliseconds a step, the arithmetic
 are two), what the Learner adds to the loop, and which share of the convolutions' own rate its step reaches."""
 import argparse
 import json
+import shlex
+import sys
 import time
 from functools import partial
 
@@ -150,6 +152,6 @@ def main():
         recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in sides},
         overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), of_convolutions=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
         steps=args.steps, variant=describe_data(path).variant, device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
-        **machine(), command=f'python benchmarks/steps.py {recipe.name}'))
+        **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

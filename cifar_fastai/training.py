@@ -260,8 +260,9 @@ def _check_stages(recipe, dls):
 
 def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
-    was_training = model.training
-    for side in sorted({n for stage in recipe.stages for n in stage.sizes}):
+    sides,was_training = sorted({n for stage in recipe.stages for n in stage.sizes}),model.training
+    if not sides: return
+    for side in sides:
         try:
             with torch.no_grad(): model.eval()(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
         except RuntimeError as e:
