@@ -26,7 +26,7 @@ def training_row(folder):
     return dict(recipe=recipe['name'], model=recipe['model'], variant=data['variant'], n_train=data['n_train'], n_valid=data['n_valid'],
                 n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
-                tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''),
+                tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''), tta_seconds=tta.get('seconds', ''),
                 weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                 parameters=sum(run['parameters'].values()), device=run['device'], cpu=hardware['cpu'], cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])

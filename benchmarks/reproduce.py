@@ -51,8 +51,23 @@ def add_tta(folder, tta, **options):
     path = Path(folder)/'metrics.json'
     metrics = json.loads(path.read_text(encoding='utf-8'))
     if f'test {tta}' in metrics: return
-    metrics[f'test {tta}'] = evaluate(load_run(folder, **options), 'test', tta=tta).to_dict()
+    learn,start = load_run(folder, **options),time.perf_counter()
+    metrics[f'test {tta}'] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
     path.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
+
+def run(recipe, seeds, out, data, device, tta=None, limit=None, axes={}):
+    "Train a recipe over seeds, evaluate it on the test images and write the rows: the table of runs"
+    test = bool(data.n_test) and not recipe.name.endswith('_short')
+    print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {seeds} seeds')
+    runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test, **axes)
+    print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
+    finished = runs[runs.status == 'finished']
+    if tta and test:
+        for folder in finished.run: add_tta(folder, tta, source=data.path, device=device)
+    if data.n_test: record_run.main(*finished.run)
+    return finished
+
+def matching(patterns): return [n for p in patterns for n in list_recipes(p) or [get_recipe(p).name]]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,25 +81,17 @@ def main():
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='shorten each run to about so many minutes')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
-    names = [n for pattern in args.recipes for n in list_recipes(pattern) or [get_recipe(pattern).name]]
     out,data = Path(args.out),describe_data(find_data(args.data))
     if args.tta: tta_views(args.tta)  # a wrong name is told now
     if args.device == 'cpu': reuse_memory()  # as training does
-    for name in names:
+    for name in matching(args.recipes):
         whole,limit = get_recipe(name),None
         axes = {k: v for k,v in dict(weights=args.weights if whole.weights else None, image_size=args.image_size).items() if v}
         recipe = whole.change(**axes)
         if args.budget:
             recipe,limit = begun(out, name, axes) or shortened(
                 recipe, data.n_train, 60*args.budget, seconds_per_image(recipe, len(data.classes), args.device))
-        test = bool(data.n_test) and not recipe.name.endswith('_short')
-        print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {args.seeds} seeds')
         plain = recipe.change(**{k: getattr(whole, k) for k in axes})  # so that the folders are named after what was changed
-        runs = run_grid(plain, args.seeds, out, source=data.path, limit=limit, device=args.device, test=test, **axes)
-        print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
-        finished = runs.run[runs.status == 'finished']
-        if args.tta and test:
-            for folder in finished: add_tta(folder, args.tta, source=data.path, device=args.device)
-        if data.n_test: record_run.main(*finished)
+        run(plain, args.seeds, out, data, args.device, args.tta, limit, axes)
 
 if __name__ == '__main__': main()

@@ -1,10 +1,11 @@
 """What a training step costs, and where it goes: `python benchmarks/steps.py small_cnn`
 
-Four sides, each in a process of its own, in turns, three times: fastai's `Learner` as `create_learner` makes it, with images in memory; a
-loop in plain PyTorch with the same network, batches and loss, and torch's optimizer; the network's convolutions alone, forward and
-backward, each on a batch of the size that it gets there; and a large matrix product. A row for each recipe goes to
-benchmarks/results/steps.csv: medians of the milliseconds a step, the arithmetic of each side in GFLOP/s (a multiplication and an addition
-are two), what the Learner adds to the loop, and which share of the convolutions' own rate its step reaches."""
+Five sides, each in a process of its own, in turns, three times: fastai's `Learner` as `create_learner` makes it, with images in memory; a
+loop in plain PyTorch with the same network, batches and loss, and torch's optimizer (our own where torch has none); the loader alone; the
+network's convolutions alone, forward and backward, each on a batch of the size that it gets there; and a large matrix product. A row for
+each recipe goes to benchmarks/results/steps.csv: medians of the milliseconds a step, the arithmetic of each side in GFLOP/s (a
+multiplication and an addition are two), what the Learner adds to the loop, and which share of its step the loader takes and the
+convolutions would take."""
 import argparse
 import json
 import shlex
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
 from cifar_fastai.recipes import get_recipe
-from cifar_fastai.training import build_model, create_learner, reuse_memory
+from cifar_fastai.training import build_model, create_learner, optimizer_function, reuse_memory
 from side_by_side import add_row, in_turns, machine, medians
 
 warm_up,matrix = 5,4096
@@ -60,14 +61,19 @@ def time_learner(args, recipe):
 
 optimizers = dict(sgd=partial(torch.optim.SGD, momentum=.9, nesterov=True), adam=torch.optim.Adam, adamw=torch.optim.AdamW)
 
+def optimizer(model, recipe):
+    "torch's, or our own where it has none for filters"
+    if recipe.optimizer == 'muon': return optimizer_function(recipe)(list(model.parameters()), lr=1e-4, wd=recipe.wd)
+    return optimizers[recipe.optimizer](model.parameters(), lr=1e-4, weight_decay=recipe.wd)
+
 def check(recipe, device):
     "Refuse what the loop in plain PyTorch does not do"
-    for name,asked in (('optimizer', recipe.optimizer not in optimizers), ('l2', recipe.l2), ('mixed_precision', recipe.mixed_precision and device != 'cpu')):
+    for name,asked in (('l2', recipe.l2), ('mixed_precision', recipe.mixed_precision and device != 'cpu')):
         if asked: raise SystemExit(f'{recipe.name} has {name}={getattr(recipe, name)!r}, which the loop here has no counterpart of. Choose another recipe, such as small_cnn.')
 
 def steps_of(model, dl, recipe):
     "One training step after another, in plain PyTorch"
-    opt = optimizers[recipe.optimizer](model.parameters(), lr=1e-4, weight_decay=recipe.wd)
+    opt = optimizer(model, recipe)
     for x,y in batches(dl):
         loss = cross_entropy(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor), label_smoothing=recipe.label_smoothing)
         loss.backward()
@@ -91,6 +97,16 @@ def time_loop(args, recipe):
     ms = 1e3*(time.perf_counter() - start)/args.steps
     with FlopCounterMode(display=False) as counter: next(steps)
     return dict(ms=ms, gflop=counter.get_total_flops()/1e9)
+
+def time_loader(args, recipe):
+    "Batches, and nothing done with them"
+    loader = batches(dataloaders(args, recipe).train)
+    for _ in range(warm_up): next(loader)
+    wait(args.device)
+    start = time.perf_counter()
+    for _ in range(args.steps): next(loader)
+    wait(args.device)
+    return dict(ms=1e3*(time.perf_counter() - start)/args.steps)
 
 def seen_by_convolutions(model, x):
     "Each convolution with weights to train, the shape of its input, and whether that gets a gradient"
@@ -130,7 +146,7 @@ def time_matrix(args, recipe):
     wait(args.device)
     return dict(ms=1e3*(time.perf_counter() - start)/3, gflop=2*matrix**3/1e9)
 
-sides = dict(learner=time_learner, loop=time_loop, convolutions=time_convolutions, matrix=time_matrix)
+sides = dict(learner=time_learner, loop=time_loop, loader=time_loader, convolutions=time_convolutions, matrix=time_matrix)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,10 +163,11 @@ def main():
     path,bs = find_data(args.data),args.bs or recipe.bs
     measured = in_turns(__file__, [recipe.name, '--data', str(path), '--bs', f'{bs}', '--steps', f'{args.steps}', '--device', args.device], sides)
     ms = medians(measured, 'ms')
-    gflop = {side: measured['loop' if side == 'learner' else side][0]['gflop'] for side in sides}
+    gflop = {side: measured['loop' if side == 'learner' else side][0]['gflop'] for side in sides if side != 'loader'}
     add_row('steps', dict(
-        recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in sides},
-        overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), of_convolutions=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
+        recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in gflop},
+        overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), loader_share=round(ms['loader_ms']/ms['learner_ms'], 3),
+        convolutions_share=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
         steps=args.steps, variant=describe_data(path).variant, device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
         **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 

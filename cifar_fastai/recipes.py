@@ -123,6 +123,7 @@ class Recipe:
     valid:float|int|str = .1 # part or number of the training images kept for validation; 'test' only to repeat what others did
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
+    sgd_lr:float = 1. # 'muon': the rate of what is no filter, as a multiple of the stage's `lr`
     wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
@@ -136,7 +137,7 @@ class Recipe:
         owner = f'Recipe {self.name!r}'
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
         for n in ('bs', 'image_size'): _number(owner, n, getattr(self, n), 1, whole=True)
-        for n in ('wd', 'l2'): _number(owner, n, getattr(self, n), 0)
+        for n in ('wd', 'l2', 'sgd_lr'): _number(owner, n, getattr(self, n), 0)
         _number(owner, 'label_smoothing', self.label_smoothing, 0, 1)
         _one_of(owner, 'optimizer', self.optimizer, optimizers)
         for s in self.stages:

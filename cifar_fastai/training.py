@@ -75,16 +75,18 @@ def nesterov_sgd(
 # %% ../nbs/04_training.ipynb #1d7f9a35
 def orthogonalize(
     m:Tensor, # (rows, columns)
-    steps:int=5, # of the iteration
+    steps:int=5, # of the iteration, at least 1
 )->Tensor: # of the same shape; its singular values lie between .7 and 1.2, but where those of `m` are hundreds of times smaller than its largest
     "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
-    x = m.T if len(m) > m.shape[1] else m
-    x = x.bfloat16() if x.is_cuda else x.float()
+    x = (m.T if len(m) > m.shape[1] else m).float()
     x = x/x.norm().clamp(min=1e-7)
-    for _ in range(steps):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    gram,one,product = x @ x.T,torch.eye(len(x), device=x.device),None
+    for k in range(steps):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a) # x becomes factor @ x
+        product = factor if product is None else factor @ product
+        if k < steps - 1: gram = factor @ gram @ factor
+    x = product @ x
     return (x.T if len(m) > m.shape[1] else x).to(m.dtype)
 
 # %% ../nbs/04_training.ipynb #90ab3e6d
@@ -113,11 +115,11 @@ def muon(
 
 # %% ../nbs/04_training.ipynb #a81192cd
 def optimizer_function(
-    recipe:Recipe, # its `optimizer` and `keras` count
+    recipe:Recipe, # its `optimizer`, `sgd_lr` and `keras` count
 )->partial: # `f(params, lr=...)` gives the optimizer
     "The optimizer that `recipe` names, ready for `Learner(opt_func=...)`"
     if recipe.optimizer == 'sgd': return partial(nesterov_sgd)
-    if recipe.optimizer == 'muon': return partial(muon)
+    if recipe.optimizer == 'muon': return partial(muon, sgd_lr=recipe.sgd_lr)
     if recipe.optimizer == 'adamw': return partial(Adam)
     return partial(Adam, mom=.9, sqr_mom=.999, eps=1e-7 if recipe.keras else 1e-8, decouple_wd=False)
 
