@@ -7,10 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 # %% auto #0
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
            'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
-           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'small_cnn', 'OffsetNorm', 'airbench', 'airbench94',
-           'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage', 'ImageShortcutBody',
-           'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5', 'ladder_6',
-           'ladder_7', 'model_table']
+           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'whitened_cnn', 'small_cnn', 'medium_cnn', 'OffsetNorm',
+           'airbench', 'airbench94', 'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage',
+           'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5',
+           'ladder_6', 'ladder_7', 'model_table']
 
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
@@ -231,18 +231,32 @@ class Scale(nn.Module):
     def forward(self, x): return x * self.factor
 
 # %% ../nbs/02_models.ipynb #0d2a5b91
-@register_model
-def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "Our default: a whitening stem and eight convolutions, residual, little work at full resolution; 1.07 million parameters"
-    _flat(192, image_size, 3)
-    stem = PatchWhitening(in_channels)
+def whitened_cnn(
+    widths:tuple, # filters of each stage
+    n_out:int, # classes
+    in_channels:int, # channels of the image
+    image_size:int, # side of the images in pixels, 8 at least
+)->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
+    "Build a network of `small_cnn`'s kind: a whitening stem and eight convolutions, residual, little work at full resolution"
+    _flat(widths[-1], image_size, 3)
+    stem,(a,b,c) = PatchWhitening(in_channels),widths
     body = nn.Sequential(OrderedDict(
         stem=stem,
-        stage1=nn.Sequential(conv_block(len(stem.filters), 48, stride=2), Residual(48, 1)),
-        stage2=nn.Sequential(conv_block(48, 96, pool=True), Residual(96, 2)),
-        stage3=nn.Sequential(conv_block(96, 192, pool=True), Residual(192, 2))))
-    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(192, n_out, bias=False))
+        stage1=nn.Sequential(conv_block(len(stem.filters), a, stride=2), Residual(a, 1)),
+        stage2=nn.Sequential(conv_block(a, b, pool=True), Residual(b, 2)),
+        stage3=nn.Sequential(conv_block(b, c, pool=True), Residual(c, 2))))
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(c, n_out, bias=False))
     return _join(body, head)
+
+@register_model
+def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "Our default: eight convolutions (48, 96, 192) after a whitening stem; 1.07 million parameters"
+    return whitened_cnn((48, 96, 192), n_out, in_channels, image_size)
+
+@register_model
+def medium_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "The same, a third wider (64, 128, 256); 1.9 million parameters"
+    return whitened_cnn((64, 128, 256), n_out, in_channels, image_size)
 
 # %% ../nbs/02_models.ipynb #58c2f7a0
 class OffsetNorm(nn.BatchNorm2d):

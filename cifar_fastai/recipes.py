@@ -129,6 +129,7 @@ class Recipe:
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1
     mixed_precision:bool = False # 16-bit floats where they do; on CUDA only
+    compile:bool = False # `torch.compile` the network, for as long as it is trained; on CUDA only
     keras:bool = False # Keras' initialisation (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
 
     def __post_init__(self):

@@ -6,9 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 
 # %% auto #0
 __all__ = ['nesterov_step', 'nesterov_sgd', 'orthogonalize', 'muon_step', 'muon', 'optimizer_function', 'PlainTensors',
-           'PlainLosses', 'AlternatingFlips', 'reuse_memory', 'L2Penalty', 'build_model', 'create_learner',
-           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
-           'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
+           'PlainLosses', 'AlternatingFlips', 'CompileModel', 'reuse_memory', 'L2Penalty', 'build_model',
+           'create_learner', 'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage',
+           'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter',
+           'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import csv
@@ -185,6 +186,16 @@ class AlternatingFlips(Callback):
         for t in random_tfms(self.dls.train): t.epoch = self.n
     def after_train(self): self.n += not hasattr(self.learn, 'lr_finder')
 
+# %% ../nbs/04_training.ipynb #9b0c3e64
+class CompileModel(Callback):
+    "`torch.compile` the model for as long as it is trained"
+    def __init__(self,
+        **kwargs, # of `torch.compile`
+    ): self.kwargs = kwargs
+
+    def before_fit(self): self.model.compile(**self.kwargs)
+    def after_fit(self): self.model._compiled_call_impl = None
+
 # %% ../nbs/04_training.ipynb #d57a3c99
 def reuse_memory(
 )->bool: # whether this process does so now: only where the allocator is glibc's, and no `MALLOC_...` variable is set
@@ -277,7 +288,9 @@ def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
     cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast()]
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
-    if recipe.mixed_precision and str(dls.device).startswith('cuda'): cbs.append(MixedPrecision('bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'))
+    on_cuda = str(dls.device).startswith('cuda')
+    if recipe.compile and on_cuda: cbs.append(CompileModel())
+    if recipe.mixed_precision and on_cuda: cbs.append(MixedPrecision('bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'))
     return cbs
 
 def create_learner(

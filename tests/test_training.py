@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -210,6 +211,25 @@ def test_weight_decay_spares_biases_and_norms(practice):
         assert torch.equal(v, before[k]) == (v.ndim == 1), k
 
 # Speed
+
+def test_the_model_is_compiled_for_as_long_as_it_is_trained(go):
+    calls = []
+    def backend(graph, inputs):
+        def compiled(*args):
+            calls.append(torch.is_grad_enabled())
+            return graph(*args)
+        return compiled
+    plain,learn = go(name='plain'),go(name='compiled', cbs=[training.CompileModel(backend=backend)])
+    assert calls.count(True) == 2*len(learn.dls.train)
+    assert history(learn).train_loss.tolist() == pytest.approx(history(plain).train_loss.tolist(), abs=1e-4)
+    n,weights = len(calls),load_file(learn.run_dir/'model.safetensors')
+    learn.model.eval()(torch.zeros(1, 3, 32, 32))
+    assert len(calls) == n and weights.keys() == plain.model.state_dict().keys()
+
+@pytest.mark.parametrize('device, wanted', [('cpu', False), ('cuda', True)])
+def test_a_recipe_compiles_on_cuda_only(device, wanted):
+    cbs = training._recipe_cbs(tiny.change(compile=True), SimpleNamespace(device=device))
+    assert any(isinstance(cb, training.CompileModel) for cb in cbs) == wanted
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
