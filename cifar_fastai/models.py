@@ -8,9 +8,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
            'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
            'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'whitened_cnn', 'small_cnn', 'medium_cnn', 'OffsetNorm',
-           'airbench', 'airbench94', 'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'ImageShortcutStage',
-           'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5',
-           'ladder_6', 'ladder_7', 'model_table']
+           'airbench', 'airbench94', 'airbench95', 'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn',
+           'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3',
+           'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
 
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
@@ -289,6 +289,12 @@ def airbench94(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 parameters to train (airbench)"
     _flat(256, image_size, 4)
     return airbench((64, 256, 256), 2, False, n_out, in_channels)
+
+@register_model
+def airbench95(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "Three stages of two convolutions (128, 384, 384) after a whitening stem (airbench)"
+    _flat(384, image_size, 4)
+    return airbench((128, 384, 384), 2, False, n_out, in_channels)
 
 @register_model
 def airbench96(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:

@@ -226,6 +226,22 @@ register_recipe(Recipe(
     stages=Stage(epochs=24, lr=.15, div=5., moms=(.9, .9, .9)),
     augment='flip_crop', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
+# %% ../nbs/03_recipes.ipynb #c6a2e8d1
+def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.05, moms=(.95, .85, .95), sizes=(24, 32), **kwargs):
+    "Few epochs, with Muon"
+    return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
+                  augment='alternating_flip_crop_2', bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=.2, **kwargs)
+
+register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'less than eight minutes on two cores'))
+register_recipe(_speedrun('speedrun_minute', 'small_cnn', 2, 'about a minute on two cores', sizes=(16, 24)))
+register_recipe(_speedrun('speedrun_long', 'medium_cnn', 12, 'about twenty minutes on two cores'))
+
+# %% ../nbs/03_recipes.ipynb #0e94b7ac
+for _goal,_epochs in (94, 8), (95, 15), (96, 37):
+    register_recipe(_speedrun(
+        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr=8., wd=.06, moms=(.6, .6, .6), sizes=(),
+        source='airbench, with Muon', mixed_precision=True, compile=True))
+
 # %% ../nbs/03_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)
 register_recipe(Recipe(

@@ -10,12 +10,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 
+import ablations
 import loaders
 import plain_fastai
 import record_run
 import reproduce
 import scaling
 import side_by_side
+import speedruns
 import steps
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.training import optimizer_function, train
@@ -173,3 +175,33 @@ def test_sizes_are_compared(practice, monkeypatch, tmp_path):
     assert [(r['what'], r['bs'], r['images']) for r in found] == [('training', '16', ''), ('training', '32', ''), ('loader', '512', '600')]
     assert all(float(r['images_per_second']) > 0 and float(r['mib']) > 100 for r in found)
     assert [bool(r['first_batch_cold_seconds']) for r in found] == [False, False, True]
+
+def test_speed_recipes_are_timed(results, practice, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, 'results', results)
+    monkeypatch.setattr(speedruns, 'matching', lambda names: names)
+    monkeypatch.setattr(speedruns, 'get_recipe', lambda name: two_stages.change(stages=Stage(epochs=2, lr=1e-2), optimizer='muon'))
+    monkeypatch.setattr(sys, 'argv', ['speedruns.py', 'two_stages', '--seeds', '2', '--data', str(practice), '--out', str(tmp_path/'out'), '--tta', 'flip', '--device', 'cpu'])
+    speedruns.main()
+    row, = rows(results/'speedruns.csv')
+    runs = rows(results/'training.csv')[1:]
+    assert [r['seed'] for r in runs] == ['0', '1'] and float(runs[0]['tta_seconds']) > 0
+    mean = lambda column: sum(float(r[column]) for r in runs)/2
+    assert float(row['accuracy_mean']) == pytest.approx(mean('test_accuracy'), abs=1e-5) and float(row['tta_accuracy_mean']) == pytest.approx(mean('tta_accuracy'), abs=1e-5)
+    assert float(row['seconds_median']) == pytest.approx(mean('train_seconds')) and float(row['seconds_slowest']) <= sum(float(r['train_seconds']) for r in runs)
+    assert (row['seeds'], row['epochs'], row['tta']) == ('2', '2', 'flip') and 0 < float(row['loader_share']) < 1 < float(row['images_per_second'])
+    assert float(row['warm_up_seconds']) > 0 and sorted(o.name for o in (tmp_path/'out').glob('*seed*')) == ['two_stages-seed0', 'two_stages-seed1']
+
+def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
+    recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
+    assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
+    monkeypatch.setattr(ablations, 'results', results)
+    monkeypatch.setattr(ablations, 'get_recipe', lambda name: recipe)
+    monkeypatch.setattr(ablations, 'tricks', {k: ablations.tricks[k] for k in ('whitening', 'averaging')})
+    monkeypatch.setattr(sys, 'argv', ['ablations.py', 'quick', '--seeds', '1', '--epochs', '1', '--data', str(practice), '--limit', '64', '--out', str(tmp_path/'out'), '--device', 'cpu'])
+    for _ in range(2): ablations.main()
+    found = rows(results/'ablations.csv')
+    assert [(r['without'], r['epochs']) for r in found] == [('', '1'), ('', '2'), ('whitening', '2'), ('averaging', '2')]
+    runs = {f.parent.name: json.loads(f.read_text())['valid']['accuracy'] for f in (tmp_path/'out').glob('*/metrics.json')}
+    assert float(found[2]['accuracy']) == pytest.approx(runs['quick_without_whitening-seed0'], abs=1e-5) and float(found[2]['cpu_seconds']) > 0
+    stem = ablations.create_model('small_cnn_trained_stem').body.stem
+    assert sum(p.requires_grad for p in stem.parameters()) == 1 and stem(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 31, 31)

@@ -1,0 +1,88 @@
+"""What each trick of a speed recipe buys: `python benchmarks/ablations.py speedrun --seeds 2`
+
+The recipe with several numbers of epochs, and without each of its tricks at its own number. Accuracies are those of the validation images;
+the test images are not read. A row for each goes to benchmarks/results/ablations.csv: means over the seeds of accuracy, plain and with
+test-time augmentation, and of the processor's seconds. The same call again goes on where it was stopped, and two at a time share the work."""
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.evaluation import evaluate
+from cifar_fastai.experiments import run_grid
+from cifar_fastai.models import create_model, register_model
+from cifar_fastai.recipes import get_recipe
+from cifar_fastai.training import load_run, reuse_memory
+from side_by_side import machine, read_rows, results, write_rows
+
+@register_model
+def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
+    "`small_cnn` with a first layer that is trained, in the place of the whitening one"
+    model = create_model('small_cnn', n_out, in_channels, image_size)
+    model.body.stem = nn.Sequential(nn.Conv2d(in_channels, len(model.body.stem.filters), 2, bias=False), nn.ReLU(inplace=True))
+    return model
+
+@register_model
+def small_cnn_random_filters(n_out=10, in_channels=3, image_size=32):
+    "`small_cnn` with filters that begin as PyTorch's do, and not as partial identities"
+    model = create_model('small_cnn', n_out, in_channels, image_size)
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d): m.reset_parameters()
+    return model
+
+as_small_cnn = get_recipe('small_cnn')
+tricks = dict( # what a recipe is without each
+    whitening=dict(model='small_cnn_trained_stem'), identities=dict(model='small_cnn_random_filters'),
+    muon=dict(optimizer='sgd', lr=as_small_cnn.stages[0].lr, wd=as_small_cnn.wd, moms=as_small_cnn.stages[0].moms),
+    growing_images=dict(sizes=()), alternating_flips=dict(augment='flip_crop_2'), averaging=dict(average=0), label_smoothing=dict(label_smoothing=0.))
+
+def variants(recipe, epochs):
+    "{(trick left out, epochs): recipe}"
+    whole = {('', n): recipe.change(name=f'{recipe.name}_{n}_epochs', epochs=n) for n in epochs}
+    without = {(name, recipe.epochs): recipe.change(name=f'{recipe.name}_without_{name}', **change) for name,change in tricks.items()}
+    return whole | {k: r for k,r in without.items() if r != recipe.change(name=r.name)}
+
+def with_tta(folder, tta, **options):
+    "Accuracy on the validation images; kept in the run folder"
+    path = Path(folder)/f'valid_{tta}.json'
+    if not path.exists(): path.write_text(json.dumps(evaluate(load_run(folder, **options), 'valid', tta=tta).to_dict()) + '\n', encoding='utf-8')
+    return json.loads(path.read_text(encoding='utf-8'))['accuracy']
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipe', help='one with a single stage')
+    parser.add_argument('--seeds', type=int, default=2, metavar='N', help='seeds 0 to N-1 (default: 2)')
+    parser.add_argument('--epochs', type=int, nargs='+', metavar='N', help='numbers of epochs of the whole recipe (default: 2, and up to its own)')
+    parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
+    parser.add_argument('--limit', type=int, metavar='N', help='train on so many images only')
+    parser.add_argument('--out', default='runs/ablations', metavar='FOLDER', help='of the run folders (default: runs/ablations)')
+    parser.add_argument('--tta', default='flip', metavar='NAME', help='test-time augmentation (default: flip)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    recipe,data = get_recipe(args.recipe),describe_data(find_data(args.data))
+    if args.device == 'cpu': reuse_memory()  # as training does
+    asked = variants(recipe, sorted({*(args.epochs or range(2, recipe.epochs)), recipe.epochs}))
+    options = dict(source=data.path, device=args.device)
+    runs = run_grid(list(asked.values()), args.seeds, args.out, limit=args.limit, **options)
+    rows = []
+    for (name,epochs),variant in asked.items():
+        mine = runs[(runs.recipe == variant.name) & (runs.status == 'finished')]
+        if mine.empty: continue
+        seconds = [json.loads((Path(f)/'run.json').read_text(encoding='utf-8'))['cpu_seconds'] for f in mine.run]
+        tta = [with_tta(f, args.tta, **options) for f in mine.run]
+        rows.append(dict(recipe=recipe.name, without=name, epochs=epochs, seeds=len(mine), accuracy=round(mine.valid_accuracy.mean(), 5),
+                         accuracy_lowest=mine.valid_accuracy.min(), accuracy_highest=mine.valid_accuracy.max(), tta=args.tta, tta_accuracy=round(statistics.mean(tta), 5),
+                         cpu_seconds=round(statistics.mean(seconds), 1), limit=args.limit or '', variant=data.variant, device=args.device,
+                         gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+                         command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]])))
+    path = results/'ablations.csv'
+    write_rows(path, [r for r in read_rows(path) if r['recipe'] != recipe.name] + rows)
+    print('\n'.join(f'{r["without"] or "as it is":20}{r["epochs"]:3} epochs  {100*r["accuracy"]:.2f}  {100*r["tta_accuracy"]:.2f} ({args.tta})  {r["cpu_seconds"]:7.1f} s' for r in rows))
+
+if __name__ == '__main__': main()
