@@ -230,7 +230,7 @@ register_recipe(Recipe(
 def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.05, moms=(.95, .85, .95), sizes=(24, 32), label_smoothing=.2, **kwargs):
     "Few epochs, with Muon"
     return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
-                  augment='alternating_flip_crop_2', valid=1000, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, **kwargs)
+                  augment='alternating_flip_crop_2', valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, **kwargs)
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 6, 'about seven minutes on two cores'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute and a half on two cores', sizes=(16, 24, 28), label_smoothing=.1))
