@@ -66,10 +66,10 @@ modules = sorted(o for o in checks.sources(root) if o.endswith('.py') and not Pa
 
 
 def form_problems(nb):
-    "A notebook begins with a title and a subtitle; one with a number says which module it exports."
+    "A notebook begins with a title and a subtitle, and nothing else, which the site would drop; one with a number says which module it exports."
     first = ''.join(nb.cells[0]['source']) if nb.cells else ''
-    if not re.match(r'# \S.*\n+> \S', first):
-        yield f'{nb}: its first cell is no "# title" with a "> subtitle" under it'
+    if not re.fullmatch(r'# \S.*\n+> \S.*\n*', first):
+        yield f'{nb}: its first cell is no "# title" with a "> subtitle" under it, and nothing else'
     if nb.layer is not None and nb.module is None:
         yield f'{nb}: no #| default_exp'
 
@@ -94,7 +94,8 @@ def test_notebook_form(nb):
 
 
 @pytest.mark.parametrize('cells', [[], [cell('# data', 'markdown'), cell('#| default_exp data')],
-                                   [cell('# data\n\n> Where images come from', 'markdown'), cell('1 + 1')]])
+                                   [cell('# data\n\n> Where images come from', 'markdown'), cell('1 + 1')],
+                                   [cell('# data\n\n> Where images come from\n\nMore.', 'markdown'), cell('#| default_exp data')]])
 def test_notebook_form_is_checked(cells):
     assert list(form_problems(Notebook('nbs/01_data.ipynb', cells)))
 
