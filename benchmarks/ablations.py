@@ -16,19 +16,17 @@ from torch import nn
 from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import run_grid
-from cifar_fastai.models import create_model, register_model
+from cifar_fastai.models import create_model, list_models, register_model
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import load_run, reuse_memory
 from side_by_side import machine, read_rows, results, write_rows
 
-@register_model
 def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
     "`small_cnn` with a first layer that is trained, in the place of the whitening one"
     model = create_model('small_cnn', n_out, in_channels, image_size)
     model.body.stem = nn.Sequential(nn.Conv2d(in_channels, len(model.body.stem.filters), 2, bias=False), nn.ReLU(inplace=True))
     return model
 
-@register_model
 def small_cnn_random_filters(n_out=10, in_channels=3, image_size=32):
     "`small_cnn` with filters that begin as PyTorch's do, and not as partial identities"
     model = create_model('small_cnn', n_out, in_channels, image_size)
@@ -67,6 +65,8 @@ def main():
     args = parser.parse_args()
     recipe,data = get_recipe(args.recipe),describe_data(find_data(args.data))
     if args.device == 'cpu': reuse_memory()  # as training does
+    for f in (small_cnn_trained_stem, small_cnn_random_filters):
+        if f.__name__ not in list_models(): register_model(f)
     asked = variants(recipe, sorted({*(args.epochs or range(2, recipe.epochs)), recipe.epochs}))
     options = dict(source=data.path, device=args.device)
     runs = run_grid(list(asked.values()), args.seeds, args.out, limit=args.limit, **options)

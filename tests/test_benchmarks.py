@@ -170,9 +170,9 @@ def test_the_plain_loop_steps_as_the_recipe_does():
         assert moved.abs().max() > 0 and torch.allclose(moved, loop.weight - conv.weight, rtol=.05, atol=1e-8)
 
 def test_sizes_are_compared(practice, monkeypatch, tmp_path):
-    found = run_benchmark(scaling, monkeypatch, tmp_path, 'ladder_0', '--data', str(practice), '--bs', '16', '32', '--images', '600', '--per-side', '32',
+    found = run_benchmark(scaling, monkeypatch, tmp_path, 'wide_cnn', '--data', str(practice), '--bs', '16', '32', '--images', '600', '--per-side', '32',
                           '--seconds', '.1', '--device', 'cpu')
-    assert [(r['what'], r['bs'], r['images']) for r in found] == [('training', '16', ''), ('training', '32', ''), ('loader', '512', '600')]
+    assert [(r['what'], r['bs'], r['images']) for r in found] == [('training', '16', ''), ('training', '32', ''), ('loader', '64', '600')]
     assert all(float(r['images_per_second']) > 0 and float(r['mib']) > 100 for r in found)
     assert [bool(r['first_batch_cold_seconds']) for r in found] == [False, False, True]
 
