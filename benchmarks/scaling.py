@@ -7,6 +7,7 @@ second, of those seconds, and of the peak of the process's memory, or of the acc
 import argparse
 import json
 import os
+import random
 import resource
 import shlex
 import statistics
@@ -39,8 +40,10 @@ def measure(args, kind, n):
     return dict(first_batch_seconds=time.perf_counter() - start, images_per_second=rate(dls.train, args.seconds), mib=peak(args.device))
 
 def lay_out(path, n, folder):
-    "A data set of `n` training images: links to those of `path`, one after another, again and again"
-    for i,f in enumerate(islice(cycle(train_files(path)), n)):
+    "A data set of `n` training images: links to those of `path` in a random order, again and again"
+    files = train_files(path)
+    random.Random(0).shuffle(files)  # a part has all classes too
+    for i,f in enumerate(islice(cycle(files), n)):
         link = folder/f.relative_to(path).with_name(f'{f.stem}_{i}{f.suffix}')
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(f.absolute())

@@ -52,6 +52,7 @@ def main():
         recipe = get_recipe(name)
         once,loader = warm_up(recipe, data, args.device)
         folders = run(recipe, args.seeds, args.out, data, args.device, args.tta).run
+        if not len(folders): continue  # what went wrong stands in the table above
         done = [{f: json.loads((Path(folder)/f'{f}.json').read_text(encoding='utf-8')) for f in ('run', 'metrics')} for folder in folders]
         seconds = [o['run']['seconds'] for o in done]
         seen = done[0]['run']['epochs']*done[0]['run']['data']['n_train']

@@ -187,7 +187,8 @@ def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
 def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
     w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
     other = torch.nn.Parameter(b.detach().clone())
-    opt,sgd = training.muon([w, b], lr=.1, mom=.8, sgd_lr=.5),training.nesterov_sgd([other], lr=.05, mom=.8)
+    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr=.5))
+    opt,sgd = muon([w, b], lr=.1, mom=.8),training.nesterov_sgd([other], lr=.05, mom=.8)
     for _ in range(3):
         before = w.detach().clone()
         w.grad,b.grad = torch.randn_like(w),torch.randn(8)
