@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'CommandError', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command',
-           'Split', 'evaluate_command', 'report_command', 'predict_command']
+           'Split', 'evaluate_command', 'report_command', 'predict_command', 'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import json
@@ -700,3 +700,33 @@ def predict_command(
         else: failed += 1; print(f'{said}', file=sys.stderr)
     print(f'{_count(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
     if failed or not read: raise typer.Exit(1)
+
+# %% ../nbs/10_cli.ipynb #5c0e1a02
+@app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(
+    'cifar-fastai course            # what there is, and what you have solved',
+    'cifar-fastai course my_course  # the notebooks, to work in'))
+def course_command(
+    folder:Annotated[Path|None, typer.Argument(metavar='[FOLDER]', help='Copy the tutorials here. What is there already stays as it is.')]=None,
+)->None:
+    """List the tutorials and exercises, or copy them to a folder.
+
+    What you have solved is kept on this machine, and nowhere else."""
+    with _loading(): from cifar_fastai import course
+    if folder is None: _print_course(course.tutorials(), course.exercises())
+    else: _print_copied(folder, [p.name for p in course.copy_tutorials(folder)], list(course.tutorials().file))
+
+def _print_course(tutorials, exercises):
+    "Tutorials and exercises, each with its state"
+    rows = []
+    for t in tutorials.itertuples():
+        rows.append([t.tutorial, t.title, f'{t.right} of {t.exercises}'])
+        rows += [[e.exercise, f'  {e.title}', 'right' if e.right else 'tried' if e.attempts else ''] for e in exercises[exercises.tutorial == t.tutorial].itertuples()]
+    _print_table(['', 'tutorial', 'solved'], [list(map(str, r)) for r in rows])
+    print('\nTo begin: cifar-fastai course my_course')
+
+def _print_copied(folder, written, names):
+    "Which notebooks were written, and how to start"
+    for name in names: print(f'{folder/name}' + ('' if name in written else '  was there already, and stays as it is'))
+    from importlib.util import find_spec
+    if not find_spec('jupyterlab'): print('\nNotebooks need something to run them: an editor that can, or `pip install jupyterlab`.')
+    print(f'\nTo begin: jupyter lab {shlex.quote(str(folder/names[0]))}')

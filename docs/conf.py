@@ -23,6 +23,7 @@ exclude_patterns = ['**.ipynb_checkpoints']
 nb_execution_mode = 'off'                 # the outputs are those saved in the notebooks
 nb_ipywidgets_js = {}                     # else widget pages load require.js from a CDN
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'         # the default knows no tables
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'colon_fence', 'deflist', 'smartquotes']
 myst_heading_anchors = 4
 myst_heading_slug_func = 'conf.slug'
@@ -38,6 +39,7 @@ html_baseurl = cfg.doc_url
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None
+html_context = dict(default_mode='auto')    # light or dark, as the reader's system says
 html_theme_options = dict(
     repository_url=cfg.git_url, repository_branch=cfg.branch, path_to_docs='nbs', repository_provider='github',
     use_repository_button=True, use_issues_button=True, use_download_button=False, use_fullscreen_button=False,

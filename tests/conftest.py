@@ -1,5 +1,6 @@
-"What several test files use: a small practice set, a pyplot that must be left alone, and a web server on this machine."
+"What several test files use: a small practice set, a pyplot that must be left alone, a web server on this machine, and a browser."
 import os
+import shutil
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,3 +78,16 @@ def http_server(monkeypatch):
 
         server.answer = answer
         yield server
+
+
+chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if chromium is None: pytest.skip('no chromium on this machine')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield browser
+        browser.close()

@@ -30,7 +30,7 @@ from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict']
+names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)
@@ -638,3 +638,32 @@ def test_messages_for_python_are_translated():
     sources = [p.read_text() for p in Path(cli.__file__).parent.glob('*.py') if p.name not in ('cli.py', '_modidx.py')]
     for call, command in cli._commands.items():
         assert any(call in source for source in sources) and command.strip('`').split()[1] in names
+
+# course
+
+def test_course_lists_tutorials_exercises_and_what_was_solved(tmp_path, monkeypatch):
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
+    from cifar_fastai.course import check, exercises, tutorials
+    check('2.2', 448)
+    check('2.1', (1, 2, 3, 4))
+    lines = [l.rstrip() for l in run('course').out.splitlines()]
+    row = lambda start: next(l for l in lines if l.startswith(start + ' '))
+    assert row('2.2').endswith('right') and row('2.1').endswith('tried') and row('2.3').endswith('own with at most 100,000 parameters')
+    assert row('2').split()[-3:] == ['1', 'of', str(len(exercises(2)))]
+    assert all(t in '\n'.join(lines) for t in [*tutorials().title, *exercises().title])
+
+def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run('course', 'my course')
+    copies = sorted((tmp_path/'my course').glob('*.ipynb'))
+    assert first.code == 0 and len(copies) > 1 and f"jupyter lab 'my course/{copies[0].name}'" in first.out
+    copies[0].write_text('mine', encoding='utf-8')
+    copies[1].unlink()
+    again = run('course', 'my course')
+    assert copies[0].read_text(encoding='utf-8') == 'mine' and copies[1].exists()
+    assert [l.endswith('stays as it is') for l in again.out.splitlines() if '.ipynb' in l and 'jupyter' not in l] == [p != copies[1] for p in copies]
+
+def test_course_into_a_file_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'taken').write_text('', encoding='utf-8')
+    fails(run('course', 'taken'), 'taken')

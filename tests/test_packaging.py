@@ -80,10 +80,11 @@ def installed(wheel, tmp_path_factory):
     return target
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel):
+def test_wheel_holds_the_package_with_its_tutorials_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {o for o in project_files() if o.startswith(f'{cfg.lib_name}/')}
-    assert {o for o in names if '.dist-info/' not in o} == modules
+    tutorials = {o.replace('nbs/', f'{cfg.lib_name}/') for o in project_files() if o.startswith('nbs/tutorials/')}
+    assert tutorials and {o for o in names if '.dist-info/' not in o} == modules | tutorials
     assert f'{cfg.lib_name}-{cfg.version}.dist-info/licenses/LICENSE' in names
     assert wheel.name == f'{cfg.lib_name}-{cfg.version}-py3-none-any.whl'
 
@@ -92,7 +93,7 @@ def test_sdist_holds_what_a_build_reads(built):
     path, = built.glob('*.tar.gz')
     names = {o.partition('/')[2] for o in tarfile.open(path).getnames()}
     assert {'pyproject.toml', 'settings.ini', 'setup.py', 'README.md', 'LICENSE', f'{cfg.lib_name}/__init__.py'} <= names
-    assert not [o for o in names if o.startswith(('tests', 'nbs', 'docs', '.'))]
+    assert not [o for o in names if o.startswith(('tests', 'docs', '.')) or o.startswith('nbs/') and not o.startswith('nbs/tutorials')]
 
 
 def test_metadata(metadata):
@@ -145,6 +146,14 @@ def test_installed_package_imports(installed):
 def test_installed_command_runs(installed):
     out = run(sys.executable, installed / 'bin/cifar-fastai', '--help', env={**os.environ, 'PYTHONPATH': str(installed)}, cwd=installed)
     assert 'train' in out
+
+
+def test_installed_command_copies_the_tutorials(installed, tmp_path):
+    env = {**os.environ, 'PYTHONPATH': str(installed), 'CIFAR_FASTAI_HOME': str(tmp_path / 'home')}
+    run(sys.executable, installed / 'bin/cifar-fastai', 'course', tmp_path / 'course', env=env, cwd=installed)
+    copies = {o.name: o.read_text(encoding='utf-8') for o in (tmp_path / 'course').iterdir()}
+    assert set(copies) == {Path(o).name for o in project_files() if o.startswith('nbs/tutorials/')}
+    assert not [o for o, text in copies.items() if re.search(r'\]\(\.\./', text)], 'a link that leads nowhere from here'
 
 
 def test_installed_entry_points_resolve(installed):

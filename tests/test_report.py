@@ -215,17 +215,6 @@ def test_damaged_evaluation_is_named(runs, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- in a browser
 
-chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    if chromium is None: pytest.skip('no chromium on this machine')
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,250 @@
+"The exercises: right answers pass, wrong ones get the hint that fits"
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from cifar_fastai import course
+from cifar_fastai.course import check, exercises, tutorial_folder, tutorials
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch): monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
+
+# 1. Look at the data
+def over_images(x): return (x - x.mean((0, 2, 3), keepdim=True))/x.std((0, 2, 3), keepdim=True)
+def whole_pictures(groups, seed=0):
+    names = sorted(set(groups))
+    np.random.default_rng(seed).shuffle(names)
+    valid = set(names[:len(names)//5])
+    return [i for i,g in enumerate(groups) if g not in valid],[i for i,g in enumerate(groups) if g in valid]
+def any_images(groups):
+    order = np.random.default_rng(0).permutation(len(groups))
+    return order[120:],order[:120]
+
+# 2. A first CNN
+def network(*layers): return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), *layers)
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net,self.idle = network(),nn.Linear(3, 3)
+    def forward(self, x): return self.net(x)
+def constant():
+    model = network()
+    nn.init.zeros_(model[-1].weight)
+    return model
+def steepest(lrs, losses): return lrs[:losses.argmin()][losses.diff()[:losses.argmin()].argmin()]
+
+# 3. Augmentation and regularisation
+def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
+def coin_in_place(x):
+    x[torch.rand(len(x)) < .5] *= -1
+    return x
+def one_coin(x): return coin(x[:1]).expand_as(x) if len(x) == 1 else x.flip(-1)
+def smooth(y, eps, n): return (1 - eps)*F.one_hot(y, n) + eps/n
+def smooth_others(y, eps, n): return torch.where(F.one_hot(y, n) == 1, 1 - eps, eps/(n - 1))
+def dropout(x, p, training): return F.dropout(x, p, training)
+def unscaled(x, p, training): return x*(torch.rand_like(x) >= p) if training else x
+
+# 4. Transfer learning
+def freeze(model):
+    model.body.requires_grad_(False).eval()
+def freeze_weights(model): model.body.requires_grad_(False)
+def freeze_all(model): return model.requires_grad_(False)
+def new_head(model, n):
+    model.head[-1] = nn.Linear(12, n)
+    return model
+def one_more_layer(model, n): return nn.Sequential(model, nn.Linear(10, n))
+def new_body(model, n):
+    for p in model.body.parameters(): nn.init.normal_(p)
+    return new_head(model, n)
+
+# 5. Cats and dogs
+def most_confused(counts, vocab):
+    counts = counts.copy()
+    np.fill_diagonal(counts, 0)
+    i,j = np.unravel_index(counts.argmax(), counts.shape)
+    return vocab[i],vocab[j],counts[i, j]
+def in_place(counts, vocab):
+    np.fill_diagonal(counts, 0)
+    return most_confused(counts, vocab)
+def changes(actual, before, after): return ((before != actual) & (after == actual)).sum(),((before == actual) & (after != actual)).sum()
+def chi2(fixed, broken): return stats.chi2.sf((abs(fixed - broken) - 1)**2/(fixed + broken), 1)
+
+# 6. The ladder
+def spread(a, ddof=1): return np.mean(a),np.std(a, ddof=ddof)
+def interval(a, factor=stats.t.ppf(.975, 2), ddof=1, root=True):
+    half = factor*np.std(a, ddof=ddof)/(len(a)**.5 if root else 1)
+    return np.mean(a) - half,np.mean(a) + half
+
+# 7. Make it fast
+def alternate(x, epoch, first): return torch.where((first ^ bool(epoch % 2))[:, None, None, None], x.flip(-1), x)
+def whiten(patches, scale=True):
+    values,vectors = torch.linalg.eigh(torch.cov(patches.T))
+    return (vectors/values.sqrt()).T if scale else vectors.T
+
+# 8. Use it
+def prepare(picture): return torch.tensor(np.asarray(picture.convert('RGB').resize((32, 32)))/255, dtype=torch.float32).permute(2, 0, 1)[None]
+def decide(p, vocab, threshold): return vocab[int(np.argmax(np.asarray(p)))] if max(p) >= threshold else None
+def top(p, vocab, k): return sorted(zip(vocab, p), key=lambda o: -o[1])[:k]
+
+right = {
+    '1.1': [lambda files: Counter(f.parent.name for f in files)],
+    '1.2': [(16, 3, 32, 32), [16, 3, 32, 32], torch.zeros(16, 3, 32, 32).shape],
+    '1.3': [over_images, lambda x: over_images(x).numpy()],
+    '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7)],
+    '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
+    '2.2': [448, torch.tensor(448), 448.],
+    '2.3': [network(), network],
+    '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
+    '2.5': [steepest, lambda lrs, losses: lrs[losses.argmin()]/10],
+    '3.1': [coin],
+    '3.3': [smooth],
+    '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
+    '3.4': [dropout],
+    '4.2': [freeze, lambda model: model.body.requires_grad_(False).eval() and None],
+    '4.1': [new_head],
+    '4.4': [lambda n, low, high: [low*(high/low)**(i/(n - 1)) for i in range(n)], lambda n, low, high: np.geomspace(low, high, n)],
+    '4.3': [5130],
+    '5.1': [most_confused],
+    '5.2': [lambda counts: counts.diagonal()/counts.sum(1), lambda counts: [row[i]/sum(row) for i,row in enumerate(counts.tolist())]],
+    '5.3': [changes],
+    '5.4': [lambda fixed, broken: stats.binomtest(fixed, fixed + broken).pvalue],
+    '6.1': [spread, lambda a: torch.stack(torch.std_mean(torch.tensor(a, dtype=torch.float64))).flip(0)],
+    '6.2': [interval],
+    '6.3': [lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'test_accuracy']],
+    '7.1': [1_179_648],
+    '7.4': [alternate],
+    '7.2': [lambda step, steps, sizes: sizes[step*len(sizes)//steps]],
+    '7.3': [whiten],
+    '8.2': [lambda s: s.softmax(1), lambda s: (e := (s - s.amax(1, keepdim=True)).exp())/e.sum(1, keepdim=True)],
+    '8.1': [prepare],
+    '8.4': [decide],
+    '8.3': [top],
+}
+
+wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones first
+    '1.1': [(lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
+            (lambda files: {f.parent.name: 1 for f in files}, 'you count'), (lambda files: len(files), 'dictionary'), (lambda files: None, 'returns nothing'), (3, 'Give the function itself')],
+    '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
+    '1.3': [(lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
+            (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
+    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'),
+            (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
+    '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), (8, 'tuple')],
+    '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
+    '2.3': [(lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
+            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
+            (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
+    '2.4': [(.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
+    '2.5': [(lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (lambda lrs, losses: 1e-6, 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
+            (lambda lrs, losses: [1, 2], 'Return a learning rate')],
+    '3.1': [(lambda x: x.flip(-1), 'All images'), (lambda x: torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-2), x), 'on their head'), (lambda x: x, 'No image'),
+            (coin_in_place, 'have changed'), (lambda x: x.flip(1), 'mixed up'), (lambda x: torch.where((torch.rand(len(x)) < .1)[:, None, None, None], x.flip(-1), x), 'about half'),
+            (lambda x: torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], x.flip(-1), x), 'second call')],
+    '3.3': [(smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
+            (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows')],
+    '3.2': [(lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (lambda h: 4, 'smallest'),
+            (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
+    '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
+            (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
+    '4.2': [(freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
+    '4.1': [(one_more_layer, 'ten classes'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (lambda model, n: None, 'returns nothing')],
+    '4.4': [(lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
+            (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
+    '4.3': [(5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
+    '5.1': [(lambda counts, vocab: ('bird', 'cat', 14), 'rows are'), (lambda counts, vocab: ('cat', 'bird', 20), 'both directions'), (lambda counts, vocab: ('dog', 'dog', 70), 'diagonal'),
+            (lambda counts, vocab: ('cat', 'dog', 9), 'another pair'), (in_place, 'has changed'), (lambda counts, vocab: 14, 'three things'), (lambda counts, vocab: (0, 1, 6), 'another pair')],
+    '5.2': [(lambda counts: counts.diagonal()/counts.sum(0), 'precision'), (lambda counts: counts.diagonal()/counts.sum(), 'all images'), (lambda counts: .5, 'one number for each'),
+            (lambda counts: np.ones(3), '.847')],
+    '5.3': [(lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
+            (lambda actual, before, after: (3, 2), 'neither repaired'), (lambda *a: 4, 'two numbers')],
+    '5.4': [(lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
+            (lambda fixed, broken: .5, 'throws of a coin')],
+    '6.1': [(lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.0056'),
+            (lambda a: np.mean(a), 'two numbers')],
+    '6.2': [(lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
+            (lambda a: interval(a)[::-1], 'comes first'), (lambda a: (.5, .9), 'around the mean'), (lambda a: interval(a, 100), 'either side')],
+    '6.3': [(lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'made the choice'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
+            (lambda runs: runs.test_accuracy.mean(), 'Choose')],
+    '7.1': [(2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
+    '7.4': [(lambda x, epoch, first: coin(x), 'In epoch 0'), (lambda x, epoch, first: torch.where(first[:, None, None, None], x.flip(-1), x), 'In epoch 1'),
+            (lambda x, epoch, first: x.flip(-2), 'neither as they were')],
+    '7.2': [(lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
+            (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError')],
+    '7.3': [(lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(6), 'eigenvectors'), (lambda p: p, 'shape')],
+    '8.2': [(lambda s: s.exp()/s.exp().sum(1, keepdim=True), 'infinite'), (lambda s: s/s.sum(), '.090'), (lambda s: s.sigmoid(), 'add up to 1'), (lambda s: s.softmax(0), 'add up to 1')],
+    '8.1': [(lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
+            (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor')],
+    '8.4': [(lambda p, vocab, t: vocab[int(np.argmax(p))], 'None'), (lambda p, vocab, t: decide(p, vocab, t + 1e-6), 'just enough'), (lambda p, vocab, t: 'cat', 'dog'),
+            (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'TypeError')],
+    '8.3': [(lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
+            (lambda p, vocab, k: [v for v,_ in top(p, vocab, k)], 'pair'), (lambda p, vocab, k: top(p, vocab, 1), 'as many'), (lambda p, vocab, k: [top(p, vocab, k)[i] for i in range(k)], 'IndexError')],
+}
+numbers = list(exercises().exercise)
+
+def test_all_exercises_are_tried_here(): assert sorted(right) == sorted(wrong) == numbers
+
+@pytest.mark.parametrize('number,i', [(n, i) for n,answers in right.items() for i in range(len(answers))])
+def test_a_right_answer_is_right(number, i):
+    verdict = check(number, right[number][i])
+    assert verdict and verdict.text.startswith('Right'), verdict
+
+@pytest.mark.parametrize('number,i', [(n, i) for n,answers in wrong.items() for i in range(len(answers))])
+def test_a_wrong_answer_gets_the_hint_that_fits(number, i):
+    answer,hint = wrong[number][i]
+    verdict = check(number, answer)
+    assert verdict.right is False and hint in verdict.text, verdict
+
+@pytest.mark.parametrize('number', numbers)
+def test_no_answer_is_no_attempt(number):
+    assert check(number).right is None
+    assert not exercises().attempts.any()
+
+@pytest.mark.parametrize('number', numbers)
+@pytest.mark.parametrize('answer', ['', None, [], {}, object(), math.nan, -1, lambda *a: None, lambda: 1, lambda *a: 'what'], ids=lambda a: type(a).__name__)
+def test_nonsense_gets_a_hint_and_no_traceback(number, answer):
+    verdict = check(number, answer)
+    assert verdict.right is False and len(verdict.text) > 20
+
+def test_progress_counts_attempts_until_it_is_right():
+    for answer in 1, 2, 448, 3: check('2.2', answer)
+    row = exercises(2).set_index('exercise').loc['2.2']
+    assert row.attempts == 3 and row.right
+
+def test_damaged_progress_is_told(tmp_path):
+    (tmp_path/'course.json').write_text('{', encoding='utf-8')
+    with pytest.raises(ValueError, match='damaged.*Remove it'): exercises()
+
+def test_an_exercise_of_ones_own():
+    try:
+        @course.exercise('99.1', 'Say yes')
+        def _(answer):
+            course.need(answer == 'yes', 'Try the other word.')
+            return 'Right.'
+        assert check('99.1', 'yes') and check('99.1', 'no').text == 'Try the other word.'
+        with pytest.raises(ValueError, match='registered already'): course.exercise('99.1', 'Again')(print)
+    finally: course._exercises.pop('99.1', None)
+
+def checks_in(path):
+    "The exercises that a notebook checks, and the answers that it gives them"
+    code = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return [m for source in code for m in re.findall(r"^check\('([\d.]+)', (.+?)\)(?: +#.*)?$", source, re.M)]
+
+@pytest.mark.parametrize('path', sorted(tutorial_folder().glob('*.ipynb')), ids=lambda p: p.stem)
+def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):
+    asked = checks_in(path)
+    assert sorted(n for n,_ in asked) == list(exercises(int(path.name[:2])).exercise)
+    assert {answer for _,answer in asked} == {'...'}
+    text = path.read_text(encoding='utf-8')
+    assert all(f'**Exercise {n}.**' in text for n,_ in asked) and 'What to expect' in text and 'Try it.' in text
+
+def test_all_tutorials_are_there(): assert list(tutorials().tutorial) == sorted(set(exercises().tutorial))

@@ -1,0 +1,134 @@
+"The site, built from the notebooks and looked at in a browser: every page, on a phone and on a desk"
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urljoin, urlparse
+
+import pytest
+
+from test_project import project_files, root
+
+
+class Page(HTMLParser):
+    "What a page refers to, and what can be referred to in it"
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids, self.pictures = [], set(), []
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if 'id' in attrs: self.ids.add(attrs['id'])
+        if tag == 'a' and attrs.get('href'): self.links.append(attrs['href'])
+        if tag == 'img': self.pictures.append((attrs.get('src', ''), attrs.get('alt')))
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The site, built from a copy of the project, in which nothing is left of an earlier one"
+    tmp = tmp_path_factory.mktemp('site') / 'project'
+    for name in project_files():
+        (tmp / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, tmp / name)
+    done = subprocess.run([sys.executable, 'docs/build_site.py'], cwd=tmp, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(tmp)})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return tmp / '_site/html'
+
+
+@pytest.fixture(scope='module')
+def pages(site): return {o.relative_to(site).as_posix(): Page(o) for o in sorted(site.rglob('*.html')) if '_static' not in o.parts}
+
+
+@pytest.fixture(scope='module')
+def address(site):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(site)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+
+@pytest.fixture
+def tab(browser):
+    "A tab, and what it asked for and complained about"
+    made = []
+    def open_tab(width, scheme='light'):
+        context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+        made.append(context)
+        page, requests, errors = context.new_page(), [], []
+        page.on('request', lambda o: requests.append(o.url))
+        page.on('pageerror', lambda o: errors.append(str(o)))
+        page.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)
+        return page, requests, errors
+    yield open_tab
+    for context in made: context.close()
+
+
+def test_every_notebook_has_a_page(pages):
+    names = [re.sub(r'(^|/)\d+_', r'\1', o.removeprefix('nbs/').removesuffix('.ipynb')) + '.html' for o in project_files() if o.startswith('nbs/') and o.endswith('.ipynb')]
+    assert len(names) > 20 and not set(names) - set(pages)
+    assert {'changelog.html', 'contributing.html', 'search.html'} <= set(pages)
+
+
+def test_links_and_anchors_lead_somewhere(pages, site):
+    broken = []
+    for name, page in pages.items():
+        for link in page.links:
+            url = urlparse(urljoin(name, link))
+            if url.scheme or url.netloc: continue
+            path = unquote(url.path) or name
+            if not (site / path).is_file(): broken.append((name, link))
+            elif url.fragment and path in pages and unquote(url.fragment) not in pages[path].ids: broken.append((name, link))
+    assert broken == []
+
+
+def test_pictures_are_there_and_have_a_text(pages, site):
+    poor = [(name, src, alt) for name, page in pages.items() for src, alt in page.pictures
+            if not src.startswith('data:') and not (site / unquote(urljoin(name, src))).is_file() or not (alt or '').strip() or (alt or '').startswith('_images') or '../_images' in (alt or '')]
+    assert poor == []
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_every_page_in_a_browser(tab, pages, address, width):
+    page, requests, errors = tab(width)
+    wide = []
+    for name in pages:
+        page.goto(address + name)
+        if page.evaluate('document.documentElement.scrollWidth > window.innerWidth'): wide.append(name)
+    assert errors == [] and wide == []
+    assert [o for o in requests if not o.startswith((address, 'data:'))] == [], 'asked somebody else'
+
+
+def test_dark_is_dark(tab, address):
+    page, _, errors = tab(1280, 'dark')
+    page.goto(address)
+    red, green, blue = map(int, re.findall(r'\d+', page.evaluate('getComputedStyle(document.body).backgroundColor'))[:3])
+    assert red + green + blue < 200 and errors == []
+
+
+@pytest.mark.parametrize('asked, found', [('orthogonalize', 'training.html'), ('most_confused', 'evaluation.html'), ('Exercise', 'tutorials/')])
+def test_search_finds(tab, address, asked, found):
+    page, requests, errors = tab(1280)
+    page.goto(f'{address}search.html?q={asked}')
+    page.wait_for_function("document.querySelector('#search-results .search-summary, #search-results p')?.textContent.match(/found|finished/i)", timeout=20_000)
+    links = [o.get_attribute('href') for o in page.query_selector_all('#search-results li a')]
+    assert any(found in o for o in links), links
+    assert errors == [] and not [o for o in requests if not o.startswith((address, 'data:'))]
+
+
+def test_a_page_has_nav_contents_and_buttons(tab, address):
+    page, _, _ = tab(1280)
+    page.goto(address + 'tutorials/make_it_fast.html')
+    nav = page.inner_text('.bd-sidebar-primary')
+    assert all(o in nav for o in ('Tutorials', 'Guides', 'Results', 'Reference', 'Project')) and nav.index('Tutorials') < nav.index('Reference')
+    assert 'First measure' in page.inner_text('.bd-sidebar-secondary')
+    assert {o.inner_text() for o in page.query_selector_all('.page-links a')} == {'Open in Colab', 'Notebook on GitHub'}
+    assert page.query_selector('button.copybtn') and page.query_selector('.theme-switch-button')
