@@ -91,3 +91,19 @@ def browser():
         browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    "A tab, and what it asked for and complained about"
+    made = []
+    def open_tab(width, scheme='light'):
+        context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+        made.append(context)
+        page, requests, errors = context.new_page(), [], []
+        page.on('request', lambda o: requests.append(o.url))
+        page.on('pageerror', lambda o: errors.append(str(o)))
+        page.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)
+        return page, requests, errors
+    yield open_tab
+    for context in made: context.close()

@@ -215,22 +215,13 @@ def test_damaged_evaluation_is_named(runs, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- in a browser
 
-
-
 @pytest.fixture
-def opened(browser, page):
-    made = []
+def opened(tab, page):
     def open_page(width, scheme='light'):
-        context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
-        made.append(context)
-        tab, requests, errors = context.new_page(), [], []
-        tab.on('request', lambda o: requests.append(o.url))
-        tab.on('pageerror', lambda o: errors.append(str(o)))
-        tab.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)
-        tab.goto(page.as_uri())
-        return tab, requests, errors
-    yield open_page
-    for context in made: context.close()
+        opened = tab(width, scheme)
+        opened[0].goto(page.as_uri())
+        return opened
+    return open_page
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

@@ -7,7 +7,6 @@ import sys
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urljoin, urlparse
 
@@ -54,22 +53,6 @@ def address(site):
     Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
-
-
-@pytest.fixture
-def tab(browser):
-    "A tab, and what it asked for and complained about"
-    made = []
-    def open_tab(width, scheme='light'):
-        context = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
-        made.append(context)
-        page, requests, errors = context.new_page(), [], []
-        page.on('request', lambda o: requests.append(o.url))
-        page.on('pageerror', lambda o: errors.append(str(o)))
-        page.on('console', lambda o: errors.append(o.text) if o.type == 'error' else None)
-        return page, requests, errors
-    yield open_tab
-    for context in made: context.close()
 
 
 def test_every_notebook_has_a_page(pages):
