@@ -62,7 +62,7 @@ def main():
             seconds_median=statistics.median(seconds), seconds_fastest=min(seconds), seconds_slowest=max(seconds),
             tta_seconds=statistics.median(o['metrics'][f'test {args.tta}']['seconds'] for o in done), warm_up_seconds=round(once, 1),
             epochs=recipe.epochs, images_per_second=round(seen/statistics.median(seconds)), loader_share=round(seen/loader/statistics.median(seconds), 4),
-            device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+            device=args.device, precision=done[0]['run']['precision'], gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
             command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

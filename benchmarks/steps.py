@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
 from cifar_fastai.recipes import get_recipe
-from cifar_fastai.training import build_model, create_learner, optimizer_function, reuse_memory
+from cifar_fastai.training import build_model, create_learner, optimizer_function, reuse_memory, training_precision
 from side_by_side import add_row, in_turns, machine, medians
 
 warm_up,matrix = 5,4096
@@ -68,14 +68,19 @@ def optimizer(model, recipe):
 
 def check(recipe, device):
     "Refuse what the loop in plain PyTorch does not do"
-    for name,asked in (('l2', recipe.l2), ('mixed_precision', recipe.mixed_precision and device != 'cpu')):
+    for name,asked in (('l2', recipe.l2), ('mixed_precision', training_precision(recipe, device) == 'fp16')):
         if asked: raise SystemExit(f'{recipe.name} has {name}={getattr(recipe, name)!r}, which the loop here has no counterpart of. Choose another recipe, such as small_cnn.')
 
-def steps_of(model, dl, recipe):
+def autocast(args, recipe):
+    "As the recipe has it on this device"
+    return torch.autocast(args.device.partition(':')[0], torch.bfloat16, enabled=training_precision(recipe, args.device) == 'bf16')
+
+def steps_of(model, dl, recipe, autocast):
     "One training step after another, in plain PyTorch"
     opt = optimizer(model, recipe)
     for x,y in batches(dl):
-        loss = cross_entropy(model(x.as_subclass(torch.Tensor)), y.as_subclass(torch.Tensor), label_smoothing=recipe.label_smoothing)
+        with autocast: out = model(x.as_subclass(torch.Tensor))
+        loss = cross_entropy(out.float(), y.as_subclass(torch.Tensor), label_smoothing=recipe.label_smoothing)
         loss.backward()
         opt.step()
         opt.zero_grad()
@@ -83,12 +88,14 @@ def steps_of(model, dl, recipe):
 
 def network(args, recipe, n_out):
     if args.device == 'cpu': reuse_memory() # as `create_learner` does
-    return build_model(recipe, n_out, pretrained=False).to(args.device, memory_format=torch.channels_last).train()
+    model = build_model(recipe, n_out, pretrained=False).to(args.device, memory_format=torch.channels_last).train()
+    if recipe.compile and args.device.startswith('cuda'): model.compile()
+    return model
 
 def time_loop(args, recipe):
     "The same in plain PyTorch"
     dls = dataloaders(args, recipe)
-    steps = steps_of(network(args, recipe, dls.c), dls.train, recipe)
+    steps = steps_of(network(args, recipe, dls.c), dls.train, recipe, autocast(args, recipe))
     for _ in range(warm_up): next(steps)
     wait(args.device)
     start = time.perf_counter()
@@ -119,11 +126,11 @@ def seen_by_convolutions(model, x):
 
 def time_convolutions(args, recipe):
     "The convolutions alone"
-    model,bs = network(args, recipe, 10),args.bs or recipe.bs
+    model,bs,dtype = network(args, recipe, 10),args.bs or recipe.bs,torch.bfloat16 if training_precision(recipe, args.device) == 'bf16' else torch.float32
     image = torch.zeros(2, 3, recipe.image_size, recipe.image_size, device=args.device)
     ms = gflop = 0
     for conv,shape,on in seen_by_convolutions(model, image):
-        x = torch.randn(bs, *shape[1:], device=args.device).to(memory_format=torch.channels_last).requires_grad_(on)
+        conv,x = conv.to(dtype),torch.randn(bs, *shape[1:], device=args.device, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_(on)
         grad,wanted = torch.randn_like(conv(x)),[t for t in (x, *conv.parameters()) if t.requires_grad]
         def step(): torch.autograd.grad(conv(x), wanted, grad)
         for _ in range(warm_up): step()
@@ -137,7 +144,7 @@ def time_convolutions(args, recipe):
     return dict(ms=ms, gflop=gflop)
 
 def time_matrix(args, recipe):
-    "A product of two square matrices"
+    "A product of two square matrices, of 32-bit floats"
     a,b = torch.randn(2, matrix, matrix, device=args.device)
     a @ b
     wait(args.device)
@@ -168,7 +175,7 @@ def main():
         recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in gflop},
         overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), loader_share=round(ms['loader_ms']/ms['learner_ms'], 3),
         convolutions_share=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
-        steps=args.steps, variant=describe_data(path).variant, device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
+        steps=args.steps, variant=describe_data(path).variant, device=args.device, precision=training_precision(recipe, args.device), gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
         **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

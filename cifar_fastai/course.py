@@ -272,8 +272,8 @@ def _(loss):
 # %% ../nbs/09_course.ipynb #4c624643
 @exercise('2.5', 'Read a learning-rate finder')
 def _(pick):
-    lrs = np.geomspace(1e-6, 10, 141)
     for best in (3e-3, 3e-1):
+        lrs = np.geomspace(best/1000, best*30, 101)
         losses = 2.3 - 1.2/(1 + np.exp(-3*np.log10(lrs/best) - 3)) + .5*np.maximum(lrs/best - 1, 0)**1.5
         lowest,lr = lrs[losses.argmin()],call(pick, torch.tensor(lrs), torch.tensor(losses))
         _need_rate(lr, lowest)
@@ -288,7 +288,7 @@ def _need_rate(lr, lowest):
     need(lr > lowest/200, f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where hardly anything is learned yet.')
 
 # %% ../nbs/09_course.ipynb #e859e331
-@exercise('3.1', 'Mirror every second image, by chance')
+@exercise('3.1', 'Mirror each image with a probability of one half')
 def _(flip):
     torch.manual_seed(0)
     x = torch.rand(200, 3, 4, 5)

@@ -128,7 +128,7 @@ class Recipe:
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1
-    mixed_precision:bool = False # 16-bit floats where they do; on CUDA only
+    mixed_precision:bool = False # 16-bit floats where they do, on hardware that multiplies them: CUDA, and CPUs with AVX512-BF16
     compile:bool = False # `torch.compile` the network, for as long as it is trained; on CUDA only
     keras:bool = False # Keras' initialisation (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
 
@@ -230,7 +230,7 @@ register_recipe(Recipe(
 def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.05, moms=(.95, .85, .95), sizes=(24, 32), label_smoothing=.2, **kwargs):
     "Few epochs, with Muon"
     return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
-                  augment='alternating_flip_crop_2', valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, **kwargs)
+                  augment='alternating_flip_crop_2', valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 6, 'about seven minutes on two cores'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute and a half on two cores', sizes=(16, 24, 28), label_smoothing=.1))
@@ -240,7 +240,7 @@ register_recipe(_speedrun('speedrun_long', 'medium_cnn', 10, 'about twenty minut
 for _goal,_epochs in (94, 8), (95, 15), (96, 37):
     register_recipe(_speedrun(
         f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr=8., wd=.06, moms=(.6, .6, .6), sizes=(),
-        source='airbench, with Muon', mixed_precision=True, compile=True))
+        source='airbench, with Muon', compile=True))
 
 # %% ../nbs/03_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)

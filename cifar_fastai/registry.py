@@ -43,7 +43,8 @@ class Registry(dict):
     def register(self,
         f:Callable, # a function; its name is what it is asked for by
     )->Callable: # `f`, so that this can be used as a decorator
-        "Register a function under its own name"
+        "Register a function under its own name; what a notebook or script defines itself, it may define again"
+        if getattr(self.get(f.__name__), '__module__', None) == f.__module__ == '__main__': del self[f.__name__]
         return self.add(f.__name__, f)
 
     def names(self,

@@ -6,10 +6,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 
 # %% auto #0
 __all__ = ['nesterov_step', 'nesterov_sgd', 'orthogonalize', 'muon_step', 'muon', 'optimizer_function', 'PlainTensors',
-           'PlainLosses', 'AlternatingFlips', 'CompileModel', 'reuse_memory', 'L2Penalty', 'build_model',
-           'create_learner', 'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage',
-           'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter',
-           'train', 'load_run']
+           'PlainLosses', 'AlternatingFlips', 'CompileModel', 'training_precision', 'BFloat16OnCPU', 'reuse_memory',
+           'L2Penalty', 'build_model', 'create_learner', 'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest',
+           'fit_stage', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir',
+           'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import csv
@@ -41,7 +41,7 @@ from fastai.learner import AvgSmoothLoss
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, Optimizer, average_grad, l2_reg, weight_decay
-from fastai.torch_core import set_seed, to_device
+from fastai.torch_core import set_seed, to_device, to_float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -196,6 +196,25 @@ class CompileModel(Callback):
     def before_fit(self): self.model.compile(**self.kwargs)
     def after_fit(self): self.model._compiled_call_impl = None
 
+# %% ../nbs/04_training.ipynb #b2f7d0c4
+def training_precision(
+    recipe:Recipe,
+    device:str|torch.device, # 'cpu', 'cuda', 'cuda:1', ...
+)->str: # 'fp32', 'bf16' or 'fp16'
+    "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"
+    if not recipe.mixed_precision: return 'fp32'
+    if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    able = torch.device(device).type == 'cpu' and getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16')  # older versions of torch can't tell
+    return 'bf16' if able else 'fp32'
+
+class BFloat16OnCPU(Callback):
+    "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
+    order = MixedPrecision.order
+    def before_batch(self): self.model.forward = torch.autocast('cpu', torch.bfloat16)(partial(type(self.model).forward, self.model))
+    def after_pred(self):
+        del self.model.forward
+        self.learn.pred = to_float(self.pred)
+
 # %% ../nbs/04_training.ipynb #d57a3c99
 def reuse_memory(
 )->bool: # whether this process does so now: only where the allocator is glibc's, and no `MALLOC_...` variable is set
@@ -288,9 +307,9 @@ def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
     cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast()]
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
-    on_cuda = str(dls.device).startswith('cuda')
+    on_cuda,precision = str(dls.device).startswith('cuda'),training_precision(recipe, dls.device)
     if recipe.compile and on_cuda: cbs.append(CompileModel())
-    if recipe.mixed_precision and on_cuda: cbs.append(MixedPrecision('bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'))
+    if precision != 'fp32': cbs.append(MixedPrecision(precision) if on_cuda else BFloat16OnCPU())
     return cbs
 
 def create_learner(
@@ -568,7 +587,8 @@ def _describe_run(learn, seed, limit):
     data = dict(variant=info.variant, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
                 limit=limit, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
     return dict(status='running', command=_command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seed=seed, data=data,
-                weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(), device=str(dls.device), versions=versions(), hardware=hardware())
+                weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(), device=str(dls.device),
+                precision=training_precision(learn.recipe, dls.device), versions=versions(), hardware=hardware())
 
 # %% ../nbs/04_training.ipynb #251fae9e
 def _dataloaders(recipe, source, seed, **kwargs):

@@ -19,8 +19,9 @@ import scaling
 import side_by_side
 import speedruns
 import steps
+import tutorials
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
-from cifar_fastai.training import optimizer_function, train
+from cifar_fastai.training import optimizer_function, train, training_precision
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
 
@@ -133,9 +134,10 @@ def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_p
     assert [(r['seed'], r['tta_accuracy']) for r in rows(results/'training.csv')] == [('7', ''), ('1', '0.5'), ('2', '')]
     assert [(r['seed'], r['started']) for r in rows(results/'stages.csv')] == before
 
-def test_what_the_plain_loop_does_not_do_is_refused():
+def test_what_the_plain_loop_does_not_do_is_refused(monkeypatch):
     with pytest.raises(SystemExit, match='l2'): steps.check(get_recipe('residual_cnn'), 'cpu')
     steps.check(get_recipe('resnet34_tiny_imagenet'), 'cpu')
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: False)
     with pytest.raises(SystemExit, match='mixed_precision'): steps.check(get_recipe('resnet34_tiny_imagenet'), 'cuda')
 
 def run_benchmark(script, monkeypatch, tmp_path, *args):
@@ -152,11 +154,12 @@ def test_loaders_are_timed(practice, monkeypatch, tmp_path):
     assert all(float(r['slowest_images_per_second']) > 0 for r in found) and float(found[1]['ratio']) == 1 and float(found[2]['ratio']) > 1
     assert {r['variant'] for r in found} == {'synthetic'}
 
-def test_steps_are_timed(practice, monkeypatch, tmp_path):
-    row, = run_benchmark(steps, monkeypatch, tmp_path, 'ladder_0', '--data', str(practice), '--bs', '16', '--steps', '3', '--device', 'cpu')
-    assert (row['recipe'], row['bs'], row['steps'], row['device']) == ('ladder_0', '16', '3', 'cpu')
+@pytest.mark.parametrize('name', ['ladder_0', 'speedrun'])
+def test_steps_are_timed(name, practice, monkeypatch, tmp_path):
+    row, = run_benchmark(steps, monkeypatch, tmp_path, name, '--data', str(practice), '--bs', '16', '--steps', '3', '--device', 'cpu')
+    assert (row['recipe'], row['bs'], row['steps'], row['device'], row['precision']) == (name, '16', '3', 'cpu', training_precision(get_recipe(name), 'cpu'))
     assert float(row['overhead']) == pytest.approx(float(row['learner_ms'])/float(row['loop_ms']) - 1, abs=.01)
-    assert 0 < float(row['convolutions_share']) and 0 < float(row['loader_share']) < 1 and float(row['matrix_gflops']) > float(row['learner_gflops'])
+    assert 0 < float(row['convolutions_share']) and 0 < float(row['loader_share']) < 1 and (row['precision'] == 'bf16' or float(row['matrix_gflops']) > float(row['learner_gflops']))
 
 def test_the_plain_loop_steps_as_the_recipe_does():
     for name in ('sgd', 'adam', 'adamw', 'muon'):
@@ -205,3 +208,22 @@ def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     assert float(found[2]['accuracy']) == pytest.approx(runs['quick_without_whitening-seed0'], abs=1e-5) and float(found[2]['cpu_seconds']) > 0
     stem = ablations.create_model('small_cnn_trained_stem').body.stem
     assert sum(p.requires_grad for p in stem.parameters()) == 1 and stem(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 31, 31)
+
+def test_notebooks_are_timed(monkeypatch, tmp_path):
+    def write(name, source):
+        (tmp_path/f'{name}.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
+            dict(cell_type='code', id='a', metadata={}, execution_count=None, outputs=[], source=source)])))
+    for name,source in dict(b='x = 1', a='import time\ntime.sleep(.3)', c='#| eval: false\n1/0', d='1/0').items(): write(name, source)
+    monkeypatch.setattr(tutorials, 'results', tmp_path)
+    monkeypatch.setattr(tutorials, 'notebooks', tmp_path)
+    monkeypatch.setattr(tutorials, 'in_turns', lambda file, options, sides, runs: {side: [tutorials.time_notebook(tmp_path/f'{side}.ipynb')] for side in sides})
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', 'synthetic')
+    for pattern in ('[abc]', 'a'):
+        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern])
+        tutorials.main()
+    found = rows(tmp_path/'tutorials.csv')
+    assert [(r['tutorial'], r['variant']) for r in found] == [('b', 'synthetic'), ('c', 'synthetic'), ('a', 'synthetic')]
+    assert float(found[2]['seconds']) > .3 and float(found[0]['mib']) > 10
+    for pattern,message in (('d', 'd.ipynb failed'), ('e', "no notebook whose name fits 'e'")):
+        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern])
+        with pytest.raises(SystemExit, match=message): tutorials.main()

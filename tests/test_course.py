@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.schedule import valley
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -105,7 +106,7 @@ right = {
     '2.2': [448, torch.tensor(448), 448.],
     '2.3': [network(), network],
     '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
-    '2.5': [steepest, lambda lrs, losses: lrs[losses.argmin()]/10],
+    '2.5': [steepest, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
     '3.1': [coin],
     '3.3': [smooth],
     '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
@@ -145,7 +146,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
             (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
     '2.4': [(.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
-    '2.5': [(lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (lambda lrs, losses: 1e-6, 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
+    '2.5': [(lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
             (lambda lrs, losses: [1, 2], 'Return a learning rate')],
     '3.1': [(lambda x: x.flip(-1), 'All images'), (lambda x: torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-2), x), 'on their head'), (lambda x: x, 'No image'),
             (coin_in_place, 'have changed'), (lambda x: x.flip(1), 'mixed up'), (lambda x: torch.where((torch.rand(len(x)) < .1)[:, None, None, None], x.flip(-1), x), 'about half'),

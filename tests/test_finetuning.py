@@ -269,7 +269,7 @@ def test_mixed_precision_on_cuda(practice):
     learn = create_learner(small.change(mixed_precision=True), dls)
     watch = Watch(lambda l: l.pred.dtype, 'after_pred')
     with learn.added_cbs(watch): quietly(learn, learn.fit, 1, 1e-3)
-    assert set(watch.seen) == {torch.float16}
+    assert set(watch.seen) == {torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16}
 
 # Weights
 

@@ -109,6 +109,15 @@ def test_names_are_taken_once():
     def small_cnn(n_out, in_channels, image_size): return nn.Identity()
     with pytest.raises(ValueError, match='registered already'): register_model(small_cnn)
 
+def test_a_notebooks_cell_runs_twice():
+    names,code = list_models(),"def my_own(n_out, in_channels, image_size): return nn.Linear(n_out, {})"
+    try:
+        for n in (3, 4):
+            exec(code.format(n), cell := dict(nn=nn, __name__='__main__'))
+            register_model(cell['my_own'])
+        assert create_model('my_own').out_features == 4 and list_models() == [*names, 'my_own']
+    finally: models._models.pop('my_own', None)
+
 def test_table_lists_every_model():
     table = model_table('ladder_*')
     assert list(table.index) == list_models('ladder_*') and len(table) == 8

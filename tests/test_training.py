@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
 from cifar_fastai import training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
-from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train
+from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train, training_precision
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
 overfitting = tiny.change(model='ladder_0', augment='none')  # 180 images by heart in a few epochs
@@ -232,6 +233,51 @@ def test_a_recipe_compiles_on_cuda_only(device, wanted):
     cbs = training._recipe_cbs(tiny.change(compile=True), SimpleNamespace(device=device))
     assert any(isinstance(cb, training.CompileModel) for cb in cbs) == wanted
 
+@pytest.mark.parametrize('device, hardware, wanted', [('cpu', True, 'bf16'), ('cpu', False, 'fp32'), ('cuda', True, 'bf16'), ('cuda:1', False, 'fp16'), ('mps', True, 'fp32')])
+def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, monkeypatch):
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=hardware))
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: hardware and not including_emulation)
+    asked = tiny.change(mixed_precision=True)
+    assert (training_precision(tiny, device), training_precision(asked, device)) == ('fp32', wanted)
+    kind = None if wanted == 'fp32' else training.BFloat16OnCPU if device == 'cpu' else MixedPrecision
+    assert [type(cb) for cb in training._recipe_cbs(asked, SimpleNamespace(device=device)) if isinstance(cb, (MixedPrecision, training.BFloat16OnCPU))] == [kind]*(kind is not None)
+
+class Dtypes(Callback):
+    "Of what a layer, the loss and the optimizer see"
+    order = MixedPrecision.order + 1
+    def before_fit(self):
+        self.seen = dict(layer=set(), pred=set(), grad=set())
+        self.hook = self.model.head[-1].register_forward_hook(lambda m, args, out: self.seen['layer'].add(out.dtype))
+    def after_pred(self): self.seen['pred'].add(self.pred.dtype)
+    def before_step(self): self.seen['grad'] |= {p.grad.dtype for p in self.model.parameters()}
+    def after_fit(self): self.hook.remove()
+
+def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_path):
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True))
+    learn = train(tiny.change(mixed_precision=True), source=practice, run_dir=tmp_path/'run', num_workers=0, cbs=[dtypes := Dtypes()])
+    assert dtypes.seen == dict(layer={torch.bfloat16}, pred={torch.float32}, grad={torch.float32})
+    assert {p.dtype for p in learn.model.parameters()} == {torch.float32} == {learn.model(torch.zeros(1, 3, 32, 32)).dtype}
+    assert read(tmp_path/'run', 'run.json')['precision'] == 'bf16'
+    again = train(learn.recipe, source=practice, run_dir=tmp_path/'again', num_workers=0)
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
+
+def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
+    "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True))
+    learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
+    def interrupt(m, args):
+        calls.append(torch.is_autocast_enabled('cpu'))
+        if len(calls) == 3: raise KeyboardInterrupt
+    hook = learn.model.head.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert calls == [True]*3 and not torch.is_autocast_enabled('cpu')
+    hook.remove()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        first = learn.recorder.losses[0]
+        learn.fit(3, 1e-2)
+    assert learn.recorder.losses[-1] < .9*first and 'forward' not in vars(learn.model)
+
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
 def test_memory_of_freed_tensors_is_used_again(env, reused):
@@ -330,7 +376,6 @@ def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epo
 
 def test_mixed_precision_is_left_before_training_stops():
     "or all that the process computes later would be in 16-bit floats"
-    from fastai.callback.fp16 import MixedPrecision
     assert training.StopOnNonFiniteLoss.order > MixedPrecision.order
 
 def test_losses_of_a_cancelled_fit_are_fetched_too(practice, accelerator, tmp_path):
