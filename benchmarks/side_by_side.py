@@ -40,8 +40,9 @@ def write_rows(path, rows):
 
 def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
 
-def add_row(name, row):
-    "Add a row to benchmarks/results/NAME.csv, and show it"
+def add_row(name, row, instead_of=()):
+    "Add a row to benchmarks/results/NAME.csv, in the place of those that are like it in the columns `instead_of`, and show it"
     path = results/f'{name}.csv'
-    write_rows(path, [*read_rows(path), row])
+    like_it = lambda r: instead_of and all(r.get(k) == str(row[k]) for k in instead_of)
+    write_rows(path, [*(r for r in read_rows(path) if not like_it(r)), row])
     print('\n'.join(f'{k:20} {v}' for k,v in row.items()))

@@ -16,14 +16,14 @@ import torch
 from nbdev.test import test_nb
 
 from cifar_fastai.data import describe_data, find_data
-from side_by_side import in_turns, machine, read_rows, results, write_rows
+from side_by_side import add_row, in_turns, machine
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 
 def time_notebook(path):
     "Execute it here"
     start = time.perf_counter()
-    passed,_ = test_nb(path, basepath=path.parent)
+    passed,_ = test_nb(path)
     if not passed: raise SystemExit(f'{path} failed')
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(sum(u.ru_utime + u.ru_stime for u in used), 1), mib=round(used[0].ru_maxrss/1024))
@@ -39,13 +39,10 @@ def main():
     info,device = describe_data(find_data()),'cuda' if torch.cuda.is_available() else 'cpu'
     names = sorted(p.stem for p in notebooks.glob(f'{args.pattern}.ipynb'))
     if not names: raise SystemExit(f'{notebooks} has no notebook whose name fits {args.pattern!r}')
-    path = results/'tutorials.csv'
     for name in names:
         taken = in_turns(__file__, [args.pattern], [name], runs=1)[name][0]
-        row = dict(tutorial=name, **taken, variant=info.variant, device=device, gpu=torch.cuda.get_device_name() if device == 'cuda' else '', **machine(),
-                   command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]]))
-        same = lambda r: all(r[k] == row[k] for k in ('tutorial', 'variant', 'device', 'gpu'))
-        write_rows(path, [*(r for r in read_rows(path) if not same(r)), row])
-        print(f'{name:24} {taken["seconds"]:6.1f} s, {taken["cpu_seconds"]:6.1f} s of the processor, {taken["mib"]} MiB', flush=True)
+        add_row('tutorials', dict(
+            tutorial=name, **taken, variant=info.variant, device=device, gpu=torch.cuda.get_device_name() if device == 'cuda' else '', **machine(),
+            command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]])), instead_of=('tutorial', 'variant', 'device', 'gpu'))
 
 if __name__ == '__main__': main()

@@ -354,6 +354,7 @@ def _(new_head):
     before = {k: v.clone() for k,v in model.body.state_dict().items()}
     returned = call(new_head, model, 4) if callable(new_head) else call(new_head)
     need(isinstance(returned, nn.Module), f'Return the network, not {_what(returned)}.')
+    need(hasattr(returned, 'body') and hasattr(returned, 'head'), 'What you return has no `body` and `head`. Change the network that is given, and return it.')
     need(not any(tuple(m.weight.shape) == (10, 12) for m in returned.modules() if isinstance(m, nn.Linear)), 'The old layer for ten classes is still there. Put the new one in its place.')
     y = returned.eval()(torch.randn(2, 3, 16, 16))
     need_tensor(y, (2, 4))
@@ -428,15 +429,15 @@ def _(recall):
     return 'Right: of the images that are a class, the share that is found.'
 
 # %% ../nbs/09_course.ipynb #9e8a1833
-@exercise('5.3', 'What a change repaired, and what it broke')
+@exercise('5.3', 'What a change mended, and what it broke')
 def _(changes):
     actual,before,after = np.array([0, 0, 1, 1, 2, 2, 0, 1]),np.array([0, 1, 0, 1, 0, 2, 2, 1]),np.array([0, 0, 1, 0, 1, 2, 0, 1])
     found = call(changes, actual, before, after)
-    need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: repaired, broken.')
+    need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: mended, broken.')
     found = tuple(int(n) for n in found)
-    need(found != (1, 3), 'Nearly: repaired means wrong before and right after. You have them the other way round.')
-    need(found != (3, 2) and found != (4, 1), 'An image whose answer changed from one wrong class to another is neither repaired nor broken.')
-    need(found == (3, 1), f'Of eight images 3 were repaired and 1 was broken; you count {found[0]} and {found[1]}.')
+    need(found != (1, 3), 'Nearly: mended means wrong before and right after. You have them the other way round.')
+    need(found != (3, 2) and found != (4, 1), 'An image whose answer changed from one wrong class to another is neither mended nor broken.')
+    need(found == (3, 1), f'Of eight images 3 were mended and 1 was broken; you count {found[0]} and {found[1]}.')
     return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
 
 # %% ../nbs/09_course.ipynb #959c8648
@@ -446,10 +447,10 @@ def _(p_value):
         right = stats.binomtest(fixed, fixed + broken).pvalue
         p = float(call(p_value, fixed, broken))
         sides = [stats.binomtest(fixed, fixed + broken, alternative=o).pvalue for o in ('greater', 'less')]
-        need(not any(math.isclose(p, o, rel_tol=1e-6) for o in sides), f'For {fixed} repaired and {broken} broken you have {p:.3g}, which counts one side only. A change for the worse would have surprised you as much: count both.')
-        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} repaired and {broken} broken you have {p:.3g}.')
-        need(math.isclose(p, right, rel_tol=.25), f'For {fixed} repaired and {broken} broken the probability is {right:.3f}; you have {p:.3f}. It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
-        need(math.isclose(p, right, rel_tol=1e-3), f'Nearly: for {fixed} repaired and {broken} broken you have {p:.4f}, and it is {right:.4f}. Is that an approximation by the normal or the chi-squared distribution? With so few the exact binomial one costs nothing.')
+        need(not any(math.isclose(p, o, rel_tol=1e-6) for o in sides), f'For {fixed} mended and {broken} broken you have {p:.3g}, which counts one side only. A change for the worse would have surprised you as much: count both.')
+        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} mended and {broken} broken you have {p:.3g}.')
+        need(math.isclose(p, right, rel_tol=.25), f'For {fixed} mended and {broken} broken the probability is {right:.3f}; you have {p:.3f}. It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
+        need(math.isclose(p, right, rel_tol=1e-3), f'Nearly: for {fixed} mended and {broken} broken you have {p:.4f}, and it is {right:.4f}. Is that an approximation by the normal or the chi-squared distribution? With so few the exact binomial one costs nothing.')
     return "Right: McNemar's test. Images that both models have right, or both wrong, say nothing about which is better."
 
 # %% ../nbs/09_course.ipynb #83fae019

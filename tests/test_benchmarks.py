@@ -2,6 +2,7 @@
 import copy
 import csv
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -123,6 +124,8 @@ def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
     side_by_side.add_row('x', dict(c=5, a=6))
     assert [list(r.items()) for r in rows(tmp_path/'x.csv')][1::2] == [[('c', ''), ('a', '2'), ('b', '3')], [('c', '5'), ('a', '6'), ('b', '')]]
     assert len(list(tmp_path.iterdir())) == 1
+    side_by_side.add_row('x', dict(c='', a=1, b=7), instead_of=('c', 'a'))
+    assert [(r['c'], r['a'], r['b']) for r in rows(tmp_path/'x.csv')] == [('', '2', '3'), ('', '', '4'), ('5', '6', ''), ('', '1', '7')]
 
 def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_path):
     for seed in (1, 2): train(two_stages.shorten(1), seed=seed, source=practice, run_dir=tmp_path/f'run{seed}', num_workers=0)
@@ -209,12 +212,19 @@ def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     stem = ablations.create_model('small_cnn_trained_stem').body.stem
     assert sum(p.requires_grad for p in stem.parameters()) == 1 and stem(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 31, 31)
 
-def test_notebooks_are_timed(monkeypatch, tmp_path):
+@pytest.fixture
+def sigint():
+    "nbdev takes the signal for itself"
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+def test_notebooks_are_timed(monkeypatch, tmp_path, sigint):
     def write(name, source):
         (tmp_path/f'{name}.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
             dict(cell_type='code', id='a', metadata={}, execution_count=None, outputs=[], source=source)])))
     for name,source in dict(b='x = 1', a='import time\ntime.sleep(.3)', c='#| eval: false\n1/0', d='1/0').items(): write(name, source)
-    monkeypatch.setattr(tutorials, 'results', tmp_path)
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
     monkeypatch.setattr(tutorials, 'notebooks', tmp_path)
     monkeypatch.setattr(tutorials, 'in_turns', lambda file, options, sides, runs: {side: [tutorials.time_notebook(tmp_path/f'{side}.ipynb')] for side in sides})
     monkeypatch.setenv('CIFAR_FASTAI_DATA', 'synthetic')

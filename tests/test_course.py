@@ -167,7 +167,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '5.2': [(lambda counts: counts.diagonal()/counts.sum(0), 'precision'), (lambda counts: counts.diagonal()/counts.sum(), 'all images'), (lambda counts: .5, 'one number for each'),
             (lambda counts: np.ones(3), '.847')],
     '5.3': [(lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
-            (lambda actual, before, after: (3, 2), 'neither repaired'), (lambda *a: 4, 'two numbers')],
+            (lambda actual, before, after: (3, 2), 'neither mended'), (lambda *a: 4, 'two numbers')],
     '5.4': [(lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
             (lambda fixed, broken: .5, 'throws of a coin')],
     '6.1': [(lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.0056'),
