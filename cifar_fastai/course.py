@@ -498,7 +498,7 @@ def _(report):
 def _(n):
     need_number(n, 1_179_648, 'At each of the 16x16 places each of the 32 filters multiplies 3x3 pixels of each of 16 channels.', {
         2*1_179_648: 'Those are single operations. One multiplication and one addition together are one multiply-add.', 4608: 'That is one place. The filters are laid at 16x16 of them.',
-        1_179_648//16: 'Each filter looks at all 16 channels.', 1_179_648//32: 'That is one filter of 32.', 1_179_648//9: 'Each filter is 3x3 pixels large.', 16*32*9*14*14: 'With a padding of 1 there are as many places as pixels: 16x16.'})
+        1_179_648//16: 'Each filter looks at all 16 channels, at each of 16x16 places. One of the two is missing.', 1_179_648//32: 'That is one filter of 32.', 1_179_648//9: 'Each filter is 3x3 pixels large.', 16*32*9*14*14: 'With a padding of 1 there are as many places as pixels: 16x16.'})
     return 'Right: 16 x 32 x 9 x 256.'
 
 # %% ../nbs/09_course.ipynb #c4679ff0
@@ -511,7 +511,9 @@ def _(size):
     need(found == [16]*3 + [24]*3 + [32]*3, f'In nine steps your sizes are {found}. Each size has an equal part, in the order given.')
     found = [call(size, step, 100, (24, 32)) for step in range(100)]
     need(found == [24]*50 + [32]*50, f'With two sizes and a hundred steps, the first of 32 pixels should be step 50, and is {found.index(32) if 32 in found else "none"}.')
-    call(size, 9, 10, sizes) # a number of steps that does not divide
+    try: last = call(size, 9, 10, sizes)
+    except Exception as e: raise Hint(f'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it stops with {type(e).__name__}. It must work for numbers of steps that do not divide.') from e
+    need(last == 32, f'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it returns {last}, and should return 32.')
     return 'Right. It works for a number of steps that does not divide, too.'
 
 # %% ../nbs/09_course.ipynb #a3a87039
@@ -520,7 +522,9 @@ def _(whiten):
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
     patches -= patches.mean(0)
-    w = need_tensor(call(whiten, patches.clone()), (6, 6)).float()
+    w = call(whiten, patches.clone())
+    need(not isinstance(w, Tensor) or w.shape != (5000, 5000), 'You return a filter for each patch. The variables of `torch.cov` are rows, so give it `patches.T`.')
+    w = need_tensor(w, (6, 6)).float()
     cov = torch.cov((patches @ w.T).T)
     need(not torch.allclose(cov, torch.diag(cov.diag()), atol=.02) or torch.allclose(cov, torch.eye(6), atol=.02), f'The outputs are not correlated any more, but their variances are {_list(cov.diag().tolist())}. Divide each direction by its standard deviation, the root of its eigenvalue.')
     swapped = torch.cov((patches @ w).T)
@@ -572,9 +576,15 @@ def _(probabilities):
     return 'Right, also for large scores.'
 
 # %% ../nbs/09_course.ipynb #2aba2423
+def _works(f, kind):
+    "What `f` returns; if it stops, the hint that its probabilities were of that kind"
+    try: return f()
+    except Hint: raise
+    except Exception as e: raise Hint(f'The probabilities may be a list or a tensor. With {kind} it stops with {type(e).__name__}: {e}') from e
+
 @exercise('8.3', 'The likeliest classes')
 def _(top):
-    found = call(top, [.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2)
+    found = _works(lambda: call(top, [.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2), 'a list')
     need(isinstance(found, (list, tuple)) and len(found) == 2, 'Return a list with as many pairs as were asked for.')
     need(all(isinstance(o, (list, tuple)) and len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
     names = [o[0] for o in found]
@@ -582,6 +592,7 @@ def _(top):
     need(names != ['ship', 'dog'], 'Nearly: the likeliest comes first.')
     need(names == ['dog', 'ship'], f'The likeliest two are dog and ship; you return {names}.')
     need([float(o[1]) for o in found] == [.5, .25], f'The probabilities are .5 and .25; you return {_list([float(o[1]) for o in found])}.')
+    _works(lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1), 'a tensor')
     need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2, 'If more are asked for than there are classes, return all there are.')
     return 'Right.'
 
@@ -589,10 +600,10 @@ def _(top):
 @exercise('8.4', 'Answer, or say that you do not know')
 def _(decide):
     vocab = ['cat', 'dog', 'ship']
-    need(decide([.2, .7, .1], vocab, .6) == 'dog' if callable(decide) else call(decide), 'With .7 for the dog and a threshold of .6 the answer is dog.')
+    need(_works(lambda: call(decide, [.2, .7, .1], vocab, .6), 'a list') == 'dog', 'With .7 for the dog and a threshold of .6 the answer is dog.')
     need(decide([.4, .35, .25], vocab, .6) is None, 'With .4 at most and a threshold of .6 there is no answer: return None.')
     need(decide([.6, .3, .1], vocab, .6) == 'cat', 'With .6 for the cat and a threshold of .6 it is just enough: the answer is cat.')
-    need(decide(torch.tensor([.1, .1, .8]), vocab, .5) == 'ship', 'It works for a list, but not for a tensor.')
+    need(_works(lambda: decide(torch.tensor([.1, .1, .8]), vocab, .5), 'a tensor') == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'
 
 # %% ../nbs/09_course.ipynb #48512f81
