@@ -210,10 +210,14 @@ def training_precision(
 class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
     order = MixedPrecision.order
-    def before_batch(self): self.model.forward = torch.autocast('cpu', torch.bfloat16)(partial(type(self.model).forward, self.model))
-    def after_pred(self):
-        del self.model.forward
-        self.learn.pred = to_float(self.pred)
+    def before_batch(self):
+        model = self.model
+        def forward(*args):
+            del model.forward # for this batch only
+            with torch.autocast('cpu', torch.bfloat16): return model.forward(*args)
+        model.forward = forward
+
+    def after_pred(self): self.learn.pred = to_float(self.pred)
 
 # %% ../nbs/04_training.ipynb #d57a3c99
 def reuse_memory(
