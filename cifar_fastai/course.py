@@ -354,8 +354,8 @@ def _(new_head):
     before = {k: v.clone() for k,v in model.body.state_dict().items()}
     returned = call(new_head, model, 4) if callable(new_head) else call(new_head)
     need(isinstance(returned, nn.Module), f'Return the network, not {_what(returned)}.')
-    need(hasattr(returned, 'body') and hasattr(returned, 'head'), 'What you return has no `body` and `head`. Change the network that is given, and return it.')
     need(not any(tuple(m.weight.shape) == (10, 12) for m in returned.modules() if isinstance(m, nn.Linear)), 'The old layer for ten classes is still there. Put the new one in its place.')
+    need(hasattr(returned, 'body') and hasattr(returned, 'head'), 'What you return has no `body` and `head`. Change the network that is given, and return it.')
     y = returned.eval()(torch.randn(2, 3, 16, 16))
     need_tensor(y, (2, 4))
     kept = {k: v for k,v in returned.state_dict().items() if k.startswith('body.')}

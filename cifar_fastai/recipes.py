@@ -232,7 +232,7 @@ def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.0
     return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
                   augment='alternating_flip_crop_2', valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
 
-register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'five to six minutes on two cores with 16-bit arithmetic'))
+register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'about six minutes on two cores with 16-bit arithmetic'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute and a half on two such cores', label_smoothing=.1))
 register_recipe(_speedrun('speedrun_long', 'airbench94', 12, 'about twenty minutes on two such cores'))
 

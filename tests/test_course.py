@@ -158,7 +158,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
             (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
     '4.2': [(freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
-    '4.1': [(one_more_layer, 'ten classes'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (lambda model, n: None, 'returns nothing')],
+    '4.1': [(one_more_layer, 'ten classes'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (lambda model, n: None, 'returns nothing')],
     '4.4': [(lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
             (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
     '4.3': [(5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],

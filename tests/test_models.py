@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifar_fastai import models
 from cifar_fastai.models import OffsetNorm, PatchWhitening, conv_blocks, count_parameters, create_model, list_models, model_table, multiply_adds, register_model
 from cifar_fastai.registry import UnknownNameError
 

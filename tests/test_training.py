@@ -245,8 +245,8 @@ def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, mo
 class Dtypes(Callback):
     "Of what a layer, the loss and the optimizer see"
     order = MixedPrecision.order + 1
+    def __init__(self): self.seen = dict(layer=set(), pred=set(), grad=set())
     def before_fit(self):
-        self.seen = dict(layer=set(), pred=set(), grad=set())
         self.hook = self.model.head[-1].register_forward_hook(lambda m, args, out: self.seen['layer'].add(out.dtype))
     def after_pred(self): self.seen['pred'].add(self.pred.dtype)
     def before_step(self): self.seen['grad'] |= {p.grad.dtype for p in self.model.parameters()}
