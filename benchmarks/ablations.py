@@ -1,8 +1,8 @@
 """What each trick of a speed recipe buys: `python benchmarks/ablations.py speedrun --seeds 2`
 
 The recipe with several numbers of epochs, and without each of its tricks at its own number. Accuracies are those of a tenth of the training
-images, kept for validation; the test images are not read. A row for each goes to benchmarks/results/ablations.csv: means over the seeds of accuracy, plain and with
-test-time augmentation, and of the processor's seconds. The same call again goes on where it was stopped, and two at a time share the work."""
+images, kept for validation; the test images are not read. A row for each goes to benchmarks/results/ablations.csv: means over the seeds of
+accuracy, plain and with test-time augmentation, and of the processor's seconds. The same call again goes on where it was stopped, and two at a time share the work."""
 import argparse
 import json
 import shlex

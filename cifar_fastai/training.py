@@ -198,7 +198,7 @@ class CompileModel(Callback):
 
 # %% ../nbs/04_training.ipynb #b2f7d0c4
 def training_precision(
-    recipe:Recipe,
+    recipe:Recipe, # its `mixed_precision` counts
     device:str|torch.device, # 'cpu', 'cuda', 'cuda:1', ...
 )->str: # 'fp32', 'bf16' or 'fp16'
     "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"

@@ -235,7 +235,7 @@ def test_a_recipe_compiles_on_cuda_only(device, wanted):
 
 @pytest.mark.parametrize('device, hardware, wanted', [('cpu', True, 'bf16'), ('cpu', False, 'fp32'), ('cuda', True, 'bf16'), ('cuda:1', False, 'fp16'), ('mps', True, 'fp32')])
 def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, monkeypatch):
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=hardware))
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=hardware), raising=False)
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: hardware and not including_emulation)
     asked = tiny.change(mixed_precision=True)
     assert (training_precision(tiny, device), training_precision(asked, device)) == ('fp32', wanted)
@@ -253,7 +253,7 @@ class Dtypes(Callback):
     def after_fit(self): self.hook.remove()
 
 def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_path):
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True))
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
     learn = train(tiny.change(mixed_precision=True), source=practice, run_dir=tmp_path/'run', num_workers=0, cbs=[dtypes := Dtypes()])
     assert dtypes.seen == dict(layer={torch.bfloat16}, pred={torch.float32}, grad={torch.float32})
     assert {p.dtype for p in learn.model.parameters()} == {torch.float32} == {learn.model(torch.zeros(1, 3, 32, 32)).dtype}
@@ -263,7 +263,7 @@ def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_pa
 
 def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
     "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True))
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
     learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
     def interrupt(m, args):
         calls.append(torch.is_autocast_enabled('cpu'))
