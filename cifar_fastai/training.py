@@ -211,9 +211,10 @@ class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
     order = MixedPrecision.order
     def before_batch(self):
-        model = self.model
-        def forward(*args):
-            del model.forward # for this batch only
+        model,own = self.model,vars(self.model).get('forward') # one that was put on this instance
+        def forward(*args): # for this batch only
+            if own is None: del model.forward
+            else: model.forward = own
             with torch.autocast('cpu', torch.bfloat16): return model.forward(*args)
         model.forward = forward
 

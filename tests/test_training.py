@@ -261,6 +261,18 @@ def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_pa
     again = train(learn.recipe, source=practice, run_dir=tmp_path/'again', num_workers=0)
     assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
 
+def test_bfloat16_on_the_cpu_keeps_a_forward_of_the_instances_own(practice, monkeypatch, tmp_path):
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
+    learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
+    plain = learn.model.forward
+    def counted(x):
+        calls.append(torch.is_autocast_enabled('cpu'))
+        return plain(x)
+    learn.model.forward = counted
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    n_batches = len(learn.dls.train) + len(learn.dls.valid)
+    assert calls == [True]*n_batches and n_batches > 2 and learn.model.forward is counted
+
 def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
     "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
