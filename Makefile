@@ -9,7 +9,7 @@ help: ## this list
 env: ## .venv with the package and all its tools; a moment when nothing changed
 	@$(PYTHON) tests/environment.py
 
-train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe wide_cnn" takes another recipe
+train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe speedrun" takes another recipe
 	@$(BIN)/cifar-fastai train $(ARGS)
 
 test: env ## every check: notebooks, README, tests; ARGS="notebooks pytest" takes some
@@ -25,7 +25,7 @@ build: env ## wheel and sdist, in dist/
 constraints: env ## constraints.txt with the newest versions of everything that is installed
 	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(BIN)/uv pip compile --quiet --upgrade --universal --no-python-downloads \
 	    --python-version $$(sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml) \
-	    --extra dev --extra interpret --strip-extras --no-annotate --output-file constraints.txt pyproject.toml
+	    --extra course --extra dev --extra interpret --strip-extras --no-annotate --output-file constraints.txt pyproject.toml
 
 clean: ## remove what make made, .venv too; runs/ stays
 	@rm -rf .venv build dist *.egg-info _proc _site .pytest_cache

@@ -141,7 +141,7 @@ def _own_warnings_only():
 def _call(group, args):
     "Let typer run a command; one that is only asked for help is asked directly, which spares typer half of its imports"
     name,options = 'cifar-fastai',dict(standalone_mode=False)
-    if args[0] in group.commands and args[1:] in (['--help'], ['-h']): return group.commands[args[0]](args[1:], f'{name} {args[0]}', **options)
+    if args[0] in group.commands and args[1:] in (['--help'], ['-h']): return group.commands[args[0]](['--help'], f'{name} {args[0]}', **options)
     return group(args, name, **options)
 
 def _run(args):
@@ -201,7 +201,7 @@ def _print_facts(**facts):
 # %% ../nbs/10_cli.ipynb #55e5c34a
 augmentations = ('none', 'flip_crop', 'flip_crop_2', 'alternating_flip_crop', 'alternating_flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop')
 _device_help = "'cpu', 'cuda', 'cuda:1'. Default: the best there is."
-_workers_help = 'Processes that read images. Default: one a core, at most 8.'
+_workers_help = 'Processes that read the images from their files, each time anew. Default: images are read once and kept in memory; where they do not fit, one process a core reads them, at most 8.'
 _source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<class>/, or an archive of one."
 
 @app.command('data', short_help='Get a data set, and show what is in it.', epilog=_examples(
@@ -209,7 +209,7 @@ _source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<c
     'cifar-fastai data synthetic              # the built-in practice set: drawings, no download',
     'cifar-fastai data my_photos.zip --verify # unpack an archive, and decode every image in it'))
 def data_command(
-    source:Annotated[str|None, typer.Argument(metavar='[SOURCE]', help=_source_help + ' Default: CIFAR_FASTAI_DATA; else a copy on this machine; '
+    source:Annotated[str|None, typer.Argument(help=_source_help + ' Default: CIFAR_FASTAI_DATA; else a copy on this machine; '
                                                    'else a download; else the practice set.')]=None,
     verify:Annotated[bool, typer.Option('--verify', help='Decode every image, and list those that are broken.')]=False,
 )->None:
@@ -248,7 +248,7 @@ def _broken(info, verified):
     'cifar-fastai models',
     "cifar-fastai models 'ladder_*'"))
 def models_command(
-    pattern:Annotated[str, typer.Argument(metavar='[PATTERN]', help="Names to show, '*' stands for anything.")]='*',
+    pattern:Annotated[str, typer.Argument(help="Names to show, '*' stands for anything.")]='*',
 )->None:
     "List the networks: their parameters, and the multiply-adds of one 32x32 image."
     with _loading(): from cifar_fastai import models
@@ -268,7 +268,7 @@ def _model_row(models, name):
     'cifar-fastai recipes small_cnn --json > my.json  # to edit it, and then',
     'cifar-fastai train --recipe my.json'))
 def recipes_command(
-    name:Annotated[str, typer.Argument(metavar='[NAME]', help="A recipe to show, or a pattern: '*' stands for anything.")]='*',
+    name:Annotated[str, typer.Argument(help="A recipe to show, or a pattern: '*' stands for anything.")]='*',
     as_json:Annotated[bool, typer.Option('--json', help='Print one recipe as JSON, as `train --recipe` reads it.')]=False,
 )->None:
     "List the recipes, or show every choice in one of them."
@@ -420,7 +420,7 @@ def _plan(learn):
     yield f'network  {recipe.model}: {sum(run["parameters"].values()):,} parameters'
     if recipe.weights: yield f'weights  {recipe.weights}: ' + ', '.join(run['weights'].splitlines())
     yield f'data     {data["variant"]}: {n["train"]}, {n["valid"]} and {n["test"]} images of {len(data["classes"])} classes'
-    yield f'device   {run["device"]}: {machine["gpu"] if "cuda" in run["device"] else machine["cpu"]}, {machine["threads"]} threads'
+    yield f'device   {run["device"]}: {machine["gpu"] if "cuda" in run["device"] else machine["cpu"]}, {_count(machine["threads"], "thread")}'
     yield f'run      {learn.run_dir}'
 
 # %% ../nbs/10_cli.ipynb #59e12f58
@@ -706,7 +706,7 @@ def predict_command(
     'cifar-fastai course            # what there is, and what you have solved',
     'cifar-fastai course my_course  # the notebooks, to work in'))
 def course_command(
-    folder:Annotated[Path|None, typer.Argument(metavar='[FOLDER]', help='Copy the tutorials here. What is there already stays as it is.')]=None,
+    folder:Annotated[Path|None, typer.Argument(help='Copy the tutorials here. What is there already stays as it is.')]=None,
 )->None:
     """List the tutorials and exercises, or copy them to a folder.
 

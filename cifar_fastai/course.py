@@ -441,7 +441,7 @@ def _(changes):
     return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
 
 # %% ../nbs/09_course.ipynb #959c8648
-@exercise('5.4', 'Was it chance?')
+@exercise('5.4', 'Whether it was chance')
 def _(p_value):
     for fixed,broken in (15, 5), (30, 22), (4, 12):
         right = stats.binomtest(fixed, fixed + broken).pvalue

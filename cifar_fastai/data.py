@@ -72,7 +72,7 @@ _test_names = ('test', 'val', 'valid')  # the first that is there serves
 def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
 )->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the file's path below the class folder
-    "Take a file's path apart; without a `train` or `test` folder the class is the parent folder's name"
+    "Take a file's path apart; without a `train/` or `test/` folder the class is the parent folder's name"
     parts = (file if isinstance(file, PurePath) else PurePath(file)).parts  # a path knows them
     at = max((i for i, p in enumerate(parts[:-2]) if p in ('train', *_test_names)), default=None)
     if at is None: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
@@ -81,12 +81,12 @@ def split_path(
 # %% ../nbs/01_data.ipynb #379d24ed
 def class_of(
     file:str|PurePath, # an image in a data set
-)->str:
+)->str: # the name of its class
     "The label of a file: the class folder it lies in"
     return split_path(file)[1]
 
 def count_classes(
-    files:Sequence[str|PurePath],
+    files:Sequence[str|PurePath], # images in a data set, each in its class folder
 )->dict[str, int]: # class -> number of files, in alphabetical order
     "How many files each class has"
     return dict(sorted(Counter(map(class_of, files)).items()))
@@ -157,7 +157,7 @@ def _layout_error(path):
 def _has_annotations(path): return (path/'val'/'val_annotations.txt').is_file() and (path/'val'/'images').is_dir()
 
 def check_layout(
-    path:str|Path,
+    path:str|Path, # folder that should be a data set
 )->Path: # the same path
     "Raise a `FileNotFoundError` or a `ValueError` that says what is wrong if `path` is not a data set"
     if error := _layout_error(Path(path)): raise error
@@ -167,9 +167,9 @@ def check_layout(
 @dataclass(frozen=True)
 class DataInfo:
     "What a data set holds"
-    path: Path
+    path: Path # its folder
     variant: str # 'cifar10', 'cifar10-jpeg', 'synthetic', or the folder's name
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] # names of the class folders, in alphabetical order
     n_train: int # training images, before validation is cut from them
     n_test: int # 0 without a test folder
     size: tuple[int, int]|None # height and width in pixels; None if images differ
@@ -275,7 +275,7 @@ def _annotations(folder):
     return rows
 
 def sort_tiny_imagenet(
-    folder:str|Path, # as its authors pack it: `train`, `val/images`, `val/val_annotations.txt` and `test/images`
+    folder:str|Path, # as its authors pack it: `train/`, `val/images`, `val/val_annotations.txt` and `test/images`
 )->Path: # `folder`
     "Move validation images into class folders, in place, and rename the unlabelled `test` to `unlabelled`"
     folder = Path(folder)
@@ -382,9 +382,9 @@ def make_whole(
 @dataclass(frozen=True)
 class Archive:
     "A file on the internet that holds CIFAR-10"
-    url: str
-    n_bytes: int
-    md5: str
+    url: str # its address
+    n_bytes: int # its size
+    md5: str # of the file, 32 hexadecimal digits
     first_mib: bool = False # the md5 is that of the first 2**20 bytes
     counts: tuple[int, int] = (50_000, 10_000) # training and test images in it
 
@@ -403,7 +403,7 @@ def _hash(file, kind, n_bytes=None):
     return digest.hexdigest()
 
 def check_archive(
-    file:str|Path,
+    file:str|Path, # what was downloaded
     archive:Archive, # what it should be
 )->Path: # `file`
     "Raise a `ValueError` if a file's size or md5 is not the published one"
@@ -471,7 +471,7 @@ def _has_only_batches(folder): return not _is_image_root(folder) and any((folder
 def _is_root(folder): return _is_image_root(folder) or _has_only_batches(folder)
 
 def find_root(
-    folder:str|Path,
+    folder:str|Path, # a data set, or a folder with one in it
 )->Path: # `folder` or a folder in it
     "Find the folder that holds train/ or the authors' batch files, at most one level down"
     folder = Path(folder)
@@ -646,7 +646,7 @@ class LimitedSplitter:
     def __init__(self,
         splitter:Callable, # any fastai splitter; its validation set is kept as it is
         limit:int, # training images to keep
-        seed:int=0,
+        seed:int=0, # another seed keeps other images
     ): self.splitter,self.limit,self.seed = splitter,limit,seed
 
     def __call__(self, items:Sequence[str|PurePath])->tuple[list[int], list[int]]:
@@ -736,7 +736,7 @@ def _for_training(tfm):
 def _training_only(tfms): return list(map(_for_training, tfms))
 
 def affine_augmentation(
-    max_deg:float=0, # rotation to either side
+    max_deg:float=0, # rotation in degrees, to either side
     max_shift:float=0, # share of the image's sides
     max_zoom:float=0, # .1: between .9 and 1.1 times the size
 )->list: # one batch transform
@@ -762,7 +762,7 @@ _presets.add('rotate10_shift_flip_zoom', lambda size: affine_augmentation(max_de
 _presets.add('aug_transforms', lambda size: _training_only(aug_transforms()))
 _presets.add('aug_transforms_crop', lambda size: _training_only(aug_transforms(size=size, min_scale=.75)))
 
-def list_augmentations()->list[str]:
+def list_augmentations()->list[str]: # in the order of this page
     "The names of the augmentation presets"
     return _presets.names()
 
@@ -982,7 +982,7 @@ def cifar10_dataloaders(
     grey:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images, the same share of each class
     in_memory:bool|None=None, # read each image once and keep it, see `ImageMemory`; None: if `num_workers` is None and they take less than 1 GiB
-)->DataLoaders: # `train` and `valid`; `dls.path` is the data set, `dls.data_info` its `DataInfo`
+)->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
     image_size = None if image_size is None else _positive('image_size', image_size)
@@ -1005,7 +1005,7 @@ def cifar10_dataloaders(
 
 # %% ../nbs/01_data.ipynb #d1ed52c9
 def random_tfms(
-    dl:TfmdDL,
+    dl:TfmdDL, # of training images
 )->list: # fastai batch transforms
     "The augmentation of a loader: those of its batch transforms that are random"
     return [t for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, RandTransform)]

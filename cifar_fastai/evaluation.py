@@ -565,8 +565,8 @@ def evaluate(
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     "What changed between two evaluations of the same images."
-    before:Evaluation
-    after:Evaluation # its images in the order of `before`
+    before:Evaluation # of one model
+    after:Evaluation # of the other; its images in the order of `before`
 
     def __len__(self): return len(self.before)
 
@@ -684,6 +684,9 @@ def _comparison_summary(comparison):
             f'({comparison.change:+.2%}, 95% interval {low:+.2%} to {high:+.2%}, McNemar p = {comparison.p_value:.2g}), '
             f'{len(comparison.mended):,} mended, {len(comparison.broken):,} broken')
 
+def _p_text(p): return '<0.001' if p < .001 else f'{p:.3f}'
+
 def _comparison_html(comparison):
-    table = comparison.per_class().to_html(index=False, border=0, max_rows=20, float_format='{:.3f}'.format)
+    table = comparison.per_class().drop(columns=['low', 'high', 'p_value'])
+    table = table.assign(p_corrected=table.p_corrected.map(_p_text)).to_html(index=False, border=0, max_rows=20, float_format='{:.3f}'.format)
     return f'<p>{escape(_comparison_summary(comparison))}.</p>{table}'

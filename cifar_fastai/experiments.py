@@ -484,7 +484,7 @@ def diff_runs(
 
 # %% ../nbs/08_experiments.ipynb #96e1b4d0
 _colors = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#000000')  # Okabe and Ito's: told apart by all kinds of colour vision
-_styles = ('-', '--', '-.')  # once the colours are used up
+_styles,_markers = ('-', '--', '-.'),'osD^vPX'  # so that curves differ not by colour alone
 
 def _labelled(runs, by): # -> list of (label, finished runs)
     "The finished runs of each configuration, called by what differs between configurations"
@@ -507,12 +507,12 @@ def _curves(group, metric):
     allowed[metric]
     return pd.concat([h.set_index('epoch')[metric] for h in histories], axis=1)
 
-def _draw_curves(ax, curves, label, color, style):
+def _draw_curves(ax, curves, label, color, style, marker):
     "Mean and range; dotted where some of the runs had stopped"
     mean,whole = curves.mean(axis=1),curves.notna().all(axis=1)
     last = whole[whole].index.max()
-    marker = dict(marker='o', markersize=6 if len(curves) == 1 else 0)
-    ax.plot(mean[whole].index, mean[whole], style, color=color, lw=1.8, label=f'{label} ({curves.shape[1]} run{"s"*(curves.shape[1] > 1)})', **marker)
+    ax.plot(mean[whole].index, mean[whole], style, color=color, lw=1.8, marker=marker, markersize=6, markevery=max(1, len(curves)//8),
+            label=f'{label} ({curves.shape[1]} run{"s"*(curves.shape[1] > 1)})')
     ax.plot(mean.loc[last:].index, mean.loc[last:], ':', color=color, lw=1.2)
     ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=.15, lw=0)
 
@@ -526,7 +526,7 @@ def plot_learning_curves(
     groups = [(label, _curves(group, metric)) for label,group in _labelled(runs, by)]
     if ax is None: ax = plt.subplots(figsize=(7, 4), layout='constrained')[1]
     for i,(label,curves) in enumerate(groups):
-        _draw_curves(ax, curves, label, _colors[i % len(_colors)], _styles[i//len(_colors) % len(_styles)])
+        _draw_curves(ax, curves, label, _colors[i % len(_colors)], _styles[i % len(_styles)], _markers[i % len(_markers)])
     names = dict(accuracy='validation accuracy (% of images)', valid_loss='validation loss (nats per image)', train_loss='training loss (nats per image)', lr='learning rate')
     ax.set(xlabel='epoch', ylabel=names.get(metric, metric))
     if metric == 'accuracy': _percent_axis(ax.yaxis)

@@ -40,8 +40,11 @@ def _label_cells(ax, vocab):
     ax.set_yticks(range(len(vocab)), vocab, fontsize=size)
 
 # %% ../nbs/06_interpretation.ipynb #c9189e6a
+def _form(values): # decimals where there are any
+    return '{:,.0f}'.format if np.allclose(values, values.round()) else '{:.1f}'.format
+
 def plot_confusion_matrix(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # whose mistakes are counted
     normalize:bool=False, # percentages of each actual class instead of counts
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
@@ -52,7 +55,7 @@ def plot_confusion_matrix(
     diagonal = np.eye(len(vocab), dtype=bool)
     most = shown[~diagonal].max(initial=1)
     image = ax.imshow(np.ma.masked_array(shown, diagonal), plt.get_cmap('Blues').with_extremes(bad='#ececec'), vmin=0, vmax=most)
-    if len(vocab) <= 15: _write_cells(ax, shown, counts, .55 * most, '{:.1f}'.format if normalize else '{:,}'.format)
+    if len(vocab) <= 15: _write_cells(ax, shown, counts, .55 * most, _form(shown))
     _label_cells(ax, vocab)
     ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True),
                        label='mistakes (% of the actual class)' if normalize else 'mistakes (images)')
@@ -72,7 +75,7 @@ def _draw_interval(ax, values, low, high, places, **look):
     ax.errorbar(values, places, xerr=[np.maximum(values - low, 0), np.maximum(high - values, 0)], elinewidth=1.4, capsize=2.5, markersize=6, ls='', **look)
 
 def plot_per_class(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # whose classes are drawn; those without images are left out
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
@@ -164,7 +167,7 @@ def _grid(k, axes, caption_lines): # -> flat array of k axes
     if axes is None:
         rows = ceil(k / 5)
         columns = ceil(k / rows)
-        size = (1.7 * columns, (1.65 + .16 * caption_lines) * rows)
+        size = (1.85 * columns, (1.8 + .18 * caption_lines) * rows)
         axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')[1]
         axes.flat[0].figure.get_layout_engine().set(h_pad=.08)
         for ax in axes.flat[k:]: ax.set_axis_off()
@@ -173,13 +176,13 @@ def _grid(k, axes, caption_lines): # -> flat array of k axes
     return axes[:k]
 
 # %% ../nbs/06_interpretation.ipynb #78e657b4
-def _draw_images(evaluation, positions, captions, root, axes):
+def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
     images = [_open_image(evaluation, i, root) for i in positions]
     axes = _grid(len(images), axes, captions[0].count('\n') + 1)
     right = evaluation.predictions == evaluation.targets
     for ax, i, image, caption in zip(axes, positions, images, captions):
         ax.imshow(image, interpolation='nearest')
-        ax.set_title(caption, fontsize=8, color=_blue if right[i] else _dark_orange)
+        ax.set_title(caption, fontsize=fontsize, color=_blue if right[i] else _dark_orange)
         ax.set_axis_off()
     return axes
 
@@ -192,7 +195,7 @@ def _caption(evaluation, i):
 
 # %% ../nbs/06_interpretation.ipynb #74ca9a05
 def plot_top_losses(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # of images that are files
     k:int=10, # how many images, > 0; all of them if there are fewer
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
@@ -234,7 +237,7 @@ def _choose(evaluation, k, correct, pair, seed):
 
 # %% ../nbs/06_interpretation.ipynb #ceb44e84
 def plot_predictions(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # of images that are files
     k:int=10, # how many images, > 0; all that fit if there are fewer
     correct:bool|None=None, # True: right ones, False: wrong ones, None: half of each, right ones first
     pair:tuple[str, str]|None=None, # (actual, predicted): only images of the one class taken for the other
@@ -254,7 +257,7 @@ def _pair_caption(evaluation, i, a, b):
     return f'{a} {_percent(first)}\n{b} {_percent(second)}'
 
 def plot_between(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # of images that are files
     a:str, # a class
     b:str, # another
     k:int=5, # at most so many images each way, > 0
@@ -267,14 +270,14 @@ def plot_between(
     rows = [part.subplots(1, k, squeeze=False)[0] for part in fig.subfigures(2)]
     for axes, actual, other in zip(rows, (a, b), (b, a)):
         found = table.index[table.actual == actual]
-        axes[0].figure.suptitle(f'actual {actual}, taken for {other}: {len(found):,}', fontsize=10)
+        axes[0].figure.suptitle(f'actual {actual}, taken for {other}: {len(found):,}', fontsize=11)
         for ax in axes: ax.set_axis_off()
-        if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes)
+        if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes, fontsize=10)
     return np.array(rows)
 
 # %% ../nbs/06_interpretation.ipynb #01bd55aa
 def plot_images(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # of images that are files
     images:pd.DataFrame|list[int], # a table whose index are positions in `evaluation.files`, or the positions
     k:int=10, # at most so many, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
@@ -290,7 +293,7 @@ def plot_images(
 
 # %% ../nbs/06_interpretation.ipynb #b930c2e6
 def plot_label_errors(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # of images that are files and were not trained on
     k:int=10, # at most so many images, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
@@ -302,12 +305,12 @@ def plot_label_errors(
     for ax, i in zip(axes, found.index):
         label, predicted = evaluation.targets[i], evaluation.predictions[i]
         ax.set_title(f'label {evaluation.vocab[label]} {_percent(evaluation.probs[i, label])}\n'
-                     f'model {evaluation.vocab[predicted]} {_percent(evaluation.probs[i, predicted])}', fontsize=8, color=_dark_orange)
+                     f'model {evaluation.vocab[predicted]} {_percent(evaluation.probs[i, predicted])}', fontsize=9, color=_dark_orange)
     return axes
 
 # %% ../nbs/06_interpretation.ipynb #810339b6
 def plot_reliability(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # whose probabilities are judged
     n_bins:int=15, # of equal width, from 0 to 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
@@ -328,7 +331,7 @@ def plot_reliability(
 
 # %% ../nbs/06_interpretation.ipynb #3123da2b
 def plot_coverage(
-    evaluation:Evaluation,
+    evaluation:Evaluation, # whose probabilities are judged
     accuracies:tuple[float, ...]=(.95, .99), # marked on the curve, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
@@ -352,7 +355,7 @@ def _mark_coverage(ax, evaluation, accuracy):
 
 # %% ../nbs/06_interpretation.ipynb #88d48a96
 def plot_comparison(
-    comparison:Comparison,
+    comparison:Comparison, # as `compare` gives it
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
@@ -371,7 +374,7 @@ def plot_comparison(
 
 # %% ../nbs/06_interpretation.ipynb #8b27eabc
 def plot_confusion_changes(
-    comparison:Comparison,
+    comparison:Comparison, # as `compare` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
     "Draw by how many images each kind of mistake changed."
@@ -395,7 +398,7 @@ def _write_changes(ax, change, dark):
 _outcomes = ('mended', 'broken')
 
 def plot_changed(
-    comparison:Comparison,
+    comparison:Comparison, # as `compare` gives it; of images that are files
     outcome:str='mended', # or `'broken'`
     k:int=10, # at most so many images, > 0
     seed:int=0, # another seed, other images
@@ -407,7 +410,7 @@ def plot_changed(
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')
     axes = plot_images(comparison.after, found, k, root, axes)
-    for ax, i in zip(axes, found): ax.set_title(_change_caption(comparison, i), fontsize=8, color=_blue if outcome == 'mended' else _dark_orange)
+    for ax, i in zip(axes, found): ax.set_title(_change_caption(comparison, i), fontsize=9, color=_blue if outcome == 'mended' else _dark_orange)
     return axes
 
 def _change_caption(comparison, i):

@@ -112,8 +112,8 @@ def _outputs(model, x): # -> (name, module, shape of the output), in the order i
 class CamLayer(NamedTuple):
     "The layer whose feature maps Grad-CAM weighs"
     name:str # as in `model.named_modules()`
-    height:int # of a map
-    width:int
+    height:int # of a map, in pixels
+    width:int # of a map, in pixels
     is_last:bool # False: later convolutions see only 1x1 maps, which have no "where"
 
 def _is_spatial(shape): return len(shape) == 4 and min(shape[2:]) > 1
@@ -236,9 +236,9 @@ def _tiles(n, axes): # -> (n, 3) axes
         axes = np.ravel(axes)
         _check(len(axes) >= 3 * n, f'{n} images need {3 * n} axes, three for each, got {len(axes)}.')
         return axes[:3 * n].reshape(n, 3)
-    across = min(2, n)
+    across = 1 if n <= 4 else 2
     rows = ceil(n / across)
-    fig = plt.figure(figsize=(4.5 * across + .7, 1.72 * rows), layout='constrained')
+    fig = plt.figure(figsize=(5.2 * across + .7, 1.9 * rows), layout='constrained')
     grid = fig.add_gridspec(rows, 4 * across - 1, width_ratios=([1, 1, 1, .12] * across)[:-1])
     return np.array([[fig.add_subplot(grid[i // across, 4 * (i % across) + j]) for j in range(3)] for i in range(n)])
 
@@ -254,7 +254,7 @@ def _rivals(evaluation, positions): # -> (class to compare the predicted one wit
     return np.where(wrong, evaluation.targets[positions], second), np.where(wrong, 'actual', 'runner-up')
 
 def _title(ax, text, color='black'):
-    ax.set_title(text, fontsize=8, color=color)
+    ax.set_title(text, fontsize=9, color=color)
     ax.set_axis_off()
 
 # %% ../nbs/07_probing.ipynb #323bad2c

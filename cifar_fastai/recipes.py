@@ -123,7 +123,7 @@ class Recipe:
     valid:float|int|str = .1 # part or number of the training images kept for validation; 'test' only to repeat what others did
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
-    sgd_lr:float = 1. # 'muon': the rate of what is no filter, as a multiple of the stage's `lr`
+    sgd_lr:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
     wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out

@@ -42,13 +42,15 @@ from .training import _read_json, load_run
 _ink = '#0b0c0d'  # stands for the colour of the text around the chart
 _look = {'svg.fonttype': 'none', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'legend.facecolor': 'none',
          'axes.titlesize': 10, **{name: _ink for name in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')}}
-_colours = {_ink: 'currentColor', '#0072b2': 'var(--blue)', '#a84a00': 'var(--orange)', '#d55e00': 'var(--orange)', '#767676': 'var(--muted)', '#e5e5e5': 'var(--line)', '#d9d9d9': 'var(--line)', '#882255': 'var(--wine)'}
+_orange, _line = 'var(--orange, #a84a00)', 'var(--line, #d8dde3)'  # the second one is for a page without the report's own style
+_colours = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#a84a00': _orange, '#d55e00': _orange, '#767676': 'var(--muted, #5c6570)',
+            '#e5e5e5': _line, '#d9d9d9': _line, '#882255': 'var(--wine, #882255)'}
 
 def _as_svg(figure, name):
     text = StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}): figure.savefig(text, format='svg', metadata={'Date': None})
     svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', text.getvalue()[text.getvalue().index('<svg'):])
-    for colour, variable in _colours.items(): svg = svg.replace(colour, variable)
+    svg = re.sub('|'.join(_colours), lambda m: _colours[m[0]], svg)
     return re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
 
 def chart(
@@ -76,7 +78,7 @@ def _cell(name, value, percent):
     return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', '\N{MINUS SIGN}'))
 
 def table(
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # its column names become the headings, underscores as spaces
     percent:set[str]=frozenset(_percentages), # columns of shares, to be shown as percentages
 )->Markup: # a `<table>` that the page's script sorts
     "Show a table on a page."
@@ -94,7 +96,7 @@ def _as_data(image, side=96): # -> a data URI: every pixel of a small image, a g
     return f'data:image/{"png" if small else "jpeg"};base64,' + b64encode(data.getvalue()).decode()
 
 def tiles(
-    images:list[Image.Image],
+    images:list[Image.Image], # those larger than 48 pixels are made 96 pixels large at most
     captions:list[list[str]], # lines of text below each image
     alts:list[str], # what each image is, for a reader who cannot see it
     right:list[bool]|None=None, # whether the model is right, which a colour shows

@@ -77,7 +77,7 @@ def nesterov_sgd(
 def orthogonalize(
     m:Tensor, # (rows, columns)
     steps:int=5, # of the iteration, at least 1
-)->Tensor: # of the same shape; its singular values lie between .7 and 1.2, but where those of `m` are hundreds of times smaller than its largest
+)->Tensor: # of the same shape; its singular values lie between about .68 and 1.2, but where those of `m` are less than 1/600 of its norm
     "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
     x = (m.T if len(m) > m.shape[1] else m).float()
@@ -96,7 +96,7 @@ def muon_step(
     lr, # learning rate
     mom, # momentum
     grad_avg, # its running sum of gradients, from `average_grad`
-    sgd_lr=1., # the rate of what is no filter, as a multiple of `lr`
+    sgd_lr=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
     **kwargs, # what other steps use
 )->None:
     "Move filters along their orthogonalized Nesterov momentum, and what is no filter as `nesterov_step` does"
@@ -109,7 +109,7 @@ def muon(
     lr:float, # learning rate
     mom:float=.95, # momentum
     wd:float=0., # weight decay, decoupled: weights shrink by `lr * wd` at each step
-    sgd_lr:float=1., # the rate of what is no filter, as a multiple of `lr`
+    sgd_lr:float=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
     return Optimizer(params, [weight_decay, average_grad, partial(muon_step, sgd_lr=sgd_lr)], lr=lr, mom=mom, wd=wd)
@@ -234,7 +234,7 @@ def reuse_memory(
 class L2Penalty(Callback):
     "Add a multiple of the sum of squared weights to the training loss"
     def __init__(self,
-        l2:float, # the multiple
+        l2:float, # what is added per squared weight: the penalty is `l2` times the sum of squares
         pattern:str='*', # shell-style pattern of parameter names; biases and norms are left out
         valid:bool=False, # add it to the validation loss too
     ):
@@ -271,7 +271,7 @@ def _plain_network(recipe, n_out, in_channels):
     known[name]
 
 def build_model(
-    recipe:Recipe,
+    recipe:Recipe, # its `model`, `weights`, `head`, `image_size` and `keras` count
     n_out:int, # classes
     in_channels:int=3, # of the images
     pretrained:bool=True, # begin with the recipe's `weights`

@@ -35,6 +35,7 @@ html_title = cfg.title
 html_static_path = ['_static']
 html_favicon = '_static/favicon.svg'
 html_css_files = ['site.css']
+html_js_files = ['site.js']
 html_baseurl = cfg.doc_url
 html_copy_source = False
 html_show_sourcelink = False
@@ -75,7 +76,11 @@ def mathml(self, node, display):
         self.body.append(f'<code>{self.encode(node.astext())}</code>')
     raise nodes.SkipNode
 
+def title_of_home(app, pagename, templatename, context, doctree):
+    if pagename == root_doc: context['title'] = cfg.description
+
 def setup(app):
     app.add_html_math_renderer('mathml', (lambda s, n: mathml(s, n, False), None), (lambda s, n: mathml(s, n, True), None))
     app.connect('doctree-read', add_anchors)
     app.connect('env-updated', list_symbols)
+    app.connect('html-page-context', title_of_home)

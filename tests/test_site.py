@@ -115,3 +115,32 @@ def test_a_page_has_nav_contents_and_buttons(tab, address):
     assert 'First measure' in page.inner_text('.bd-sidebar-secondary')
     assert {o.inner_text() for o in page.query_selector_all('.page-links a')} == {'Open in Colab', 'Notebook on GitHub'}
     assert page.query_selector('button.copybtn') and page.query_selector('.theme-switch-button')
+
+
+def test_reference_tells_what_the_source_tells(site):
+    page = {o: (site / f'{o}.html').read_text(encoding='utf-8') for o in ('experiments', 'recipes', 'models', 'training')}
+    words = {o: re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', text)) for o, text in page.items()}
+    assert 'a list of values, or one' in words['experiments'], 'a comment of **kwargs'
+    assert 'side in pixels that the network sees' in words['recipes'], "a comment of a dataclass's field"
+    assert 'images: Tensor(N, C, H, W), normalised' in words['models'].replace('\n', ''), 'a comment of a method shown by hand'
+    assert page['models'].index('id="small_cnn"') < page['models'].index('id="medium_cnn"') < page['models'].index('id="airbench94"'), 'in the order of the source'
+    assert 'class PlainTensors(Callback)' in words['training'] and 'after_create' not in words['training'], 'nothing that is inherited'
+    assert not any('__main__' in o.read_text(encoding='utf-8') for o in site.glob('*.html'))
+
+
+def test_colab_opens_only_notebooks_that_install_what_they_need(site):
+    def has(page): return 'colab.research.google.com' in (site / page).read_text(encoding='utf-8')
+    assert has('tutorials/a_first_cnn.html') and not has('benchmarks.html') and not has('models.html')
+
+
+@pytest.mark.parametrize('button, entry', [('.secondary-toggle', 'dialog a[href="#one-cycle"]')])
+def test_contents_of_a_phone_close_when_an_entry_is_chosen(tab, address, button, entry):
+    page, _, errors = tab(390)
+    page.goto(address + 'tutorials/a_first_cnn.html')
+    for leave in (lambda: page.click(entry), lambda: page.keyboard.press('Escape')):
+        page.click(button)
+        page.wait_for_selector('dialog[open]')
+        leave()
+        page.wait_for_selector('dialog[open]', state='detached')
+        assert page.evaluate(f"document.activeElement === document.querySelector('{button}')")
+    assert errors == [] and page.url.endswith('#one-cycle')
