@@ -712,21 +712,26 @@ def course_command(
 
     What you have solved is kept on this machine, and nowhere else."""
     with _loading(): from cifar_fastai import course
-    if folder is None: _print_course(course.tutorials(), course.exercises())
+    if folder is None: _print_course(course.tutorials(), course.exercises(), course.progress_file())
     else: _print_copied(folder, [p.name for p in course.copy_tutorials(folder)], list(course.tutorials().file))
 
-def _print_course(tutorials, exercises):
-    "Tutorials and exercises, each with its state"
+def _print_course(tutorials, exercises, kept):
+    "Tutorials and exercises, each with its state, and what comes next"
     rows = []
     for t in tutorials.itertuples():
         rows.append([t.tutorial, t.title, f'{t.right} of {t.exercises}'])
         rows += [[e.exercise, f'  {e.title}', 'right' if e.right else 'tried' if e.attempts else ''] for e in exercises[exercises.tutorial == t.tutorial].itertuples()]
     _print_table(['', 'tutorial', 'solved'], [list(map(str, r)) for r in rows])
-    print('\nTo begin: cifar-fastai course my_course')
+    print(f'\nKept in {kept}')
+    open_ = exercises[~exercises.right]
+    if not exercises.attempts.any(): print('To begin: cifar-fastai course my_course')
+    elif len(open_): print(f'Next: {open_.exercise.iloc[0]}, in {tutorials.file[tutorials.tutorial == open_.tutorial.iloc[0]].iloc[0]}')
+    else: print('All are solved.')
 
 def _print_copied(folder, written, names):
     "Which notebooks were written, and how to start"
-    for name in names: print(f'{folder/name}' + ('' if name in written else '  was there already, and stays as it is'))
+    for name in written: print(folder/name)
+    if kept := len(names) - len(written): print(f'{kept} of {len(names)} were in {folder} already, and stay as they are.')
     from importlib.util import find_spec
-    if not find_spec('jupyterlab'): print('\nNotebooks need something to run them: an editor that can, or `pip install jupyterlab`.')
+    if not find_spec('jupyterlab'): print('\nNotebooks need something to run them: an editor that can, or `pip install jupyterlab ipywidgets`.')
     print(f'\nTo begin: jupyter lab {shlex.quote(str(folder/names[0]))}')

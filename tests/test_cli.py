@@ -651,6 +651,7 @@ def test_course_lists_tutorials_exercises_and_what_was_solved(tmp_path, monkeypa
     assert row('2.2').endswith('right') and row('2.1').endswith('tried') and row('2.3').endswith('own with at most 100,000 parameters')
     assert row('2').split()[-3:] == ['1', 'of', str(len(exercises(2)))]
     assert all(t in '\n'.join(lines) for t in [*tutorials().title, *exercises().title])
+    assert lines[-2:] == [f'Kept in {tmp_path/"course.json"}', f'Next: 1.1, in {tutorials().file[0]}']
 
 def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -661,7 +662,7 @@ def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatc
     copies[1].unlink()
     again = run('course', 'my course')
     assert copies[0].read_text(encoding='utf-8') == 'mine' and copies[1].exists()
-    assert [l.endswith('stays as it is') for l in again.out.splitlines() if '.ipynb' in l and 'jupyter' not in l] == [p != copies[1] for p in copies]
+    assert again.out.splitlines()[:2] == [str(Path('my course')/copies[1].name), f'{len(copies) - 1} of {len(copies)} were in my course already, and stay as they are.']
 
 def test_course_into_a_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,11 @@ def whole_pictures(groups, seed=0):
     np.random.default_rng(seed).shuffle(names)
     valid = set(names[:len(names)//5])
     return [i for i,g in enumerate(groups) if g not in valid],[i for i,g in enumerate(groups) if g in valid]
+def whole_pictures_of_a_set(groups):
+    names = list(set(groups))
+    np.random.default_rng(0).shuffle(names)
+    valid = set(names[:len(names)//5])
+    return [i for i,g in enumerate(groups) if g not in valid],[i for i,g in enumerate(groups) if g in valid]
 def any_images(groups):
     order = np.random.default_rng(0).permutation(len(groups))
     return order[120:],order[:120]
@@ -43,6 +48,9 @@ def constant():
     nn.init.zeros_(model[-1].weight)
     return model
 def steepest(lrs, losses): return lrs[:losses.argmin()][losses.diff()[:losses.argmin()].argmin()]
+def steepest_of_means(lrs, losses, n=9):
+    means = losses.unfold(0, n, 1).mean(1)
+    return lrs[n//2:][(means[n:] - means[:-n]).argmin() + n//2]
 
 # 3. Augmentation and regularisation
 def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
@@ -98,15 +106,15 @@ def decide(p, vocab, threshold): return vocab[int(np.argmax(np.asarray(p)))] if 
 def top(p, vocab, k): return sorted(zip(vocab, p), key=lambda o: -o[1])[:k]
 
 right = {
-    '1.1': [lambda files: Counter(f.parent.name for f in files)],
+    '1.1': [lambda files: Counter(f.parent.name for f in files), lambda files: {c: sum(f.parent.name == c for f in files) for c in ('cat', 'deer', 'dog', 'ship')}],
     '1.2': [(16, 3, 32, 32), [16, 3, 32, 32], torch.zeros(16, 3, 32, 32).shape],
     '1.3': [over_images, lambda x: over_images(x).numpy()],
-    '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7)],
+    '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
     '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
     '2.2': [448, torch.tensor(448), 448.],
     '2.3': [network(), network],
     '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
-    '2.5': [steepest, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
+    '2.5': [steepest_of_means, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
     '3.1': [coin],
     '3.3': [smooth],
     '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
@@ -138,27 +146,27 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
     '1.3': [(lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
-    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'),
+    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
-    '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), (8, 'tuple')],
+    '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
     '2.3': [(lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
             (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
-            (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
+            (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: network(nn.ReLU()), 'ReLU'), (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 10)), 'Flatten'), (lambda x: network(), 'is called with 0 things'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
     '2.4': [(.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
-    '2.5': [(lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
+    '2.5': [(lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
             (lambda lrs, losses: [1, 2], 'Return a learning rate')],
     '3.1': [(lambda x: x.flip(-1), 'All images'), (lambda x: torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-2), x), 'on their head'), (lambda x: x, 'No image'),
             (coin_in_place, 'have changed'), (lambda x: x.flip(1), 'mixed up'), (lambda x: torch.where((torch.rand(len(x)) < .1)[:, None, None, None], x.flip(-1), x), 'about half'),
             (lambda x: torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], x.flip(-1), x), 'second call')],
     '3.3': [(smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
             (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows')],
-    '3.2': [(lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (lambda h: 4, 'smallest'),
+    '3.2': [(lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (lambda h: 4, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
             (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
-            (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
+            (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'same numbers'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
     '4.2': [(freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
-    '4.1': [(one_more_layer, 'ten classes'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (lambda model, n: None, 'returns nothing')],
+    '4.1': [(one_more_layer, 'ten classes'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
     '4.4': [(lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
             (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
     '4.3': [(5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
@@ -207,7 +215,9 @@ def test_a_wrong_answer_gets_the_hint_that_fits(number, i):
 
 @pytest.mark.parametrize('number', numbers)
 def test_no_answer_is_no_attempt(number):
-    assert check(number).right is None
+    def unwritten(x, y): ...
+    assert check(number).right is check(number, unwritten).right is None
+    assert '`unwritten`' in check(number, unwritten).text
     assert not exercises().attempts.any()
 
 @pytest.mark.parametrize('number', numbers)
@@ -244,8 +254,8 @@ def checks_in(path):
 def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):
     asked = checks_in(path)
     assert sorted(n for n,_ in asked) == list(exercises(int(path.name[:2])).exercise)
-    assert {answer for _,answer in asked} == {'...'}
     text = path.read_text(encoding='utf-8')
+    assert all(answer == '...' or re.search(rf'"def {answer}\(.*\): \.\.\.\\n"', text) for _,answer in asked), asked
     assert all(f'**Exercise {n}.**' in text for n,_ in asked) and 'What to expect' in text and 'Try it.' in text
 
 def test_all_tutorials_are_there(): assert list(tutorials().tutorial) == sorted(set(exercises().tutorial))

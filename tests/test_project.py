@@ -2,6 +2,7 @@
 
 A rule is a function that returns a list of what breaks it: it is tried on the project, and on a bad example it must find."""
 import ast
+import html
 import json
 import os
 import re
@@ -17,6 +18,9 @@ import pytest
 from nbdev.config import get_config
 
 import checks
+from cifar_fastai.course import exercises, tutorials
+from cifar_fastai.models import list_models
+from cifar_fastai.recipes import list_recipes
 
 root = Path(__file__).resolve().parent.parent
 cfg = get_config(root)
@@ -329,3 +333,25 @@ def test_stale_files_are_found(tmp_path):
     changed = checks.changed_by_nbdev(tmp_path)
     assert changed == ['cifar_fastai/_modidx.py', 'cifar_fastai/gone.py', 'cifar_fastai/one.py', 'nbs/00_one.ipynb']
     assert {o: (tmp_path / o).read_text() for o in files} == files
+
+
+def shown(notebook, source):
+    "What the cell of a notebook that has `source` in it shows, as saved"
+    cells = json.loads((root / 'nbs' / f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']
+    found = [o for o in cells if o['cell_type'] == 'code' and source in ''.join(o['source'])]
+    assert len(found) == 1, f'{len(found)} cells of {notebook} have {source!r} in them'
+    texts = [o.get('text') or o.get('data', {}).get('text/html') or o.get('data', {}).get('text/plain', '') for o in found[0]['outputs']]
+    return html.unescape('\n'.join(''.join(o) for o in texts))
+
+
+@pytest.mark.parametrize('notebook, source, names', [
+    ('10_cli', "shell('recipes');", list_recipes),
+    ('10_cli', "shell('course');", lambda: [*exercises().title, *tutorials().title]),
+    ('07_probing', 'for name in list_models()', list_models),
+    ('09_course', "tutorials().set_index('tutorial')", lambda: list(tutorials().about)),
+], ids=lambda o: o if isinstance(o, str) else '')
+def test_saved_lists_are_whole(notebook, source, names):
+    "A notebook that was not executed since a name was added shows a list without it"
+    text = shown(notebook, source)
+    missing = [o for o in names() if not re.search(rf'(?<!\w){re.escape(o)}(?!\w)', text)]
+    assert not missing, f'nbs/{notebook}.ipynb shows an old list, without {missing}. Execute it, and save its outputs.'
