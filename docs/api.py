@@ -8,7 +8,7 @@ from functools import cached_property
 from fastcore.xtras import is_namedtuple
 
 width = 78  # characters of code that a page has room for
-_re_value = re.compile(r"(?<![\w`])('[\w./*-]*')(?![\w`])")  # 'train', in a comment: a value, and no word in quotes
+_re_value = re.compile(r"(?<![\w`'])('[\w./*-]*')(?![\w`'])")  # 'train', in a comment: a value, and no word in quotes
 
 def definition(obj):
     "Lines of its source, and the number of the first"
@@ -70,11 +70,16 @@ def signature(name, params, keyword_only=(), returns=''):
     if len(line) <= width: return line
     return f'{name}(\n' + textwrap.fill(', '.join(words), width, initial_indent='    ', subsequent_indent='    ', break_long_words=False, break_on_hyphens=False) + f'\n{end}'
 
+def prose(text):
+    "Markdown for a comment or docstring, in which `code` is the only mark"
+    parts = re.split(r'(`[^`]*`)', _re_value.sub(r'`\1`', text))
+    return ''.join(o if o.startswith('`') else o.replace('*', r'\*').replace('<', '&lt;') for o in parts)
+
 def table(rows):
     "Two columns: what it is called, with type and default, and what it means"
     code = lambda s: f'`{s}`'
     if not any(meaning for *_,meaning in rows): return ''
-    cells = [(code(name + (f': {type}' if type and name else type) + (f' = {default}' if default else '')), _re_value.sub(r'`\1`', meaning)) for name,type,default,meaning in rows]
+    cells = [(code(name + (f': {type}' if type and name else type) + (f' = {default}' if default else '')), prose(meaning)) for name,type,default,meaning in rows]
     return '{.api}\n| | |\n| --- | --- |\n' + '\n'.join('| ' + ' | '.join(c.replace('|', r'\|') for c in row) + ' |' for row in cells)
 
 def entry(obj, name):
@@ -99,4 +104,4 @@ def class_entry(cls, name):
     else: rows = []
     return join(head, inspect.getdoc(cls) if cls.__doc__ and not cls.__doc__.startswith(f'{cls.__name__}(') else '', table(rows))
 
-def join(head, doc, rows): return '\n\n'.join(filter(None, [head and f'```python\n{head}\n```', doc, rows]))
+def join(head, doc, rows): return '\n\n'.join(filter(None, [head and f'```python\n{head}\n```', prose(doc), rows]))
