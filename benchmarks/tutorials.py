@@ -1,8 +1,9 @@
 """How long the tutorials take: `python benchmarks/tutorials.py`
 
 Each notebook is executed from top to bottom in a process of its own, as `nbdev-test` does it, without the cell that installs. A row for each
-goes to benchmarks/results/tutorials.csv: seconds, the processor's seconds, and the peak of the process's memory. Rows of the same notebook,
-data and device are replaced."""
+goes to benchmarks/results/tutorials.csv: seconds, the processor's seconds, the peak of the process's memory, and, since machines differ that
+call their processor alike, the GFLOP/s of a large matrix product in 32-bit floats, measured right before. Rows of the same notebook, data
+and device are replaced."""
 import argparse
 import json
 import os
@@ -20,13 +21,27 @@ from side_by_side import add_row, in_turns, machine
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 
-def time_notebook(path):
+def matrix_gflops(device, n=4096):
+    "The best of three"
+    a,took = torch.randn(n, n, device=device),[]
+    for _ in range(4): # the first one is for whatever happens only once
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        took.append(time.perf_counter() - start)
+    return round(2*n**3/min(took[1:])/1e9)
+
+def cpu_seconds():
+    "Of this process, and of children that have ended"
+    return sum(os.times()[:4])
+
+def time_notebook(path, device='cpu'):
     "Execute it here"
-    start = time.perf_counter()
+    gflops = matrix_gflops(device)
+    start,cpu_start = time.perf_counter(),cpu_seconds()
     passed,_ = test_nb(path)
     if not passed: raise SystemExit(f'{path} failed')
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(sum(u.ru_utime + u.ru_stime for u in used), 1), mib=round(used[0].ru_maxrss/1024))
+    return dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(cpu_seconds() - cpu_start, 1),
+                mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), matrix_gflops=gflops)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,9 +49,10 @@ def main():
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side: return print(json.dumps(time_notebook(notebooks/f'{args.side}.ipynb')))
     if args.data: os.environ['CIFAR_FASTAI_DATA'] = str(Path(args.data).resolve())
-    info,device = describe_data(find_data()),'cuda' if torch.cuda.is_available() else 'cpu'
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if args.side: return print(json.dumps(time_notebook(notebooks/f'{args.side}.ipynb', device)))
+    info = describe_data(find_data())
     names = sorted(p.stem for p in notebooks.glob(f'{args.pattern}.ipynb'))
     if not names: raise SystemExit(f'{notebooks} has no notebook whose name fits {args.pattern!r}')
     for name in names:

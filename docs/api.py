@@ -52,7 +52,7 @@ class Source:
         node = self.tree.returns
         if node is None: return '', ''
         taken = {p.lineno for p in ast.walk(self.tree.args) if isinstance(p, ast.arg)}
-        return self.code(node), '' if node.end_lineno in taken else self.comments.get(node.end_lineno, '')
+        return self.code(node).strip('\'"'), '' if node.end_lineno in taken else self.comments.get(node.end_lineno, '')
 
     @property
     def fields(self):

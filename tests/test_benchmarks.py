@@ -233,7 +233,7 @@ def test_notebooks_are_timed(monkeypatch, tmp_path, sigint):
         tutorials.main()
     found = rows(tmp_path/'tutorials.csv')
     assert [(r['tutorial'], r['variant']) for r in found] == [('b', 'synthetic'), ('c', 'synthetic'), ('a', 'synthetic')]
-    assert float(found[2]['seconds']) >= .3 and float(found[0]['mib']) > 10
+    assert float(found[2]['seconds']) >= .3 and float(found[0]['mib']) > 10 and all(float(r['matrix_gflops']) > 0 for r in found)
     for pattern,message in (('d', 'd.ipynb failed'), ('e', "no notebook whose name fits 'e'")):
         monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern])
         with pytest.raises(SystemExit, match=message): tutorials.main()
