@@ -574,7 +574,9 @@ def find_data(
 )->Path: # a folder with train/<class>/ and, mostly, test/<class>/
     "Find a data set, downloading or unpacking it if need be"
     root = cache_folder(root)
-    if source is None: source = os.environ.get('CIFAR_FASTAI_DATA') or None
+    if source is None and (named := os.environ.get('CIFAR_FASTAI_DATA')):
+        try: return find_data(named, root=root, download=download, quiet=quiet)
+        except FileNotFoundError as e: raise FileNotFoundError(f'CIFAR_FASTAI_DATA is {named!r}. {e}') from None
     if source is None: return _find_best(root, download, quiet)
     if source == 'cifar10': return _find_cifar10(root, download, quiet)
     if source == 'synthetic': return make_synthetic(root/'synthetic')

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,7 @@ def test_notebooks_are_timed(monkeypatch, tmp_path, sigint):
     for name,source in dict(b='x = 1', a='import time\ntime.sleep(.3)', c='#| eval: false\n1/0', d='1/0').items(): write(name, source)
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
     monkeypatch.setattr(tutorials, 'notebooks', tmp_path)
+    monkeypatch.setattr(tutorials, 'matrix_gflops', partial(tutorials.matrix_gflops, n=256))
     monkeypatch.setattr(tutorials, 'in_turns', lambda file, options, sides, runs: {side: [tutorials.time_notebook(tmp_path/f'{side}.ipynb')] for side in sides})
     monkeypatch.setenv('CIFAR_FASTAI_DATA', 'synthetic')
     for pattern in ('[abc]', 'a'):
