@@ -4,7 +4,6 @@ Images are read from files, by worker processes, in every epoch; padding by refl
 optimizer and its `fit_one_cycle`. The run goes to benchmarks/results/training.csv and curves.csv as plain_fastai, to be put beside the
 recipe of the same network. The test images are not read."""
 import argparse
-import os
 import time
 
 from fastai.callback.core import Callback
@@ -37,10 +36,6 @@ def dataloaders(path, bs, workers, size):
                       item_tfms=[CropPad(size + size//4, pad_mode=PadMode.Reflection), RandomCrop(size)], batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(path/'train', bs=bs, num_workers=workers)
 
-def cpu_seconds():
-    "Of this process, and of workers that have ended"
-    return sum(os.times()[:4])
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='one of `cifar-fastai models`')
@@ -56,13 +51,13 @@ def main():
     set_seed(args.seed)
     dls = dataloaders(info.path, args.bs, workers, info.size[0])
     learn = Learner(dls, create_model(args.model, dls.c, image_size=info.size[0]), metrics=accuracy, cbs=(curve := Curve()))
-    started,cpu_start = time.strftime('%Y-%m-%dT%H:%M:%S%z'),cpu_seconds()
+    started,cpu_start = time.strftime('%Y-%m-%dT%H:%M:%S%z'),side_by_side.cpu_seconds()
     with learn.no_bar(): learn.fit_one_cycle(args.epochs, args.lr)
     about = dict(recipe='plain_fastai', variant=info.variant, image_size=info.size[0], seed=args.seed, started=started)
     machine,installed,last = hardware(),versions(),curve.epochs[-1]
     record_run.add(side_by_side.results/'curves.csv', [about | o for o in curve.epochs])
     record_run.add(side_by_side.results/'training.csv', [about | dict(
-        model=args.model, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), epochs=args.epochs, train_seconds=last['seconds'], cpu_seconds=round(cpu_seconds() - cpu_start, 1),
+        model=args.model, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), epochs=args.epochs, train_seconds=last['seconds'], cpu_seconds=round(side_by_side.cpu_seconds() - cpu_start, 1),
         valid_accuracy=last['valid_accuracy'], parameters=count_parameters(learn.model).total, device=str(dls.device), precision='fp32',
         **{k: machine[k] for k in ('cpu', 'cores', 'threads', 'gpu')}, **{k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')},
         command=f'python benchmarks/plain_fastai.py {args.model} --epochs {args.epochs} --lr {args.lr} --bs {args.bs} --workers {workers} --seed {args.seed}')])

@@ -1,6 +1,7 @@
 """What the benchmarks share that compare two ways of doing the same: each side in a process of its own, in turns, and a row of medians."""
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,10 @@ def machine():
     "What the figures depend on, besides the code"
     about,installed = hardware(),versions()
     return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
+
+def cpu_seconds():
+    "Of this process, and of children that have ended"
+    return sum(os.times()[:4])
 
 def write_rows(path, rows):
     "A CSV file, written whole or not at all; if the last row has columns that the others lack, its order counts"

@@ -17,7 +17,7 @@ import torch
 from nbdev.test import test_nb
 
 from cifar_fastai.data import describe_data, find_data
-from side_by_side import add_row, in_turns, machine
+from side_by_side import add_row, cpu_seconds, in_turns, machine
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 
@@ -29,10 +29,6 @@ def matrix_gflops(device, n=4096):
         (a @ a).sum().item()
         took.append(time.perf_counter() - start)
     return round(2*n**3/min(took[1:])/1e9)
-
-def cpu_seconds():
-    "Of this process, and of children that have ended"
-    return sum(os.times()[:4])
 
 def time_notebook(path, device='cpu'):
     "Execute it here"
