@@ -415,7 +415,8 @@ def check_archive(
 # %% ../nbs/01_data.ipynb #d508bd32
 def _reason(e):
     if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
-    return f'{type(e).__name__}: {e}' if isinstance(e, RequestException) else str(e)
+    cause = getattr(e.args[0], 'reason', e.args[0]) if e.args else '' # requests wraps urllib3's error, which names the host and port first
+    return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}' if isinstance(e, RequestException) else str(e)
 
 def _fetch(url, file, quiet, tries=2):
     download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=(10, 60), headers={'Accept-Encoding': 'identity'})
@@ -454,7 +455,7 @@ def download_cifar10(
             except (RequestException, ValueError, FileNotFoundError) as e:
                 for rest in work.iterdir(): shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
                 failed.append(f'{archive.url}: {_reason(e)}')
-                _say(f'That failed: {failed[-1]}', quiet)
+                _say(f'That failed: {_reason(e)}', quiet)
         raise ConnectionError('\n  '.join(['CIFAR-10 could not be downloaded.', *failed, 'Download one of these files by hand and set '
                               "CIFAR_FASTAI_DATA to it, or use the built-in practice set: 'synthetic'."]))
     return make_whole(Path(folder), make, quiet)
@@ -492,12 +493,19 @@ def _find_cifar10(root, download, quiet):
     if download: return download_cifar10(root/'cifar10', quiet=quiet)
     raise FileNotFoundError(f'There is no copy of CIFAR-10 in {root}, and downloading was not allowed.')
 
+_unreachable = set() # what was tried in vain in this process
+
 def _find_best(root, download, quiet):
-    try: return _find_cifar10(root, download, quiet)
-    except (ConnectionError, FileNotFoundError) as e:
-        _say(f'{e}\n*** NO REAL DATA: using the built-in practice set, drawings in the place of photographs. Accuracies on it say '
-             'nothing about CIFAR-10. ***')
-        return make_synthetic(root/'synthetic')
+    archives = cifar10_archives
+    try: return _find_cifar10(root, download and (root, archives) not in _unreachable, quiet)
+    except (ConnectionError, FileNotFoundError) as e: why = e
+    if isinstance(why, ConnectionError):
+        _unreachable.add((root, archives))
+        if not quiet: why = '\n'.join(str(why).splitlines()[::len(archives) + 1]) # each failure has been told
+    elif (root, archives) in _unreachable: why = 'CIFAR-10 could not be downloaded; a new process tries it again.'
+    _say(f'{why}\n*** NO REAL DATA: using the built-in practice set, drawings in the place of photographs. Accuracies on it say '
+         'nothing about CIFAR-10. ***')
+    return make_synthetic(root/'synthetic')
 
 # %% ../nbs/01_data.ipynb #b37c0740
 def _holds_part(folder): return _is_root(folder) or test_folder(folder) is not None

@@ -716,7 +716,8 @@ def test_next_mirror_after_a_bad_one(tmp_path, published, http_server, capsys, b
     first = 'http://127.0.0.1:9/cifar10.tgz' if bad == 'dead' else http_server.answer('/bad.tgz', bad)
     found = data.download_cifar10(tmp_path/'cache'/'cifar10', [archive(first), archive(http_server.answer('/good.tgz', content))])
     assert len(data.train_files(found)) == 8 and not leftovers(found.parent)
-    assert f'{first}: {reason}' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 0 <= said.find(f'Downloading {first} (') < said.find(f'That failed: {reason}')
 
 
 def test_wrong_content_behind_a_right_first_megabyte(tmp_path, published, http_server, capsys):
@@ -777,6 +778,20 @@ def test_practice_set_comes_last_and_loudly(alone, monkeypatch, capsys, download
     assert data.describe_data(data.find_data(download=download, quiet=True)).variant == 'synthetic'
     out, err = capsys.readouterr()
     assert 'NO REAL DATA' in err and not out
+
+
+def test_what_failed_is_said_once_and_not_tried_again(alone, monkeypatch, capsys):
+    urls = 'http://no-such-host.invalid/a.tgz', 'http://127.0.0.1:9/b.tgz'
+    monkeypatch.setattr(data, 'cifar10_archives', tuple(data.Archive(url, 1, '') for url in urls))
+    small = data.make_synthetic
+    monkeypatch.setattr(data, 'make_synthetic', lambda path: small(path, n_train=2, n_test=1))
+    data.find_data()
+    said = capsys.readouterr().err.splitlines()
+    assert [said.count(f'Downloading {url} (0 MB)') for url in urls] == [1, 1] and sum('ConnectionError' in line for line in said) == 2
+    assert any(line.startswith("That failed: ConnectionError: Failed to resolve 'no-such-host.invalid'") for line in said) and all(len(line) < 200 for line in said)
+    data.find_data()
+    again = capsys.readouterr().err
+    assert 'Downloading' not in again and 'a new process tries it again' in again and 'NO REAL DATA' in again
 
 
 def test_cifar10_asked_for_by_name_is_not_replaced(alone, monkeypatch):
