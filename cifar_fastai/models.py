@@ -7,10 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 # %% auto #0
 __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'count_parameters', 'multiply_adds',
            'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
-           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'whitened_cnn', 'small_cnn', 'medium_cnn', 'OffsetNorm',
-           'airbench', 'airbench94', 'airbench95', 'airbench96', 'three_block_cnn', 'plain_cnn', 'wide_cnn',
-           'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2', 'ladder_3',
-           'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
+           'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'whitened_cnn', 'small_cnn', 'tiny_cnn', 'medium_cnn',
+           'OffsetNorm', 'airbench', 'airbench94', 'airbench95', 'airbench96', 'three_block_cnn', 'plain_cnn',
+           'wide_cnn', 'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2',
+           'ladder_3', 'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
 
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
@@ -252,6 +252,11 @@ def whitened_cnn(
 def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Our default: eight convolutions (48, 96, 192) after a whitening stem; 1.07 million parameters"
     return whitened_cnn((48, 96, 192), n_out, in_channels, image_size)
+
+@register_model
+def tiny_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "The same, a third narrower (32, 64, 128), at under half the work; 480 thousand parameters"
+    return whitened_cnn((32, 64, 128), n_out, in_channels, image_size)
 
 @register_model
 def medium_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:

@@ -234,6 +234,7 @@ def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.0
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'about six minutes on two cores with 16-bit arithmetic'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute and a half on two such cores', label_smoothing=.1))
+register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 2, 'under a minute', sizes=(16, 24, 32), label_smoothing=.1))
 register_recipe(_speedrun('speedrun_long', 'airbench94', 12, 'about twenty minutes on two such cores'))
 
 # %% ../nbs/03_recipes.ipynb #0e94b7ac
