@@ -442,11 +442,11 @@ class _Corruption(NamedTuple):
 
 _corruptions = Registry('corruption', 'list_corruptions()')
 _corruptions.update(
-    blur=_Corruption(_blur, 'standard deviation of a Gaussian (pixels of 32)', (.4, .6, .8, 1.1, 1.5)),
-    noise=_Corruption(_noise, 'standard deviation of Gaussian noise (1: from black to white)', (.01, .02, .035, .055, .08)),
-    jpeg=_Corruption(_jpeg, 'JPEG quality (100: hardly any loss)', (70, 45, 28, 17, 10)),
-    contrast=_Corruption(_contrast, 'share of the contrast that is left', (.75, .55, .4, .25, .15)),
-    shift=_Corruption(_shift, 'shift along an axis or a diagonal (pixels of 32)', (1, 2, 3, 4, 6)))
+    blur=_Corruption(_blur, 'sigma, in pixels of 32', (.4, .6, .8, 1.1, 1.5)),
+    noise=_Corruption(_noise, 'sigma, 1: black to white', (.01, .02, .035, .055, .08)),
+    jpeg=_Corruption(_jpeg, 'JPEG quality, 100: best', (70, 45, 28, 17, 10)),
+    contrast=_Corruption(_contrast, 'share of contrast left', (.75, .55, .4, .25, .15)),
+    shift=_Corruption(_shift, 'pixels of 32', (1, 2, 3, 4, 6)))
 
 # %% ../nbs/07_probing.ipynb #3fbdfe87
 def list_corruptions()->list[str]:

@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 
 import ablations
+import epochs
 import loaders
 import plain_fastai
 import record_run
@@ -197,6 +198,22 @@ def test_speed_recipes_are_timed(results, practice, tmp_path, monkeypatch):
     assert float(row['seconds_median']) == pytest.approx(mean('train_seconds')) and float(row['seconds_slowest']) <= sum(float(r['train_seconds']) for r in runs)
     assert (row['seeds'], row['epochs'], row['tta']) == ('2', '2', 'flip') and 0 < float(row['loader_share']) < 1 < float(row['images_per_second'])
     assert float(row['warm_up_seconds']) > 0 and sorted(o.name for o in (tmp_path/'out').glob('*seed*')) == ['two_stages-seed0', 'two_stages-seed1']
+
+def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    monkeypatch.setattr(epochs, 'matching', lambda names: names)
+    monkeypatch.setattr(epochs, 'get_recipe', lambda name: two_stages.change(name=name, bs=8, valid='test' if name == 'b' else .1))
+    timed,lasted = epochs.seconds_of_epochs,[]
+    def remembered(*args):
+        lasted.append(timed(*args))
+        return lasted[-1]
+    monkeypatch.setattr(epochs, 'seconds_of_epochs', remembered)
+    monkeypatch.setattr(sys, 'argv', ['epochs.py', 'a', 'b', '--seconds', '.01', '--runs', '1', '--data', str(practice), '--device', 'cpu'])
+    epochs.main()
+    a,b = rows(tmp_path/'epochs.csv')
+    assert [(r['recipe'], r['epochs'], r['n_train'], r['n_valid'], r['images_timed']) for r in (a, b)] == [('a', '21', '180', '20', '64'), ('b', '21', '200', '50', '64')]
+    for row,(first,second) in zip((a, b), lasted[2:], strict=True):  # after the turn that does not count
+        assert first > 0 < second and float(row['seconds_median']) == pytest.approx(20*first + second, abs=.1)
 
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
