@@ -232,10 +232,10 @@ def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.0
     return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
                   augment=augment, valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
 
-register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'four to six minutes on two cores with 16-bit arithmetic'))
+register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'three to six minutes on two cores with 16-bit arithmetic'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores', label_smoothing=.1))
 register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two cores', lr=.06, sizes=(16, 24, 32), label_smoothing=.1))
-register_recipe(_speedrun('speedrun_long', 'airbench94', 14, 'twelve to twenty-five minutes on two such cores', augment='alternating_flip_crop'))
+register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores', augment='alternating_flip_crop'))
 
 # %% ../nbs/03_recipes.ipynb #0e94b7ac
 for _goal,_epochs in (94, 8), (95, 15), (96, 37):

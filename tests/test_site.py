@@ -143,5 +143,5 @@ def test_contents_of_a_phone_close_when_an_entry_is_chosen(tab, address, button,
         page.wait_for_selector('dialog[open]')
         leave()
         page.wait_for_selector('dialog[open]', state='detached')
-        assert page.evaluate(f"document.activeElement === document.querySelector('{button}')")
+        page.wait_for_function(f"document.activeElement === document.querySelector('{button}')", timeout=10_000)
     assert errors == [] and page.url.endswith('#one-cycle')
