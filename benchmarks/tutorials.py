@@ -1,25 +1,34 @@
-"""How long the tutorials take: `python benchmarks/tutorials.py`
+"""How long the tutorials take, and what their networks come to: `python benchmarks/tutorials.py`
 
 Each notebook is executed from top to bottom in a process of its own, as `nbdev-test` does it, without the cell that installs. A row for each
 goes to benchmarks/results/tutorials.csv: seconds, the processor's seconds, the peak of the process's memory, and, since machines differ that
-call their processor alike, the GFLOP/s of a large matrix product in 32-bit floats, measured right before. Rows of the same notebook, data
-and device are replaced."""
+call their processor alike, the GFLOP/s of a large matrix product in 32-bit floats, measured right before. And a row for each network that a
+notebook trains goes to tutorial_accuracies.csv: mean, lowest and highest validation accuracy over seeds, those of the notebook's own
+`run_grid`, or, where it has none, of as many executions. Rows of the same notebook, data and device are replaced."""
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-from nbdev.test import test_nb
+from execnb.shell import CaptureShell
+from fastcore.foundation import working_directory
+from fastcore.nbio import read_nb
 
 from cifar_fastai.data import describe_data, find_data
 from side_by_side import add_row, cpu_seconds, in_turns, machine
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
+grids = {'03_augmentation': 'runs', '04_transfer': 'found', '06_the_ladder': 'runs'} # the variable that holds what `run_grid` returned
+networks = { # the expression that is a network's accuracy in the end
+    '02_a_first_cnn': {'one cycle': 'learn.recorder.values[-1][-1]'}, '05_cats_and_dogs': {'as it is': 'result.accuracy', 'weighted': 'after.accuracy'},
+    '08_use_it': {'two epochs': 'result.accuracy'}}
 
 def matrix_gflops(device, n=4096):
     "The best of three"
@@ -30,31 +39,56 @@ def matrix_gflops(device, n=4096):
         took.append(time.perf_counter() - start)
     return round(2*n**3/min(took[1:])/1e9)
 
-def time_notebook(path, device='cpu'):
-    "Execute it here"
+def with_seed(source, seed): return re.sub(r'\b(seed=|set_seed\()0\b', rf'\g<1>{seed}', source)
+
+def variables(path, seed=0):
+    "What a notebook has in the end, with another seed in the place of 0"
+    shell = CaptureShell(path)
+    with working_directory(path.parent):
+        for cell in read_nb(path).cells:
+            if cell.cell_type != 'code' or re.search(r'^#\|\s*eval:\s*false', cell.source, re.M): continue
+            shell.run(with_seed(cell.source, seed))
+            if shell.exc: raise SystemExit(f'{path} failed at this cell: {shell.exc!r}\n{cell.source}')
+    return shell.user_ns
+
+def accuracies(name, found):
+    "{network: its validation accuracies} of a notebook with these variables"
+    if name in grids: return found[grids[name]].groupby('recipe', sort=False).valid_accuracy.agg(list).to_dict()
+    return {what: [float(eval(expression, found))] for what,expression in networks.get(name, {}).items()}
+
+def measure(path, seed=0, device='cpu'):
+    "Execute a notebook here"
     gflops = matrix_gflops(device)
     start,cpu_start = time.perf_counter(),cpu_seconds()
-    passed,_ = test_nb(path)
-    if not passed: raise SystemExit(f'{path} failed')
-    return dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(cpu_seconds() - cpu_start, 1),
+    found = variables(path, seed)
+    took = dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(cpu_seconds() - cpu_start, 1),
                 mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), matrix_gflops=gflops)
+    return dict(took=took, accuracies=accuracies(path.stem, found))
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='*', help="of the notebooks' names (default: all)")
+    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 0 to N-1 of a notebook that trains with one (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.data: os.environ['CIFAR_FASTAI_DATA'] = str(Path(args.data).resolve())
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if args.side: return print(json.dumps(time_notebook(notebooks/f'{args.side}.ipynb', device)))
+    if args.side:
+        name,seed = args.side.split(':')
+        return print('\n' + json.dumps(measure(notebooks/f'{name}.ipynb', int(seed), device)))
     info = describe_data(find_data())
     names = sorted(p.stem for p in notebooks.glob(f'{args.pattern}.ipynb'))
     if not names: raise SystemExit(f'{notebooks} has no notebook whose name fits {args.pattern!r}')
+    about = dict(variant=info.variant, device=device, gpu=torch.cuda.get_device_name() if device == 'cuda' else '', **machine(),
+                 command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]]))
     for name in names:
-        taken = in_turns(__file__, [args.pattern], [name], runs=1)[name][0]
-        add_row('tutorials', dict(
-            tutorial=name, **taken, variant=info.variant, device=device, gpu=torch.cuda.get_device_name() if device == 'cuda' else '', **machine(),
-            command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]])), instead_of=('tutorial', 'variant', 'device', 'gpu'))
+        sides = [f'{name}:{seed}' for seed in range(args.seeds if name in networks else 1)]
+        done = [o[0] for o in in_turns(__file__, [args.pattern], sides, runs=1).values()]
+        add_row('tutorials', dict(tutorial=name, **done[0]['took'], **about), instead_of=('tutorial', 'variant', 'device', 'gpu'))
+        for network in done[0]['accuracies']:
+            each = [a for o in done for a in o['accuracies'][network]]
+            add_row('tutorial_accuracies', dict(tutorial=name, network=network, seeds=len(each), mean=round(statistics.mean(each), 5), lowest=round(min(each), 5),
+                                                highest=round(max(each), 5), **about), instead_of=('tutorial', 'network', 'variant', 'device', 'gpu'))
 
 if __name__ == '__main__': main()

@@ -2,7 +2,6 @@
 import copy
 import csv
 import json
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -109,6 +108,15 @@ def test_the_peer_is_trained_and_recorded(results, practice, monkeypatch):
     assert float(row['cpu_seconds']) > 0
     epochs = rows(results/'curves.csv')
     assert [r['epoch'] for r in epochs] == ['1', '2'] and epochs[-1]['valid_accuracy'] == row['valid_accuracy'] and epochs[-1]['seconds'] == row['train_seconds']
+
+def test_the_peer_has_the_filters_of_its_data(practice):
+    dls = plain_fastai.dataloaders(practice, bs=16, workers=0, size=32)
+    model = plain_fastai.with_filters(plain_fastai.create_model('small_cnn'), dls)
+    images = torch.cat([x.as_subclass(torch.Tensor) for x,_ in dls.train])
+    values = torch.nn.functional.conv2d(images, model.body.stem.filters[:12]).transpose(0, 1).flatten(1)
+    off = torch.corrcoef(values) - torch.eye(12)
+    assert off.abs().max() < .5  # of neighbouring pixels, nearly 1; other augmentation than the filters saw
+    assert plain_fastai.with_filters(torch.nn.Linear(1, 1), None).weight.shape == (1, 1)
 
 def test_two_sides_in_turns(tmp_path):
     script = tmp_path/'script.py'
@@ -230,29 +238,35 @@ def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     stem = ablations.create_model('small_cnn_trained_stem').body.stem
     assert sum(p.requires_grad for p in stem.parameters()) == 1 and stem(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 31, 31)
 
-@pytest.fixture
-def sigint():
-    "nbdev takes the signal for itself"
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-def test_notebooks_are_timed(monkeypatch, tmp_path, sigint):
-    def write(name, source):
+def test_notebooks_are_timed_and_what_they_come_to_is_kept(monkeypatch, tmp_path):
+    def write(name, *sources):
         (tmp_path/f'{name}.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[
-            dict(cell_type='code', id='a', metadata={}, execution_count=None, outputs=[], source=source)])))
-    for name,source in dict(b='x = 1', a='import time\ntime.sleep(.3)', c='#| eval: false\n1/0', d='1/0').items(): write(name, source)
+            dict(cell_type='code', id=f'{name}{i}', metadata={}, execution_count=None, outputs=[], source=source) for i,source in enumerate(sources)])))
+    def in_turns(file, options, sides, runs):
+        return {side: [tutorials.measure(tmp_path/f'{name}.ipynb', int(seed))] for side in sides for name,seed in [side.split(':')]}
+    write('a', 'import time\ntime.sleep(.3)')
+    write('b', 'acc = 0.', 'def f(seed): return .1*seed', 'acc = f(seed=0)')
+    write('c', '#| eval: false\n1/0', 'import pandas as pd', "runs = pd.DataFrame(dict(recipe=['y', 'y', 'x'], valid_accuracy=[.2, .4, .5]))")
+    write('d', 'x = 1', 'y = x/0')
+    for name,value in dict(notebooks=tmp_path, grids=dict(c='runs'), networks=dict(b=dict(net='acc')), in_turns=in_turns, matrix_gflops=partial(tutorials.matrix_gflops, n=256)).items():
+        monkeypatch.setattr(tutorials, name, value)
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
-    monkeypatch.setattr(tutorials, 'notebooks', tmp_path)
-    monkeypatch.setattr(tutorials, 'matrix_gflops', partial(tutorials.matrix_gflops, n=256))
-    monkeypatch.setattr(tutorials, 'in_turns', lambda file, options, sides, runs: {side: [tutorials.time_notebook(tmp_path/f'{side}.ipynb')] for side in sides})
     monkeypatch.setenv('CIFAR_FASTAI_DATA', 'synthetic')
     for pattern in ('[abc]', 'a'):
-        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern])
+        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern, '--seeds', '3'])
         tutorials.main()
     found = rows(tmp_path/'tutorials.csv')
     assert [(r['tutorial'], r['variant']) for r in found] == [('b', 'synthetic'), ('c', 'synthetic'), ('a', 'synthetic')]
     assert float(found[2]['seconds']) >= .3 and float(found[0]['mib']) > 10 and all(float(r['matrix_gflops']) > 0 for r in found)
-    for pattern,message in (('d', 'd.ipynb failed'), ('e', "no notebook whose name fits 'e'")):
+    assert [[r[k] for k in ('tutorial', 'network', 'seeds', 'mean', 'lowest', 'highest')] for r in rows(tmp_path/'tutorial_accuracies.csv')] == [
+        ['b', 'net', '3', '0.1', '0.0', '0.2'], ['c', 'y', '2', '0.3', '0.2', '0.4'], ['c', 'x', '1', '0.5', '0.5', '0.5']]
+    for pattern,message in (('d', r'd.ipynb failed at this cell: ZeroDivisionError.*\ny = x/0'), ('e', "no notebook whose name fits 'e'")):
         monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern])
         with pytest.raises(SystemExit, match=message): tutorials.main()
+
+def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
+    "Each expression, and each table of a grid, is of a variable that the notebook sets; those that train several seeds are grids"
+    for name,known in (tutorials.grids | tutorials.networks).items():
+        source = (tutorials.notebooks/f'{name}.ipynb').read_text(encoding='utf-8')
+        for expression in [known] if isinstance(known, str) else known.values(): assert f'{expression.split(".")[0]} = ' in source
+        assert ('seeds=' in source) == (name in tutorials.grids)
