@@ -1,13 +1,11 @@
 """The peer: a network of ours, trained with nothing but fastai's own parts: `python benchmarks/plain_fastai.py small_cnn --epochs 9`
 
 Images are read from files, by worker processes, in every epoch; padding by reflection, random crop and flip; fastai's random split, its
-optimizer and its `fit_one_cycle`. Whitening filters are computed from the first batches, since they are part of the network. The run goes to
+optimizer and its `fit_one_cycle`. Whitening filters are those that a recipe computes, since they are part of the network. The run goes to
 benchmarks/results/training.csv and curves.csv as plain_fastai, to be put beside the recipe of the same network. The test images are not read."""
 import argparse
-import itertools
 import time
 
-import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner
 from fastai.data.block import CategoryBlock, DataBlock
@@ -19,8 +17,8 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 
 from cifar_fastai.data import default_workers, describe_data, find_data
-from cifar_fastai.models import PatchWhitening, count_parameters, create_model
-from cifar_fastai.training import hardware, versions
+from cifar_fastai.models import count_parameters, create_model
+from cifar_fastai.training import _fit_stem, hardware, versions
 import record_run
 import side_by_side
 
@@ -38,14 +36,6 @@ def dataloaders(path, bs, workers, size):
                       item_tfms=[CropPad(size + size//4, pad_mode=PadMode.Reflection), RandomCrop(size)], batch_tfms=[Flip(), Normalize.from_stats(*imagenet_stats)])
     return block.dataloaders(path/'train', bs=bs, num_workers=workers)
 
-def with_filters(model, dls, batches=8):
-    "The network, with the filters of its whitening layers"
-    stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
-    if stems:
-        x = torch.cat([b[0].as_subclass(torch.Tensor).cpu() for b in itertools.islice(dls.train, batches)])
-        for m in stems: m.fit(x)
-    return model
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='one of `cifar-fastai models`')
@@ -60,7 +50,7 @@ def main():
     workers = default_workers(info.n_train) if args.workers is None else args.workers
     set_seed(args.seed)
     dls = dataloaders(info.path, args.bs, workers, info.size[0])
-    model = with_filters(create_model(args.model, dls.c, image_size=info.size[0]), dls)
+    model = _fit_stem(create_model(args.model, dls.c, image_size=info.size[0]), dls)
     learn = Learner(dls, model, metrics=accuracy, cbs=(curve := Curve()))
     started,cpu_start = time.strftime('%Y-%m-%dT%H:%M:%S%z'),side_by_side.cpu_seconds()
     with learn.no_bar(): learn.fit_one_cycle(args.epochs, args.lr)
