@@ -353,8 +353,7 @@ def _how(page):
 
 # %% ../nbs/09_report.ipynb #db404e3f
 _style = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --muted: #5c6570; --line: #d8dde3; --card: #f5f7f9; --blue: #0072b2; --orange: #a84a00; --wine: #882255 }
-@media (prefers-color-scheme: dark) { :root { --ground: #14181d; --ink: #e6e9ed; --muted: #9aa5b1; --line: #343b44; --card: #1c2128; --blue: #56b4e9; --orange: #f0a04b; --wine: #dd88aa } }
+:root { color-scheme: light dark; --ground: light-dark(#fff, #14181d); --ink: light-dark(#1b1f24, #e6e9ed); --muted: light-dark(#5c6570, #9aa5b1); --line: light-dark(#d8dde3, #343b44); --card: light-dark(#f5f7f9, #1c2128); --blue: light-dark(#0072b2, #56b4e9); --orange: light-dark(#a84a00, #f0a04b); --wine: light-dark(#882255, #dd88aa) }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main, header, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem }

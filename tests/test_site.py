@@ -117,6 +117,18 @@ def test_a_page_has_nav_contents_and_buttons(tab, address):
     assert page.query_selector('button.copybtn') and page.query_selector('.theme-switch-button')
 
 
+def test_a_report_in_a_page_follows_the_sites_scheme(tab, address):
+    page, _, errors = tab(1280)
+    page.goto(address + 'report.html')
+    frame, seen = page.query_selector('iframe[srcdoc]').content_frame(), {}
+    for theme in ('dark', 'light'):
+        page.click('.theme-switch-button')
+        page.click(f'.theme-change-button[data-mode={theme}]')
+        frame.wait_for_function('theme => document.documentElement.style.colorScheme === theme', arg=theme)
+        seen[theme] = frame.evaluate('getComputedStyle(document.body).backgroundColor')
+    assert seen == {'light': 'rgb(255, 255, 255)', 'dark': 'rgb(20, 24, 29)'} and errors == []
+
+
 def test_reference_tells_what_the_source_tells(site):
     page = {o: (site / f'{o}.html').read_text(encoding='utf-8') for o in ('experiments', 'recipes', 'models', 'training')}
     words = {o: re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', text)) for o, text in page.items()}

@@ -8,3 +8,9 @@ document.addEventListener('DOMContentLoaded', () => {
     document.getElementById(drawer)?.addEventListener('close', () => document.querySelector(button)?.focus({ preventScroll: true }));
   }
 });
+// A page within a page, such as a report, follows the site's light or dark scheme.
+window.addEventListener('load', () => {
+  const pass = () => document.querySelectorAll('iframe[srcdoc]').forEach(o => { o.contentDocument.documentElement.style.colorScheme = document.documentElement.dataset.theme; });
+  pass();
+  new MutationObserver(pass).observe(document.documentElement, { attributeFilter: ['data-theme'] });
+});
