@@ -59,9 +59,11 @@ def nesterov_step(
     lr, # learning rate
     mom, # momentum
     grad_avg, # its running sum of gradients, from `average_grad`
+    bias_lr=1., # the rate of biases and norms, as a multiple of `lr`
     **kwargs, # what other steps use
 )->None:
     "Move `p` along the gradient and `mom` times its running sum"
+    if p.ndim < 2: lr = lr*bias_lr
     p.data.add_(p.grad.data, alpha=-lr).add_(grad_avg, alpha=-lr*mom)
 
 def nesterov_sgd(
@@ -69,9 +71,10 @@ def nesterov_sgd(
     lr:float, # learning rate
     mom:float=.9, # momentum
     wd:float=0., # weight decay as an L2 gradient: `wd * p` is added to the gradient
+    bias_lr:float=1., # the rate of biases and norms, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "SGD with Nesterov momentum; the same steps as `torch.optim.SGD(nesterov=True)`"
-    return Optimizer(params, [l2_reg, average_grad, nesterov_step], lr=lr, mom=mom, wd=wd)
+    return Optimizer(params, [l2_reg, average_grad, partial(nesterov_step, bias_lr=bias_lr)], lr=lr, mom=mom, wd=wd)
 
 # %% ../nbs/04_training.ipynb #1d7f9a35
 def orthogonalize(
@@ -97,10 +100,11 @@ def muon_step(
     mom, # momentum
     grad_avg, # its running sum of gradients, from `average_grad`
     sgd_lr=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr=1., # the rate of biases and norms, as a multiple of that
     **kwargs, # what other steps use
 )->None:
     "Move filters along their orthogonalized Nesterov momentum, and what is no filter as `nesterov_step` does"
-    if p.ndim < 3: return nesterov_step(p, lr*sgd_lr, mom, grad_avg)
+    if p.ndim < 3: return nesterov_step(p, lr*sgd_lr, mom, grad_avg, bias_lr)
     step = torch.add(p.grad.data, grad_avg, alpha=mom).flatten(1)
     p.data.add_(orthogonalize(step).view(p.shape), alpha=-lr*max(1, step.shape[0]/step.shape[1])**.5)
 
@@ -110,17 +114,18 @@ def muon(
     mom:float=.95, # momentum
     wd:float=0., # weight decay, decoupled: weights shrink by `lr * wd` at each step
     sgd_lr:float=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr:float=1., # the rate of biases and norms, as a multiple of that
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
-    return Optimizer(params, [weight_decay, average_grad, partial(muon_step, sgd_lr=sgd_lr)], lr=lr, mom=mom, wd=wd)
+    return Optimizer(params, [weight_decay, average_grad, partial(muon_step, sgd_lr=sgd_lr, bias_lr=bias_lr)], lr=lr, mom=mom, wd=wd)
 
 # %% ../nbs/04_training.ipynb #a81192cd
 def optimizer_function(
-    recipe:Recipe, # its `optimizer`, `sgd_lr` and `keras` count
+    recipe:Recipe, # its `optimizer`, `sgd_lr`, `bias_lr` and `keras` count
 )->partial: # `f(params, lr=...)` gives the optimizer
     "The optimizer that `recipe` names, ready for `Learner(opt_func=...)`"
-    if recipe.optimizer == 'sgd': return partial(nesterov_sgd)
-    if recipe.optimizer == 'muon': return partial(muon, sgd_lr=recipe.sgd_lr)
+    if recipe.optimizer == 'sgd': return partial(nesterov_sgd, bias_lr=recipe.bias_lr)
+    if recipe.optimizer == 'muon': return partial(muon, sgd_lr=recipe.sgd_lr, bias_lr=recipe.bias_lr)
     if recipe.optimizer == 'adamw': return partial(Adam)
     return partial(Adam, mom=.9, sqr_mom=.999, eps=1e-7 if recipe.keras else 1e-8, decouple_wd=False)
 
@@ -188,13 +193,18 @@ class AlternatingFlips(Callback):
 
 # %% ../nbs/04_training.ipynb #9b0c3e64
 class CompileModel(Callback):
-    "`torch.compile` the model for as long as it is trained"
+    "`torch.compile` the model for its training batches, which are all of one size"
     def __init__(self,
         **kwargs, # of `torch.compile`
-    ): self.kwargs = kwargs
+    ): self.kwargs = dict(dynamic=False) | kwargs
 
-    def before_fit(self): self.model.compile(**self.kwargs)
-    def after_fit(self): self.model._compiled_call_impl = None
+    def before_train(self):
+        model = self.model
+        def call(*args): return model._call_impl(*args) # some versions of torch see no frame in a `Sequential`, and would compile its layers one by one
+        model._compiled_call_impl = torch.compile(call, **self.kwargs)
+
+    def after_train(self): self.model._compiled_call_impl = None
+    def after_fit(self): self.after_train() # of a fit that was cancelled
 
 # %% ../nbs/04_training.ipynb #b2f7d0c4
 def training_precision(
