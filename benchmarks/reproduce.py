@@ -12,10 +12,10 @@ import torch
 
 import record_run
 from cifar_fastai.data import describe_data, find_data
-from cifar_fastai.evaluation import evaluate, tta_views
+from cifar_fastai.evaluation import tta_views
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
-from cifar_fastai.training import build_model, load_run, reuse_memory
+from cifar_fastai.training import build_model, reuse_memory
 
 def seconds_per_image(recipe, n_out, device, bs=8):
     "How long a training step takes, for one image: the quickest of three"
@@ -46,24 +46,13 @@ def begun(out, name, axes):
         if all(getattr(recipe, k) == v for k,v in axes.items()):
             return recipe,json.loads((folder/'run.json').read_text(encoding='utf-8'))['data']['limit']
 
-def add_tta(folder, tta, **options):
-    "Evaluate a finished run with test-time augmentation too, unless it was"
-    path = Path(folder)/'metrics.json'
-    metrics = json.loads(path.read_text(encoding='utf-8'))
-    if f'test {tta}' in metrics: return
-    learn,start = load_run(folder, **options),time.perf_counter()
-    metrics[f'test {tta}'] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
-    path.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
-
 def run(recipe, seeds, out, data, device, tta=None, limit=None, axes={}):
     "Train a recipe over seeds, evaluate it on the test images and write the rows: the table of runs"
     test = bool(data.n_test) and not recipe.name.endswith('_short')
     print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {seeds} seeds')
-    runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test, **axes)
+    runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test and (tta or True), **axes)
     print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
     finished = runs[runs.status == 'finished']
-    if tta and test:
-        for folder in finished.run: add_tta(folder, tta, source=data.path, device=device)
     if data.n_test: record_run.main(*finished.run)
     return finished
 

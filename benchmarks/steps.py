@@ -90,7 +90,7 @@ def steps_of(model, dl, recipe, autocast):
 def network(args, recipe, n_out):
     if args.device == 'cpu': reuse_memory() # as `create_learner` does
     model = build_model(recipe, n_out, pretrained=False).to(args.device, memory_format=torch.channels_last).train()
-    if recipe.compile and args.device.startswith('cuda'): 
+    if recipe.compile and args.device.startswith('cuda'):
         as_the_learner = CompileModel()
         as_the_learner.learn = SimpleNamespace(model=model)
         as_the_learner.before_train()
@@ -165,6 +165,7 @@ def main():
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--bs', type=int, help="images in a batch (default: the recipe's)")
     parser.add_argument('--steps', type=int, default=30, help='steps that are timed, after five that are not (default: 30)')
+    parser.add_argument('--runs', type=int, default=3, metavar='N', help='turns (default: 3)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
@@ -172,13 +173,13 @@ def main():
     check(recipe, args.device)
     if args.side: return print(json.dumps(sides[args.side](args, recipe)))
     path,bs = find_data(args.data),args.bs or recipe.bs
-    measured = in_turns(__file__, [recipe.name, '--data', str(path), '--bs', f'{bs}', '--steps', f'{args.steps}', '--device', args.device], sides)
+    measured = in_turns(__file__, [recipe.name, '--data', str(path), '--bs', f'{bs}', '--steps', f'{args.steps}', '--device', args.device], sides, args.runs)
     ms = medians(measured, 'ms')
     gflop = {side: measured['loop' if side == 'learner' else side][0]['gflop'] for side in sides if side != 'loader'}
     add_row('steps', dict(
         recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in gflop},
         overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), loader_share=round(ms['loader_ms']/ms['learner_ms'], 3),
-        convolutions_share=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=3,
+        convolutions_share=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=args.runs,
         steps=args.steps, variant=describe_data(path).variant, device=args.device, precision=training_precision(recipe, args.device), gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
         **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 

@@ -29,6 +29,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import time
 import warnings
 import zipfile
 import zlib
@@ -62,7 +63,7 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
-from .memory import Memory, MemoryDL
+from .memory import Memory, MemoryDL, ShuffleDL
 from .registry import Registry
 from .synthetic import cifar10_classes, make_synthetic
 
@@ -97,15 +98,27 @@ _image_endings = image_extensions | {'.webp', '.jfif'}  # which Python's table o
 def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
-def _walk(folder): # -> paths as text: making a `Path` of each is what takes long
-    "The image files below a folder, but hidden ones"
+def _walk(folder, seen=None): # -> paths as text: making a `Path` of each is what takes long
+    "The image files below a folder, but hidden ones; folders that were `seen` are noted, with the time of their last change"
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if seen is not None: seen[parent] = os.stat(parent).st_mtime_ns
         folders[:] = [f for f in folders if not f.startswith('.')]
         yield from (os.path.join(parent, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _image_endings)
 
+_listed = {}  # folder -> its image files, and the folders they are in with the times of their last changes
+
+def _unchanged(seen):
+    try: return all(os.stat(f).st_mtime_ns == changed for f, changed in seen.items())
+    except OSError: return False
+
 def _image_files(folder):
-    files = [f for c in _class_folders(folder) for f in _walk(folder/c)]
-    return list(map(Path, sorted(files, key=lambda f: f.replace(os.sep, '/'))))
+    key = folder, os.getcwd()
+    if key in _listed and _unchanged(_listed[key][1]): return list(_listed[key][0])
+    begun, seen = time.time_ns(), {folder: os.stat(folder).st_mtime_ns}
+    found = [f for c in _class_folders(folder) for f in _walk(folder/c, seen)]
+    files = list(map(Path, sorted(found, key=lambda f: f.replace(os.sep, '/'))))
+    if max(seen.values()) < begun - 2*10**9: _listed[key] = files, seen  # what changed just now may change again within a tick of the clock
+    return list(files)
 
 def train_files(
     path:str|Path, # a data set
@@ -683,9 +696,10 @@ class FlipCrop(RandTransform):
         if self.salt is None: self.salt = 2*torch.randint(2**30, ()).item() + 1
         row = x[:, :, x.shape[2]//2]  # an image is told by its middle row, in bytes
         number = (row*255 if x.is_floating_point() else row).round().long().sum((1, 2))
-        return ((number*self.salt >> 16) + self.epoch).as_subclass(Tensor)[:, None] % 2 == 1
+        return ((number*self.salt >> 16) + self.epoch)[:, None] % 2 == 1
 
     def encodes(self, x:TensorImage):
+        x = x.as_subclass(Tensor)  # each operation on fastai's own class takes longer to begin
         n, c, h, w = x.shape
         def shifted(size): return torch.arange(size, device=x.device) + torch.randint(-self.pad, self.pad+1, (n, 1), device=x.device)
         rows, cols = _reflect(shifted(h), h), _reflect(shifted(w), w)
@@ -764,6 +778,7 @@ _presets.add('flip_crop', lambda size: [FlipCrop(max(1, size//8))])
 _presets.add('flip_crop_2', lambda size: [FlipCrop(max(1, size//16))])
 _presets.add('alternating_flip_crop', lambda size: [FlipCrop(max(1, size//8), alternate=True)])
 _presets.add('alternating_flip_crop_2', lambda size: [FlipCrop(max(1, size//16), alternate=True)])
+_presets.add('alternating_cutout', lambda size: [FlipCrop(max(1, size//8), alternate=True), Cutout(max(1, 3*size//8))])
 _presets.add('cutout', lambda size: [FlipCrop(max(1, size//8)), Cutout(max(1, size//4))])
 _presets.add('shift_flip', lambda size: affine_augmentation(max_shift=.1))
 _presets.add('rotate_shift_flip', lambda size: affine_augmentation(max_deg=15, max_shift=.1))
@@ -1004,7 +1019,7 @@ def cifar10_dataloaders(
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, item_size)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
-                            dl_type=MemoryDL if in_memory else TfmdDL)
+                            dl_type=MemoryDL if in_memory else ShuffleDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
     if in_memory:
         whole = limit is None or _n_bytes(info, item_size, None, grey) < 2**30

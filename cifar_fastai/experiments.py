@@ -35,7 +35,7 @@ from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 from .data import augmentation, describe_data, find_data
-from .evaluation import evaluate
+from .evaluation import evaluate, tta_views
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .training import load_run, train
@@ -275,10 +275,17 @@ def _add_test(grid, c, learn): # -> what went wrong
     "Evaluate on the test images, and keep the figures in the run folder"
     folder = grid.save_to/c.name
     metrics,options = _read_json(folder/'metrics.json'),{k: v for k,v in grid.options.items() if k != 'limit'}
-    if not grid.test or 'test' in metrics: return ''
-    try: result = evaluate(learn or load_run(folder, **options), 'test')
+    wanted = {'test': ''} if grid.test else {}
+    if isinstance(grid.test, str): wanted[f'test {grid.test}'] = grid.test
+    wanted = {name: tta for name,tta in wanted.items() if name not in metrics}
+    if not wanted: return ''
+    try:
+        learn = learn or load_run(folder, **options)
+        for name,tta in wanted.items():
+            start = time.perf_counter()
+            metrics[name] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
     except Exception as e: return _one_line(f'test: {type(e).__name__}: {e}')
-    _write_whole(folder/'metrics.json', json.dumps(metrics | dict(test=result.to_dict()), indent=2) + '\n')
+    _write_whole(folder/'metrics.json', json.dumps(metrics, indent=2) + '\n')
     return ''
 
 # %% ../nbs/08_experiments.ipynb #d5632136
@@ -341,7 +348,7 @@ def run_grid(
     limit:int|None=None, # train each run on this many images only, for a quick try
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
-    test:bool=False, # evaluate each finished run on the test images too: only once all choices are made
+    test:bool|str=False, # evaluate each finished run on the test images too: only once all choices are made; the name of a test-time augmentation does so with it and without
     **axes, # fields of `Recipe` and `Stage`: a list of values, or one
 )->pd.DataFrame: # a row a run: its folder, recipe, choices, seed, figures, and how it ended
     "Train every combination of recipes, choices and seeds that is not trained yet"
@@ -359,6 +366,7 @@ def _start(save_to, axes, test, options, combinations):
     "Look at the data and at what is there already, before anything is trained"
     if not (options['limit'] is None or type(options['limit']) is int): raise ValueError(f'limit is one number for the whole grid, got {options["limit"]!r}')
     data = describe_data(find_data(options['source']))
+    if isinstance(test, str): tta_views(test) # a wrong name is told now
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
     grid = _Grid(save_to, axes, test, data.variant, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
     for c in combinations:

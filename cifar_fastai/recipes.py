@@ -239,10 +239,10 @@ register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well und
 register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores', augment='alternating_flip_crop'))
 
 # %% ../nbs/03_recipes.ipynb #0e94b7ac
-for _goal,_epochs in (94, 8), (95, 15), (96, 37):
+for _goal,_epochs,_augment in (94, 8, 'alternating_flip_crop_2'), (95, 15, 'alternating_flip_crop_2'), (96, 30, 'alternating_cutout'):
     register_recipe(_speedrun(
         f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr=8., wd=.06, moms=(.6, .6, .6), sizes=(),
-        source='airbench, with Muon', compile=True))
+        augment=_augment, source='airbench, with Muon', compile=True))
 
 # %% ../nbs/03_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)

@@ -155,7 +155,7 @@ def run_benchmark(script, monkeypatch, tmp_path, *args):
     "The rows that a script writes, whose sides run in processes of their own, once each"
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
     monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *args])
-    monkeypatch.setattr(script, 'in_turns', lambda file, options, sides: side_by_side.in_turns(file, options, sides, runs=1))
+    monkeypatch.setattr(script, 'in_turns', lambda file, options, sides, runs=3: side_by_side.in_turns(file, options, sides, runs=1))
     script.main()
     return rows(tmp_path/f'{script.__name__}.csv')
 

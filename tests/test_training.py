@@ -184,12 +184,23 @@ def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
     assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
     assert torch.equal(training.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+    several = torch.randn(3, *shape)
+    assert torch.allclose(training.orthogonalize(several), torch.stack([training.orthogonalize(m) for m in several]), atol=1e-4)
+    in_16_bits = training.orthogonalize(u @ torch.diag(s) @ v, low_precision=True)
+    assert in_16_bits.dtype == torch.float32 and torch.linalg.svdvals(in_16_bits).sub(1).abs().max() < .4
+
+def test_matrices_of_several_shapes_are_made_orthogonal_together():
+    several = [torch.randn(shape) for shape in ((4, 27), (16, 36), (16, 8))]
+    for m,new in zip(several, training.orthogonalize(training._padded(several))):
+        rows,columns = m.shape
+        assert torch.allclose(new[:rows, :columns], training.orthogonalize(m), atol=1e-4)
+        assert not new[rows:].any() and not new[:, columns:].any()
 
 def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
     w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
     other = torch.nn.Parameter(b.detach().clone())
-    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr=.5))
-    opt,sgd = muon([w, b], lr=.1, mom=.8),training.nesterov_sgd([other], lr=.05, mom=.8)
+    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr=.5, bias_lr=3.))
+    opt,sgd = muon([w, b], lr=.1, mom=.8),training.nesterov_sgd([other], lr=.15, mom=.8)
     for _ in range(3):
         before = w.detach().clone()
         w.grad,b.grad = torch.randn_like(w),torch.randn(8)
@@ -198,6 +209,25 @@ def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
         step = torch.linalg.svdvals((before - w.detach()).flatten(1))
         assert step.min() > .06 and step.max() < .13
     assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
+
+def test_biases_can_have_a_rate_of_their_own():
+    w,b = torch.nn.Parameter(torch.zeros(3, 2)),torch.nn.Parameter(torch.zeros(3))
+    opt = training.optimizer_function(tiny.change(optimizer='sgd', bias_lr=4.))([w, b], lr=.1, mom=0.)
+    w.grad,b.grad = torch.ones(3, 2),torch.ones(3)
+    opt.step()
+    assert w.tolist() == [[pytest.approx(-.1)]*2]*3 and b.tolist() == [pytest.approx(-.4)]*3
+
+def test_a_parameter_without_a_gradient_stays_and_gradients_go():
+    w,b = torch.nn.Parameter(torch.ones(3, 2)),torch.nn.Parameter(torch.ones(3))
+    opt = training.nesterov_sgd([w, b], lr=.1, wd=.1)
+    for _ in range(2):
+        w.grad = torch.ones(3, 2)
+        opt.step(); opt.zero_grad()
+        assert w.grad is None and torch.equal(b.detach(), torch.ones(3))
+    sd = opt.state_dict()
+    other = training.nesterov_sgd([w, b], lr=.1, wd=.1)
+    other.load_state_dict(sd)
+    assert torch.equal(other.state[w]['grad_avg'], opt.state[w]['grad_avg'])
 
 def test_weight_decay_spares_biases_and_norms(practice):
     "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
@@ -229,6 +259,20 @@ def test_the_model_is_compiled_for_as_long_as_it_is_trained(go):
     n,weights = len(calls),load_file(learn.run_dir/'model.safetensors')
     learn.model.eval()(torch.zeros(1, 3, 32, 32))
     assert len(calls) == n and weights.keys() == plain.model.state_dict().keys()
+
+def test_a_callback_is_asked_at_the_events_that_it_has(go):
+    asked = []
+    class Some(Callback):
+        def before_batch(self): asked.append('before_batch')
+    class All(Callback):
+        def __call__(self, event_name): asked.append(event_name)
+    late = Some()
+    late.after_step = lambda: asked.append('put on later')
+    learn = go(cbs=[Some(), All(), late])
+    n = 2*(len(learn.dls.train) + len(learn.dls.valid))
+    steps = 2*len(learn.dls.train)
+    assert asked.count('after_pred') >= n and asked.count('put on later') == steps and asked.count('before_batch') >= 3*n
+    with pytest.raises(AttributeError, match="no event 'after_lunch'"): learn('after_lunch')
 
 @pytest.mark.parametrize('device, wanted', [('cpu', False), ('cuda', True)])
 def test_a_recipe_compiles_on_cuda_only(device, wanted):
