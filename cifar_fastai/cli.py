@@ -199,7 +199,7 @@ def _print_facts(**facts):
     for name, value in facts.items(): print(f'{name:<{width}}  {value}')
 
 # %% ../nbs/10_cli.ipynb #55e5c34a
-augmentations = ('none', 'flip_crop', 'flip_crop_2', 'alternating_flip_crop', 'alternating_flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop')
+augmentations = ('none', 'flip_crop', 'flip_crop_2', 'alternating_flip_crop', 'alternating_flip_crop_2', 'alternating_cutout', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop')
 _device_help = "'cpu', 'cuda', 'cuda:1'. Default: the best there is."
 _workers_help = 'Processes that read the images from their files, each time anew. Default: images are read once and kept in memory; where they do not fit, one process a core reads them, at most 8.'
 _source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<class>/, or an archive of one."

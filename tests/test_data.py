@@ -125,6 +125,28 @@ def test_practice_set_is_described(practice):
     assert info.classes == data.cifar10_classes and info.path == practice
 
 
+def test_a_folder_is_listed_again_only_when_it_changed(tmp_path, monkeypatch):
+    path = tiny_set(tmp_path/'set')
+    def age():
+        for p in (path/'train').rglob('*'): os.utime(p, (1, 1))
+        os.utime(path/'train', (1, 1))
+    age()
+    before, walked, walk = data.train_files(path), [], os.walk
+    monkeypatch.setattr(os, 'walk', lambda top, **kwargs: walked.append(top) or walk(top, **kwargs))
+    again = data.train_files(path)
+    assert again == before and not walked
+    again.clear()
+    assert data.train_files(path) == before  # a list of one's own
+    deeper = path/'train'/'cat'/'deeper'
+    deeper.mkdir()
+    picture().save(deeper/'0.png')
+    assert len(data.train_files(path)) == len(before) + 1  # and while what changed is new, each time
+    picture().save(deeper/'1.png')
+    assert len(data.train_files(path)) == len(before) + 2
+    shutil.rmtree(path/'train'/'cat')
+    assert data.train_files(path) == [f for f in before if f.parent.name != 'cat']
+
+
 def test_only_visible_images_count(tmp_path):
     path = tiny_set(tmp_path/'set')
     before = data.train_files(path)
@@ -887,7 +909,7 @@ presets = [n for n in data.list_augmentations() if n != 'none']
 
 
 def test_presets_have_names():
-    assert data.list_augmentations() == ['none', 'flip_crop', 'flip_crop_2', 'alternating_flip_crop', 'alternating_flip_crop_2', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom',
+    assert data.list_augmentations() == ['none', 'flip_crop', 'flip_crop_2', 'alternating_flip_crop', 'alternating_flip_crop_2', 'alternating_cutout', 'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom',
                                          'rotate10_shift_flip_zoom', 'aug_transforms', 'aug_transforms_crop']
     assert data.augmentation('none') == []
     with pytest.raises(ValueError, match="Unknown augmentation 'cut_out'. Did you mean 'cutout'"): data.augmentation('cut_out')

@@ -362,6 +362,17 @@ def test_test_images_only_when_asked_for_and_without_training_again(trained, pra
     table = summarize(grid)
     assert table.test_n.to_dict() == {('tiny', 16): 2, ('tiny', 32): 0} and len(read_runs(grid)) == 4
 
+def test_a_run_is_evaluated_with_test_time_augmentation_too(practice, grid):
+    options = dict(seeds=1, epochs=1, limit=40, source=practice, save_to=grid)
+    with pytest.raises(ValueError, match='flap'): run_grid(tiny, test='flap', **options)
+    run_grid(tiny, test=True, **options)
+    folder = next(grid.glob('*/metrics.json')).parent
+    plain = json.loads((folder/'metrics.json').read_text())
+    run_grid(tiny, test='flip', **options)
+    both = json.loads((folder/'metrics.json').read_text())
+    assert plain.keys() == {'valid', 'test'} and both.keys() == {'valid', 'test', 'test flip'}
+    assert both['test'] == plain['test'] and both['test flip']['tta'] == 'flip' and both['test flip']['seconds'] > 0
+
 def test_a_fresh_run_is_evaluated_too(practice, grid):
     runs = run_grid(tiny, seeds=1, epochs=1, limit=40, source=practice, save_to=grid, test=True)
     assert runs.test_accuracy[0] == read(grid/'tiny-epochs=1-seed0'/'metrics.json')['test']['accuracy'] and len(lines(grid)) == 2
