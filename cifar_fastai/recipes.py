@@ -124,7 +124,7 @@ class Recipe:
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
     sgd_lr:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
-    bias_lr:float = 1. # 'sgd' and 'muon': the rate of biases and norms, as a multiple of what it would be
+    bias_lr:float = 1. # 'sgd' and 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
     wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
