@@ -421,8 +421,8 @@ def create_learner(
     if model is None: model = _fit_stem(build_model(recipe, dls.c, in_channels), dls)
     _check_sizes(recipe, model, in_channels)
     learn = QuickLearner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
-                    lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,
-                    path=path, model_dir='.', cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
+                         lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,
+                         path=path, model_dir='.', cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
     learn.recipe = recipe
     return learn
 
