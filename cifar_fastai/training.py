@@ -623,7 +623,7 @@ class HistoryWriter(Callback):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.rows += 1
         figures = [f'{v:.6f}' for v in self.recorder.values[-1]]
-        self._append([self.stage, self.rows, *figures, f'{self.opt.hypers[-1]["lr"]:.3g}', f'{time.perf_counter() - self.start:.1f}'])
+        self._append([self.stage, self.rows, *figures, f'{self.opt.hypers[-1]["lr"]:.3g}', f'{time.perf_counter() - self.start:.2f}'])
 
 # %% ../nbs/04_training.ipynb #3829bd59
 def _save_weights(model, path):
@@ -648,7 +648,7 @@ def _recorded(learn, run):
     _write_json(folder/'run.json', run)
     writer = HistoryWriter(folder/'history.csv')
     def end(status, **more):
-        took = dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu_start, 1))
+        took = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu_start, 2))
         _write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, **took, **more))
     try:
         with learn.added_cbs(writer): yield
