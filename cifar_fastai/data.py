@@ -99,25 +99,27 @@ def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 def _walk(folder, seen=None): # -> paths as text: making a `Path` of each is what takes long
-    "The image files below a folder, but hidden ones; folders that were `seen` are noted, with the time of their last change"
+    "The image files below a folder, but hidden ones; folders that were `seen` are noted, with what changes when they do"
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if seen is not None: seen[parent] = os.stat(parent).st_mtime_ns
+        if seen is not None: seen[parent] = _last_change(parent)
         folders[:] = [f for f in folders if not f.startswith('.')]
         yield from (os.path.join(parent, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _image_endings)
 
-_listed = {}  # folder -> its image files, and the folders they are in with the times of their last changes
+_listed = {}  # folder -> its image files, and the folders they are in, each with what changes when it does
+
+def _last_change(folder): return (s := os.stat(folder)).st_mtime_ns, s.st_ctime_ns, s.st_ino  # archives bring times of their own
 
 def _unchanged(seen):
-    try: return all(os.stat(f).st_mtime_ns == changed for f, changed in seen.items())
+    try: return all(_last_change(f) == then for f, then in seen.items())
     except OSError: return False
 
 def _image_files(folder):
     key = folder, os.getcwd()
     if key in _listed and _unchanged(_listed[key][1]): return list(_listed[key][0])
-    begun, seen = time.time_ns(), {folder: os.stat(folder).st_mtime_ns}
+    begun, seen = time.time_ns(), {folder: _last_change(folder)}
     found = [f for c in _class_folders(folder) for f in _walk(folder/c, seen)]
     files = list(map(Path, sorted(found, key=lambda f: f.replace(os.sep, '/'))))
-    if max(seen.values()) < begun - 2*10**9: _listed[key] = files, seen  # what changed just now may change again within a tick of the clock
+    if max(seen.values())[0] < begun - 2*10**9: _listed[key] = files, seen  # what changed just now may change again within a tick of the clock
     return list(files)
 
 def train_files(
