@@ -12,7 +12,6 @@ import shlex
 import sys
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
 from cifar_fastai.recipes import get_recipe
-from cifar_fastai.training import CompileModel, build_model, create_learner, optimizer_function, reuse_memory, training_precision
+from cifar_fastai.training import build_model, compile_whole, create_learner, optimizer_function, reuse_memory, training_precision
 from side_by_side import add_row, in_turns, machine, medians
 
 warm_up,matrix = 5,4096
@@ -90,10 +89,7 @@ def steps_of(model, dl, recipe, autocast):
 def network(args, recipe, n_out):
     if args.device == 'cpu': reuse_memory() # as `create_learner` does
     model = build_model(recipe, n_out, pretrained=False).to(args.device, memory_format=torch.channels_last).train()
-    if recipe.compile and args.device.startswith('cuda'):
-        as_the_learner = CompileModel()
-        as_the_learner.learn = SimpleNamespace(model=model)
-        as_the_learner.before_train()
+    if recipe.compile and args.device.startswith('cuda'): compile_whole(model)
     return model
 
 def time_loop(args, recipe):

@@ -117,7 +117,7 @@ class Memory:
 
 # %% ../nbs/00_memory.ipynb #324fcef9
 class ShuffleDL(TfmdDL):
-    "A fastai `TfmdDL` that shuffles in a tenth of the time"
+    "A fastai `TfmdDL` that shuffles with torch's permutation instead of Python's, which takes a fraction of the time"
     def shuffle_fn(self, idxs):
         order = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
         return [idxs[i] for i in order.tolist()]

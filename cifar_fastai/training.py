@@ -7,10 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 # %% auto #0
 __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_steps', 'nesterov_sgd', 'orthogonalize',
            'shrink_weights', 'muon_steps', 'muon', 'optimizer_function', 'PlainTensors', 'PlainLosses',
-           'AlternatingFlips', 'CompileModel', 'training_precision', 'BFloat16OnCPU', 'reuse_memory', 'L2Penalty',
-           'build_model', 'QuickLearner', 'create_learner', 'ClassWeights', 'ShrinkImages', 'AverageWeights',
-           'KeepBest', 'fit_stage', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions', 'hardware',
-           'create_run_dir', 'HistoryWriter', 'train', 'load_run']
+           'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU', 'reuse_memory',
+           'L2Penalty', 'build_model', 'QuickLearner', 'create_learner', 'ClassWeights', 'ShrinkImages',
+           'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions',
+           'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import csv
@@ -59,7 +59,7 @@ class GroupOptimizer(Optimizer):
     "fastai's `Optimizer`, for functions that take all parameters of a group at once: on a GPU, a few kernels for all instead of a few for each"
     @torch.no_grad()
     def step(self, closure=None):
-        if closure is not None: raise NotImplementedError('fastai optimizers take no closure')
+        if closure is not None: return super().step(closure) # which takes none, and says so
         for params,hyper in zip(self.param_lists, self.hypers):
             params = [p for p in params if p.grad is not None]
             for cb in self.cbs if params else (): cb(params, [self.state[p] for p in params], **hyper)
@@ -123,7 +123,7 @@ def orthogonalize(
     m:Tensor, # (rows, columns), or several of them: (N, rows, columns)
     steps:int=5, # of the iteration, at least 1
     low_precision:bool|None=None, # compute in bfloat16; None: on CUDA only
-)->Tensor: # of the same shape; its singular values lie between about .68 and 1.2 (16 bits: .6 and 1.3), but where those of `m` are less than 1/600 of its norm
+)->Tensor: # of the same shape; its singular values lie between about .68 and 1.2, but where those of `m` are less than 1/600 of its norm
     "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
     if low_precision is None: low_precision = m.is_cuda
@@ -263,17 +263,21 @@ class AlternatingFlips(Callback):
     def after_train(self): self.n += not hasattr(self.learn, 'lr_finder')
 
 # %% ../nbs/04_training.ipynb #9b0c3e64
+def compile_whole(
+    model:torch.nn.Module, # called as before; an ordinary one again once its `_compiled_call_impl` is None
+    **kwargs, # of `torch.compile`, which sees one size of batch unless told otherwise
+)->None:
+    "`torch.compile` a model as one graph"
+    def call(*args): return model._call_impl(*args) # some versions of torch see no frame in a `Sequential`, and would compile its layers one by one
+    model._compiled_call_impl = torch.compile(call, **dict(dynamic=False) | kwargs)
+
 class CompileModel(Callback):
     "`torch.compile` the model for its training batches, which are all of one size"
     def __init__(self,
         **kwargs, # of `torch.compile`
-    ): self.kwargs = dict(dynamic=False) | kwargs
+    ): self.kwargs = kwargs
 
-    def before_train(self):
-        model = self.model
-        def call(*args): return model._call_impl(*args) # some versions of torch see no frame in a `Sequential`, and would compile its layers one by one
-        model._compiled_call_impl = torch.compile(call, **self.kwargs)
-
+    def before_train(self): compile_whole(self.model, **self.kwargs)
     def after_train(self): self.model._compiled_call_impl = None
     def after_fit(self): self.after_train() # of a fit that was cancelled
 
@@ -401,7 +405,7 @@ def _recipe_cbs(recipe, dls):
 class QuickLearner(Learner):
     "fastai's `Learner`, which asks a callback only at events that it has a method for"
     def _call_one(self, event_name):
-        if not hasattr(event, event_name): raise AttributeError(f'fastai has no event {event_name!r}')
+        if not hasattr(event, event_name): return super()._call_one(event_name) # which refuses it
         for cb in self.cbs.sorted('order'):
             # fastai looks for a missing method in the learner and in the model too, which takes longer than many a method
             if event_name == 'after_fit' or hasattr(type(cb), event_name) or event_name in vars(cb) or type(cb).__call__ is not Callback.__call__: cb(event_name)
