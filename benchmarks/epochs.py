@@ -4,7 +4,7 @@ A whole run of a reference project's recipe takes up to an hour, and machines di
 call: each is trained on a part of the images, one epoch of every stage, in turns with the others, three times, and its epochs are multiplied.
 Training and validation are timed apart, and counted for as many images as the whole recipe has. `airbench94_sgd` is the peer: airbench's
 network under its own settings, 9.9 epochs in batches of 1,024 and in 32-bit floats, in our Learner. A row for each recipe goes to
-benchmarks/results/epochs.csv, in the place of an older one of the same device: the median, the least and the most of the seconds of a whole run."""
+benchmarks/results/epochs.csv, in the place of an older one of such a machine: the median, the least and the most of the seconds of a whole run."""
 import argparse
 import shlex
 import statistics
@@ -88,6 +88,6 @@ def main():
                                seconds_least=round(min(whole), 1), seconds_most=round(max(whole), 1), runs=args.runs, n_train=n_train, n_valid=n_valid,
                                images_timed=limit, bs=r.bs, device=args.device, precision=training_precision(r, args.device),
                                gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
-                               command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu'))
+                               command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu', 'instructions'))
 
 if __name__ == '__main__': main()

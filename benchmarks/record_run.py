@@ -28,7 +28,8 @@ def training_row(folder):
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
                 tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''), tta_seconds=tta.get('seconds', ''),
                 weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
-                parameters=sum(run['parameters'].values()), device=run['device'], precision=run.get('precision', 'fp32'), cpu=hardware['cpu'], cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
+                parameters=sum(run['parameters'].values()), device=run['device'], precision=run.get('precision', 'fp32'), cpu=hardware['cpu'],
+                instructions=hardware.get('instructions', ''), cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])
 
 def stage_rows(folder):

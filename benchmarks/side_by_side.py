@@ -27,7 +27,7 @@ def medians(measured, *keys):
 def machine():
     "What the figures depend on, besides the code"
     about,installed = hardware(),versions()
-    return {k: about[k] for k in ('cpu', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
+    return {k: about[k] for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
 def cpu_seconds():
     "Of this process, and of children that have ended"

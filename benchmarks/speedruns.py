@@ -3,7 +3,7 @@
 What happens only once in a process (images read, kernels chosen or compiled, memory taken) is done in a first short run, which is timed
 apart. Each run goes to benchmarks/results/training.csv, as those of reproduce.py do; and each recipe to speedruns.csv: mean and standard
 deviation of its test accuracies, plain and with test-time augmentation, seconds of training and of that evaluation, and which part of the
-training the loader alone would take, in the place of an older row of the same device. The same call again goes on where it was stopped."""
+training the loader alone would take, in the place of an older row of such a machine. The same call again goes on where it was stopped."""
 import argparse
 import json
 import shlex
@@ -63,6 +63,6 @@ def main():
             tta_seconds=statistics.median(o['metrics'][f'test {args.tta}']['seconds'] for o in done), warm_up_seconds=round(once, 1),
             epochs=recipe.epochs, images_per_second=round(seen/statistics.median(seconds)), loader_share=round(seen/loader/statistics.median(seconds), 4),
             device=args.device, precision=done[0]['run']['precision'], gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
-            command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu'))
+            command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu', 'instructions'))
 
 if __name__ == '__main__': main()

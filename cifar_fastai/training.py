@@ -282,6 +282,10 @@ class CompileModel(Callback):
     def after_fit(self): self.after_train() # of a fit that was cancelled
 
 # %% ../nbs/04_training.ipynb #b2f7d0c4
+def _has_avx512_bf16():
+    "Whether this processor multiplies bfloat16 numbers itself"
+    return bool(getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16')) # older versions of torch can't tell
+
 def training_precision(
     recipe:Recipe, # its `mixed_precision` counts
     device:str|torch.device, # 'cpu', 'cuda', 'cuda:1', ...
@@ -289,8 +293,7 @@ def training_precision(
     "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"
     if not recipe.mixed_precision: return 'fp32'
     if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    able = torch.device(device).type == 'cpu' and getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16')  # older versions of torch can't tell
-    return 'bf16' if able else 'fp32'
+    return 'bf16' if torch.device(device).type == 'cpu' and _has_avx512_bf16() else 'fp32'
 
 class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
@@ -572,11 +575,12 @@ def _cpu_name():
     names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
-def hardware()->dict: # processor, cores, threads, accelerator
+def hardware()->dict: # processor, its widest vector instructions ('AVX2', 'AVX512', 'AVX512-BF16', as PyTorch has them), cores, threads, accelerator
     "What a run is computed on"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(cpu=_cpu_name(), cores=cores, threads=torch.get_num_threads(), gpu=gpu, system=platform.system())
+    instructions = torch.backends.cpu.get_cpu_capability() + '-BF16'*_has_avx512_bf16() # processors of very different speed have the same name
+    return dict(cpu=_cpu_name(), instructions=instructions, cores=cores, threads=torch.get_num_threads(), gpu=gpu, system=platform.system())
 
 # %% ../nbs/04_training.ipynb #a2aeef70
 def _write_json(path, data):

@@ -221,6 +221,10 @@ def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
     assert [(r['recipe'], r['epochs'], r['n_train'], r['n_valid'], r['images_timed']) for r in (a, b)] == [('a', '21', '180', '20', '64'), ('b', '21', '200', '50', '64')]
     for row,(first,second) in zip((a, b), lasted[2:], strict=True):  # after the turn that does not count
         assert first > 0 < second and float(row['seconds_median']) == pytest.approx(20*first + second, abs=.1)
+    monkeypatch.setattr(epochs, 'machine', lambda: side_by_side.machine() | dict(instructions='others'))  # a slower processor, perhaps of the same name
+    monkeypatch.setattr(sys, 'argv', ['epochs.py', 'b', *sys.argv[3:]])
+    for _ in range(2): epochs.main()
+    assert [(r['recipe'], r['instructions']) for r in rows(tmp_path/'epochs.csv')] == [('a', a['instructions']), ('b', a['instructions']), ('b', 'others')]
 
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)

@@ -285,6 +285,12 @@ def test_a_recipe_compiles_on_cuda_only(device, wanted):
     cbs = training._recipe_cbs(tiny.change(compile=True), SimpleNamespace(device=device))
     assert any(isinstance(cb, training.CompileModel) for cb in cbs) == wanted
 
+@pytest.mark.parametrize('able, wanted', [(True, 'AVX512-BF16'), (False, 'AVX512')])
+def test_processors_of_one_name_are_told_apart(able, wanted, monkeypatch):
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: 'AVX512')
+    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=able), raising=False)
+    assert training.hardware()['instructions'] == wanted
+
 @pytest.mark.parametrize('device, hardware, wanted', [('cpu', True, 'bf16'), ('cpu', False, 'fp32'), ('cuda', True, 'bf16'), ('cuda:1', False, 'fp16'), ('mps', True, 'fp32')])
 def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, monkeypatch):
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=hardware), raising=False)
