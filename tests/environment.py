@@ -65,7 +65,7 @@ def fill():
     python, pinned = venv / 'bin/python', ('-c', 'constraints.txt')
     pip = python, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet'
     has_uv = run(*pip, *pinned, 'uv') == 0
-    install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--python', python) if has_uv else pip
+    install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python) if has_uv else pip  # pip compiles unasked
     if run(*install, *pinned, '-e', '.[dev,interpret]'):
         sys.exit('Could not install what settings.ini and constraints.txt name: see above.')
 
