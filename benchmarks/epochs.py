@@ -20,7 +20,7 @@ from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train, training_precision
 from reproduce import matching, seconds_per_image
-from side_by_side import add_row, machine
+from side_by_side import add_row, kind_of_machine, machine
 from steps import wait
 
 reference = 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', *(f'ladder_{n}' for n in (0, 1, 2, 3, 4, 7))
@@ -88,6 +88,6 @@ def main():
                                seconds_least=round(min(whole), 1), seconds_most=round(max(whole), 1), runs=args.runs, n_train=n_train, n_valid=n_valid,
                                images_timed=limit, bs=r.bs, device=args.device, precision=training_precision(r, args.device),
                                gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
-                               command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu', 'instructions'))
+                               command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
 if __name__ == '__main__': main()

@@ -29,6 +29,10 @@ def machine():
     about,installed = hardware(),versions()
     return {k: about[k] for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
+def kind_of_machine(device):
+    "The columns in which rows of machines as quick as each other are alike; a GPU's rows don't depend on the processor beside it"
+    return ('device', 'instructions') if device == 'cpu' else ('device', 'gpu')
+
 def cpu_seconds():
     "Of this process, and of children that have ended"
     return sum(os.times()[:4])

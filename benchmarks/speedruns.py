@@ -21,7 +21,7 @@ from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train
 from loaders import rate
 from reproduce import matching, run
-from side_by_side import add_row, machine
+from side_by_side import add_row, kind_of_machine, machine
 
 def warm_up(recipe, data, device):
     "Seconds of a run of a few steps, and images per second of its loader"
@@ -63,6 +63,6 @@ def main():
             tta_seconds=statistics.median(o['metrics'][f'test {args.tta}']['seconds'] for o in done), warm_up_seconds=round(once, 1),
             epochs=recipe.epochs, images_per_second=round(seen/statistics.median(seconds)), loader_share=round(seen/loader/statistics.median(seconds), 4),
             device=args.device, precision=done[0]['run']['precision'], gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
-            command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', 'device', 'gpu', 'instructions'))
+            command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
 if __name__ == '__main__': main()

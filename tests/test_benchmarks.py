@@ -226,6 +226,12 @@ def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
     for _ in range(2): epochs.main()
     assert [(r['recipe'], r['instructions']) for r in rows(tmp_path/'epochs.csv')] == [('a', a['instructions']), ('b', a['instructions']), ('b', 'others')]
 
+def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    for device,gpu,instructions,ms in ('cuda', 'H', '', 1), ('cpu', '', 'AVX2', 2), ('cuda', 'H', 'AVX512', 3), ('cuda', 'A', 'AVX512', 4), ('cpu', '', 'AVX512', 5):
+        side_by_side.add_row('x', dict(device=device, gpu=gpu, instructions=instructions, ms=ms), instead_of=side_by_side.kind_of_machine(device))
+    assert [r['ms'] for r in rows(tmp_path/'x.csv')] == ['2', '3', '4', '5']
+
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
     assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
