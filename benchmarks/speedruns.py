@@ -3,7 +3,8 @@
 What happens only once in a process (images read, kernels chosen or compiled, memory taken) is done in a first short run, which is timed
 apart. Each run goes to benchmarks/results/training.csv, as those of reproduce.py do; and each recipe to speedruns.csv: mean and standard
 deviation of its test accuracies, plain and with test-time augmentation, seconds of training and of that evaluation, and which part of the
-training the loader alone would take, in the place of an older row of such a machine. The same call again goes on where it was stopped."""
+training the loader alone would take, in the place of an older row of such a machine. With `--epochs 4`, `speedrun` is called
+`speedrun_4_epochs`: its schedule, its image sizes included, is drawn together. The same call again goes on where it was stopped."""
 import argparse
 import json
 import shlex
@@ -33,12 +34,13 @@ def warm_up(recipe, data, device):
 
 def figures(name, values):
     "Mean and standard deviation"
-    return {f'{name}_mean': round(statistics.mean(values), 5), f'{name}_std': round(statistics.stdev(values), 5) if len(values) > 1 else ''}
+    return {f'{name}_mean': round(statistics.mean(values), 6), f'{name}_std': round(statistics.stdev(values), 6) if len(values) > 1 else ''}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='+', help="names, or patterns such as 'speedrun_*'")
     parser.add_argument('--seeds', type=int, default=10, metavar='N', help='seeds 0 to N-1 (default: 10)')
+    parser.add_argument('--epochs', type=int, metavar='N', help='instead of those of the recipe')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--out', default='runs/speedruns', metavar='FOLDER', help='of the run folders (default: runs/speedruns)')
     parser.add_argument('--tta', default='flip_shift', metavar='NAME', help='test-time augmentation (default: flip_shift)')
@@ -50,6 +52,7 @@ def main():
     if args.device == 'cpu': reuse_memory()  # as training does
     for name in matching(args.recipes):
         recipe = get_recipe(name)
+        if args.epochs: recipe = recipe.change(name=f'{name}_{args.epochs}_epochs', epochs=args.epochs)
         once,loader = warm_up(recipe, data, args.device)
         folders = run(recipe, args.seeds, args.out, data, args.device, args.tta).run
         if not len(folders): continue  # what went wrong stands in the table above
@@ -57,7 +60,7 @@ def main():
         seconds = [o['run']['seconds'] for o in done]
         seen = done[0]['run']['epochs']*done[0]['run']['data']['n_train']
         add_row('speedruns', dict(
-            recipe=name, variant=data.variant, seeds=len(done), **figures('accuracy', [o['metrics']['test']['accuracy'] for o in done]),
+            recipe=recipe.name, variant=data.variant, seeds=len(done), **figures('accuracy', [o['metrics']['test']['accuracy'] for o in done]),
             tta=args.tta, **figures('tta_accuracy', [o['metrics'][f'test {args.tta}']['accuracy'] for o in done]),
             seconds_median=statistics.median(seconds), seconds_fastest=min(seconds), seconds_slowest=max(seconds),
             tta_seconds=statistics.median(o['metrics'][f'test {args.tta}']['seconds'] for o in done), warm_up_seconds=round(once, 1),

@@ -204,6 +204,11 @@ def test_speed_recipes_are_timed(results, practice, tmp_path, monkeypatch):
     assert float(row['seconds_median']) == pytest.approx(mean('train_seconds')) and float(row['seconds_slowest']) <= sum(float(r['train_seconds']) for r in runs)
     assert (row['seeds'], row['epochs'], row['tta']) == ('2', '2', 'flip') and 0 < float(row['loader_share']) < 1 < float(row['images_per_second'])
     assert float(row['warm_up_seconds']) > 0 and sorted(o.name for o in (tmp_path/'out').glob('*seed*')) == ['two_stages-seed0', 'two_stages-seed1']
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--seeds', '1', '--epochs', '1'])
+    speedruns.main()
+    whole,shorter = rows(results/'speedruns.csv')
+    assert whole == row and (shorter['recipe'], shorter['seeds'], shorter['epochs']) == ('two_stages_1_epochs', '1', '1')
+    assert [(r['recipe'], r['epochs']) for r in rows(results/'training.csv')[1:]] == [('two_stages', '2')]*2 + [('two_stages_1_epochs', '1')]
 
 def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
