@@ -19,7 +19,7 @@ from cifar_fastai.experiments import run_grid
 from cifar_fastai.models import create_model, list_models, register_model
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import load_run, reuse_memory
-from side_by_side import machine, read_rows, results, write_rows
+from side_by_side import check_machine, gpu_name, machine, read_rows, results, write_rows
 
 def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
     "`small_cnn` with a first layer that is trained, in the place of the whitening one"
@@ -38,12 +38,14 @@ as_small_cnn = get_recipe('small_cnn')
 tricks = dict( # what a recipe is without each
     whitening=dict(model='small_cnn_trained_stem'), identities=dict(model='small_cnn_random_filters'),
     muon=dict(optimizer='sgd', lr=as_small_cnn.stages[0].lr, wd=as_small_cnn.wd, moms=as_small_cnn.stages[0].moms),
-    growing_images=dict(sizes=()), alternating_flips=dict(augment='flip_crop_2'), averaging=dict(average=0), label_smoothing=dict(label_smoothing=0.), bfloat16=dict(mixed_precision=False))
+    growing_images=dict(sizes=()), alternating_flips=dict(augment='flip_crop'), averaging=dict(average=0), label_smoothing=dict(label_smoothing=0.), bfloat16=dict(mixed_precision=False))
 
 def variants(recipe, epochs):
-    "{(trick left out, epochs): recipe}"
+    "{(trick left out, epochs): recipe}; the two that are in the network can be left out of `small_cnn` only"
     whole = {('', n): recipe.change(name=f'{recipe.name}_{n}_epochs', epochs=n) for n in epochs}
-    without = {(name, recipe.epochs): recipe.change(name=f'{recipe.name}_without_{name}', **change) for name,change in tricks.items()}
+    left_out = {name: change for name,change in tricks.items() if recipe.model == 'small_cnn' or 'model' not in change}
+    if 'alternating_flips' in left_out: left_out['alternating_flips'] = dict(augment=recipe.augment.removeprefix('alternating_'))
+    without = {(name, recipe.epochs): recipe.change(name=f'{recipe.name}_without_{name}', **change) for name,change in left_out.items()}
     return whole | {k: r for k,r in without.items() if r != recipe.change(name=r.name)}
 
 def with_tta(folder, tta, **options):
@@ -74,15 +76,18 @@ def main():
     for (name,epochs),variant in asked.items():
         mine = runs[(runs.recipe == variant.name) & (runs.status == 'finished')]
         if mine.empty: continue
-        seconds = [json.loads((Path(f)/'run.json').read_text(encoding='utf-8'))['cpu_seconds'] for f in mine.run]
+        made = {f: json.loads((Path(f)/'run.json').read_text(encoding='utf-8')) for f in mine.run}
+        check_machine(made, args.device)
         tta = [with_tta(f, args.tta, **options) for f in mine.run]
         rows.append(dict(recipe=recipe.name, without=name, epochs=epochs, seeds=len(mine), accuracy=round(mine.valid_accuracy.mean(), 5),
                          accuracy_lowest=mine.valid_accuracy.min(), accuracy_highest=mine.valid_accuracy.max(), tta=args.tta, tta_accuracy=round(statistics.mean(tta), 5),
-                         cpu_seconds=round(statistics.mean(seconds), 1), limit=args.limit or '', variant=data.variant, device=args.device,
-                         gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+                         cpu_seconds=round(statistics.mean(run['cpu_seconds'] for run in made.values()), 1), limit=args.limit or '', variant=data.variant, device=args.device,
+                         gpu=gpu_name(args.device), **machine(),
                          command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]])))
     path = results/'ablations.csv'
-    write_rows(path, [r for r in read_rows(path) if r['recipe'] != recipe.name] + rows)
+    if not rows: raise SystemExit(f'No run of {recipe.name} was finished.')
+    kind = 'recipe', 'variant', 'device', 'limit'
+    write_rows(path, [r for r in read_rows(path) if any(r[k] != str(rows[0][k]) for k in kind)] + rows)
     print('\n'.join(f'{r["without"] or "as it is":20}{r["epochs"]:3} epochs  {100*r["accuracy"]:.2f}  {100*r["tta_accuracy"]:.2f} ({args.tta})  {r["cpu_seconds"]:7.1f} s' for r in rows))
 
 if __name__ == '__main__': main()

@@ -20,7 +20,7 @@ from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train, training_precision
 from reproduce import matching, seconds_per_image
-from side_by_side import add_row, kind_of_machine, machine
+from side_by_side import add_row, gpu_name, kind_of_machine, machine, read_images
 from steps import wait
 
 reference = 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', *(f'ladder_{n}' for n in (0, 1, 2, 3, 4, 7))
@@ -77,7 +77,8 @@ def main():
     recipes = [get_recipe(n) for n in matching(args.recipes or [*reference, *ours])] + [airbench94_sgd]*(not args.recipes)
     limits = [part(r, data, args.device, args.seconds) for r in recipes]
     measured = {r.name: [] for r in recipes}
-    for r,limit in zip(recipes, limits): seconds_of_epochs(r, data, args.device, min(limit, 4*r.bs))  # images are read, kernels chosen
+    for r in recipes: read_images(r, data.path)
+    for r,limit in zip(recipes, limits): seconds_of_epochs(r, data, args.device, min(limit, 4*r.bs))  # kernels are chosen
     for _ in range(args.runs):
         for r,limit in zip(recipes, limits): measured[r.name].append(seconds_of_epochs(r, data, args.device, limit))
     for r,limit in zip(recipes, limits):
@@ -87,7 +88,7 @@ def main():
         add_row('epochs', dict(recipe=r.name, variant=data.variant, epochs=share*r.epochs, seconds_median=round(statistics.median(whole), 1),
                                seconds_least=round(min(whole), 1), seconds_most=round(max(whole), 1), runs=args.runs, n_train=n_train, n_valid=n_valid,
                                images_timed=limit, bs=r.bs, device=args.device, precision=training_precision(r, args.device),
-                               gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+                               gpu=gpu_name(args.device), **machine(),
                                command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
 if __name__ == '__main__': main()

@@ -14,7 +14,7 @@ import time
 import torch
 
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data, list_augmentations
-from side_by_side import add_row, in_turns, machine
+from side_by_side import add_row, gpu_name, in_turns, machine
 
 def rate(dl, seconds):
     "Images per second, over whole epochs"
@@ -26,7 +26,7 @@ def rate(dl, seconds):
         for x,_ in batches:
             if start is None: start = time.perf_counter() # the first batch waits for workers to start
             else: n += len(x)
-        if str(dl.device).startswith('cuda'): torch.cuda.synchronize()
+        if str(dl.device).startswith('cuda'): torch.cuda.synchronize(dl.device)
         images,took = images + n,took + time.perf_counter() - start
     return images/took
 
@@ -62,6 +62,6 @@ def main():
             images='memory' if workers == 'memory' else 'files', workers='' if workers == 'memory' else workers, augment=augment,
             **{f'{name}_images_per_second': round(r) for name,r in zip(('median', 'slowest', 'fastest'), (statistics.median(rates), rates[0], rates[-1]))},
             ratio=round(statistics.median(rates)/files, 2), bs=args.bs, runs=len(rates), variant=describe_data(path).variant, device=args.device,
-            gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(), command=shlex.join(['python', 'benchmarks/loaders.py', *sys.argv[1:]])))
+            gpu=gpu_name(args.device), **machine(), command=shlex.join(['python', 'benchmarks/loaders.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

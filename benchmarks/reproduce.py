@@ -24,7 +24,7 @@ def seconds_per_image(recipe, n_out, device, bs=8):
     def step():
         start = time.perf_counter()
         model(x).square().mean().backward()
-        if device == 'cuda': torch.cuda.synchronize()
+        if device.startswith('cuda'): torch.cuda.synchronize(device)
         return time.perf_counter() - start
     step()
     return min(step() for _ in range(3))/bs

@@ -22,11 +22,11 @@ import torch
 from cifar_fastai.data import describe_data, find_data, train_files
 from cifar_fastai.recipes import get_recipe
 from loaders import rate
-from side_by_side import add_row, in_turns, machine, medians
+from side_by_side import add_row, gpu_name, in_turns, machine, medians
 import steps
 
 def peak(device):
-    if device.startswith('cuda'): return torch.cuda.max_memory_allocated()/2**20
+    if device.startswith('cuda'): return torch.cuda.max_memory_allocated(device)/2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
 def measure(args, kind, n):
@@ -74,7 +74,7 @@ def main():
         add_row('scaling', dict(
             recipe=recipe.name, what='training' if kind == 'bs' else 'loader', bs=n if kind == 'bs' else recipe.bs, images=n if kind == 'images' else '', **dict(zip(('images_per_second', 'mib'), figures)),
             first_batch_cold_seconds=waits[0] if waits else '', first_batch_warm_seconds=statistics.median(waits[1:] or waits) if waits else '', runs=len(runs),
-            variant=info.variant, device=args.device, gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+            variant=info.variant, device=args.device, gpu=gpu_name(args.device), **machine(),
             command=shlex.join(['python', 'benchmarks/scaling.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.training import hardware, versions
 
 results = Path(__file__).parent/'results'
@@ -16,7 +19,7 @@ def in_turns(script, args, sides, runs=3):
     measured = {side: [] for side in sides}
     for _ in range(runs):
         for side in sides:
-            out = subprocess.run([sys.executable, script, *args, side], check=True, capture_output=True, text=True).stdout
+            out = subprocess.run([sys.executable, script, *args, side], check=True, stdout=subprocess.PIPE, text=True).stdout
             measured[side].append(json.loads(out.splitlines()[-1]))
     return measured
 
@@ -24,23 +27,38 @@ def medians(measured, *keys):
     "{side}_{key}: the median of a figure over the runs"
     return {f'{side}_{key}': round(statistics.median(o[key] for o in runs), 2) for key in keys for side, runs in measured.items()}
 
-def machine():
-    "What the figures depend on, besides the code"
-    about,installed = hardware(),versions()
-    return {k: about[k] for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
+def gpu_name(device): return torch.cuda.get_device_name(device) if device.startswith('cuda') else ''
+
+def machine(run=None):
+    "What the figures depend on, besides the code: here and now, or by the run.json of a run"
+    about,installed = (run['hardware'],run['versions']) if run else (hardware(),versions())
+    return {k: about.get(k, '') for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
+
+def check_machine(runs, device):
+    "Refuse runs of an earlier call that were made on something else, since their row would say that it was here: {folder: run.json}"
+    for folder,run in runs.items():
+        made,here = dict(device=run['device'], gpu=run['hardware']['gpu'], **machine(run)),dict(device=device, gpu=hardware()['gpu'], **machine())
+        if other := [f'{k} {made[k]}, not {here[k]}' for k in here if made[k] != here[k]]:
+            raise SystemExit(f'{folder} was not made here: {"; ".join(other)}. Choose another --out, or remove it.')
+
+def read_images(recipe, path, device='cpu'):
+    "Decode all images that the recipe trains and validates with, so that later loaders find them in the files that keep them"
+    dls = cifar10_dataloaders(path, bs=recipe.bs, valid=recipe.valid, image_size=recipe.image_size, device=device, in_memory=True)
+    for dl in dls.loaders: dl.dataset.memory.take(range(dl.dataset.memory.n))
 
 def kind_of_machine(device):
     "The columns in which rows of machines as quick as each other are alike; a GPU's rows don't depend on the processor beside it"
-    return ('device', 'instructions') if device == 'cpu' else ('device', 'gpu')
+    return ('device', 'instructions', 'cores', 'threads') if device == 'cpu' else ('device', 'gpu')
 
 def cpu_seconds():
     "Of this process, and of children that have ended"
     return sum(os.times()[:4])
 
 def write_rows(path, rows):
-    "A CSV file, written whole or not at all; if the last row has columns that the others lack, its order counts"
-    part,known,new = path.with_name(f'{path.name}.part'),list(rows[0]),list(rows[-1])
-    columns = known if set(new) <= set(known) else [*new, *(k for k in known if k not in new)]
+    "A CSV file, written whole or not at all; if a row has columns that the first lacks, its order counts"
+    part,columns = path.with_name(f'{path.name}.{os.getpid()}.part'),list(rows[0])
+    for new in map(list, rows):
+        if not set(new) <= set(columns): columns = [*new, *(k for k in columns if k not in new)]
     with part.open('w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, columns, restval='', lineterminator='\n')
         writer.writeheader()

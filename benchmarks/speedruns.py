@@ -22,11 +22,12 @@ from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train
 from loaders import rate
 from reproduce import matching, run
-from side_by_side import add_row, kind_of_machine, machine
+from side_by_side import add_row, check_machine, gpu_name, kind_of_machine, machine, read_images
 
 def warm_up(recipe, data, device):
-    "Seconds of a run of a few steps, and images per second of its loader"
+    "Seconds of reading the images and of a run of a few steps, and images per second of its loader"
     start = time.perf_counter()
+    read_images(recipe, data.path)
     with tempfile.TemporaryDirectory() as folder:
         learn = train(recipe.shorten(1), source=data.path, run_dir=Path(folder)/'run', limit=4*recipe.bs, device=device)
     seconds = time.perf_counter() - start
@@ -57,6 +58,7 @@ def main():
         folders = run(recipe, args.seeds, args.out, data, args.device, args.tta).run
         if not len(folders): continue  # what went wrong stands in the table above
         done = [{f: json.loads((Path(folder)/f'{f}.json').read_text(encoding='utf-8')) for f in ('run', 'metrics')} for folder in folders]
+        check_machine({folder: o['run'] for folder,o in zip(folders, done)}, args.device)
         seconds = [o['run']['seconds'] for o in done]
         seen = done[0]['run']['epochs']*done[0]['run']['data']['n_train']
         add_row('speedruns', dict(
@@ -65,7 +67,7 @@ def main():
             seconds_median=statistics.median(seconds), seconds_fastest=min(seconds), seconds_slowest=max(seconds),
             tta_seconds=statistics.median(o['metrics'][f'test {args.tta}']['seconds'] for o in done), warm_up_seconds=round(once, 1),
             epochs=recipe.epochs, images_per_second=round(seen/statistics.median(seconds)), loader_share=round(seen/loader/statistics.median(seconds), 4),
-            device=args.device, precision=done[0]['run']['precision'], gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '', **machine(),
+            device=args.device, precision=done[0]['run']['precision'], gpu=gpu_name(args.device), **machine(),
             command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
 if __name__ == '__main__': main()

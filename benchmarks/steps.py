@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import build_model, compile_whole, create_learner, optimizer_function, reuse_memory, training_precision
-from side_by_side import add_row, in_turns, machine, medians
+from side_by_side import add_row, gpu_name, in_turns, machine, medians
 
 warm_up,matrix = 5,4096
 
 def wait(device):
-    if device.startswith('cuda'): torch.cuda.synchronize()
+    if device.startswith('cuda'): torch.cuda.synchronize(device)
 
 def dataloaders(args, recipe):
     "With all images in memory"
@@ -176,7 +176,7 @@ def main():
         recipe=recipe.name, bs=bs, **ms, **{f'{side}_gflops': round(1e3*gflop[side]/ms[f'{side}_ms']) for side in gflop},
         overhead=round(ms['learner_ms']/ms['loop_ms'] - 1, 3), loader_share=round(ms['loader_ms']/ms['learner_ms'], 3),
         convolutions_share=round(ms['convolutions_ms']/ms['learner_ms'], 3), runs=args.runs,
-        steps=args.steps, variant=describe_data(path).variant, device=args.device, precision=training_precision(recipe, args.device), gpu=torch.cuda.get_device_name() if args.device == 'cuda' else '',
+        steps=args.steps, variant=describe_data(path).variant, device=args.device, precision=training_precision(recipe, args.device), gpu=gpu_name(args.device),
         **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 
 if __name__ == '__main__': main()

@@ -22,7 +22,7 @@ from fastcore.foundation import working_directory
 from fastcore.nbio import read_nb
 
 from cifar_fastai.data import describe_data, find_data
-from side_by_side import add_row, cpu_seconds, in_turns, machine
+from side_by_side import add_row, cpu_seconds, gpu_name, in_turns, machine
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 grids = {'03_augmentation': 'runs', '04_transfer': 'found', '06_the_ladder': 'runs'} # the variable that holds what `run_grid` returned
@@ -80,7 +80,7 @@ def main():
     info = describe_data(find_data())
     names = sorted(p.stem for p in notebooks.glob(f'{args.pattern}.ipynb'))
     if not names: raise SystemExit(f'{notebooks} has no notebook whose name fits {args.pattern!r}')
-    about = dict(variant=info.variant, device=device, gpu=torch.cuda.get_device_name() if device == 'cuda' else '', **machine(),
+    about = dict(variant=info.variant, device=device, gpu=gpu_name(device), **machine(),
                  command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]]))
     for name in names:
         sides = [f'{name}:{seed}' for seed in range(args.seeds if name in networks else 1)]

@@ -473,7 +473,11 @@ def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on th
         borrowed('before_fit')
         for i, batch in enumerate(tqdm(dl, desc='evaluate', unit='batch', leave=False, disable=None)):
             _check_labels(learn, batch)
-            for view in _views_of(batch, list(views)): borrowed.one_batch(i, view)
+            try:
+                for view in _views_of(batch, list(views)): borrowed.one_batch(i, view)
+            except BaseException:
+                borrowed('after_cancel_batch') # a callback may have autocast to leave
+                raise
         borrowed('after_fit')
     return torch.cat(gathered.logits).float().cpu(), torch.cat(gathered.targets).cpu()
 

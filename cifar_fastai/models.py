@@ -131,11 +131,11 @@ def conv_blocks(
     widths:tuple, # filters of each block
     layer:Callable=conv_relu_norm, # `layer(ni, nf)` makes one convolution with what follows it
     depth:int=1, # convolutions in a block
-    dropout:tuple=(0., 0., 0.), # dropout after each block's pool
+    dropout:tuple=(), # after each block's pool; blocks beyond its end have none
 )->nn.Sequential: # (N, in_channels, H, W) -> (N, widths[-1], H / 2**len(widths), W / 2**len(widths))
     "Blocks of `depth` convolutions, each ending in a 2x2 max-pool"
     blocks = OrderedDict()
-    for ni,nf,p in zip((in_channels, *widths), widths, dropout):
+    for ni,nf,p in zip((in_channels, *widths), widths, (*dropout, *[0.]*len(widths))):
         convs = [layer(ni if i == 0 else nf, nf) for i in range(depth)]
         blocks[f'block{len(blocks)+1}'] = nn.Sequential(*convs, nn.MaxPool2d(2), *([nn.Dropout(p)] if p else []))
     return nn.Sequential(blocks)
@@ -189,8 +189,11 @@ class PatchWhitening(nn.Module):
         eps:float=5e-4, # keeps directions in which there is next to nothing from being blown up
     )->None:
         "Set the filters from the patches of `images`"
-        patches = F.unfold(images, self.filters.shape[-1]).transpose(1, 2).flatten(0, 1).double()
-        variances,components = torch.linalg.eigh(patches.T @ patches / len(patches))
+        total,n = 0,0
+        for some in images.split(max(1, 2**21//(images.shape[-2]*images.shape[-1]))): # all patches of large images would not fit into memory
+            patches = F.unfold(some, self.filters.shape[-1]).transpose(1, 2).flatten(0, 1).double()
+            total,n = total + patches.T @ patches,n + len(patches)
+        variances,components = torch.linalg.eigh(total/n)
         filters = (components / (variances + eps).sqrt()).T.view_as(self.filters[:len(variances)])
         self.filters.copy_(torch.cat([filters, -filters]))
 

@@ -7,10 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 # %% auto #0
 __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_steps', 'nesterov_sgd', 'orthogonalize',
            'shrink_weights', 'muon_steps', 'muon', 'optimizer_function', 'PlainTensors', 'PlainLosses',
-           'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU', 'reuse_memory',
-           'L2Penalty', 'build_model', 'QuickLearner', 'create_learner', 'ClassWeights', 'ShrinkImages',
-           'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'versions',
-           'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
+           'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU',
+           'MixedPrecisionOnCUDA', 'reuse_memory', 'L2Penalty', 'build_model', 'QuickLearner', 'create_learner',
+           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
+           'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import csv
@@ -22,12 +22,13 @@ import shlex
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -308,6 +309,19 @@ class BFloat16OnCPU(Callback):
 
     def after_pred(self): self.learn.pred = to_float(self.pred)
 
+class MixedPrecisionOnCUDA(MixedPrecision):
+    "fastai's `MixedPrecision`, which leaves autocast when a batch fails, too"
+    inside = False
+    def before_batch(self):
+        super().before_batch()
+        self.inside = True
+
+    def after_loss(self):
+        if self.inside: super().after_loss()
+        self.inside = False
+
+    def after_cancel_batch(self): self.after_loss()
+
 # %% ../nbs/04_training.ipynb #d57a3c99
 def reuse_memory(
 )->bool: # whether this process does so now: only where the allocator is glibc's, and no `MALLOC_...` variable is set
@@ -402,11 +416,17 @@ def _recipe_cbs(recipe, dls):
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
     on_cuda,precision = str(dls.device).startswith('cuda'),training_precision(recipe, dls.device)
     if recipe.compile and on_cuda: cbs.append(CompileModel())
-    if precision != 'fp32': cbs.append(MixedPrecision(precision) if on_cuda else BFloat16OnCPU())
+    if precision != 'fp32': cbs.append(MixedPrecisionOnCUDA(precision) if on_cuda else BFloat16OnCPU())
     return cbs
 
 class QuickLearner(Learner):
-    "fastai's `Learner`, which asks a callback only at events that it has a method for"
+    "fastai's `Learner`, which asks a callback only at events that it has a method for, and tells callbacks of a batch that failed as of one that was cancelled"
+    def one_batch(self, i, b):
+        try: super().one_batch(i, b)
+        except BaseException: # Ctrl-C too
+            self('after_cancel_batch')
+            raise
+
     def _call_one(self, event_name):
         if not hasattr(event, event_name): return super()._call_one(event_name) # which refuses it
         for cb in self.cbs.sorted('order'):
@@ -496,7 +516,7 @@ def _stage_cbs(stage):
     cbs,best = [],stage.keep_best or (stage.early_stopping and stage.early_stopping_monitor)
     if stage.schedule == 'reduce_on_plateau':
         cbs.append(ReduceLROnPlateau(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
-    if best: cbs.append(KeepBest(best, fname='best'))
+    if best: cbs.append(KeepBest(best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
     if stage.early_stopping: cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
     if stage.sizes: cbs.append(ShrinkImages(stage.sizes))
@@ -520,13 +540,15 @@ def fit_stage(
     "Train `learn` through one stage of a recipe"
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
-    cbs,lr = freeze_to(learn, stage.freeze_to, stage.bn) + _stage_cbs(stage),_rate(stage)
+    cbs,lr,loss_func = freeze_to(learn, stage.freeze_to, stage.bn) + _stage_cbs(stage),_rate(stage),learn.loss_func
     try:
         with _taken_back(learn, stage.discard):
             if stage.schedule == 'one_cycle':
                 learn.fit_one_cycle(stage.epochs, lr, div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start, moms=stage.moms, cbs=cbs)
             else: learn.fit(stage.epochs, lr, cbs=cbs)
-    finally: (learn.path/learn.model_dir/'best.pth').unlink(missing_ok=True)
+    finally:
+        learn.loss_func = loss_func
+        for cb in cbs: isinstance(cb, KeepBest) and (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
 # %% ../nbs/04_training.ipynb #6390b3c7
 class NonFiniteLossError(RuntimeError):
@@ -636,7 +658,7 @@ class HistoryWriter(Callback):
 # %% ../nbs/04_training.ipynb #3829bd59
 def _save_weights(model, path):
     "Write the weights of `model`; if the disk refuses, write them somewhere else and say where"
-    state = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
+    state = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k,v in model.state_dict().items()} # copies: layers may share weights
     part = path.with_name(path.name + '.part')
     try:
         save_file(state, part)
@@ -651,7 +673,7 @@ def _save_weights(model, path):
 @contextmanager
 def _recorded(learn, run):
     "Keep the run folder true while the body trains; however it ends, what there is stays"
-    folder,start,cpu_start,saving = learn.run_dir,time.perf_counter(),time.process_time(),False
+    folder,start,cpu_start,saving,saved = learn.run_dir,time.perf_counter(),time.process_time(),False,False
     (folder/'recipe.json').write_text(learn.recipe.to_json() + '\n', encoding='utf-8')
     _write_json(folder/'run.json', run)
     writer = HistoryWriter(folder/'history.csv')
@@ -662,11 +684,14 @@ def _recorded(learn, run):
         with learn.added_cbs(writer): yield
         saving = True
         _save_weights(learn.model, folder/'model.safetensors')
+        saved = True
         _write_json(folder/'metrics.json', dict(valid=_validate(learn)))
         end('finished')
     except BaseException as e:
-        if not saving: _save_weights(learn.model, folder/'model.safetensors')
-        end('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', error=f'{type(e).__name__}: {e}')
+        try:
+            if not (saved or saving and isinstance(e, OSError)): _save_weights(learn.model, folder/'model.safetensors') # an OSError says where they are
+        finally:
+            with suppress(OSError): end('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', error=f'{type(e).__name__}: {e}')
         raise
 
 # %% ../nbs/04_training.ipynb #f528eca9
@@ -750,6 +775,6 @@ def load_run(
 # %% ../nbs/04_training.ipynb #48d30cb1
 def _load_weights(model, path):
     "Load weights into `model`; a missing, damaged or foreign file is a clear error"
-    if not path.exists(): raise FileNotFoundError(f'{path} is not there. A run that was stopped before its first step has no weights.')
+    if not path.exists(): raise FileNotFoundError(f'{path} is not there. A run that was killed before it ended has no weights.')
     try: model.load_state_dict(load_file(path))
     except Exception as e: raise ValueError(f'{path} does not hold the weights of this network, or is damaged: {e}') from None

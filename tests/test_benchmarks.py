@@ -5,6 +5,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +232,28 @@ def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
     for _ in range(2): epochs.main()
     assert [(r['recipe'], r['instructions']) for r in rows(tmp_path/'epochs.csv')] == [('a', a['instructions']), ('b', a['instructions']), ('b', 'others')]
 
+def test_runs_that_were_made_elsewhere_get_no_row_of_here(practice, tmp_path):
+    folder = train(two_stages.shorten(1), source=practice, run_dir=tmp_path/'run', device='cpu').run_dir
+    run = json.loads((folder/'run.json').read_text())
+    side_by_side.check_machine({folder: run}, 'cpu')
+    for changes,device,message in (({}, 'cuda', 'device cpu, not cuda'), (dict(versions=run['versions'] | dict(torch='1.0')), 'cpu', 'torch 1.0, not'),
+                                   (dict(hardware=run['hardware'] | dict(threads=99)), 'cpu', 'threads 99, not')):
+        with pytest.raises(SystemExit, match=f'run was not made here: .*{message}.*another --out'): side_by_side.check_machine({folder: run | changes}, device)
+
+def test_a_row_in_the_middle_may_have_more_columns(tmp_path):
+    side_by_side.write_rows(tmp_path/'a.csv', [dict(a=1, c=2), dict(a=3, b=4, c=5), dict(a=6, c=7)])
+    assert (tmp_path/'a.csv').read_text() == 'a,b,c\n1,,2\n3,4,5\n6,,7\n' and len(list(tmp_path.iterdir())) == 1
+
+def test_images_are_read_before_anything_is_timed(practice, monkeypatch):
+    took = []
+    class Images:
+        n = 3
+        def take(self, rows): took.append(list(rows))
+    loader = SimpleNamespace(dataset=SimpleNamespace(memory=Images()))
+    monkeypatch.setattr(side_by_side, 'cifar10_dataloaders', lambda *args, in_memory, **kwargs: SimpleNamespace(loaders=[loader]*2))
+    side_by_side.read_images(two_stages, practice)
+    assert took == [[0, 1, 2]]*2
+
 def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch, tmp_path):
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
     for device,gpu,instructions,ms in ('cuda', 'H', '', 1), ('cpu', '', 'AVX2', 2), ('cuda', 'H', 'AVX512', 3), ('cuda', 'A', 'AVX512', 4), ('cpu', '', 'AVX512', 5):
@@ -240,6 +263,8 @@ def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
     assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
+    others = ablations.variants(get_recipe('speedrun_long'), [16])  # of another network, and with larger shifts
+    assert not {('whitening', 16), ('identities', 16)} & set(others) and others['alternating_flips', 16].augment == 'flip_crop'
     monkeypatch.setattr(ablations, 'results', results)
     monkeypatch.setattr(ablations, 'get_recipe', lambda name: recipe)
     monkeypatch.setattr(ablations, 'tricks', {k: ablations.tricks[k] for k in ('whitening', 'averaging')})

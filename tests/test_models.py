@@ -62,6 +62,14 @@ def test_offset_norm_is_batchnorm_without_its_factor(training):
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     assert list(ours.state_dict()) == ['bias', 'running_mean', 'running_var', 'num_batches_tracked'] and count_parameters(ours)[:] == (4, 0, 8)
 
+def test_whitening_of_large_images_sees_all_of_them():
+    "though not all of their patches at once"
+    images = torch.cat([torch.randn(32, 3, 256, 256), 3*torch.randn(8, 3, 256, 256)])  # in parts of 32
+    stem = PatchWhitening()
+    stem.fit(images)
+    out = torch.nn.functional.conv2d(images, stem.filters[:12]).transpose(0, 1).flatten(1)
+    assert torch.allclose(out @ out.T/out.shape[1], torch.eye(12), atol=1e-2)
+
 def test_a_whitening_stem_with_an_offset_is_fitted_and_trained():
     images = torch.randn(40, 3, 8, 8).cumsum(3)
     plain,offset = PatchWhitening(),PatchWhitening(bias=True, act=nn.functional.gelu)
@@ -126,6 +134,7 @@ def test_table_lists_every_model():
 
 def test_blocks_halve_once_each():
     assert conv_blocks(3, (4, 5, 6))(torch.zeros(1, 3, 16, 16)).shape == (1, 6, 2, 2)
+    assert conv_blocks(3, (4, 5, 6, 7), dropout=(.5, .5))(torch.zeros(1, 3, 16, 16)).shape == (1, 7, 1, 1)
 
 def test_whitening_is_fixed_and_remembered():
     "Training leaves the filters alone, `fit` sets them, and they travel with the weights"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,8 +18,10 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
-from cifar_fastai import training
+from cifar_fastai import models, training
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import evaluate
+from cifar_fastai.models import register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train, training_precision
 
@@ -297,7 +300,7 @@ def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, mo
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: hardware and not including_emulation)
     asked = tiny.change(mixed_precision=True)
     assert (training_precision(tiny, device), training_precision(asked, device)) == ('fp32', wanted)
-    kind = None if wanted == 'fp32' else training.BFloat16OnCPU if device == 'cpu' else MixedPrecision
+    kind = None if wanted == 'fp32' else training.BFloat16OnCPU if device == 'cpu' else training.MixedPrecisionOnCUDA
     assert [type(cb) for cb in training._recipe_cbs(asked, SimpleNamespace(device=device)) if isinstance(cb, (MixedPrecision, training.BFloat16OnCPU))] == [kind]*(kind is not None)
 
 class Dtypes(Callback):
@@ -347,6 +350,27 @@ def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeyp
         first = learn.recorder.losses[0]
         learn.fit(3, 1e-2)
     assert learn.recorder.losses[-1] < .9*first
+
+class AutocastOfTheCPU(training.MixedPrecisionOnCUDA):
+    "What is done on CUDA, where there is none"
+    def before_fit(self):
+        super().before_fit()
+        self.autocast = torch.autocast('cpu', torch.bfloat16)
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize('doing', [lambda learn: learn.fit(1, 1e-3), lambda learn: evaluate(learn, 'valid')], ids=['fit', 'evaluate'])
+def test_a_batch_that_fails_leaves_autocast(practice, tmp_path, doing, error):
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[AutocastOfTheCPU('bf16')])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    def fail(m, args):
+        assert torch.is_autocast_enabled('cpu')
+        raise error('no memory')
+    hook = learn.model.head.register_forward_pre_hook(fail)
+    with pytest.raises(error, match='no memory'), learn.no_bar(), learn.no_logging(): doing(learn)
+    hook.remove()
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    assert depth == 1 and not torch.is_autocast_enabled('cpu')
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
@@ -466,6 +490,57 @@ def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
     assert len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
     assert load_file(tmp_path/'run'/'model.safetensors')
     assert load_run(tmp_path/'run', num_workers=0).recipe == tiny
+
+def test_ctrl_c_while_weights_are_written(go, tmp_path, monkeypatch):
+    real,calls = training.save_file,[]
+    def save_file(state, path):
+        calls.append(path)
+        if len(calls) == 1: raise KeyboardInterrupt
+        real(state, path)
+    monkeypatch.setattr(training, 'save_file', save_file)
+    with pytest.raises(KeyboardInterrupt): go()
+    assert read(tmp_path/'run', 'run.json')['status'] == 'interrupted' and load_file(tmp_path/'run'/'model.safetensors')
+
+def test_weights_that_cannot_be_read_are_no_run_that_goes_on(go, tmp_path, monkeypatch):
+    def fail(model, path): raise RuntimeError('device-side assert')
+    monkeypatch.setattr(training, '_save_weights', fail)
+    def stop(learn): raise ArithmeticError('first')
+    with pytest.raises(RuntimeError, match='device-side') as e: go(cbs=[At(stop, 1)])
+    assert isinstance(e.value.__context__, ArithmeticError)
+    assert (said := read(tmp_path/'run', 'run.json'))['status'] == 'failed' and said['error'].startswith('ArithmeticError: ')
+
+def test_where_the_weights_are_is_said_last(go, tmp_path, monkeypatch):
+    "when run.json cannot be written either"
+    def save(model, path):
+        monkeypatch.setattr(training, '_write_json', lambda *args: full())
+        raise OSError('The weights were kept in /elsewhere')
+    def full(): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(training, '_save_weights', save)
+    with pytest.raises(OSError, match='kept in /elsewhere'): go()
+
+def test_weights_that_layers_share(practice, tmp_path, monkeypatch):
+    def twins(n_out=10, in_channels=3, image_size=32):
+        conv = torch.nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        return torch.nn.Sequential(OrderedDict(body=torch.nn.Sequential(conv, torch.nn.ReLU(), conv), head=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels*image_size**2, n_out))))
+    register_model(twins)
+    try:
+        learn = train(tiny.change(model='twins'), source=practice, run_dir=tmp_path/'run', num_workers=0)
+        again = load_run(tmp_path/'run', num_workers=0).model
+    finally: del models._models['twins']
+    assert again.body[0] is again.body[2] and torch.equal(again.body[0].weight, learn.model.body[0].weight)
+
+def test_a_file_of_the_users_own_survives_a_stage(practice, tmp_path):
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path)
+    learn.save('best')
+    with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=1, lr=1e-3, keep_best='accuracy'))
+    assert [f.name for f in tmp_path.iterdir()] == ['best.pth']
+
+def test_an_interruption_leaves_the_plain_loss(practice, tmp_path):
+    def stop(learn): raise KeyboardInterrupt
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[At(stop, 0, 1)])
+    plain = learn.loss_func
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=1, lr=1e-3, class_weights={learn.dls.vocab[0]: 2.}))
+    assert learn.loss_func is plain
 
 def test_folder_that_holds_something_is_refused(go, tmp_path):
     (tmp_path/'run').mkdir()
