@@ -41,10 +41,10 @@ def check_machine(runs, device):
         if other := [f'{k} {made[k]}, not {here[k]}' for k in here if made[k] != here[k]]:
             raise SystemExit(f'{folder} was not made here: {"; ".join(other)}. Choose another --out, or remove it.')
 
-def read_images(recipe, path, device='cpu'):
-    "Decode all images that the recipe trains and validates with, so that later loaders find them in the files that keep them"
-    dls = cifar10_dataloaders(path, bs=recipe.bs, valid=recipe.valid, image_size=recipe.image_size, device=device, in_memory=True)
-    for dl in dls.loaders: dl.dataset.memory.take(range(dl.dataset.memory.n))
+def read_images(recipe, path):
+    "Decode all images that the recipe trains and validates with, if they are kept, so that later loaders find them"
+    for dl in cifar10_dataloaders(path, bs=recipe.bs, valid=recipe.valid, image_size=recipe.image_size, device='cpu').loaders:
+        if memory := getattr(dl.dataset, 'memory', None): memory.take(range(memory.n))  # larger images are read in every epoch
 
 def kind_of_machine(device):
     "The columns in which rows of machines as quick as each other are alike; a GPU's rows don't depend on the processor beside it"

@@ -249,8 +249,8 @@ def test_images_are_read_before_anything_is_timed(practice, monkeypatch):
     class Images:
         n = 3
         def take(self, rows): took.append(list(rows))
-    loader = SimpleNamespace(dataset=SimpleNamespace(memory=Images()))
-    monkeypatch.setattr(side_by_side, 'cifar10_dataloaders', lambda *args, in_memory, **kwargs: SimpleNamespace(loaders=[loader]*2))
+    loaders = [SimpleNamespace(dataset=SimpleNamespace(**kept)) for kept in (dict(memory=Images()), dict(memory=Images()), {})]
+    monkeypatch.setattr(side_by_side, 'cifar10_dataloaders', lambda *args, **kwargs: SimpleNamespace(loaders=loaders))
     side_by_side.read_images(two_stages, practice)
     assert took == [[0, 1, 2]]*2
 
