@@ -321,6 +321,9 @@ def _find_recipe(name, changes):
         if 'lr' in changes:
             raise CommandError(f'{name} has {len(recipe.stages)} stages, so --lr is not clear. Change a copy: '
                                f'`cifar-fastai recipes {name} --json > my.json`, then `--recipe my.json`.', 2)
+    if 'augment' in changes and any(s.augment is not None for s in recipe.stages):
+        raise CommandError(f'The stages of {name} have an augmentation of their own, so --augment is not clear. Change a copy: '
+                           f'`cifar-fastai recipes {name} --json > my.json`, then `--recipe my.json`.', 2)
     return recipe.change(**changes)
 
 # %% ../nbs/10_cli.ipynb #6894aaf8

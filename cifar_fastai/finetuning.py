@@ -16,6 +16,7 @@ from fastai.layers import apply_init
 from fastai.learner import Learner
 from fastai.vision.learner import create_head
 from torch import nn
+from torchvision.ops import Permute
 
 # %% ../nbs/03_finetuning.ipynb #cc8f474d
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
@@ -26,7 +27,8 @@ def cut_body(
     "Leave off the classifier, and the pooling before it"
     if hasattr(backbone, 'reset_classifier'):
         backbone.reset_classifier(0, '')
-        return nn.Sequential(OrderedDict(timm=backbone))
+        last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
+        return nn.Sequential(OrderedDict(timm=backbone, **({'channels_first': Permute([0, 3, 1, 2])} if last else {})))
     layers = OrderedDict()
     for name,layer in backbone.named_children():
         if name in _ends: return nn.Sequential(layers)

@@ -154,12 +154,15 @@ class Recipe:
     def change(self,
         **changes, # fields of `Recipe`; `epochs`, `lr` and Stage's other fields change the stage, if there is just one
     )->'Recipe': # a new one; this one stays as it is
-        "A copy with some choices changed"
+        "A copy with some choices changed; with another `image_size`, `sizes` of its stages change in proportion"
         stage = {k:changes.pop(k) for k in list(changes) if k in _stage_names()}
         for k in changes: _known(k)
         if stage and len(self.stages) > 1:
             raise ValueError(f'{self.name!r} has {len(self.stages)} stages, so {", ".join(stage)} is not clear; give stages=(...) instead')
-        if stage: changes['stages'] = (replace(self.stages[0], **stage),)
+        stages,side = self.stages,changes.get('image_size')
+        if isinstance(side, int) and side > 0: stages = tuple(replace(s, sizes=tuple(max(1, round(n*side/self.image_size)) for n in s.sizes)) for s in stages)
+        if stage: changes['stages'] = (replace(stages[0], **stage),)
+        elif stages != self.stages: changes.setdefault('stages', stages)
         return replace(self, **changes)
 
     def shorten(self,

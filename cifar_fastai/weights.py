@@ -304,7 +304,9 @@ def _part(key): return key.partition('.')[0]
 def _body_of(state, model):
     "The body of a fine-tuned network, if `state` is that of one and `model` is none; and what was left of it"
     if {_part(k) for k in state} - {'body', 'head'} or 'body' not in map(_part, state) or 'body' in map(_part, model.state_dict()): return state,()
-    return {k.removeprefix('body.'): v for k,v in state.items() if _part(k) == 'body'},tuple(k for k in state if _part(k) == 'head')
+    body = {k.removeprefix('body.'): v for k,v in state.items() if _part(k) == 'body'}
+    if {_part(k) for k in body} == {'timm'}: body = {k.removeprefix('timm.'): v for k,v in body.items()} # as `cut_body` calls it
+    return body,tuple(k for k in state if _part(k) == 'head')
 
 # %% ../nbs/03_weights.ipynb #9e8f2c8c
 def _adapt_channels(state, model):

@@ -167,6 +167,8 @@ def test_bad_input(args, texts, tmp_path):
     fails(run(*args), *texts)
     assert not list(tmp_path.iterdir())
 
+def test_augmentation_of_stages(practice): fails(train('three_block_cnn', practice, '--augment', 'none'), 'have an augmentation of their own, so --augment is not clear', '--json > my.json')
+
 def test_unknown_augmentation(practice): fails(train('small_cnn', practice, '--augment', 'flip_crp'), "Did you mean 'flip_crop'?", '`cifar-fastai train --help`')
 
 @pytest.mark.parametrize('text, says', [

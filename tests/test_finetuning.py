@@ -350,3 +350,17 @@ def test_a_body_without_feature_maps_is_refused():
 def test_weights_may_be_a_path(tmp_path):
     recipe = get_recipe('resnet34_finetuned', weights=tmp_path/'w.pth')
     assert recipe.weights == str(tmp_path/'w.pth') and Recipe.from_json(recipe.to_json()) == recipe
+
+class ChannelsLastBackbone(torch.nn.Module):
+    "As timm's Swin: feature maps with their channels at the end"
+    output_fmt = 'NHWC'
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3, stride=4, padding=1)
+    def reset_classifier(self, n_out, pool): pass
+    def forward(self, x): return self.conv(x).permute(0, 2, 3, 1)
+
+def test_feature_maps_with_their_channels_at_the_end():
+    body = cut_body(ChannelsLastBackbone())
+    assert body(torch.zeros(2, 3, 32, 32)).shape == (2, 5, 8, 8)
+    assert add_new_head(body, 4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)

@@ -37,6 +37,13 @@ def test_change():
     assert (new.bs, new.epochs, new.stages[0].lr, new.model) == (64, 2, .05, recipe.model)
     assert recipe == get_recipe('small_cnn')
 
+def test_sizes_grow_with_the_image():
+    recipe = get_recipe('speedrun')
+    assert recipe.stages[0].sizes == (24, 32)
+    assert recipe.change(image_size=64).stages[0].sizes == (48, 64) and recipe.change(image_size=16, epochs=1).stages[0].sizes == (12, 16)
+    assert recipe.change(image_size=64, sizes=(32,)).stages[0].sizes == (32,) and recipe.change(image_size=64, stages=one).stages == (one,)
+    assert recipe.change(bs=8).stages == recipe.stages == recipe.change(image_size=32).stages
+
 def test_change_of_stage_needs_one_stage():
     two = Recipe(name='two', model='small_cnn', stages=(one, one))
     assert two.change(bs=8).bs == 8

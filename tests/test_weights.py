@@ -16,6 +16,7 @@ from torchvision import models as torchvision_models
 from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
 
 from cifar_fastai import weights
+from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.weights import WeightsReport, create_backbone, find_weights, list_backbones, list_weights, load_weights
 from conftest import serving
@@ -629,3 +630,10 @@ def test_published_weights_can_be_fetched(hub, hf):
     for name in 'squeezenet1_1', 'timm/resnet10t', 'timm/test_resnet':
         report = load_weights(create_backbone(name, 10), find_weights(name, 'DEFAULT'))
         assert len(report.dropped) == 2 and not report.missing
+
+def test_the_body_of_a_fine_tuned_timm_network():
+    plain = create_backbone('timm/test_efficientnet', 10)
+    model = add_new_head(cut_body(create_backbone('timm/test_efficientnet', 10)), 10)
+    assert all(k.startswith(('body.timm.', 'head.')) for k in model.state_dict())
+    found,head = weights._body_of(model.state_dict(), plain)
+    assert set(found) < set(plain.state_dict()) and head and all(torch.equal(v, model.state_dict()[f'body.timm.{k}']) for k,v in found.items())
