@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -491,13 +490,16 @@ def _whole(path):
     finally: part.unlink(missing_ok=True)
 
 def _keep_figures(result, run_dir, name):
-    "Add an evaluation to metrics.json, under `name`, and write it whole to a file of that name"
+    "Add an evaluation to metrics.json, under `name`, and write it whole, and its confusion matrix, to files of that name"
+    from cifar_fastai.interpretation import plot_confusion_matrix
     path = run_dir/'metrics.json'
     try: metrics = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as e: raise CommandError(f'{path} is damaged: {e}. Remove it, and evaluate again.') from e
     metrics[name] = metrics.get(name, {}) | result.to_dict() | dict(most_confused=result.most_confused()[:20])
     with _whole(path) as part: part.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
-    result.save(run_dir/f'{name.replace(" ", "-")}.npz')
+    file_name = name.replace(' ', '-')
+    result.save(run_dir/f'{file_name}.npz')
+    _keep_picture(run_dir/f'confusion_matrix-{file_name}.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
 
 # %% ../nbs/10_cli.ipynb #d1d1d81e
 def _keep_picture(path, draw, size, columns=1):
@@ -507,11 +509,6 @@ def _keep_picture(path, draw, size, columns=1):
     draw(figure.subplots(1, columns))
     with _whole(path) as part: figure.savefig(part, format='png', dpi=144)
 
-def _keep_pictures(result, run_dir):
-    "Write confusion_matrix.png and history.png"
-    from cifar_fastai.interpretation import plot_confusion_matrix, plot_history
-    _keep_picture(run_dir/'confusion_matrix.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
-    if (run_dir/'history.csv').exists(): _keep_picture(run_dir/'history.png', lambda axes: plot_history(run_dir, axes), (9, 3.4), 2)
 
 # %% ../nbs/10_cli.ipynb #d9807c0b
 def _accuracy_line(result):
@@ -536,12 +533,13 @@ def _whether_to_test(wanted, changed, learn):
 def _finish(learn, wanted, changed, report):
     "Evaluate what was trained, write the figures down, and say how to go on"
     from cifar_fastai.evaluation import evaluate
+    from cifar_fastai.interpretation import plot_history
     test,note = _whether_to_test(wanted, changed, learn)
     results = [evaluate(learn, split) for split in ('valid', 'test')[:1 + test]]
     print('', *map(_accuracy_line, results), '', sep='\n')
     _print_evaluation(results[-1])
     for r in results: _keep_figures(r, learn.run_dir, r.split)
-    _keep_pictures(results[-1], learn.run_dir)
+    _keep_picture(learn.run_dir/'history.png', lambda axes: plot_history(learn.run_dir, axes), (9, 3.4), 2)
     _print_next(learn, note, report and _keep_report(learn, results[-1].split))
 
 def _keep_report(learn, split): # -> the file, or None
@@ -635,7 +633,6 @@ def evaluate_command(
     _print_evaluation(result)
     _print_confusion(result)
     _keep_figures(result, run, _figures_name(result, run))
-    _keep_pictures(result, run)
 
 def _figures_name(result, run):
     "The split's name; figures from other data must not replace those of the run's"
@@ -664,14 +661,12 @@ def report_command(
     print(f'Written: {write_report(run, against, split, out, data, device)}')
 
 # %% ../nbs/10_cli.ipynb #0c5985ab
-def _pictures(paths)->Iterator[Path]: # files
+def _pictures(paths): # -> files, folders without any
     "The files that were asked for, and the images in folders"
     from cifar_fastai.data import _image_endings
     from fastai.data.transforms import get_files
-    for path in paths:
-        if not path.is_dir(): yield path
-        elif files := get_files(path, extensions=_image_endings): yield from sorted(files)
-        else: print(f'{path}: no images in this folder', file=sys.stderr)
+    found = [(p, sorted(get_files(p, extensions=_image_endings)) if p.is_dir() else [p]) for p in paths]
+    return [f for _,files in found for f in files],[p for p,files in found if not files]
 
 def _shown(path): return text if (text := str(path)).isprintable() else repr(text)
 
@@ -694,15 +689,17 @@ def predict_command(
 )->None:
     """Say what is in pictures, with probabilities.
 
-    What cannot be read is named on stderr with the reason, and the exit code is then 1."""
+    What cannot be read, and a folder without images, is named on stderr with the reason, and the exit code is then 1."""
     with _loading(): from cifar_fastai.inference import Prediction, load_classifier
     _check_device(device)
     read,failed = 0,0
-    for path,said in load_classifier(classifier, device).iter_predictions(_pictures(paths)):
+    pictures,empty = _pictures(paths)
+    for path,said in load_classifier(classifier, device).iter_predictions(pictures):
         if isinstance(said, Prediction): read += 1; _print_prediction(path, said, top, as_json)
         else: failed += 1; print(f'{said}', file=sys.stderr)
+    for folder in empty: print(f'{folder}: no images in this folder', file=sys.stderr)
     print(f'{_count(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
-    if failed or not read: raise typer.Exit(1)
+    if failed or empty: raise typer.Exit(1)
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(

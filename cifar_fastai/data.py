@@ -208,8 +208,8 @@ def _variant(path, train, test, size):
                 for split, files in (('train', train), ('test', test))) and size == (32, 32)
     if whole and endings == {'.png'}: return 'cifar10'
     if whole and endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
-    if path.name in ('cifar10', 'cifar10-jpeg'): return f'{path.name}-part-{len(train)}-{len(test)}'
-    return path.name
+    name = Path(os.path.abspath(path)).name  # '.' has one too
+    return f'{name}-part-{len(train)}-{len(test)}' if name in ('cifar10', 'cifar10-jpeg') else name
 
 def describe_data(
     path:str|Path, # a data set

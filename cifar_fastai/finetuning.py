@@ -10,42 +10,65 @@ __all__ = ['cut_body', 'add_new_head', 'parameter_groups', 'freeze_to']
 # %% ../nbs/03_finetuning.ipynb #6101b51b
 from collections import OrderedDict
 
-from fastai.callback.hook import num_features_model
+import torch
+from fastai.callback.hook import model_sizes
 from fastai.callback.training import BnFreeze, bn_types
 from fastai.layers import apply_init
 from fastai.learner import Learner
+from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import create_head
-from torch import nn
+from torch import nn, Tensor
 from torchvision.ops import Permute
 
 # %% ../nbs/03_finetuning.ipynb #cc8f474d
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
+_instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
+
+class _FromMinusOneToOne(nn.Module):
+    "What GoogLeNet and Inception do before their layers: images normalised with ImageNet's statistics become from -1 to 1"
+    def forward(self, x:Tensor): return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in zip(x.unbind(1), *imagenet_stats)], 1)
+
+def _timm_body(backbone):
+    "A network of timm that gives feature maps"
+    try: backbone.reset_classifier(0, '')
+    except AssertionError as e: raise ValueError(f"timm's {type(backbone).__name__} gives no feature maps ({e}). {_instead}") from None
+    last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
+    return nn.Sequential(OrderedDict(timm=backbone, **({'channels_first': Permute([0, 3, 1, 2])} if last else {})))
 
 def cut_body(
     backbone:nn.Module, # a whole network of torchvision or timm
 )->nn.Module: # (N, C, H, W) -> feature maps (N, F, h, w); the layers are those of `backbone`
     "Leave off the classifier, and the pooling before it"
-    if hasattr(backbone, 'reset_classifier'):
-        backbone.reset_classifier(0, '')
-        last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
-        return nn.Sequential(OrderedDict(timm=backbone, **({'channels_first': Permute([0, 3, 1, 2])} if last else {})))
-    layers = OrderedDict()
+    if hasattr(backbone, 'reset_classifier'): return _timm_body(backbone)
+    layers = OrderedDict(transform_input=_FromMinusOneToOne()) if getattr(backbone, 'transform_input', False) else OrderedDict()
     for name,layer in backbone.named_children():
         if name in _ends: return nn.Sequential(layers)
         layers[name] = layer
     raise ValueError(f'{type(backbone).__name__} has none of the layers {", ".join(_ends)}, so it is not known where its body ends.')
 
 # %% ../nbs/03_finetuning.ipynb #9705e796
+def _sizes_to_try(body):
+    "Heights and widths of images; timm tells those of a network that takes no others"
+    cfg = getattr(getattr(body, 'timm', None), 'pretrained_cfg', None) or {}
+    return [cfg['input_size'][1:]] if cfg.get('fixed_input_size') else [(n, n) for n in (32, 64, 128, 256, 512)]
+
+def _n_features(body):
+    "Channels of the feature maps of a body, from trying it"
+    for size in _sizes_to_try(body):
+        try: shape = model_sizes(body, size=size)[-1]
+        except Exception as e: why = str(e) or type(e).__name__
+        else:
+            if len(shape) == 4: return shape[1]
+            why = f'an output of shape {tuple(shape)}'
+    raise ValueError(f'This body cannot have a new head: a head goes on feature maps (N, F, h, w), and trying it with images gave {why!r}. {_instead}')
+
 def add_new_head(
     body:nn.Module, # as `cut_body` makes it
     n_out:int, # classes
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
     "Put a new head on a body, initialised as fastai does"
-    try: n_features = num_features_model(body)
-    except Exception as e: raise ValueError(f'This body cannot have a new head: a head goes on feature maps (N, F, h, w), and trying it with images gave {str(e) or type(e).__name__!r}. '
-                                            'Take a convolutional network, or keep the classifier of this one: head=None.') from e
-    head = create_head(n_features, n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
+    head = create_head(_n_features(body), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))
 

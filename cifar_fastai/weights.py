@@ -56,7 +56,9 @@ def list_backbones(
     return _backbones().names(pattern)
 
 # %% ../nbs/03_weights.ipynb #7b369d7b
-_extras = {n: dict(aux_logits=False, init_weights=True) for n in ('googlenet', 'inception_v3')} # else they return three outputs in training
+_extras = {n: dict(aux_logits=False, # else they return three outputs in training
+                   init_weights=True, transform_input=True) # their published weights want images from -1 to 1, and make them so
+           for n in ('googlenet', 'inception_v3')}
 
 def _first_conv(model):
     "Name and module of the convolution that sees the image; None without one"
@@ -69,6 +71,7 @@ def _take_channels(model, in_channels):
     same = {k: getattr(conv, k) for k in ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')}
     parent,_,child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, nn.Conv2d(in_channels, bias=conv.bias is not None, **same))
+    if hasattr(model, 'transform_input'): model.transform_input = False # which is for colours
     return model
 
 # %% ../nbs/03_weights.ipynb #3ae9a01e
@@ -240,6 +243,10 @@ def _published(name, word):
     enum = get_model_weights(name)[word]
     return _read_file(_fetch(enum.url, str(enum)))
 
+def _word(name, weights):
+    "A name without 'ResNet34_Weights.', with which torchvision writes it"
+    return str(weights) if name.startswith('timm/') else str(weights).removeprefix(f'{get_model_weights(name).__name__}.')
+
 def _no_such(name, weights, words):
     "The error for what is neither a known name nor there"
     text = str(weights)
@@ -257,8 +264,7 @@ def find_weights(
     "Read weights, downloading them if need be"
     if not str(weights).strip(): raise ValueError("weights is empty, and that means none: a network begins with random numbers then. 'DEFAULT' takes the best published ones.")
     words = list_weights(name)
-    word = str(weights).split('_Weights.')[-1] # 'ResNet34_Weights.IMAGENET1K_V1', as torchvision writes it
-    if word in words: return _published(name, word)
+    if words and (word := _word(name, weights)) in words: return _published(name, word)
     path = Path(weights).expanduser()
     if path.is_dir(): return _read_run(path)
     if path.is_file(): return _read_file(path)

@@ -420,8 +420,8 @@ def test_train_ends_with_results_and_next_commands(trained):
 
 def test_run_folder(trained):
     assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors',
-                                                          'confusion_matrix.png', 'history.png', 'valid.npz', 'test.npz', 'report.html'}
-    for name in ('confusion_matrix.png', 'history.png'):
+                                                          'confusion_matrix-valid.png', 'confusion_matrix-test.png', 'history.png', 'valid.npz', 'test.npz', 'report.html'}
+    for name in ('confusion_matrix-test.png', 'history.png'):
         with Image.open(trained.folder/name) as image: assert min(image.size) > 300
     m = read(trained.folder/'metrics.json')['test']
     assert m['n'] == 50 and len(m['per_class']) == 10 and m['variant'] == read(trained.folder/'run.json')['data']['variant']
@@ -503,13 +503,15 @@ def test_evaluate_agrees_with_metrics(split, folder):
         assert re.search(rf'^{name} +' + ' +'.join(map(str, row)) + ' *$', result.out, re.M)
 
 def test_figures_of_other_data_are_kept_apart(folder, practice):
-    before = read(folder/'metrics.json')
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != 'metrics.json'},read(folder/'metrics.json')
     shutil.copytree(practice, 'mine')
+    Path('mine/practice_set.json').unlink()  # now it is a folder like any other
     for f in Path('mine/test').rglob('*.png'): Image.open(f).convert('L').convert('RGB').save(f)
-    variant = run('data', 'mine').out.split('variant')[1].split()[0]
     assert run('evaluate', folder, '--data', 'mine', '--workers', 0).code == 0
+    new = {'test-on-mine.npz', 'confusion_matrix-test-on-mine.png'}
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in {'metrics.json', *new}} == before[0] and all((folder/n).is_file() for n in new)
     after = read(folder/'metrics.json')
-    if variant != before['test']['variant']: assert after['test'] == before['test'] and f'test on {variant}' in after
+    assert after.pop('test on mine')['variant'] == 'mine' and after == before[1]
 
 def test_evaluate_what_cannot_be(folder, recipe, practice):
     (folder/'model.safetensors').write_bytes(b'x')
@@ -624,6 +626,9 @@ def test_predict_nothing(trained):
     Path('empty').mkdir()
     result = run('predict', trained.folder, 'empty')
     assert result.code == 1 and 'no images in this folder' in result.err
+    Path('cat.png').write_bytes(png())
+    result = run('predict', trained.folder, 'empty', 'cat.png')
+    assert result.code == 1 and result.out.startswith('cat.png  ') and 'empty: no images in this folder' in result.err
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')
 def test_predict_a_file_whose_name_is_no_text(trained):

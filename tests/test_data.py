@@ -345,6 +345,8 @@ def test_variants_of_complete_cifar10_and_fastais_copy(tmp_path, alone, monkeypa
 
 def test_other_sets_are_named_by_their_folder(tmp_path):
     assert data.describe_data(tiny_set(tmp_path/'pets')).variant == 'pets'
+    monkeypatch.chdir(tmp_path/'pets'/'train')
+    assert data.describe_data('..').variant == 'pets'
     assert data.describe_data(tiny_set(tmp_path/'cifar10')).variant == 'cifar10-part-8-4'
 
 

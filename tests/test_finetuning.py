@@ -347,6 +347,14 @@ def test_a_body_without_feature_maps_is_refused():
     recipe = Recipe(name='vit', model='vit_b_16', head=Head(), stages=Stage(epochs=1, lr=1e-2), image_size=224)
     with pytest.raises(ValueError, match='cannot have a new head: a head goes on feature maps'): build_model(recipe, 10, pretrained=False)
 
+def test_networks_of_one_image_size_get_a_head():
+    model = add_new_head(cut_body(create_backbone('timm/swin_tiny_patch4_window7_224', 10)), 7)
+    assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
+
+@pytest.mark.parametrize('name, says', [('timm/vit_tiny_patch16_224', r'gave .an output of shape \(1, 197, 192\).'), ('timm/coat_lite_tiny', 'gives no feature maps')])
+def test_networks_of_timm_without_feature_maps_are_refused(name, says):
+    with pytest.raises(ValueError, match=f'{says}.* keep the classifier of this one: head=None'): add_new_head(cut_body(create_backbone(name, 10)), 7)
+
 def test_weights_may_be_a_path(tmp_path):
     recipe = get_recipe('resnet34_finetuned', weights=tmp_path/'w.pth')
     assert recipe.weights == str(tmp_path/'w.pth') and Recipe.from_json(recipe.to_json()) == recipe

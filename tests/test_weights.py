@@ -80,6 +80,18 @@ def test_auxiliary_classifiers_are_left_out():
     assert create_backbone('googlenet', 10).train()(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
 
 
+@pytest.mark.parametrize('name', ['googlenet', 'inception_v3'])
+def test_images_are_from_minus_one_to_one_where_weights_want_them_so(name):
+    seen = []
+    x = (torch.rand(2, 3, 96, 96) - .45)/.225
+    for model in (create_backbone(name, 10), cut_body(create_backbone(name, 10))):
+        model.eval().get_submodule('conv1' if name == 'googlenet' else 'Conv2d_1a_3x3').register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        model(x)
+    pixels = x*torch.tensor([.229, .224, .225])[:, None, None] + torch.tensor([.485, .456, .406])[:, None, None]
+    for y in seen: torch.testing.assert_close(y, 2*pixels - 1)
+    assert len(seen) == 2 and create_backbone(name, 10, in_channels=1).eval()(x[:, :1]).shape == (2, 10)
+
+
 def test_backbones_are_classifiers():
     names = list_backbones()
     assert {'resnet34', 'mobilenet_v2', 'efficientnet_b2', 'timm/legacy_xception', 'timm/tf_efficientnet_b2'} <= set(names)
@@ -457,6 +469,11 @@ def test_torchvision_weights_are_fetched_once(word, hub, capfd):
     assert not out and hub.url in err and '100%' in err  # and a progress bar
     report = load_weights(create_backbone('squeezenet1_1', 10), hub.state)
     assert report.dropped == ('classifier.1.weight', 'classifier.1.bias')
+
+
+def test_weights_of_another_network_are_unknown():
+    for name in 'resnet34', 'timm/resnet34':
+        assert "Unknown weights 'ResNet50_Weights.IMAGENET1K_V1'" in message(ValueError, find_weights, name, 'ResNet50_Weights.IMAGENET1K_V1')
 
 
 def advice(hub):
