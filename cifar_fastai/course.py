@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from importlib.metadata import metadata
 from numbers import Number
 from pathlib import Path
@@ -78,8 +79,9 @@ class Verdict(NamedTuple):
         return f'{mark} {self.number}  {self.text}'
 
 def _try(exercise, answer):
-    "Whether an answer is right, and what to say"
-    try: return True,exercise.attempt(answer)
+    "Whether an answer is right, and what to say; the random numbers that follow are not changed by it"
+    try:
+        with torch.random.fork_rng(devices=[]): return True,exercise.attempt(answer)
     except Hint as e: return False,str(e)
     except Exception as e: return False,f'What you gave could not be tried ({type(e).__name__}: {e}). Is it of the kind that the exercise asks for?'
 
@@ -291,6 +293,7 @@ def _(n):
 def _(model):
     if not isinstance(model, nn.Module): model = call(model)
     need(isinstance(model, nn.Module), f'Give a network (an nn.Module), or a function that builds one, not {_what(model)}.')
+    model = deepcopy(model) # gradients and modes of the one that was given stay as they are
     torch.manual_seed(0)
     x = torch.randn(8, 3, 32, 32)
     y = need_tensor(_scores(model.train(), x), (8, 10))

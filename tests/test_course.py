@@ -226,6 +226,12 @@ def test_nonsense_gets_a_hint_and_no_traceback(number, answer):
     verdict = check(number, answer)
     assert verdict.right is False and len(verdict.text) > 20
 
+def test_trying_an_answer_leaves_no_traces():
+    model = network().eval()
+    before = torch.get_rng_state()
+    assert check('2.3', model) and not model.training and all(p.grad is None for p in model.parameters())
+    assert not check('3.1', lambda x: x) and torch.equal(torch.get_rng_state(), before)
+
 def test_progress_counts_attempts_until_it_is_right():
     for answer in 1, 2, 448, 3: check('2.2', answer)
     row = exercises(2).set_index('exercise').loc['2.2']
