@@ -343,7 +343,7 @@ def test_variants_of_complete_cifar10_and_fastais_copy(tmp_path, alone, monkeypa
     assert data.describe_data(cifar(tmp_path/'big', size=(64, 64))).variant == 'big'
 
 
-def test_other_sets_are_named_by_their_folder(tmp_path):
+def test_other_sets_are_named_by_their_folder(tmp_path, monkeypatch):
     assert data.describe_data(tiny_set(tmp_path/'pets')).variant == 'pets'
     monkeypatch.chdir(tmp_path/'pets'/'train')
     assert data.describe_data('..').variant == 'pets'
