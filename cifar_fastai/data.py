@@ -10,9 +10,10 @@ __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path',
            'sort_tiny_imagenet', 'convert_batches', 'make_whole', 'Archive', 'check_archive', 'download_cifar10',
            'cache_folder', 'find_root', 'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter',
            'FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation',
-           'list_augmentations', 'augmentation', 'channel_stats', 'ColourImage', 'GreyImage', 'FixedSize',
-           'ResizeBatch', 'cifar10_datablock', 'ImageMemory', 'ImageMemories', 'default_workers', 'cifar10_dataloaders',
-           'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader', 'test_dataloader']
+           'list_augmentations', 'augmentation', 'channel_stats', 'plain_image', 'ColourImage', 'GreyImage',
+           'FixedSize', 'ResizeBatch', 'cifar10_datablock', 'ImageMemory', 'ImageMemories', 'default_workers',
+           'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
+           'test_dataloader']
 
 # %% ../nbs/01_data.ipynb #ac4dcfc4
 import errno
@@ -55,7 +56,7 @@ from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
 from fasttransform import DisplayedTransform
 from filelock import FileLock, Timeout
-from PIL import Image
+from PIL import ExifTags, Image
 from pooch import HTTPDownloader
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
 from torch import Tensor
@@ -193,7 +194,9 @@ class DataInfo:
 
 def _image_size(file):
     try:
-        with Image.open(file) as image: return image.height, image.width
+        with Image.open(file) as image:
+            turn = _turn(image) if image.format != 'PNG' or 'exif' in image.info else None  # to look further, Pillow would decode it
+            return image.size if turn in _sideways else image.size[::-1]
     except (OSError, ValueError, Image.DecompressionBombError): return None
 
 def _undecodable(files):
@@ -820,16 +823,66 @@ def channel_stats(
         raise ValueError(f'stats={stats}: mean and std need {1 if grey else 3} numbers each.')
     return mean, std
 
+# %% ../nbs/01_data.ipynb #c0edd38f
+def _stretch(
+    a:np.ndarray, # (H, W), numbers of any size
+)->np.ndarray: # (H, W) uint8
+    "Bring 32-bit values to 8 bits, by the range that they lie in"
+    if not np.isfinite(a).all(): raise ValueError('it holds values that are no numbers (nan or infinite)')
+    low,high = float(a.min()),float(a.max())
+    tops = (1, 255, 65535) if a.dtype.kind == 'f' else (255, 65535)
+    top = next((t for t in tops if 0 <= low and high <= t), None)
+    if top is None: a,top = a.astype(np.float64) - low, high - low or 1
+    return np.round(a * (255/top)).astype(np.uint8)
+
+def _sixteen_bit(a): return np.round(a * (255/65535)).astype(np.uint8)
+
+# %% ../nbs/01_data.ipynb #3f0e1043
+_turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
+_sideways = 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'
+
+def _turn(image):
+    "What turns an image upright, as EXIF says; EXIF data that cannot be read does not spoil the picture"
+    try: return _turns.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception: return None
+
+def _upright(image): return image.transpose(Image.Transpose[turn]) if (turn := _turn(image)) else image
+
+def _on_white(image):
+    "Lay an image with transparency on white"
+    image = image.convert('LA' if image.mode == 'La' else 'RGBA').convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+
+# %% ../nbs/01_data.ipynb #9d935093
+def plain_image(
+    image:Image.Image, # of any mode; it stays as it is
+    channels:int=3, # 3 for colour, 1 for grey
+)->Image.Image: # of mode 'RGB' or 'L'
+    "Turn an image upright and make it 8-bit colour or grey without transparency"
+    if 0 in image.size: raise ValueError(f'it has no pixels: {image.width}x{image.height}')
+    image = _upright(image)
+    if image.mode.startswith('I;16'): image = Image.fromarray(_sixteen_bit(np.asarray(image)))
+    elif image.mode in ('I', 'F'): image = Image.fromarray(_stretch(np.asarray(image)))
+    elif image.has_transparency_data: image = _on_white(image)
+    return image.convert('L' if channels == 1 else 'RGB')
+
 # %% ../nbs/01_data.ipynb #b71ae7e3
 class _NamesFile:
     @classmethod
     def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs):  # fastai reads from the annotation what it can take
-        try: return super().create(fn, **kwargs)
+        if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
+        try:
+            with Image.open(fn) as image: return cls(plain_image(image, cls._channels))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise ValueError(f'{fn} cannot be read as an image ({e}). `describe_data(path, verify=True)` lists all such files.') from e
 
-class ColourImage(_NamesFile, PILImage): "fastai's `PILImage` (red, green, blue), with errors that name the file"
-class GreyImage(_NamesFile, PILImageBW): "fastai's `PILImageBW` (one channel), with errors that name the file"
+class ColourImage(_NamesFile, PILImage):
+    "fastai's `PILImage` (red, green, blue), made of a file by `plain_image`, with errors that name the file"
+    _channels = 3
+
+class GreyImage(_NamesFile, PILImageBW):
+    "fastai's `PILImageBW` (one channel), made of a file by `plain_image`, with errors that name the file"
+    _channels = 1
 
 # %% ../nbs/01_data.ipynb #8496acdb
 class FixedSize(DisplayedTransform):
@@ -948,7 +1001,7 @@ class ImageMemories(dict):
     def _file(self, folder, files):
         image, size, numbers = self.how
         name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(str(self.path).encode()).hexdigest()[:8]}'
-        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_fingerprint(files, self.path, image.__name__, size, numbers))
+        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_fingerprint(files, self.path, 'plain_image', image.__name__, size, numbers))
 
     def give(self,
         dataset, # fastai `Datasets` of image files

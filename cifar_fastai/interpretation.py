@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .data import plain_image
 from .evaluation import Comparison, Evaluation
 
 # %% ../nbs/06_interpretation.ipynb #e1eba10e
@@ -160,7 +161,7 @@ def _open_image(evaluation, i, root): # -> RGB image
     path = Path(root) / name
     if not path.is_file(): raise FileNotFoundError(f"No image {name} in {root or 'the current folder'}. "
                                                    'Say where the data folder is: root=the folder that holds train and test.')
-    return Image.open(path).convert('RGB')
+    with Image.open(path) as image: return plain_image(image)
 
 # %% ../nbs/06_interpretation.ipynb #a56329f3
 def _grid(k, axes, caption_lines): # -> flat array of k axes

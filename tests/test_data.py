@@ -355,6 +355,15 @@ def test_size_is_height_and_width(tmp_path, size):
     assert data.describe_data(tiny_set(tmp_path/'set', size=size)).size == size
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.webp'])
+def test_size_is_that_of_upright_pictures(tmp_path, ending):
+    folder, exif = tiny_set(tmp_path/'set', size=(48, 40), ending=ending), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for f in folder.rglob(f'*{ending}'): Image.open(f).save(f, exif=exif)
+    assert data.describe_data(folder).size == (40, 48)
+    assert data.ColourImage.create(next(folder.rglob(f'*{ending}'))).shape == (40, 48)
+
+
 # ---------------------------------------------------------------------------------------------------- archives
 
 @pytest.mark.parametrize('kind', ['gztar', 'tar', 'zip'])
@@ -1150,8 +1159,8 @@ def test_what_workers_need_can_be_pickled(practice, dls):
 
 
 def test_memory_reads_each_image_once_and_changes_nothing(practice, monkeypatch):
-    opened, create = [], data.PILImage.create.__func__
-    monkeypatch.setattr(data.PILImage, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
+    opened, create = [], data.ColourImage.create.__func__
+    monkeypatch.setattr(data.ColourImage, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
     def epochs(**kwargs):
         set_seed(5)
         dls = data.cifar10_dataloaders(practice, bs=60, **kwargs)
@@ -1263,7 +1272,7 @@ def test_set_augmentation_shares_memory_and_validation(practice, monkeypatch):
     old = data.cifar10_dataloaders(practice, bs=180, augment='rotate_shift_flip')
     images = old.one_batch()[0]
     def fail(*args, **kwargs): raise AssertionError('read again')
-    monkeypatch.setattr(data.PILImage, 'create', fail)
+    monkeypatch.setattr(data.ColourImage, 'create', fail)
     new = data.set_augmentation(old, 'none')
     assert new.valid is old.valid and new.train_ds is old.train_ds and new.train is not old.train and len(new) == len(old) == 2
     a, b = new.one_batch()[0], new.one_batch()[0]

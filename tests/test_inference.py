@@ -333,6 +333,24 @@ def test_photos_are_turned_upright(orientation, tmp_path):
         assert abs(np.asarray(found, float) - np.asarray(upright, float)).mean() < 4
 
 
+@pytest.mark.parametrize('grey', [False, True])
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_training_reads_files_as_a_classifier_does(in_memory, grey, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    kinds = [(picture(2, (40, 40)).convert('RGB') if mode == 'RGB' else picture(2, (40, 40), 'L').convert(mode), ending, {}) for mode,ending in formats if mode != 'I;16' and ending != '.tga']
+    kinds += [(Image.fromarray(np.asarray(picture(2, (40, 40), 'L'), np.uint16)*257), '.png', {}), (glass := picture(3, (40, 40), 'RGBA'), '.png', {}), (picture(4, (40, 40)), '.jpg', dict(exif=exif))]
+    glass.putalpha(picture(5, (40, 40), 'L'))
+    for folder in 'train/cat', 'train/dog', 'test/cat', 'test/dog':
+        (tmp_path/folder).mkdir(parents=True)
+        for i,(image,ending,options) in enumerate(kinds): image.save(tmp_path/folder/f'{i}{ending}', **options)
+    dls = data.cifar10_dataloaders(tmp_path, bs=7, valid=.5, augment='none', stats=None, in_memory=in_memory, num_workers=0, grey=grey, device='cpu')
+    for dl in dls.valid, data.test_dataloader(dls):
+        batches = torch.cat([b[0].as_subclass(torch.Tensor) for b in dl])
+        for x,file in zip(batches, dl.dataset.items, strict=True): assert torch.equal(x, image_pixels(file, (40, 40), 1 if grey else 3)), file
+    assert len(batches) == 2*len(kinds)
+
+
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
 @pytest.mark.parametrize('exif', [b'Exif\0\0garbage', b'Exif\0\0II*\0\xff\xff\xff\xff', b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0'])
 def test_damaged_exif_does_not_spoil_a_photo(exif, tmp_path):

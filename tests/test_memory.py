@@ -152,11 +152,11 @@ def test_a_memory_can_be_pickled(kept):
 @pytest.fixture
 def large(practice, tmp_path, monkeypatch):
     "A practice set that counts as large, a cache folder, and the list of the files that are opened"
-    path, opened, create = tmp_path/'large', [], data.PILImage.create.__func__
+    path, opened, create = tmp_path/'large', [], data._NamesFile.create.__func__
     shutil.copytree(practice, path)
     monkeypatch.setattr(data, '_worth_keeping', 50)
     monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'home'))
-    monkeypatch.setattr(data.PILImage, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
+    monkeypatch.setattr(data._NamesFile, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
     return SimpleNamespace(path=path, opened=opened, files=lambda: sorted((tmp_path/'home'/'decoded').glob('*')))
 
 def all_of(dls):
