@@ -35,8 +35,12 @@ def _write_cells(ax, shown, counts, pale, text):
                           color='black' if i == j or shown[i, j] <= pale else 'white')
 
 # %% ../nbs/06_interpretation.ipynb #ef795254
+def _as_it_is(text):
+    "Matplotlib takes what stands between two dollars for mathematics"
+    return text.replace('$', r'\$')
+
 def _label_cells(ax, vocab):
-    size = min(10, 250 / len(vocab))
+    size, vocab = min(10, 250 / len(vocab)), list(map(_as_it_is, vocab))
     ax.set_xticks(range(len(vocab)), vocab, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
     ax.set_yticks(range(len(vocab)), vocab, fontsize=size)
 
@@ -86,7 +90,7 @@ def plot_per_class(
     for name, shift, look in (('recall', .24, dict(color=_blue, marker='o')), ('precision', 0, dict(color=_dark_orange, marker='s', mfc='white')),
                               ('f1', -.24, dict(color=_grey, marker='D'))):
         _draw_interval(ax, table[name], table[f'{name}_low'], table[f'{name}_high'], table.index + shift, label=name, **look)
-    ax.set_yticks(table.index, table['class'])
+    ax.set_yticks(table.index, table['class'].map(_as_it_is))
     ax.set(xlabel=f'% of images, with {confidence:.0%} intervals', title=f'{evaluation.split}: {len(evaluation):,} images')
     _as_percent(ax.xaxis)
     _plain_axes(ax, 'x')
@@ -183,7 +187,7 @@ def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
     right = evaluation.predictions == evaluation.targets
     for ax, i, image, caption in zip(axes, positions, images, captions):
         ax.imshow(image, interpolation='nearest')
-        ax.set_title(caption, fontsize=fontsize, color=_blue if right[i] else _dark_orange)
+        ax.set_title(_as_it_is(caption), fontsize=fontsize, color=_blue if right[i] else _dark_orange)
         ax.set_axis_off()
     return axes
 
@@ -271,7 +275,7 @@ def plot_between(
     rows = [part.subplots(1, k, squeeze=False)[0] for part in fig.subfigures(2)]
     for axes, actual, other in zip(rows, (a, b), (b, a)):
         found = table.index[table.actual == actual]
-        axes[0].figure.suptitle(f'actual {actual}, taken for {other}: {len(found):,}', fontsize=11)
+        axes[0].figure.suptitle(_as_it_is(f'actual {actual}, taken for {other}: {len(found):,}'), fontsize=11)
         for ax in axes: ax.set_axis_off()
         if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes, fontsize=10)
     return np.array(rows)
@@ -305,8 +309,8 @@ def plot_label_errors(
     axes = plot_images(evaluation, found, k, root, axes)
     for ax, i in zip(axes, found.index):
         label, predicted = evaluation.targets[i], evaluation.predictions[i]
-        ax.set_title(f'label {evaluation.vocab[label]} {_percent(evaluation.probs[i, label])}\n'
-                     f'model {evaluation.vocab[predicted]} {_percent(evaluation.probs[i, predicted])}', fontsize=9, color=_dark_orange)
+        ax.set_title(_as_it_is(f'label {evaluation.vocab[label]} {_percent(evaluation.probs[i, label])}\n'
+                               f'model {evaluation.vocab[predicted]} {_percent(evaluation.probs[i, predicted])}'), fontsize=9, color=_dark_orange)
     return axes
 
 # %% ../nbs/06_interpretation.ipynb #810339b6
@@ -367,7 +371,7 @@ def plot_comparison(
         rows = table[(table.change >= 0) == better]
         _draw_interval(ax, 100 * rows.change, 100 * rows.low, 100 * rows.high, rows.index, **look)
     ax.axvline(0, color=_grey, lw=1)
-    ax.set_yticks(table.index, [f'{name}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
+    ax.set_yticks(table.index, [f'{_as_it_is(name)}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
     ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)', ylabel='class, images mended and broken',
            title=f'accuracy {comparison.before.accuracy:.1%} \N{RIGHTWARDS ARROW} {comparison.after.accuracy:.1%}, McNemar p = {comparison.p_value:.2g}')
     _plain_axes(ax, 'x')
@@ -411,7 +415,7 @@ def plot_changed(
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')
     axes = plot_images(comparison.after, found, k, root, axes)
-    for ax, i in zip(axes, found): ax.set_title(_change_caption(comparison, i), fontsize=9, color=_blue if outcome == 'mended' else _dark_orange)
+    for ax, i in zip(axes, found): ax.set_title(_as_it_is(_change_caption(comparison, i)), fontsize=9, color=_blue if outcome == 'mended' else _dark_orange)
     return axes
 
 def _change_caption(comparison, i):

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from .data import class_of
 from .evaluation import Evaluation, _check_request, _eval_mode, _find_loader, evaluate
-from .interpretation import _blue, _dark_orange, _grey, _open_image, _percent
+from .interpretation import _as_it_is, _blue, _dark_orange, _grey, _open_image, _percent
 from .registry import Registry
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
@@ -254,7 +254,7 @@ def _rivals(evaluation, positions): # -> (class to compare the predicted one wit
     return np.where(wrong, evaluation.targets[positions], second), np.where(wrong, 'actual', 'runner-up')
 
 def _title(ax, text, color='black'):
-    ax.set_title(text, fontsize=9, color=color)
+    ax.set_title(_as_it_is(text), fontsize=9, color=color)
     ax.set_axis_off()
 
 # %% ../nbs/07_probing.ipynb #323bad2c
@@ -370,7 +370,7 @@ def _label_classes(ax, xy, targets, vocab, colours):
     middles = np.array([np.median(xy[targets == c], 0) for c in present])
     spots = _apart(middles, .16 * np.ptp(xy[:, 0]), .052 * np.ptp(xy[:, 1]))
     for c, (x, y) in zip(present, spots):
-        ax.text(x, y, vocab[c], ha='center', va='center', fontsize=8, color='black', zorder=4,
+        ax.text(x, y, _as_it_is(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
                 bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colours[c], linewidth=1.6, alpha=.75))
 
 # %% ../nbs/07_probing.ipynb #21cc2800

@@ -154,7 +154,7 @@ def _summary(page):
     results = [page.result] + [page.validation] * (page.validation is not None)
     facts = [*map(_accuracy_fact, results),
              _fact('network', recipe['model'], f"{about['parameters']['trainable'] + about['parameters']['frozen']:,} parameters"),
-             _fact('recipe', recipe['name'], f"{about['epochs']} epochs, seed {about['seed']}"),
+             _fact('recipe', recipe['name'], f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)}, seed {about['seed']}"),
              _fact('trained in', _duration(about['seconds']), f"on {machine['gpu'] if 'cuda' in about['device'] else machine['cpu']}"),
              _fact('trained on', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
     worst = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]

@@ -62,6 +62,17 @@ def test_cells_are_the_counts(pictures):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted class', 'actual class') and '8 images' in ax.get_title()
 
 
+@pytest.mark.parametrize('plot', [plot_confusion_matrix, plot_per_class, plot_top_losses, lambda e: plot_between(e, *e.vocab[:2]), lambda e: plot_comparison(compare(e, e))])
+def test_names_are_no_mathematics(plot, pictures):
+    "Matplotlib takes what stands between two dollars for a formula, and stops where it is none"
+    vocab = ['US$ $', 'a $x_2$ b', '$$']
+    axes = np.ravel(plot(fake(pictures.targets, pictures.predictions, vocab, pictures.root, pictures.files)))
+    axes[0].figure.canvas.draw()
+    figure = axes[0].get_figure(root=True)
+    shown = [t.get_text() for t in figure.findobj(plt.Text) if '$' in t.get_text()]
+    assert shown and all(t.count('$') == t.count(r'\$') for t in shown)
+
+
 def test_colour_is_for_mistakes(pictures):
     image = plot_confusion_matrix(pictures).images[0]
     assert image.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
