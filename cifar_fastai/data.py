@@ -179,6 +179,15 @@ def check_layout(
     if error := _layout_error(Path(path)): raise error
     return Path(path)
 
+# %% ../nbs/01_data.ipynb #3f0e1043
+_turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
+_sideways = 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'
+
+def _turn(image):
+    "What turns an image upright, as EXIF says; EXIF data that cannot be read does not spoil the picture"
+    try: return _turns.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception: return None
+
 # %% ../nbs/01_data.ipynb #4eae7812
 @dataclass(frozen=True)
 class DataInfo:
@@ -837,15 +846,7 @@ def _stretch(
 
 def _sixteen_bit(a): return np.round(a * (255/65535)).astype(np.uint8)
 
-# %% ../nbs/01_data.ipynb #3f0e1043
-_turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
-_sideways = 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'
-
-def _turn(image):
-    "What turns an image upright, as EXIF says; EXIF data that cannot be read does not spoil the picture"
-    try: return _turns.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception: return None
-
+# %% ../nbs/01_data.ipynb #9d935093
 def _upright(image): return image.transpose(Image.Transpose[turn]) if (turn := _turn(image)) else image
 
 def _on_white(image):
@@ -853,7 +854,6 @@ def _on_white(image):
     image = image.convert('LA' if image.mode == 'La' else 'RGBA').convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
-# %% ../nbs/01_data.ipynb #9d935093
 def plain_image(
     image:Image.Image, # of any mode; it stays as it is
     channels:int=3, # 3 for colour, 1 for grey
