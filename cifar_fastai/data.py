@@ -870,18 +870,19 @@ def plain_image(
 class _NamesFile:
     @classmethod
     def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs):  # fastai reads from the annotation what it can take
-        if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
         try:
+            if isinstance(fn, Image.Image): return cls(plain_image(fn, cls._channels))
+            if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
             with Image.open(fn) as image: return cls(plain_image(image, cls._channels))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise ValueError(f'{fn} cannot be read as an image ({e}). `describe_data(path, verify=True)` lists all such files.') from e
 
 class ColourImage(_NamesFile, PILImage):
-    "fastai's `PILImage` (red, green, blue), made of a file by `plain_image`, with errors that name the file"
+    "fastai's `PILImage` (red, green, blue), made of a file or picture by `plain_image`, with errors that name the file"
     _channels = 3
 
 class GreyImage(_NamesFile, PILImageBW):
-    "fastai's `PILImageBW` (one channel), made of a file by `plain_image`, with errors that name the file"
+    "fastai's `PILImageBW` (one channel), made of a file or picture by `plain_image`, with errors that name the file"
     _channels = 1
 
 # %% ../nbs/01_data.ipynb #8496acdb

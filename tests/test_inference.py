@@ -349,6 +349,8 @@ def test_training_reads_files_as_a_classifier_does(in_memory, grey, tmp_path):
         batches = torch.cat([b[0].as_subclass(torch.Tensor) for b in dl])
         for x,file in zip(batches, dl.dataset.items, strict=True): assert torch.equal(x, image_pixels(file, (40, 40), 1 if grey else 3)), file
     assert len(batches) == 2*len(kinds)
+    x, = (b[0].as_subclass(torch.Tensor) for b in dls.test_dl([image for image,_,_ in kinds], bs=len(kinds)))
+    for pixels,(image,_,_) in zip(x, kinds, strict=True): assert torch.equal(pixels, image_pixels(image, (40, 40), 1 if grey else 3))
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
