@@ -663,9 +663,8 @@ def report_command(
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files, folders without any
     "The files that were asked for, and the images in folders"
-    from cifar_fastai.data import _image_endings
-    from fastai.data.transforms import get_files
-    found = [(p, sorted(get_files(p, extensions=_image_endings)) if p.is_dir() else [p]) for p in paths]
+    from cifar_fastai.data import _walk
+    found = [(p, sorted(map(Path, _walk(p))) if p.is_dir() else [p]) for p in paths]
     return [f for _,files in found for f in files],[p for p,files in found if not files]
 
 def _shown(path): return text if (text := str(path)).isprintable() else repr(text)

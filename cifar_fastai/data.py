@@ -99,11 +99,18 @@ _image_endings = image_extensions | {'.webp', '.jfif'}  # which Python's table o
 def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
+def _place(folder): return (s := os.stat(folder)).st_dev, s.st_ino or folder  # some file systems do not number what they hold
+
 def _walk(folder, seen=None): # -> paths as text: making a `Path` of each is what takes long
     "The image files below a folder, but hidden ones; folders that were `seen` are noted, with what changes when they do"
+    entered = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if (place := _place(parent)) in entered:  # by a link that leads back
+            folders.clear()
+            continue
+        entered.add(place)
         if seen is not None: seen[parent] = _last_change(parent)
-        folders[:] = [f for f in folders if not f.startswith('.')]
+        folders[:] = sorted(f for f in folders if not f.startswith('.'))
         yield from (os.path.join(parent, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in _image_endings)
 
 _listed = {}  # folder -> its image files, and the folders they are in, each with what changes when it does
@@ -114,11 +121,18 @@ def _unchanged(seen):
     try: return all(_last_change(f) == then for f, then in seen.items())
     except OSError: return False
 
+def _check_names(folder, seen):
+    "Refuse a folder within a class that would be taken for a part of the data set, and what is in it for its classes"
+    for f in map(Path, seen):
+        if f != folder and class_of(f/'image') != f.relative_to(folder).parts[0]:
+            raise ValueError(f'{f}: within a class, no folder may be called train, {", ".join(_test_names[:-1])} or {_test_names[-1]}. Give it another name.')
+
 def _image_files(folder):
     key = folder, os.getcwd()
     if key in _listed and _unchanged(_listed[key][1]): return list(_listed[key][0])
     begun, seen = time.time_ns(), {folder: _last_change(folder)}
     found = [f for c in _class_folders(folder) for f in _walk(folder/c, seen)]
+    _check_names(folder, seen)
     files = list(map(Path, sorted(found, key=lambda f: f.replace(os.sep, '/'))))
     if max(seen.values())[0] < begun - 2*10**9: _listed[key] = files, seen  # what changed just now may change again within a tick of the clock
     return list(files)
@@ -204,9 +218,9 @@ class DataInfo:
 def _image_size(file):
     try:
         with Image.open(file) as image:
-            turn = _turn(image) if image.format != 'PNG' or 'exif' in image.info else None  # to look further, Pillow would decode it
-            return image.size if turn in _sideways else image.size[::-1]
-    except (OSError, ValueError, Image.DecompressionBombError): return None
+            known = image.format == 'TIFF' or image.format == 'PNG' and 'exif' not in image.info  # Pillow has turned it, or would have to decode it to know
+            return image.size if not known and _turn(image) in _sideways else image.size[::-1]
+    except Exception: return None  # decoders raise all sorts
 
 def _undecodable(files):
     with ThreadPoolExecutor() as pool: return [f for f, good in zip(files, pool.map(verify_image, files)) if not good]
@@ -640,11 +654,13 @@ def _total(wanted, sizes, leave, name):
                          f'sides, use between {least} and {n - leave*least}.')
     return total
 
+def _as_bytes(text): return text.encode('utf-8', 'surrogateescape')  # file names need not be text
+
 def _by_hash(files, salt):
     "Class -> indices of its files, in an order that depends on nothing but `salt`, class and name"
     keys, classes = [split_path(f)[1:] for f in files], {}
     for i, (c, _) in enumerate(keys): classes.setdefault(c, []).append(i)
-    def number(i): return hashlib.sha256('\0'.join((salt, *keys[i])).encode()).digest()
+    def number(i): return hashlib.sha256(_as_bytes('\0'.join((salt, *keys[i])))).digest()
     return {c: sorted(classes[c], key=number) for c in sorted(classes)}
 
 def _take(files, wanted, salt, name, leave):
@@ -839,15 +855,17 @@ def _stretch(
     "Bring 32-bit values to 8 bits, by the range that they lie in"
     if not np.isfinite(a).all(): raise ValueError('it holds values that are no numbers (nan or infinite)')
     low,high = float(a.min()),float(a.max())
-    tops = (1, 255, 65535) if a.dtype.kind == 'f' else (255, 65535)
-    top = next((t for t in tops if 0 <= low and high <= t), None)
-    if top is None: a,top = a.astype(np.float64) - low, high - low or 1
-    return np.round(a * (255/top)).astype(np.uint8)
+    tops,slack = ((1, 255, 65535),.05) if a.dtype.kind == 'f' else ((255, 65535),0)
+    top = next((t for t in tops if high <= (1 + slack)*t), None)
+    if top is None or low < -slack*top: a,top = a.astype(np.float64) - low, high - low or 1
+    return np.clip(np.round(a * (255/top)), 0, 255).astype(np.uint8)
 
 def _sixteen_bit(a): return np.round(a * (255/65535)).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #9d935093
-def _upright(image): return image.transpose(Image.Transpose[turn]) if (turn := _turn(image)) else image
+def _upright(image):
+    image.load()  # of a TIFF, Pillow turns the pixels as it reads them
+    return image.transpose(Image.Transpose[turn]) if (turn := _turn(image)) else image
 
 def _on_white(image):
     "Lay an image with transparency on white"
@@ -874,7 +892,7 @@ class _NamesFile:
             if isinstance(fn, Image.Image): return cls(plain_image(fn, cls._channels))
             if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
             with Image.open(fn) as image: return cls(plain_image(image, cls._channels))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        except Exception as e:  # decoders raise all sorts
             raise ValueError(f'{fn} cannot be read as an image ({e}). `describe_data(path, verify=True)` lists all such files.') from e
 
 class ColourImage(_NamesFile, PILImage):
@@ -979,7 +997,7 @@ def _fingerprint(files, root, *how):
     digest = hashlib.sha256(repr(how).encode())
     for f in files:
         s = f.stat()
-        digest.update(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns}\n'.encode())
+        digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns}\n'))
     return digest.hexdigest()
 
 class ImageMemories(dict):
@@ -1001,7 +1019,7 @@ class ImageMemories(dict):
 
     def _file(self, folder, files):
         image, size, numbers = self.how
-        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(str(self.path).encode()).hexdigest()[:8]}'
+        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]}'
         return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_fingerprint(files, self.path, 'plain_image', image.__name__, size, numbers))
 
     def give(self,

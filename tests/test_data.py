@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import signal
+import sys
 import tarfile
 import time
 import zipfile
@@ -22,7 +23,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastai.vision.core import PILImage, TensorImage
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
@@ -362,6 +363,55 @@ def test_size_is_that_of_upright_pictures(tmp_path, ending):
     for f in folder.rglob(f'*{ending}'): Image.open(f).save(f, exif=exif)
     assert data.describe_data(folder).size == (40, 48)
     assert data.ColourImage.create(next(folder.rglob(f'*{ending}'))).shape == (40, 48)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_tiffs_are_turned_once(tmp_path, orientation):
+    "Pillow turns them as it reads them"
+    folder, exif = tiny_set(tmp_path/'set', ending='.tif'), Image.Exif()
+    exif[0x0112] = orientation
+    for f in folder.rglob('*.tif'): picture(size=(24, 40)).save(f, exif=exif, compression='tiff_lzw')
+    upright = ImageOps.exif_transpose(Image.open(f))
+    found = data.ColourImage.create(f)
+    assert np.array_equal(found, upright) and data.describe_data(folder).size == found.shape
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    folder = tiny_set(tmp_path/'set')
+    for name in 'ab': (folder/'train'/'cat'/name).symlink_to('.')
+    (folder/'train'/'dog'/'back').symlink_to(folder/'train'/'dog')
+    assert data.describe_data(folder).n_train == 8 and len(set(data.train_files(folder))) == 8
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'val', 'valid'])
+def test_a_class_with_a_folder_of_the_name_of_a_split_is_refused(tmp_path, name):
+    folder = tiny_set(tmp_path/'set')
+    inner = folder/'train'/'cat'/name/'morning'
+    inner.mkdir(parents=True)
+    for f in sorted((folder/'train'/'cat').glob('*.png'))[:2]: f.rename(inner/f.name)
+    with pytest.raises(ValueError, match=f'cat.{name}.*: within a class, no folder may be called'): data.describe_data(folder)
+    assert data.describe_data(tiny_set(tmp_path/'names', classes=('train', 'test', 'val'))).classes == ('test', 'train', 'val')
+
+
+def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
+    folder = tiny_set(tmp_path/'set')
+    bad, open_image = sorted(folder.rglob('*.png'))[3], Image.open
+    def fail(f, *args, **kwargs):
+        if f == bad: raise RuntimeError('Failed to decode image')
+        return open_image(f, *args, **kwargs)
+    monkeypatch.setattr(data.Image, 'open', fail)
+    assert data.describe_data(folder, verify=True).unreadable == (bad,)
+    with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): data.ColourImage.create(bad)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')
+@pytest.mark.parametrize('least', [1, 5000])
+def test_file_names_need_not_be_text(tmp_path, monkeypatch, least):
+    monkeypatch.setattr(data, '_worth_keeping', least)
+    folder = tiny_set(tmp_path/'set')
+    (folder/'train'/'cat'/'0000.png').rename(folder/'train'/'cat'/os.fsdecode(b'caf\xe9.png'))
+    assert data.cifar10_dataloaders(folder, bs=4, valid=4).one_batch()[0].shape[0] == 4
 
 
 # ---------------------------------------------------------------------------------------------------- archives

@@ -287,6 +287,7 @@ odd = {  # image, what it must become
     '32-bit of any': (Image.fromarray(np.int32(shades(-10**6, 0, 10**6))), [(0,)*3, (128,)*3, white]),
     '32-bit of one': (Image.fromarray(np.int32(shades(-5, -5))), [(0,)*3, (0,)*3]),
     'floats to 1': (Image.fromarray(np.float32(shades(0, .4, 1))), [(0,)*3, (102,)*3, white]),
+    'floats a little over 1': (Image.fromarray(np.float32(shades(-.013, .4, 1.026))), [(0,)*3, (102,)*3, white]),
     'floats to 255': (Image.fromarray(np.float32(shades(0, 100, 255))), [(0,)*3, (100,)*3, white]),
     'floats of any': (Image.fromarray(np.float32(shades(-1, 0, 1))), [(0,)*3, (128,)*3, white]),
     'CMYK': (Image.new('CMYK', (2, 2), (0, 255, 255, 0)), [red, red]),
