@@ -21,6 +21,7 @@ import warnings
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from traceback import clear_frames
 from typing import Annotated
 
 import typer
@@ -454,11 +455,14 @@ def _one_interrupt(report, seconds=5):
         report.interrupted = time.monotonic()
         raise KeyboardInterrupt
     def unraisable(what):  # Python drops what is raised in a `__del__`; the report will raise it again
-        if what.exc_type is not KeyboardInterrupt: hook(what)
+        if what.exc_type is not KeyboardInterrupt and not report.interrupted: hook(what)
     hook,sys.unraisablehook = sys.unraisablehook,unraisable
     try: before = signal.signal(signal.SIGINT, handler)
     except ValueError: before = None  # only the main thread may
     try: yield
+    except KeyboardInterrupt as e:
+        clear_frames(e.__traceback__)  # what was half made goes now, and not later with complaints
+        raise
     finally:
         sys.unraisablehook = hook
         if before is not None: signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 "The command line: help, what each command prints and writes, and one clear line for every mistake"
 import errno
+import gc
 import io
 import json
 import os
@@ -316,6 +317,24 @@ def test_ctrl_c(recipe, practice):
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
+
+def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
+    "As when the processes of an epoch are being started: torch's iterator then lacks what its `__del__` asks for"
+    class HalfMade:
+        def __del__(self): raise AttributeError('_shutdown')
+    say,complaints = cli._Report.say,[]
+    def at_first_epoch(self, text):
+        say(self, text)
+        if ' 1/2 ' in text:
+            half = HalfMade()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(.1)
+    monkeypatch.setattr(cli._Report, 'say', at_first_epoch)
+    monkeypatch.setattr(sys, 'unraisablehook', complaints.append)
+    result = train(recipe, practice, '--out', 'run')
+    gc.collect()
+    assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
+    assert not complaints
 
 def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     "As when the processes of an epoch are cleared away: what is raised in a `__del__` is lost"
