@@ -255,7 +255,10 @@ def calibration_error(
 # %% ../nbs/05_evaluation.ipynb #d5d659f2
 def _log_probs(evaluation): # (N, C) float64; that of the true class is exact however small
     logs = np.log(np.maximum(evaluation.probs, np.finfo(np.float32).tiny), dtype=np.float64)
-    logs[np.arange(len(logs)), evaluation.targets] = -evaluation.losses
+    rows, targets = np.arange(len(logs)), evaluation.targets
+    true = evaluation.probs[rows, targets]
+    tied = ((evaluation.probs == true[:, None]).sum(1) > 1) & (true >= np.finfo(np.float32).tiny)  # must stay tied, or the prediction would change
+    logs[rows[~tied], targets[~tied]] = -evaluation.losses[~tied]
     return logs
 
 @patch

@@ -194,13 +194,16 @@ def _row(folder, recipe, axes, **more):
     limit = data.get('limit')
     return dict(run=folder.name, recipe=recipe.get('name', ''), **{a: _choice(recipe, a) for a in axes}, seed=run.get('seed', ''),
                 valid_accuracy=accuracy('valid'), test_accuracy=accuracy('test'), epochs_run=run.get('epochs', ''), seconds=run.get('seconds', ''),
-                parameters=sum(run['parameters'].values()) if 'parameters' in run else '', variant=data.get('variant', ''),
+                parameters=sum(run['parameters'].values()) if 'parameters' in run else '', variant=_text(data.get('variant', '')),
                 limit='' if limit is None else limit, device=run.get('device', ''), status=run.get('status', ''),
                 error=_one_line(run.get('error', ''))) | more
 
 def _one_line(text):
-    "An error without what fastai puts before it, and without line breaks"
-    return ' '.join(re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text).split())
+    "An error without what fastai puts before it and without line breaks, in letters that a file can hold, 1,000 at most"
+    line = ' '.join(re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text).split())
+    return _text(line if len(line) <= 1000 else f'{line[:1000]} ...')
+
+def _text(value): return value.encode('utf-8', 'backslashreplace').decode()  # names of folders need not be text
 
 # %% ../nbs/08_experiments.ipynb #a34e7281
 def _frame(rows, parent):
@@ -284,8 +287,8 @@ def _add_test(grid, c, learn): # -> what went wrong
         for name,tta in wanted.items():
             start = time.perf_counter()
             metrics[name] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
+            _write_whole(folder/'metrics.json', json.dumps(metrics, indent=2) + '\n')
     except Exception as e: return _one_line(f'test: {type(e).__name__}: {e}')
-    _write_whole(folder/'metrics.json', json.dumps(metrics, indent=2) + '\n')
     return ''
 
 # %% ../nbs/08_experiments.ipynb #d5632136

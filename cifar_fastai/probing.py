@@ -39,11 +39,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Subset
+from torchvision.ops import Permute
 from torchvision.transforms.functional import adjust_contrast, gaussian_blur
 from tqdm import tqdm
 
 from .data import class_of
-from .evaluation import Evaluation, _check_request, _eval_mode, _find_loader, evaluate
+from .evaluation import Evaluation, _check_request, _eval_mode, _find_loader, _split_of, evaluate
 from .interpretation import _as_it_is, _blue, _dark_orange, _grey, _open_image, _percent
 from .registry import Registry
 
@@ -124,12 +125,16 @@ def find_cam_layer(
 )->CamLayer:
     "Find the last feature maps that are larger than 1x1, before they are pooled."
     outputs = _outputs(model, x)
-    convs = [i for i, (_, module, _) in enumerate(outputs) if isinstance(module, nn.Conv2d)]
+    calls = {name: i for i, (name, _, _) in enumerate(outputs)}.values()  # the last one of each module, which is what captum sees
+    convs = [i for i in calls if isinstance(outputs[i][1], (nn.Conv2d, Permute))]  # that is how Swin and its kind come back to (N, C, H, W)
     _check(convs, f'This {type(model).__name__} has no convolution (nn.Conv2d), so Grad-CAM has no feature maps to weigh.')
     spatial = [i for i in convs if _is_spatial(outputs[i][2])]
     _check(spatial, f'All convolutions give 1x1 maps of images of {x.shape[-2]}x{x.shape[-1]}: Grad-CAM needs larger images.')
     size = outputs[spatial[-1]][2][2:]
-    last = max(i for i, (_, _, shape) in enumerate(outputs) if len(shape) == 4 and shape[2:] == size)
+    last = max(i for i in calls if len(outputs[i][2]) == 4 and outputs[i][2][2:] == size)
+    _check(not any(isinstance(module, nn.Linear) and len(shape) > 2 for _, module, shape in outputs[last:]),
+           f'After its last convolution this {type(model).__name__} goes on with other things than feature maps (N, C, H, W), so it is not known where it looks. '
+           'If one of its layers gives such maps, name it: layer=...')
     return CamLayer(outputs[last][0], *size, is_last=max(convs) <= last)
 
 # %% ../nbs/07_probing.ipynb #b2955c86
@@ -249,7 +254,9 @@ def _draw_heat(ax, image, heat): # -> what a colour bar needs
     return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=.3 + .45 * heat, extent=extent)
 
 def _rivals(evaluation, positions): # -> (class to compare the predicted one with, what it is)
-    second = evaluation.probs[positions].argsort(1)[:, -2:][:, 0]
+    others = evaluation.probs[positions].copy()
+    others[np.arange(len(others)), evaluation.predictions[positions]] = -1
+    second = others.argmax(1)
     wrong = evaluation.predictions[positions] != evaluation.targets[positions]
     return np.where(wrong, evaluation.targets[positions], second), np.where(wrong, 'actual', 'runner-up')
 
@@ -307,7 +314,7 @@ def _last_linear(model):
 def _named(evaluation, split, positions):
     "Name a sample after its split, and images that never were files after their position in it."
     files = [f'#{i}' if name.startswith('#') else name for i, name in zip(positions, evaluation.files)]
-    return replace(evaluation, files=files, split=split if isinstance(split, str) else evaluation.split)
+    return replace(evaluation, files=files, split=split)
 
 def features(
     learn:Learner, # a classifier that ends in a Linear layer; left as it was
@@ -322,7 +329,7 @@ def features(
         positions = _pick(len(dl.dataset), n, seed)
         with _inputs_of(linear) as caught: said = evaluate(learn, _take(dl, positions), bs)
     _check(caught, 'The last Linear layer of this network is never called, so it is not known what its features are.')
-    return Features(torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy(), _named(said, split, positions))
+    return Features(torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy(), _named(said, split if isinstance(split, str) else _split_of(learn, split), positions))
 
 # %% ../nbs/07_probing.ipynb #a603bd4c
 def _check_features(values):

@@ -31,6 +31,7 @@ import pandas as pd
 from PIL import Image
 
 from . import __version__
+from .data import plain_image
 from .evaluation import Comparison, Evaluation, _file_names, _find_loader, compare, evaluate, load_evaluation
 from .interpretation import (_open_image, _percent, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_per_class, plot_reliability)
@@ -90,6 +91,7 @@ def table(
 
 # %% ../nbs/09_report.ipynb #65d6ded0
 def _as_data(image, side=96): # -> a data URI: every pixel of a small image, a good likeness of a large one
+    image = plain_image(image)  # a copy, without transparency
     small, data = max(image.size) <= side // 2, BytesIO()
     if not small: image.thumbnail((side, side))
     image.save(data, 'PNG', optimize=True) if small else image.save(data, 'JPEG', quality=85)
@@ -284,7 +286,8 @@ def _coverage(page):
     return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame, set(frame)) if len(frame) else _text(why))
 
 def _refusal(valid, result, accuracy): # -> a row: the threshold found on `valid`, what it gives on `result`
-    threshold = valid.coverage_at(accuracy)[1]
+    coverage, threshold = valid.coverage_at(accuracy)
+    if not coverage: threshold = float('nan')  # there is none, and nothing is as sure as that
     answered = result.confidence >= threshold
     low, high = wilson_interval(result.correct[answered].sum(), answered.sum())
     return {'right, wanted': accuracy, 'at least so sure': threshold, 'answered': answered.mean(), 'right': result.correct[answered].mean() if answered.any() else float('nan'),

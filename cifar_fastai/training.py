@@ -769,6 +769,8 @@ def load_run(
         raise ValueError(f'{run_dir} was trained on the classes {data["classes"]}, but this data has {list(dls.vocab)}')
     learn = create_learner(recipe, dls, path=run_dir, model=build_model(recipe, dls.c, data['channels'], pretrained=False))
     learn.run_dir = run_dir
+    for stage in recipe.stages:
+        if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     _load_weights(learn.model, run_dir/'model.safetensors')
     return learn
 

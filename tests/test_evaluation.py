@@ -226,6 +226,13 @@ def test_temperature_changes_how_sure_but_not_of_what():
     assert cooled.fit_temperature() == pytest.approx(1, abs=1e-3)
 
 
+def test_temperature_leaves_ties_alone():
+    probs = np.full((30, 10), .1, np.float32)
+    targets = np.arange(30) % 10
+    result = Evaluation(probs, targets, -np.log(np.float64(probs[:, 0])), [f'{i}.png' for i in range(30)], list('abcdefghij'), 'valid')
+    for t in 1., .7, 2.: assert result.with_temperature(t).accuracy == result.accuracy == .1
+
+
 def test_temperature_keeps_losses_that_probabilities_cannot_hold():
     "A float32 probability ends at 1e-45; the loss of an image that is surely wrong does not"
     result = Evaluation([[1, 0]], [1], [500.], ['a.png'], ['cat', 'dog'], 'valid')

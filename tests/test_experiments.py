@@ -484,3 +484,18 @@ def test_single_runs_and_missing_splits(fake, go):
     with pytest.raises(ValueError, match='split must be'): plot_accuracies(runs, 'train')
     with pytest.raises(ValueError, match='None of these runs is finished'): plot_accuracies(runs.assign(status='failed'))
     with pytest.raises(ValueError, match="Did you mean 'valid_loss'"): plot_learning_curves(runs, metric='val_loss')
+
+# What a grid writes down
+
+def test_plain_test_figures_are_kept_where_those_with_tta_fail(go, grid):
+    runs = go(seeds=1, epochs=1, test='fastai')
+    assert "tta='fastai'" in runs.error[0] and read(grid/'tiny-epochs=1-seed0'/'metrics.json')['test']['accuracy'] == runs.test_accuracy[0] > 0
+
+def test_errors_of_any_length_and_letters_are_written_down(go, grid, fake):
+    def then(recipe, seed):
+        if seed == 0: raise RuntimeError('missing key '*20_000 + '\udce9')
+        if seed == 1: raise RuntimeError('ph\udce9')
+    fake.then = then
+    runs = go(seeds=3)
+    assert runs.status.tolist() == ['failed', 'failed', 'finished'] and len(runs.error[0]) < 1100 and 'ph' in runs.error[1]
+    assert read_runs(grid).status.tolist() == runs.status.tolist()

@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 from torch import nn
 from torchvision import models
 
-from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
+from cifar_fastai import data, probing  # not its names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import Evaluation, evaluate
 from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.models import create_model, list_models
@@ -203,6 +203,45 @@ def test_every_network_of_ours(dls, name):
                                                ('residual_cnn', 'body.stages.4.norm', 2)])
 def test_maps_are_the_last_ones_before_pooling(name, layer, side):
     assert find_cam_layer(create_model(name), torch.zeros(2, 3, 32, 32)) == (layer, side, side, True)
+
+
+class OneReLU(nn.Module):
+    "Calls one module after convolutions and after a linear layer, as many tutorials do"
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.relu, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        self.fc1, self.fc2 = nn.Linear(1024, 32), nn.Linear(32, 10)
+    def forward(self, x):
+        for conv in self.conv1, self.conv2: x = self.pool(self.relu(conv(x)))
+        return self.fc2(self.relu(self.fc1(x.flatten(1))))
+
+
+@needs_captum
+def test_a_module_that_is_called_again_later_is_not_taken(dls):
+    assert find_cam_layer(OneReLU(), torch.zeros(1, 3, 32, 32)) == ('conv2', 16, 16, True)
+    set_seed(0)
+    assert all(heat.std() > .01 for heat in grad_cam(make_learner(dls, OneReLU()), [0, 1]))
+
+
+def test_transformers_give_their_last_maps_or_are_refused():
+    x = torch.zeros(1, 3, 224, 224)
+    swin = timm.create_model('swin_tiny_patch4_window7_224', num_classes=3)
+    with pytest.raises(ValueError, match='goes on with other things than feature maps'): find_cam_layer(swin, x)
+    assert find_cam_layer(add_new_head(cut_body(swin), 3).eval(), x)[1:] == (7, 7, True)
+    with pytest.raises(ValueError, match='goes on with other things'): find_cam_layer(timm.create_model('vit_tiny_patch16_224', num_classes=3), x)
+    assert find_cam_layer(models.convnext_tiny(), x[..., :64, :64])[1:] == (2, 2, True)
+
+
+@pytest.mark.parametrize('probs', [[[.4, .4, .2], [.2, .4, .4]], [[.5, .3, .2], [.1, .6, .3]]])
+def test_the_runner_up_is_another_class(probs):
+    said = Evaluation(probs, [0, 1], [.9, .9], ['#0', '#1'], list('abc'))
+    assert probing._rivals(said, [0, 1])[0].tolist() == [1, 2]
+
+
+def test_features_of_a_loader_are_of_its_split(dls):
+    learn = make_learner(dls, network())
+    for name in 'train', 'valid':
+        assert features(learn, getattr(learn.dls, name), n=20).evaluation.split == features(learn, name, n=20).evaluation.split == name
 
 
 def test_the_layer_is_the_last_with_a_where():

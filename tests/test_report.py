@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from PIL import Image
 
 from cifar_fastai import report
-from cifar_fastai.evaluation import compare, evaluate, load_evaluation
+from cifar_fastai.evaluation import Evaluation, compare, evaluate, load_evaluation
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.report import write_report
 from cifar_fastai.training import train
@@ -257,3 +257,16 @@ def test_links_lead_to_sections(opened):
     tab, _, _ = opened(390)
     tab.locator('nav a', has_text='Calibration').click()
     assert abs(tab.locator('#calibration h2').bounding_box()['y']) < 200
+
+def test_an_accuracy_that_cannot_be_had_has_no_threshold():
+    probs, targets = np.tile([1., 0.], (100, 1)), np.repeat([0, 1], [95, 5])
+    said = Evaluation(probs, targets, np.where(targets, 69., 0), [f'#{i}' for i in range(100)], ['a', 'b'], split='valid')
+    row = report._refusal(said, said, .99)
+    assert np.isnan(row['at least so sure']) and row['answered'] == 0 and np.isnan(row['right'])
+    assert report._refusal(said, said, .95)['right'] == .95
+
+def test_pictures_on_a_page_stay_as_they_are():
+    for mode in 'RGB', 'RGBA', 'P':
+        image = Image.new(mode, (224, 200))
+        assert 'data:image/jpeg' in report.tiles([image], [['x']], ['x'])
+        assert image.size == (224, 200) and image.mode == mode

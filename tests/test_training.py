@@ -576,6 +576,12 @@ def test_load_run(go):
         pa,pb = a.get_preds()[0],b.get_preds()[0]
     assert torch.allclose(pa, pb, atol=1e-6) and b.run_dir == a.run_dir
 
+def test_load_run_has_the_augmentation_that_training_ended_with(go):
+    recipe = Recipe(name='two', model='ladder_0', stages=[Stage(epochs=1, lr=1e-3), Stage(epochs=1, lr=1e-3, augment='cutout')], augment='none', bs=32)
+    a = go(recipe)
+    kinds = [[type(t).__name__ for t in learn.dls.train.after_batch.fs] for learn in (a, load_run(a.run_dir, num_workers=0))]
+    assert kinds[0] == kinds[1] and 'Cutout' in kinds[0]
+
 def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     folder = go().run_dir
     with pytest.raises(FileNotFoundError, match='is no run folder: it has no run.json'): load_run(tmp_path)
