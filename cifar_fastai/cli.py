@@ -513,7 +513,6 @@ def _keep_picture(path, draw, size, columns=1):
     draw(figure.subplots(1, columns))
     with _whole(path) as part: figure.savefig(part, format='png', dpi=144)
 
-
 # %% ../nbs/10_cli.ipynb #d9807c0b
 def _accuracy_line(result):
     low,high = result.accuracy_interval()

@@ -24,7 +24,7 @@ from torchvision.ops import Permute
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
 _instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
 
-class _FromMinusOneToOne(nn.Module):
+class _ToMinusOneToOne(nn.Module):
     "What GoogLeNet and Inception do before their layers: images normalised with ImageNet's statistics become from -1 to 1"
     def forward(self, x:Tensor): return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in zip(x.unbind(1), *imagenet_stats)], 1)
 
@@ -40,7 +40,7 @@ def cut_body(
 )->nn.Module: # (N, C, H, W) -> feature maps (N, F, h, w); the layers are those of `backbone`
     "Leave off the classifier, and the pooling before it"
     if hasattr(backbone, 'reset_classifier'): return _timm_body(backbone)
-    layers = OrderedDict(transform_input=_FromMinusOneToOne()) if getattr(backbone, 'transform_input', False) else OrderedDict()
+    layers = OrderedDict(transform_input=_ToMinusOneToOne()) if getattr(backbone, 'transform_input', False) else OrderedDict()
     for name,layer in backbone.named_children():
         if name in _ends: return nn.Sequential(layers)
         layers[name] = layer
