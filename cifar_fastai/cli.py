@@ -631,17 +631,18 @@ def evaluate_command(
         from cifar_fastai.evaluation import evaluate
         from cifar_fastai.training import load_run
     _check_device(device)
-    result = evaluate(load_run(run, data, workers, device), split.value, tta=tta)
+    learn = load_run(run, data, workers, device)
+    result = evaluate(learn, split.value, tta=tta)
     print(_accuracy_line(result) + '\n')
     _print_evaluation(result)
     _print_confusion(result)
-    _keep_figures(result, run, _figures_name(result, run))
+    _keep_figures(result, run, _figures_name(result, learn))
 
-def _figures_name(result, run):
+def _figures_name(result, learn):
     "The split's name; figures from other data must not replace those of the run's"
-    trained_on = json.loads((run/'run.json').read_text(encoding='utf-8'))['data']['variant']
+    trained_on = json.loads((learn.run_dir/'run.json').read_text(encoding='utf-8'))['data']
     name = f'{result.split} {result.tta}' if result.tta else result.split
-    return name if result.variant == trained_on else f'{name} on {result.variant}'
+    return name if learn.dls.data_info.matches(trained_on) else f'{name} on {result.variant}'
 
 # %% ../nbs/10_cli.ipynb #641a118b
 @app.command('report', short_help='Write a page that shows a run, or compares it with another.', epilog=_examples(

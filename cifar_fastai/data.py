@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
 # %% auto #0
 __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path', 'class_of', 'count_classes', 'train_files',
-           'test_folder', 'test_files', 'check_layout', 'DataInfo', 'describe_data', 'unpack_archive',
+           'test_folder', 'test_files', 'check_layout', 'DataInfo', 'fingerprint', 'describe_data', 'unpack_archive',
            'sort_tiny_imagenet', 'convert_batches', 'make_whole', 'Archive', 'check_archive', 'download_cifar10',
            'cache_folder', 'find_root', 'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter',
            'FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation',
@@ -214,6 +214,26 @@ class DataInfo:
     size: tuple[int, int]|None # height and width in pixels; None if images differ
     unreadable: tuple[Path, ...] = () # image files that cannot be decoded, among those that were looked at
     test_folder: str = 'test' # name of the folder with the test images: 'test', 'val' or 'valid'; '' if there is none
+
+    @cached_property
+    def fingerprint(self)->str: # see `fingerprint`
+        "What tells these training images from those of another folder of the same name"
+        return fingerprint(train_files(self.path))
+
+    def matches(self,
+        data:Mapping, # of a `run.json`
+    )->bool:
+        "Whether a run was trained on these images; one that tells no fingerprint may have been, if its variant is theirs"
+        return data['variant'] == self.variant and data.get('fingerprint', self.fingerprint) == self.fingerprint
+
+def fingerprint(
+    files:Sequence[Path], # images of a data set, in any order
+)->str: # 16 hexadecimal digits
+    "Tells images of the same names apart: follows from their classes, names and sizes in bytes, and from what some hundred of them hold"
+    files = sorted((split_path(f), f) for f in files)
+    digest = hashlib.sha256(repr([(place, os.stat(f).st_size) for place, f in files]).encode())
+    for _, f in files[::max(1, len(files)//100)]: digest.update(f.read_bytes())
+    return digest.hexdigest()[:16]
 
 def _image_size(file):
     try:
@@ -992,7 +1012,7 @@ class ImageMemory(Memory):
 # %% ../nbs/01_data.ipynb #48f1c6da
 _worth_keeping = 5000  # images
 
-def _fingerprint(files, root, *how):
+def _state(files, root, *how):
     "Changes when a file does, or how files are read"
     digest = hashlib.sha256(repr(how).encode())
     for f in files:
@@ -1020,7 +1040,7 @@ class ImageMemories(dict):
     def _file(self, folder, files):
         image, size, numbers = self.how
         name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]}'
-        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_fingerprint(files, self.path, 'plain_image', image.__name__, size, numbers))
+        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_state(files, self.path, 'plain_image', image.__name__, size, numbers))
 
     def give(self,
         dataset, # fastai `Datasets` of image files

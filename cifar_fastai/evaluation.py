@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import metrics
-from .data import augment_loader, random_tfms, test_dataloader
+from .data import augment_loader, fingerprint, random_tfms, test_dataloader
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 
 # %% ../nbs/05_evaluation.ipynb #043cb4fc
@@ -87,6 +87,7 @@ class Evaluation:
     root:str='' # the data folder, from where pictures are drawn; may be empty
     tta:str='' # which views of each image `probs` are the mean of, one of `list_tta()`; empty: the image alone
     temperature:float=1. # what the logits were divided by, see `with_temperature`
+    fingerprint:str='' # of the images, see `data.fingerprint`; empty if they are no files
 
     def __post_init__(self):
         _freeze(self)
@@ -524,6 +525,14 @@ def _file_names(dataset, root):
     if items is None or hasattr(items, 'iloc'): items = range(len(dataset))
     return [_file_name(i, item, root) for i, item in enumerate(items)]
 
+def _fingerprint(dataset):
+    "Of a data set of files; empty for any other"
+    items = getattr(dataset, 'items', None)
+    files = [Path(o) for o in items if isinstance(o, (str, Path))] if items is not None else []
+    if not files or len(files) < len(items): return ''
+    try: return fingerprint(files)
+    except OSError: return ''  # they were read before, and are gone
+
 # %% ../nbs/05_evaluation.ipynb #0ef69c95
 def _check_request(learn, split, bs, tta):
     tta_views(tta)
@@ -566,7 +575,8 @@ def evaluate(
     losses = F.cross_entropy(logits, targets, reduction='none')
     return Evaluation(F.softmax(logits, 1).numpy(), targets.numpy(), losses.numpy(),
                       _file_names(dl.dataset, root), vocab, split if isinstance(split, str) else _split_of(learn, split),
-                      getattr(getattr(learn.dls, 'data_info', None), 'variant', root.name), root.as_posix(), tta)
+                      getattr(getattr(learn.dls, 'data_info', None), 'variant', root.name), root.as_posix(), tta,
+                      fingerprint=_fingerprint(dl.dataset))
 
 # %% ../nbs/05_evaluation.ipynb #d9a95c1a
 @dataclass(frozen=True, eq=False, repr=False)
@@ -610,6 +620,8 @@ def _match(before, after): # -> positions in `after` of the images of `before`
     missing = [file for file in before.files if file not in place]
     _check(not missing and len(before) == len(after), f'compare needs two evaluations of the same images: the first has {len(before):,}, the second '
            f'{len(after):,}, and {len(missing):,} of the first are not in the second{", such as " + missing[0] if missing else ""}. Evaluate both on one split of one data set.')
+    _check('' in (before.fingerprint, after.fingerprint) or before.fingerprint == after.fingerprint,
+           f'These evaluations are of different images under the same names, in {before.root} and {after.root}: compare needs the same images.')
     return np.array([place[file] for file in before.files])
 
 def _reorder(evaluation, order):

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from dataclasses import fields
+from glob import escape
 from hashlib import sha1
 from inspect import signature
 from io import StringIO
@@ -34,7 +35,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
-from .data import augmentation, describe_data, find_data
+from .data import DataInfo, augmentation, describe_data, find_data
 from .evaluation import evaluate, tta_views
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
@@ -78,9 +79,19 @@ def _as_json(recipe):
     "A recipe as it looks when read from its file, so that both can be compared"
     return json.loads(recipe.to_json())
 
+_defaults = _as_json(Recipe(name='', model='', stages=Stage(epochs=1, lr=1.)))
+
+def _fingerprint(recipe):
+    "Follows from all that a recipe, as JSON, chooses; what is left at its default does not count, so that fields which are added later change nothing"
+    if not recipe['stages']: return ''  # its file is damaged
+    chosen = lambda d, defaults: sorted((k, v) for k,v in d.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
+    stages = [chosen(s, _defaults['stages'][0]) for s in recipe['stages']]
+    return sha1(json.dumps([chosen(recipe, _defaults), stages]).encode()).hexdigest()[:8]
+
 def _choice(recipe, axis):
-    "What a recipe, as JSON, says of a field; Stage's fields are those of its stage, or a list if there are several"
-    if axis in recipe: value = recipe[axis]
+    "What a recipe, as JSON, says of a field; Stage's fields are those of its stage, or a list if there are several; `stage2.augment` is that of one"
+    if match := re.fullmatch(r'stage(\d+)\.(\w+)', axis): value = dict(enumerate(recipe['stages'], 1)).get(int(match[1]), {}).get(match[2])
+    elif axis in recipe: value = recipe[axis]
     else:
         values = [stage.get(axis) for stage in recipe['stages']]
         value = values[0] if len(values) == 1 else values
@@ -122,8 +133,9 @@ def _combinations(recipes, axes, seeds):
     return list(found.values())
 
 # %% ../nbs/08_experiments.ipynb #fc99461b
-_columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters', 'variant', 'limit', 'device', 'status', 'error')
-_texts = ('run', 'recipe', 'variant', 'device', 'status', 'error')
+_columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters', 'variant', 'limit',
+            'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
+_texts = ('run', 'recipe', 'variant', 'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
 
 def _read_json(path):
     "What a JSON file holds; empty if it is missing or damaged"
@@ -195,7 +207,7 @@ def _row(folder, recipe, axes, **more):
     return dict(run=folder.name, recipe=recipe.get('name', ''), **{a: _choice(recipe, a) for a in axes}, seed=run.get('seed', ''),
                 valid_accuracy=accuracy('valid'), test_accuracy=accuracy('test'), epochs_run=run.get('epochs', ''), seconds=run.get('seconds', ''),
                 parameters=sum(run['parameters'].values()) if 'parameters' in run else '', variant=_text(data.get('variant', '')),
-                limit='' if limit is None else limit, device=run.get('device', ''), status=run.get('status', ''),
+                limit='' if limit is None else limit, data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe), device=run.get('device', ''), status=run.get('status', ''),
                 error=_one_line(run.get('error', ''))) | more
 
 def _one_line(text):
@@ -219,25 +231,28 @@ class _Grid(NamedTuple):
     save_to: Path
     axes: list
     test: bool
-    variant: str # of the data
+    data: DataInfo
     options: dict # for `train`
     rows_before: int # lines in the results file when this session began
 
 def _is_finished(folder): return _read_json(folder/'run.json').get('status') == 'finished'
 
-def _identity(recipe, seed, variant, limit):
-    "What makes two runs the same run"
-    return _flatten({k: v for k,v in recipe.items() if k not in _not_axes}) | dict(seed=seed, variant=variant, limit=limit)
+def _choices(recipe): return _flatten({k: v for k,v in recipe.items() if k not in _not_axes})
 
 def _check_same(grid, c):
-    "Refuse a finished run that has the name of `c` but was trained otherwise"
-    folder = grid.save_to/c.name
-    run = _read_json(folder/'run.json')
-    then = _identity(_recipe_of(folder), run.get('seed'), run['data']['variant'], run['data']['limit'])
-    now = _identity(_as_json(c.recipe), c.seed, grid.variant, grid.options['limit'])
-    changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
-    if changed: raise ValueError(f'{folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
-                                 'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
+    "Refuse a finished run that has the name of `c`, but for the seed, and another recipe; or all of the name and other data"
+    for folder in sorted(grid.save_to.glob(f'{escape(c.name.rpartition("-seed")[0])}-seed*')):
+        if not _is_finished(folder): continue
+        then,now = _choices(_recipe_of(folder)),_choices(_as_json(c.recipe))
+        if folder.name == c.name:
+            run = _read_json(folder/'run.json')
+            data = run['data']
+            then |= dict(seed=run.get('seed'), variant=data['variant'], limit=data['limit'])
+            now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
+            if 'fingerprint' in data: then,now = then | dict(data_fingerprint=data['fingerprint']),now | dict(data_fingerprint=grid.data.fingerprint)
+        changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
+        if changed: raise ValueError(f'{folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
+                                     'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
 
 # %% ../nbs/08_experiments.ipynb #9c379a3e
 def _flatten(d, prefix=''):
@@ -371,9 +386,8 @@ def _start(save_to, axes, test, options, combinations):
     data = describe_data(find_data(options['source']))
     if isinstance(test, str): tta_views(test) # a wrong name is told now
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
-    grid = _Grid(save_to, axes, test, data.variant, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
-    for c in combinations:
-        if _is_finished(save_to/c.name): _check_same(grid, c)
+    grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
+    for c in combinations: _check_same(grid, c)
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
     _mend(save_to)
     return grid
@@ -414,13 +428,15 @@ def _read_folders(folders):
     recipes = [_recipe_of(f) for f in folders]
     flat = pd.DataFrame([{k: str(v) for k,v in _flatten(r).items() if k not in _not_axes} | dict(recipe=r.get('name', '')) for r in recipes])
     varies = flat.groupby('recipe').nunique(dropna=False).max() > 1
-    stage = lambda name: name.split('.', 1)[1] if re.match(r'stage\d+\.', name) else name.split('.')[0]
-    axes = list(dict.fromkeys(stage(name) for name in varies.index[varies]))
+    def column(name):
+        stage,_,field = name.rpartition('.')
+        return name if field in _defaults and stage.startswith('stage') else field if stage.startswith('stage') else name.split('.')[0]
+    axes = list(dict.fromkeys(column(name) for name in varies.index[varies]))
     rows = [_row(f, r, axes) | dict(run=str(f)) for f,r in zip(folders, recipes)]
     return _frame(rows, Path())
 
 # %% ../nbs/08_experiments.ipynb #ffad6346
-_data_columns = ('variant', 'limit')
+_data_columns = ('variant', 'limit', 'data_fingerprint')
 
 def _group_by(runs, by):
     "The columns that make a configuration: all choices, unless the caller says which"
@@ -431,15 +447,24 @@ def _group_by(runs, by):
     for b in by: allowed[b]
     return by
 
-def _configurations(runs, by): # -> list of (key, its runs)
-    "The runs of each configuration; different data in one of them are refused"
+def _kinds(group, column): # -> Series of what the finished runs say, each once
+    if column not in group: return pd.Series()
+    said = group[group.status == 'finished'].drop_duplicates(column).set_index('run')[column]
+    return said[said != ''] if column.endswith('fingerprint') else said  # older runs have none
+
+def _configurations(runs, by): # -> columns, list of (key, its runs)
+    "The runs of each configuration; different data in one of them are refused, and different recipes unless the caller chose `by`"
+    chosen,by = by is not None,_group_by(runs, by)
     groups = [(key if isinstance(key, tuple) else (key,), group) for key,group in runs.groupby(by, dropna=False, sort=False)]
     for key,group in groups:
         for c in _data_columns:
-            if c in group and group[c][group.status == 'finished'].nunique(dropna=False) > 1:
-                raise ValueError(f'{_label(by, key)} has runs on different data: {c} is {", ".join(map(str, group[c].unique()))}. '
+            if len(kinds := _kinds(group, c)) > 1:
+                raise ValueError(f'{_label(by, key)} has runs on different data: {c} is {", ".join(map(str, kinds))}. '
                                  f'Their accuracies cannot be averaged; add {c!r} to `by`, or leave some runs out.')
-    return groups
+        if not chosen and len(kinds := _kinds(group, 'recipe_fingerprint')) > 1:
+            raise ValueError(f'{_label(by, key)} has runs of different recipes: diff_runs({kinds.index[0]!r}, {kinds.index[1]!r}) shows in what they differ. '
+                             f"Leave some runs out, or choose `by`: {[*by, 'recipe_fingerprint']} keeps them apart, {by} puts them together.")
+    return by,groups
 
 def _label(by, key): return ', '.join(str(k) if b == 'recipe' else f'{b} {k}' for b,k in zip(by, key))
 
@@ -466,9 +491,8 @@ def summarize(
 )->pd.DataFrame: # a row a configuration, the best mean on validation first; accuracies from 0 to 1
     "Mean, spread and number of runs of each configuration"
     runs = read_runs(runs)
-    by = _group_by(runs, by)
+    by,groups = _configurations(runs, by)
     splits = ['valid', *(['test'] if 'test_accuracy' in runs and runs.test_accuracy.notna().any() else [])]
-    groups = _configurations(runs, by)
     table = pd.DataFrame([dict(zip(by, key)) | _summary(group, splits) for key,group in groups]).set_index(by)
     if not table.unfinished.any(): table = table.drop(columns='unfinished')
     return table.sort_values('valid_mean', ascending=False, kind='stable')
@@ -499,9 +523,8 @@ _styles,_markers = ('-', '--', '-.'),'osD^vPX'  # so that curves differ not by c
 
 def _labelled(runs, by): # -> list of (label, finished runs)
     "The finished runs of each configuration, called by what differs between configurations"
-    runs = read_runs(runs)
-    by = _group_by(runs, by)
-    groups = [(key, group[group.status == 'finished']) for key,group in _configurations(runs, by)]
+    by,groups = _configurations(read_runs(runs), by)
+    groups = [(key, group[group.status == 'finished']) for key,group in groups]
     groups = [(key, group) for key,group in groups if len(group)]
     if not groups: raise ValueError('None of these runs is finished.')
     varies = [i for i in range(len(by)) if len({str(key[i]) for key,_ in groups}) > 1] or [0]

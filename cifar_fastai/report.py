@@ -32,7 +32,7 @@ from PIL import Image
 
 from . import __version__
 from .data import plain_image
-from .evaluation import Comparison, Evaluation, _file_names, _find_loader, compare, evaluate, load_evaluation
+from .evaluation import Comparison, Evaluation, _file_names, _find_loader, _fingerprint, compare, evaluate, load_evaluation
 from .interpretation import (_open_image, _percent, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
@@ -415,13 +415,14 @@ def _render(page):
 # %% ../nbs/09_report.ipynb #ddc3498c
 def _read(run, path):
     said, root = load_evaluation(path), Path(run.dls.path).absolute()
-    if said.files != _file_names(_find_loader(run.dls, said.split).dataset, root):
+    dataset = _find_loader(run.dls, said.split).dataset
+    if said.files != _file_names(dataset, root) or said.fingerprint and said.fingerprint != _fingerprint(dataset):
         raise ValueError(f'{path} is about other images than those in {root}. Say where its images are (source, or --data), or remove the file.')
     return replace(said, root=root.as_posix())
 
 def _evaluation(run, learn, split, source): # -> of a split: that in the run folder, made if need be
-    path, trained_on = run / f'{split}.npz', json.loads((run / 'run.json').read_text(encoding='utf-8'))['data']['variant']
-    kept = source is None and learn.dls.data_info.variant == trained_on
+    path, trained_on = run / f'{split}.npz', json.loads((run / 'run.json').read_text(encoding='utf-8'))['data']
+    kept = source is None and learn.dls.data_info.matches(trained_on)
     if kept and path.exists(): return _read(learn, path)
     said = evaluate(learn, split)
     if kept: said.save(path)

@@ -22,6 +22,7 @@ import shlex
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -711,7 +712,7 @@ def _command():
 def _describe_run(learn, seed, limit):
     "What run.json says at the start"
     info,dls = learn.dls.data_info,learn.dls
-    data = dict(variant=info.variant, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
+    data = dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
                 limit=limit, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
     return dict(status='running', command=_command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seed=seed, data=data,
                 weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(), device=str(dls.device),
@@ -762,9 +763,13 @@ def load_run(
     "Read a run folder back: the same data split, the trained weights"
     run_dir = Path(run_dir)
     run,recipe = _read_json(run_dir/'run.json'),Recipe.from_json(json.dumps(_read_json(run_dir/'recipe.json')))
+    given = source
     if source is None and Path(run['data']['path']).is_dir(): source = run['data']['path']
     data = run['data']
     dls = _dataloaders(recipe, source, run['seed'], num_workers=num_workers, device=device, limit=data['limit'])
+    if given is None and not dls.data_info.matches(data):
+        warnings.warn(f'{run_dir} was trained on other images ({data["variant"]} in {data["path"]}) than those now in {dls.path}: '
+                      'what counts as validation here may have been trained on. Say where its data are (source, or --data).')
     if list(dls.vocab) != data['classes']:
         raise ValueError(f'{run_dir} was trained on the classes {data["classes"]}, but this data has {list(dls.vocab)}')
     learn = create_learner(recipe, dls, path=run_dir, model=build_model(recipe, dls.c, data['channels'], pretrained=False))

@@ -532,6 +532,14 @@ def test_figures_of_other_data_are_kept_apart(folder, practice):
     after = read(folder/'metrics.json')
     assert after.pop('test on mine')['variant'] == 'mine' and after == before[1]
 
+def test_figures_of_other_data_of_the_same_name_are_kept_apart(folder, practice):
+    before = read(folder/'metrics.json')
+    mine = Path(shutil.copytree(practice, f'other/{practice.name}'))
+    next((mine/'train').rglob('*.png')).unlink()
+    assert run('evaluate', folder, '--data', mine, '--workers', 0).code == 0
+    after = read(folder/'metrics.json')
+    assert after.pop('test on synthetic')['n'] == 50 and after == before
+
 def test_evaluate_what_cannot_be(folder, recipe, practice):
     (folder/'model.safetensors').write_bytes(b'x')
     fails(run('evaluate', folder, '--workers', 0), 'model.safetensors')

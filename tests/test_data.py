@@ -126,6 +126,23 @@ def test_practice_set_is_described(practice):
     assert info.classes == data.cifar10_classes and info.path == practice
 
 
+def test_fingerprint_tells_images_of_the_same_names_apart(practice, tmp_path):
+    files, copy = data.train_files(practice), shutil.copytree(practice, tmp_path/'copy')
+    original = data.describe_data(practice).fingerprint
+    assert original == data.fingerprint(files[::-1]) == data.describe_data(copy).fingerprint != data.fingerprint(files[1:])
+    file = data.train_files(copy)[0]  # which is among those that are read
+    spoiled = bytearray(file.read_bytes())
+    spoiled[-20] ^= 1  # of the same length
+    file.write_bytes(spoiled)
+    assert data.describe_data(copy).fingerprint != original
+    file.write_bytes(files[0].read_bytes())
+    info = data.describe_data(copy)
+    assert info.fingerprint == original and info.matches(dict(variant='synthetic')) and info.matches(dict(variant='synthetic', fingerprint=original))
+    assert not info.matches(dict(variant='cifar10')) and not info.matches(dict(variant='synthetic', fingerprint='0'*16))
+    file.rename(file.with_name('another.png'))
+    assert data.describe_data(copy).fingerprint != original
+
+
 def test_a_folder_is_listed_again_only_when_it_changed(tmp_path, monkeypatch):
     path = tiny_set(tmp_path/'set')
     def age():

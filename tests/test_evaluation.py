@@ -779,6 +779,14 @@ def test_dataset_of_tensors(learn):
     assert result.targets.tolist() == [i % 10 for i in range(11)] and result.files[-1] == '#10'
 
 
+def test_evaluations_know_their_images(learn, practice, tmp_path):
+    files = data.test_files(practice)
+    said = evaluate(learn)
+    assert said.fingerprint == data.fingerprint(files) == load_evaluation(said.save(tmp_path/'test.npz')).fingerprint
+    assert evaluate(learn, learn.dls.test_dl([str(f) for f in files], with_labels=True)).fingerprint == said.fingerprint
+    assert evaluate(learn, DataLoader([(torch.randn(3, 32, 32), 0)]*3, bs=2)).fingerprint == ''
+
+
 def test_images_outside_the_data_folder_keep_their_path(learn, tmp_path):
     (tmp_path / 'cat').mkdir()
     file = tmp_path / 'cat' / 'tom.png'

@@ -3,6 +3,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -202,7 +203,7 @@ def test_columns(fake, go, grid):
     runs = go(lr=[.1], limit=50, seeds=1)
     row = runs.iloc[0]
     assert list(runs) == ['run', 'recipe', 'lr', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters', 'variant', 'limit',
-                          'device', 'status', 'error']
+                          'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error']
     assert row.run == str(grid/'tiny-lr=0.1-seed0') and (row.valid_accuracy, row.epochs_run, row.seconds, row.parameters) == (.6, 2, 1.5, 100)
     assert (row.variant, row.limit, row.device, row.status, row.error) == ('synthetic', 50, 'cpu', 'finished', '') and math.isnan(row.test_accuracy)
 
@@ -405,13 +406,54 @@ def test_groups_and_order():
     assert summarize(runs, by=['augment', 'lr']).index.names == ['augment', 'lr']
     with pytest.raises(ValueError, match="Unknown column 'agument'. Did you mean 'augment'"): summarize(runs, by='agument')
 
-@pytest.mark.parametrize('columns', [dict(variant=['cifar10', 'synthetic']), dict(limit=[np.nan, 500])])
+@pytest.mark.parametrize('columns', [dict(variant=['cifar10', 'synthetic']), dict(limit=[np.nan, 500]), dict(data_fingerprint=['12', '13'])])
 def test_different_data_are_not_averaged(columns):
     runs = table([.5, .6], **columns)
     with pytest.raises(ValueError, match='different data'): summarize(runs)
     with pytest.raises(ValueError, match='different data'): plot_accuracies(runs)
     assert len(summarize(runs, by=['recipe', *columns])) == 2
     assert len(summarize(runs.assign(status=['finished', 'failed']))) == 1
+
+def test_figures_of_before_fingerprints_count():
+    assert summarize(table([.5, .6, .7], data_fingerprint=['12', '', '12'], recipe_fingerprint=['', 'ab', 'ab'])).n.tolist() == [3]
+
+def test_recipes_of_one_name_are_not_averaged(fake, go, grid, practice):
+    other = grid.parent/'other'
+    go(seeds=[0])
+    run_grid(tiny.change(wd=.1, description='decayed'), seeds=[1], save_to=other, source=practice)
+    with pytest.raises(ValueError, match=r"tiny has runs of different recipes: diff_runs\('.*seed0', '.*seed1'\) shows"): summarize([grid, other])
+    with pytest.raises(ValueError, match='different recipes'): plot_learning_curves([grid, other])
+    assert summarize([grid, other], by=['recipe', 'recipe_fingerprint']).n.tolist() == [1, 1] and summarize([grid, other], by='recipe').n.tolist() == [2]
+    assert diff_runs(*read_runs([grid, other]).run).set_index('field').loc['wd'].tolist() == [0., .1]
+
+def test_descriptions_and_fields_that_came_later_do_not_make_another_recipe():
+    one = experiments._as_json(tiny)
+    younger = {k: v for k,v in one.items() if k != 'bias_lr'} | dict(stages=[{k: v for k,v in one['stages'][0].items() if k != 'average'}])
+    fingerprints = [experiments._fingerprint(r) for r in (one, younger, experiments._as_json(tiny.change(description='x')), experiments._as_json(tiny.change(average=5)))]
+    assert len(set(fingerprints[:3])) == 1 and len(set(fingerprints)) == 2
+
+def test_a_grid_has_one_recipe_of_a_name(fake, go):
+    go(seeds=[0])
+    with pytest.raises(ValueError, match=r'tiny-seed0 holds a finished run with other choices: wd was 0.0 and is now 0.1'): go(tiny.change(wd=.1), seeds=[1, 2])
+    assert fake.calls == ['tiny-seed0']
+    assert len(go(tiny, seeds=[1])) == 1 and len(go(tiny.change(name='tiny-seedless'), seeds=[1])) == 1
+
+def test_augmentations_of_stages_are_choices_of_their_own(fake, practice, tmp_path):
+    two = tiny.change(stages=[Stage(epochs=1, lr=.1), Stage(epochs=1, lr=.01, augment='flip_crop')])
+    run_grid(two, seeds=1, save_to=tmp_path/'a', source=practice)
+    run_grid(two.change(stages=[Stage(epochs=1, lr=.1), Stage(epochs=1, lr=.01, augment='none')]), seeds=1, save_to=tmp_path/'b', source=practice)
+    table = summarize([tmp_path/'a'/'tiny-seed0', tmp_path/'b'/'tiny-seed0'])
+    assert table.index.names == ['recipe', 'stage2.augment'] and sorted(table.index.get_level_values(1)) == ['flip_crop', 'none'] and table.n.tolist() == [1, 1]
+
+def test_a_grid_notices_other_images_of_the_same_name(grid, practice, tmp_path):
+    folders = [shutil.copytree(practice, tmp_path/name/'pictures') for name in 'ab']
+    one = next((folders[1]/'train').rglob('*.png'))
+    one.write_bytes(one.read_bytes() + b'more')
+    run = lambda folder: run_grid(tiny, seeds=1, limit=60, source=folder, save_to=grid)
+    before = run(folders[0])
+    with pytest.raises(ValueError, match='data_fingerprint was'): run(folders[1])
+    shutil.copytree(folders[0], tmp_path/'c'/'pictures')
+    assert run(tmp_path/'c'/'pictures').equals(before) and len(before.data_fingerprint[0]) == 16
 
 def test_runs_may_be_given_in_many_ways(fake, go, grid):
     runs = go(lr=[.1, .2])

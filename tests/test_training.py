@@ -582,6 +582,22 @@ def test_load_run_has_the_augmentation_that_training_ended_with(go):
     kinds = [[type(t).__name__ for t in learn.dls.train.after_batch.fs] for learn in (a, load_run(a.run_dir, num_workers=0))]
     assert kinds[0] == kinds[1] and 'Cutout' in kinds[0]
 
+def test_load_run_warns_of_images_that_changed(practice, tmp_path):
+    mine = shutil.copytree(practice, tmp_path/'mine')
+    folder = train(tiny, source=mine, limit=50, run_dir=tmp_path/'run', num_workers=0).run_dir
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        load_run(folder, num_workers=0)
+        next((mine/'test').rglob('*.png')).unlink()  # which it was not trained on
+        load_run(folder, num_workers=0)
+        next((mine/'train').rglob('*.png')).unlink()
+        load_run(folder, source=mine, num_workers=0)  # the caller says so
+        with pytest.raises(UserWarning, match=r'was trained on other images .* may have been trained on'): load_run(folder, num_workers=0)
+        run = read(folder, 'run.json')
+        del run['data']['fingerprint']
+        (folder/'run.json').write_text(json.dumps(run))
+        load_run(folder, num_workers=0)
+
 def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     folder = go().run_dir
     with pytest.raises(FileNotFoundError, match='is no run folder: it has no run.json'): load_run(tmp_path)
