@@ -11,7 +11,6 @@ __all__ = ['cut_body', 'add_new_head', 'parameter_groups', 'freeze_to']
 from collections import OrderedDict
 
 import torch
-from fastai.callback.hook import model_sizes
 from fastai.callback.training import BnFreeze, bn_types
 from fastai.layers import apply_init
 from fastai.learner import Learner
@@ -19,6 +18,8 @@ from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import create_head
 from torch import nn, Tensor
 from torchvision.ops import Permute
+
+from .models import PatchWhitening
 
 # %% ../nbs/03_finetuning.ipynb #cc8f474d
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
@@ -52,10 +53,14 @@ def _sizes_to_try(body):
     cfg = getattr(getattr(body, 'timm', None), 'pretrained_cfg', None) or {}
     return [cfg['input_size'][1:]] if cfg.get('fixed_input_size') else [(n, n) for n in (32, 64, 128, 256, 512)]
 
-def _n_features(body):
+def _in_channels(body): # the first convolution's; no name tells which module is asked first, but in most networks it is this one
+    return next((m.filters.shape[1] if isinstance(m, PatchWhitening) else m.in_channels for m in body.modules() if isinstance(m, (PatchWhitening, nn.Conv2d))), 3)
+
+def _n_features(body, in_channels):
     "Channels of the feature maps of a body, from trying it"
     for size in _sizes_to_try(body):
-        try: shape = model_sizes(body, size=size)[-1]
+        try:
+            with torch.no_grad(): shape = body.eval()(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
         except Exception as e: why = str(e) or type(e).__name__
         else:
             if len(shape) == 4: return shape[1]
@@ -65,10 +70,11 @@ def _n_features(body):
 def add_new_head(
     body:nn.Module, # as `cut_body` makes it
     n_out:int, # classes
+    in_channels:int|None=None, # of the images; None: as the body's first convolution has it
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
     "Put a new head on a body, initialised as fastai does"
-    head = create_head(_n_features(body), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
+    head = create_head(_n_features(body, _in_channels(body) if in_channels is None else in_channels), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))
 
@@ -105,7 +111,7 @@ def _frozen_groups(learn, name):
 
 def _batchnorms(model, frozen):
     "The BatchNorm layers with frozen parameters, or those of the body if nothing is frozen"
-    of_body = lambda name: name.startswith('body.')
+    of_body = lambda name: name.startswith('body.') or not hasattr(model, 'body')
     return [m for n,m in model.named_modules() if isinstance(m, bn_types) and (any(p in frozen for p in m.parameters()) if frozen else of_body(n))]
 
 # %% ../nbs/03_finetuning.ipynb #1cd9b29f

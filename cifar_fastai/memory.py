@@ -35,7 +35,12 @@ class Rows:
         self.type,self.axes = type(t),(0, *(1 + order.index(d) for d in range(t.ndim)))
         self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor) if rows is None else rows
 
-    def __setitem__(self, i, t): self.rows.permute(self.axes)[i] = t
+    def __setitem__(self, i, t):
+        row = self.rows.permute(self.axes)[i]
+        if (t.shape, t.dtype) != (row.shape, row.dtype):
+            raise ValueError(f'Item {i} has a part of shape {tuple(t.shape)} and type {t.dtype}; of the first item that was read it is {tuple(row.shape)} and {row.dtype}. '
+                             "Only items that are all alike can be kept in memory. Bring them to one size and type, or use fastai's TfmdDL.")
+        row.copy_(t)
     def __getitem__(self, idxs): return self.rows.index_select(0, idxs).permute(self.axes).as_subclass(self.type)
 
 # %% ../nbs/00_memory.ipynb #dc5048bb
@@ -104,6 +109,8 @@ class Memory:
 
     def _begin(self, i):
         item = self.read(i)
+        if not isinstance(item, tuple) or not all(isinstance(t, Tensor) for t in item):
+            raise TypeError(f"Item {i} is a {type(item).__name__}{f' of {[type(t).__name__ for t in item]}' if isinstance(item, tuple) else ''}; what is kept in memory is a tuple of tensors.")
         self.parts = [Rows(t, self.n) for t in item]
         if self.file and (found := _load(self.parts, self.file, self.about)):
             self.parts,self.left,self.known = [Rows(t, self.n, rows) for t,rows in zip(item, found)],0,bytearray(b'\1'*self.n)
@@ -124,6 +131,11 @@ class ShuffleDL(TfmdDL):
 
 class MemoryDL(ShuffleDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
+    def new(self, dataset=None, cls=None, **kwargs):
+        "As fastai's; other transforms of items mean that those in memory are of no use: a loader that reads them anew"
+        if 'after_item' in kwargs and cls is None and (dataset is None or dataset is self.dataset): cls = ShuffleDL
+        return super().new(dataset, cls, **kwargs)
+
     def _kept(self, idxs, device=None): # -> for each part of an item, a batch of it
         known = vars(self.dataset)
         if 'memory' not in known: self.dataset.memory = Memory(len(self.dataset), partial(TfmdDL.do_item, self))

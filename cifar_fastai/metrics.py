@@ -117,6 +117,7 @@ def fit_temperature(
 )->float: # between .05 and 20; above 1 the model was overconfident
     "The temperature that makes the targets likeliest."
     z = np.float64(logits) - np.max(logits, 1, keepdims=True)
+    z[np.isneginf(z)] = np.log(np.finfo(np.float32).tiny)  # probabilities that were rounded to 0
     true = z[np.arange(len(z)), targets].mean()
     def slope(beta): return (softmax(beta * z, 1) * z).sum(1).mean() - true  # of the loss; rises with beta = 1 / temperature
     low, high = (1 / t for t in _temperatures[::-1])

@@ -383,7 +383,7 @@ def build_model(
     model,report = _plain_network(recipe, n_out, in_channels),None
     if pretrained and recipe.weights: report = load_weights(model, find_weights(recipe.model, recipe.weights))
     if recipe.head:
-        model = add_new_head(cut_body(model), n_out, **vars(recipe.head))
+        model = add_new_head(cut_body(model), n_out, in_channels, **vars(recipe.head))
         if recipe.keras: keras_defaults(model.head)
     model.report = report
     return model
@@ -428,6 +428,11 @@ class QuickLearner(Learner):
             self('after_cancel_batch')
             raise
 
+    def create_opt(self):
+        super().create_opt()
+        for p,*_ in self.opt.all_params():
+            if p.ndim < 2: self.opt.state[p]['do_wd'] = False # fastai does not know GroupNorm
+
     def _call_one(self, event_name):
         if not hasattr(event, event_name): return super()._call_one(event_name) # which refuses it
         for cb in self.cbs.sorted('order'):
@@ -446,7 +451,9 @@ def create_learner(
     in_channels = _shape(recipe, dls)
     _check_stages(recipe, dls)
     if str(dls.device) == 'cpu': reuse_memory()
-    if model is None: model = _fit_stem(build_model(recipe, dls.c, in_channels), dls)
+    if model is None:
+        model = build_model(recipe, dls.c, in_channels)
+        if not recipe.weights: _fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
     _check_sizes(recipe, model, in_channels)
     learn = QuickLearner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
                          lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,
@@ -511,6 +518,9 @@ class KeepBest(SaveModelCallback):
         TrackerCallback.after_epoch(self)
         if self.new_best: self._save(self.fname)
 
+    def after_fit(self):
+        if self.last_saved_path: super().after_fit()
+
 # %% ../nbs/04_training.ipynb #fceb2c65
 def _stage_cbs(stage):
     "fastai's callbacks for what a stage asks for"
@@ -534,6 +544,15 @@ def _taken_back(learn, wanted):
     finally:
         if wanted: learn.model.load_state_dict(before); learn.opt = None
 
+@contextmanager
+def _best_returns(learn, kept):
+    "Return to the best weights that were kept, also where training breaks off"
+    try: yield
+    except BaseException: # Ctrl-C too
+        for cb in kept:
+            with suppress(Exception): cb.last_saved_path and learn.load(cb.fname, with_opt=False) # it may have come while they were written
+        raise
+
 def fit_stage(
     learn:Learner, # trained further, in place
     stage:Stage, # what to do
@@ -542,44 +561,52 @@ def fit_stage(
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
     cbs,lr,loss_func = freeze_to(learn, stage.freeze_to, stage.bn) + _stage_cbs(stage),_rate(stage),learn.loss_func
+    kept = [cb for cb in cbs if isinstance(cb, KeepBest)]
     try:
-        with _taken_back(learn, stage.discard):
+        with _taken_back(learn, stage.discard), _best_returns(learn, kept):
             if stage.schedule == 'one_cycle':
                 learn.fit_one_cycle(stage.epochs, lr, div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start, moms=stage.moms, cbs=cbs)
             else: learn.fit(stage.epochs, lr, cbs=cbs)
     finally:
         learn.loss_func = loss_func
-        for cb in cbs: isinstance(cb, KeepBest) and (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
+        for cb in kept: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
 # %% ../nbs/04_training.ipynb #6390b3c7
 class NonFiniteLossError(RuntimeError):
-    "The training loss became nan or infinite"
+    "A loss became nan or infinite"
 
 class StopOnNonFiniteLoss(Callback):
     "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
-    order = MixedPrecision.order + 1 # which leaves its 16-bit floats first
+    order,trained = MixedPrecision.order + 1,False # which leaves its 16-bit floats first; whether there was an epoch to look at
     def __init__(self,
         every:int=50, # batches, on an accelerator: each look waits for it
     ): self.every = every
 
-    def before_fit(self): self.first = None # batch with such a loss
+    def before_fit(self): self.first,self.trained = None,False # batch with such a loss
 
     def after_loss(self):
         if not self.training: return
-        if not _works_behind(self.dls.device): return isfinite(loss := self.loss.item()) or self._stop(loss, self.epoch, self.iter, self.opt.hypers[-1]['lr'])
+        if not _works_behind(self.dls.device): return isfinite(loss := self.loss.item()) or self._stop(f'loss became {loss} in', self.epoch, f', batch {self.iter+1} of {self.n_iter}', self.opt.hypers[-1]['lr'])
         now = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
         self.first = now if self.first is None else torch.minimum(self.first, now)
         if self.train_iter % self.every == self.every - 1: self._look()
 
     def after_train(self):
+        self.trained = True
         if self.first is not None: self._look()
 
-    def _look(self):
-        if isfinite(n := self.first.item()): self._stop('nan or infinite', *divmod(int(n), self.n_iter), self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self.opt.hypers[-1]['lr'])
+    def after_fit(self): # nobody has looked at what came of the last step; predictions end here too
+        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])) if self.trained and self.recorder.values else {}
+        self.trained = False
+        if not isfinite(loss := values.get('valid_loss', 0.)): self._stop(f'validation loss is {loss} after', self.epoch, '', self.opt.hypers[-1]['lr'])
 
-    def _stop(self, loss, epoch, batch, lr):
-        raise NonFiniteLossError(f'The loss became {loss} in epoch {epoch+1} of {self.n_epoch}, batch {batch+1} of {self.n_iter}, '
-                                 f'at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
+    def _look(self):
+        if not isfinite(n := self.first.item()): return
+        epoch,batch = divmod(int(n), self.n_iter)
+        self._stop('loss became nan or infinite in', epoch, f', batch {batch+1} of {self.n_iter}', self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self.opt.hypers[-1]['lr'])
+
+    def _stop(self, what, epoch, batch, lr):
+        raise NonFiniteLossError(f'The {what} epoch {epoch+1} of {self.n_epoch}{batch}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
 
 # %% ../nbs/04_training.ipynb #98011d2a
 def _version(name):

@@ -309,7 +309,8 @@ def _part(key): return key.partition('.')[0]
 
 def _body_of(state, model):
     "The body of a fine-tuned network, if `state` is that of one and `model` is none; and what was left of it"
-    if {_part(k) for k in state} - {'body', 'head'} or 'body' not in map(_part, state) or 'body' in map(_part, model.state_dict()): return state,()
+    inner = ('body.body.', 'body.timm.') if 'body' in map(_part, model.state_dict()) else 'body.' # our own networks have a `body` anyway
+    if {_part(k) for k in state} - {'body', 'head'} or not any(k.startswith(inner) for k in state): return state,()
     body = {k.removeprefix('body.'): v for k,v in state.items() if _part(k) == 'body'}
     if {_part(k) for k in body} == {'timm'}: body = {k.removeprefix('timm.'): v for k,v in body.items()} # as `cut_body` calls it
     return body,tuple(k for k in state if _part(k) == 'head')
@@ -353,13 +354,13 @@ def _check_finite(state):
     bad = [k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad: raise ValueError(f'{len(bad)} of {len(state)} tensors hold numbers that are nan or infinite: {_some(bad)}. The training they come from failed; nothing was loaded.')
 
-def _check_report(report, state, model, strict):
+def _check_report(report, state, model, strict, head_left):
     "Raise a readable `ValueError` if the weights do not fit"
     if not report.loaded and not report.misshapen:
         raise ValueError(f'None of these weights fits the network.\nThey have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
     last,given = {_part(k) for k in _classifier(model)},{_part(k) for k in state}
     parts = {_part(k) for k in model.state_dict()} - last
-    missing = [k for k in report.missing if _part(k) not in last - given]
+    missing = [k for k in report.missing if _part(k) not in (last if head_left else last - given)]
     unexpected = [k for k in report.unexpected if _part(k) in parts]
     if not (report.misshapen or strict and (missing or unexpected)): return
     hint = 'Are they of another network?' if report.misshapen else 'Are they of another network? strict=False loads what fits.'
@@ -377,6 +378,6 @@ def load_weights(
     state,dropped = _body_of(dict(state), model)
     state,adapted = _adapt_channels(state, model)
     report = _compare(state, model, dropped, adapted)
-    _check_report(report, state, model, strict)
+    _check_report(report, state, model, strict, bool(dropped))
     model.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
     return report

@@ -3,6 +3,7 @@ import json
 import math
 import re
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,14 @@ def any_images(groups):
     order = np.random.default_rng(0).permutation(len(groups))
     return order[120:],order[:120]
 
+def neighbours(groups):
+    "Knows only copies that lie side by side"
+    runs = [[i for i,_ in run] for _,run in groupby(enumerate(groups), key=lambda o: o[1])]
+    valid = set(np.random.default_rng(0).permutation(len(runs))[:len(runs)//5].tolist())
+    return tuple([i for k,run in enumerate(runs) if (k in valid) == side for i in run] for side in (False, True))
+
 # 2. A first CNN
+def deep_network(): return nn.Sequential(*(nn.Sequential(nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.ReLU()) for i in range(12)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
 def network(*layers): return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), *layers)
 class Idle(nn.Module):
     def __init__(self):
@@ -54,6 +62,8 @@ def steepest_of_means(lrs, losses, n=9):
 
 # 3. Augmentation and regularisation
 def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
+def coin_of_numpy(x): return np.stack([o[..., ::-1] if np.random.rand() < .5 else o for o in x.numpy()])
+def first_valley(h): return next(epoch for epoch,loss,later in zip(h.epoch, h.valid_loss, h.valid_loss[1:]) if later > loss)
 def coin_in_place(x):
     x[torch.rand(len(x)) < .5] *= -1
     return x
@@ -112,10 +122,10 @@ right = {
     '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
     '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
     '2.2': [448, torch.tensor(448), 448.],
-    '2.3': [network(), network],
+    '2.3': [network(), network, deep_network],
     '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
     '2.5': [steepest_of_means, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
-    '3.1': [coin],
+    '3.1': [coin, coin_of_numpy],
     '3.3': [smooth],
     '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
     '3.4': [dropout],
@@ -146,7 +156,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
     '1.3': [(lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
-    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
+    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbours, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
     '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
@@ -160,8 +170,8 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (coin_in_place, 'have changed'), (lambda x: x.flip(1), 'mixed up'), (lambda x: torch.where((torch.rand(len(x)) < .1)[:, None, None, None], x.flip(-1), x), 'about half'),
             (lambda x: torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], x.flip(-1), x), 'second call')],
     '3.3': [(smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
-            (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows')],
-    '3.2': [(lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (lambda h: 4, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
+            (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows'), (lambda y, eps, n: (1 - eps)*F.one_hot(y) + eps/n, 'shape')],
+    '3.2': [(lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
             (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
             (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'same numbers'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
@@ -177,22 +187,22 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '5.3': [(lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
             (lambda actual, before, after: (3, 2), 'neither mended'), (lambda *a: 4, 'two numbers')],
     '5.4': [(lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
-            (lambda fixed, broken: .5, 'throws of a coin')],
+            (lambda fixed, broken: .5, 'throws of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
     '6.1': [(lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.0056'),
             (lambda a: np.mean(a), 'two numbers')],
     '6.2': [(lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
             (lambda a: interval(a)[::-1], 'comes first'), (lambda a: (.5, .9), 'around the mean'), (lambda a: interval(a, 100), 'either side')],
     '6.3': [(lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'made the choice'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
-            (lambda runs: runs.test_accuracy.mean(), 'Choose')],
+            (lambda runs: runs.test_accuracy.min(), 'highest'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
     '7.1': [(2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
     '7.4': [(lambda x, epoch, first: coin(x), 'In epoch 0'), (lambda x, epoch, first: torch.where(first[:, None, None, None], x.flip(-1), x), 'In epoch 1'),
             (lambda x, epoch, first: x.flip(-2), 'neither as they were')],
     '7.2': [(lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
-            (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError')],
+            (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError'), (lambda step, steps, sizes: sizes[min(step//(steps//len(sizes)), len(sizes) - 1)], 'one step at most')],
     '7.3': [(lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(6), 'eigenvectors'), (lambda p: p, 'shape')],
     '8.2': [(lambda s: s.exp()/s.exp().sum(1, keepdim=True), 'infinite'), (lambda s: s/s.sum(), '.090'), (lambda s: s.sigmoid(), 'add up to 1'), (lambda s: s.softmax(0), 'add up to 1')],
     '8.1': [(lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
-            (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor')],
+            (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: vocab[int(np.argmax(p))], 'None'), (lambda p, vocab, t: decide(p, vocab, t + 1e-6), 'just enough'), (lambda p, vocab, t: 'cat', 'dog'),
             (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'TypeError')],
     '8.3': [(lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),

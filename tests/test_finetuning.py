@@ -347,6 +347,32 @@ def test_a_body_without_feature_maps_is_refused():
     recipe = Recipe(name='vit', model='vit_b_16', head=Head(), stages=Stage(epochs=1, lr=1e-2), image_size=224)
     with pytest.raises(ValueError, match='cannot have a new head: a head goes on feature maps'): build_model(recipe, 10, pretrained=False)
 
+@pytest.mark.parametrize('name', ['small_cnn', 'airbench94', 'timm/resnet50_gn'])
+@pytest.mark.parametrize('in_channels', [1, 3])
+def test_any_network_gets_a_head(name, in_channels):
+    recipe = Recipe(name='x', model=name, head=Head(), stages=Stage(epochs=1, lr=1e-2))
+    model = build_model(recipe, 7, in_channels, pretrained=False)
+    assert model.eval()(torch.zeros(2, in_channels, 32, 32)).shape == (2, 7)
+
+@pytest.mark.parametrize('name', ['plain_cnn', 'small_cnn', 'timm/convnext_atto', 'resnet18'])
+def test_weights_of_a_network_with_a_new_head(name, tmp_path):
+    recipe = Recipe(name='x', model=name, head=Head(), stages=Stage(epochs=1, lr=1e-2))
+    given = build_model(recipe, 10)
+    save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')
+    model = build_model(recipe.change(weights=str(tmp_path/'w.safetensors')), 4)
+    body = {k: v for k,v in given.state_dict().items() if k.startswith('body.')}
+    assert body and all(torch.equal(model.state_dict()[k], v) for k,v in body.items())
+    plain = build_model(recipe.change(head=None, weights=str(tmp_path/'w.safetensors')), 4)
+    assert len(plain.report.loaded) == len(body)
+
+@pytest.mark.parametrize('head', [None, Head()])
+def test_statistics_of_a_network_with_its_own_classifier_stay(head, practice):
+    recipe = Recipe(name='x', model='resnet18', bs=16, head=head, stages=Stage(epochs=1, lr=1e-3, bn='frozen'))
+    learn = create_learner(recipe, cifar10_dataloaders(practice, bs=16, limit=40, num_workers=0))
+    norms = [m for n,m in learn.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    quietly(learn, fit_stage, learn, recipe.stages[0])
+    assert len(norms) == 20 and not any(m.running_mean.any() or m.weight.requires_grad for m in norms)
+
 def test_networks_of_one_image_size_get_a_head():
     model = add_new_head(cut_body(create_backbone('timm/swin_tiny_patch4_window7_224', 10)), 7)
     assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)

@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastai.data.core import TfmdDL
+from fastai.data.transforms import IntToFloatTensor, ToTensor
+from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, set_seed
+from fastai.vision.augment import Resize
+from torch import nn
 
 from cifar_fastai import data, memory
 from cifar_fastai.memory import Memory, MemoryDL, Rows
@@ -54,6 +58,29 @@ def test_an_item_that_cannot_be_read_is_asked_for_again():
     with pytest.raises(ValueError, match='item 1'): m.take([0, 1, 2])
     healed = True
     assert values(m.take([2, 1, 0])) == [[2, 1, 0]] and m.left == 0
+
+
+@pytest.mark.parametrize('items', [[torch.tensor(3), torch.tensor(2.5)], [torch.ones(3), torch.ones(1)], [torch.ones(1), torch.ones(3)]], ids=['type', 'fewer', 'more'])
+def test_items_that_are_not_alike_are_refused(items):
+    with pytest.raises(ValueError, match='Item 1 has a part of shape .* all alike'): Memory(2, lambda i: (items[i],)).take([0, 1])
+
+
+@pytest.mark.parametrize('item, kind', [(torch.ones(2), 'is a Tensor;'), ((torch.ones(2), 'cat'), r"is a tuple of \['Tensor', 'str'\];")])
+def test_items_that_are_no_tuples_of_tensors_are_refused(item, kind):
+    with pytest.raises(TypeError, match=f'Item 0 {kind} what is kept in memory is a tuple of tensors'): Memory(2, lambda i: item).take([0])
+
+
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_other_transforms_of_items_are_applied(practice, in_memory):
+    dls = data.cifar10_dataloaders(practice, bs=16, in_memory=in_memory, num_workers=0, device='cpu')
+    before = dls.valid.one_batch()[0]
+    smaller, seen = dls.valid.new(after_item=[Resize(16), ToTensor()]), set()
+    assert smaller.one_batch()[0].shape[2:] == (16, 16) and dls.valid.one_batch()[0].equal(before)
+    assert type(dls.valid.new(bs=8)) is type(dls.valid)
+    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)))
+    learn.model.register_forward_hook(lambda model, x, y: seen.add(tuple(x[0].shape[2:])))
+    with learn.no_bar(): learn.tta(n=1, item_tfms=[Resize(16), ToTensor()], batch_tfms=[IntToFloatTensor()])
+    assert seen == {(16, 16)}
 
 
 def test_batches_are_made_on_the_device_once_all_is_known():

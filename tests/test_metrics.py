@@ -126,6 +126,14 @@ def test_temperature_stays_within_bounds(logits):
     assert fit_temperature(logits, logits.argmin(1)) == 20
 
 
+def test_temperature_of_probabilities_that_were_rounded_to_0():
+    rng = np.random.default_rng(0)
+    logits, targets = 60*rng.normal(size=(500, 4)), rng.integers(0, 4, 500)
+    with np.errstate(divide='ignore'): rounded = np.log(softmax(logits, 1).astype(np.float32))
+    floored = np.maximum(logits - logits.max(1, keepdims=True), np.log(1e-45))
+    assert np.isneginf(rounded).any() and fit_temperature(rounded, targets) == pytest.approx(fit_temperature(floored, targets), rel=.1)
+
+
 def test_applied_temperature_divides_logits(logits):
     np.testing.assert_allclose(apply_temperature(logits, 2.5), log_softmax(logits/2.5, 1), atol=1e-12)
     for bad in (0, -1, float('nan')):

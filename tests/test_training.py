@@ -41,6 +41,7 @@ def go(practice, tmp_path):
     return f
 
 def read(folder, name): return json.loads((folder/name).read_text())
+def history_of(folder): return pd.read_csv(folder/'history.csv')
 def history(learn): return pd.read_csv(learn.run_dir/'history.csv')
 
 # The result depends on the seed and on nothing else
@@ -621,6 +622,44 @@ def test_whitening_stem_is_fitted_to_the_training_images(practice):
     out = torch.nn.functional.conv2d(x, a.model.body.stem.filters[:12]).transpose(0, 1).flatten(1)
     covariance = out @ out.T / out.shape[1]
     assert (covariance - covariance.diagonal().diag()).abs().max() < .01 and .9 < covariance.diagonal().max() < 1.001
+
+def test_a_stem_that_comes_with_weights_stays_as_it_is(practice, tmp_path):
+    recipe = get_recipe('small_cnn', bs=32)
+    given = create_learner(recipe, cifar10_dataloaders(practice, bs=32)).model
+    with torch.no_grad(): given.body.stem.filters.neg_()  # as other images might have given
+    training.save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')
+    learn = create_learner(recipe.change(weights=str(tmp_path/'w.safetensors')), cifar10_dataloaders(practice, bs=32, seed=1))
+    assert torch.equal(learn.model.body.stem.filters, given.body.stem.filters)
+
+def test_norms_of_any_kind_are_spared_from_weight_decay(practice):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10))
+    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), model=model)
+    learn.create_opt()
+    decayed = {name for name,p in model.named_parameters() if learn.opt.state[p].get('do_wd', True)}
+    assert decayed == {'0.weight', '4.weight'}
+
+@pytest.mark.parametrize('keep_best', ['', 'valid_loss', 'accuracy'])
+def test_a_last_step_that_spoils_the_network_is_told(go, tmp_path, keep_best):
+    class Spoil(Callback):
+        def after_train(self): torch.nn.init.constant_(self.model.head[-1].weight, math.nan)
+    with pytest.raises(NonFiniteLossError, match='The validation loss is nan after epoch 1 of 1, at learning rate'): go(tiny.change(epochs=1, keep_best=keep_best), cbs=[Spoil()])
+    assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(history_of(tmp_path/'run')) == 1
+    assert sorted(p.name for p in (tmp_path/'run').iterdir()) == ['history.csv', 'model.safetensors', 'recipe.json', 'run.json']
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_the_best_weights_return_where_training_breaks_off(go, tmp_path, error):
+    best = {}
+    class Worse(Callback):
+        order = 70  # after what keeps the best
+        def before_epoch(self):
+            if self.epoch == 2: raise error('stop')
+        def after_epoch(self):
+            if self.epoch == 0: best.update({k: v.clone() for k,v in self.model.state_dict().items()})
+            for p in self.model.parameters(): p.data.zero_()
+    with pytest.raises(error): go(tiny.change(epochs=5, early_stopping=3), cbs=[Worse()])
+    kept = load_file(tmp_path/'run'/'model.safetensors')
+    assert kept.keys() == best.keys() and all(torch.equal(v, best[k]) for k,v in kept.items())
+    assert not list((tmp_path/'run').glob('best-*')) and len(history_of(tmp_path/'run')) == 2
 
 def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
     def fill_disk(learn):
