@@ -28,9 +28,9 @@ setup(
     author_email=cfg['author_email'],
     keywords=cfg['keywords'].split(),
     classifiers=lines('classifiers'),
-    packages=[*packages, f'{lib}.tutorials'],
-    package_dir={f'{lib}.tutorials': 'nbs/tutorials'},  # the notebooks travel with the package
-    package_data={f'{lib}.tutorials': ['*.ipynb']},
+    packages=[*packages, f'{lib}.tutorials', f'{lib}.results'],
+    package_dir={f'{lib}.tutorials': 'nbs/tutorials', f'{lib}.results': 'benchmarks/results'},  # the notebooks travel with the package, and what they quote
+    package_data={f'{lib}.tutorials': ['*.ipynb'], f'{lib}.results': ['training.csv']},
     install_requires=lines('requirements'),
     extras_require={key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},

@@ -19,7 +19,7 @@ from cifar_fastai.experiments import run_grid
 from cifar_fastai.models import create_model, list_models, register_model
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import load_run, reuse_memory
-from side_by_side import check_machine, gpu_name, machine, read_rows, results, write_rows
+from side_by_side import check_machine, count, gpu_name, machine, read_rows, results, run_script, write_rows
 
 def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
     "`small_cnn` with a first layer that is trained, in the place of the whitening one"
@@ -57,10 +57,10 @@ def with_tta(folder, tta, **options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipe', help='one with a single stage')
-    parser.add_argument('--seeds', type=int, default=2, metavar='N', help='seeds 0 to N-1 (default: 2)')
-    parser.add_argument('--epochs', type=int, nargs='+', metavar='N', help='numbers of epochs of the whole recipe (default: 2, and up to its own)')
+    parser.add_argument('--seeds', type=count, default=2, metavar='N', help='seeds 0 to N-1 (default: 2)')
+    parser.add_argument('--epochs', type=count, nargs='+', metavar='N', help='numbers of epochs of the whole recipe (default: 2, and up to its own)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
-    parser.add_argument('--limit', type=int, metavar='N', help='train on so many images only')
+    parser.add_argument('--limit', type=count, metavar='N', help='train on so many images only')
     parser.add_argument('--out', default='runs/ablations', metavar='FOLDER', help='of the run folders (default: runs/ablations)')
     parser.add_argument('--tta', default='flip', metavar='NAME', help='test-time augmentation (default: flip)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -90,4 +90,4 @@ def main():
     write_rows(path, [r for r in read_rows(path) if any(r[k] != str(rows[0][k]) for k in kind)] + rows)
     print('\n'.join(f'{r["without"] or "as it is":20}{r["epochs"]:3} epochs  {100*r["accuracy"]:.2f}  {100*r["tta_accuracy"]:.2f} ({args.tta})  {r["cpu_seconds"]:7.1f} s' for r in rows))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

@@ -3,11 +3,11 @@
 Training steps of a recipe's network on random images, on the CPU, with and without `training.reuse_memory`, each side in a process of its
 own, in turns, three times. A row for each recipe goes to benchmarks/results/allocator.csv: medians of the milliseconds a step and of the
 peak of the process's memory in MiB."""
+import argparse
 import json
 import os
 import resource
 import statistics
-import sys
 import time
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import build_model, optimizer_function, reuse_memory
-from side_by_side import add_row, in_turns, machine, medians
+from side_by_side import add_row, in_turns, machine, medians, run_script
 
 sides = 'given_back','reused'
 
@@ -36,7 +36,10 @@ def measure(name, side, steps=20):
     for _ in range(3): step()
     return dict(ms=statistics.median(step() for _ in range(steps)), mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
 
-def main(*args):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('recipes', nargs='+', metavar='RECIPE')
+    args = parser.parse_args().recipes
     if args[-1] in sides: return print(json.dumps(measure(*args)))
     if any(k.startswith('MALLOC_') for k in os.environ): raise SystemExit('Unset the MALLOC_... variables first: they are what is measured here.')
     for name in args:
@@ -44,4 +47,4 @@ def main(*args):
         ratio = round(figures['given_back_ms']/figures['reused_ms'], 2)
         add_row('allocator', dict(recipe=name, bs=get_recipe(name).bs, **figures, ratio=ratio, runs=3, **machine(), command=f'python benchmarks/allocator.py {name}'))
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__': run_script(main)

@@ -20,7 +20,7 @@ from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train, training_precision
 from reproduce import matching, seconds_per_image
-from side_by_side import add_row, gpu_name, kind_of_machine, machine, read_images
+from side_by_side import add_row, count, gpu_name, kind_of_machine, machine, read_images, run_script
 from steps import wait
 
 reference = 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', *(f'ladder_{n}' for n in (0, 1, 2, 3, 4, 7))
@@ -68,7 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='*', help='names, or patterns (default: the reference projects that begin from nothing, our own, and airbench94_sgd)')
     parser.add_argument('--seconds', type=float, default=6., metavar='S', help='of training in each stage, about (default: 6)')
-    parser.add_argument('--runs', type=int, default=3, metavar='N', help='turns (default: 3)')
+    parser.add_argument('--runs', type=count, default=3, metavar='N', help='turns (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
@@ -91,4 +91,4 @@ def main():
                                gpu=gpu_name(args.device), **machine(),
                                command=shlex.join(['python', 'benchmarks/epochs.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

@@ -6,11 +6,11 @@ calibration on the validation images) and reads its images itself. A fourth side
 comparison, after the pass. Each side runs in a process of its own, in turns, three times. A row goes to
 benchmarks/results/interpretation.csv: medians of the seconds, passes of the network over the images, and by how many MiB the peak of the
 process's memory grew."""
+import argparse
 import io
 import json
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
@@ -24,7 +24,7 @@ from cifar_fastai.data import test_dataloader
 from cifar_fastai.evaluation import compare, evaluate
 from cifar_fastai.report import write_report
 from cifar_fastai.training import load_run
-from side_by_side import add_row, in_turns, machine, medians
+from side_by_side import add_row, in_turns, machine, medians, run_script
 
 def ask_fastai(learn, dl):
     "Five questions, to fastai"
@@ -73,7 +73,11 @@ def measure(run, side):
     with learn.no_bar(): said = sides[side](*about)
     return dict(seconds=time.perf_counter() - start, passes=sum(images)/len(dl.dataset), mib=peak() - before, said=said)
 
-def main(run, side=None):
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', help='folder of a run')
+    parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
+    run,side = vars(parser.parse_args()).values()
     if side: return print(json.dumps(measure(run, side)))
     measured = in_turns(__file__, [run], sides)
     said = [o['said'] for side in ('fastai', 'evaluation') for o in measured[side]]
@@ -85,4 +89,4 @@ def main(run, side=None):
         ratio=round(figures['fastai_seconds']/figures['evaluation_seconds'], 2), runs=3, device=about['device'], **machine(),
         command=f'python benchmarks/interpretation.py {run}'))
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__': run_script(main)

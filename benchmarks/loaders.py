@@ -14,7 +14,7 @@ import time
 import torch
 
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data, list_augmentations
-from side_by_side import add_row, gpu_name, in_turns, machine
+from side_by_side import add_row, count, gpu_name, in_turns, machine, run_script
 
 def rate(dl, seconds):
     "Images per second, over whole epochs"
@@ -43,10 +43,10 @@ def measure(args, workers, augment):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
-    parser.add_argument('--bs', type=int, default=512, help='images in a batch (default: 512)')
+    parser.add_argument('--bs', type=count, default=512, help='images in a batch (default: 512)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seconds', type=float, default=5, help='at least so long each time (default: 5)')
-    parser.add_argument('--augment', nargs='+', default=list_augmentations(), metavar='NAME', help='default: all')
+    parser.add_argument('--augment', nargs='+', choices=list_augmentations(), default=list_augmentations(), metavar='NAME', help='default: all')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side: return print(json.dumps(measure(args, *args.side.split(':'))))
@@ -64,4 +64,4 @@ def main():
             ratio=round(statistics.median(rates)/files, 2), bs=args.bs, runs=len(rates), variant=describe_data(path).variant, device=args.device,
             gpu=gpu_name(args.device), **machine(), command=shlex.join(['python', 'benchmarks/loaders.py', *sys.argv[1:]])))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

@@ -39,9 +39,9 @@ def dataloaders(path, bs, workers, size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='one of `cifar-fastai models`')
-    parser.add_argument('--epochs', type=int, default=9, metavar='N')
+    parser.add_argument('--epochs', type=side_by_side.count, default=9, metavar='N')
     parser.add_argument('--lr', type=float, default=3e-3, metavar='X', help="the highest of the cycle; fastai's optimizer is AdamW (default: 0.003)")
-    parser.add_argument('--bs', type=int, default=64, metavar='N', help="fastai's default is 64")
+    parser.add_argument('--bs', type=side_by_side.count, default=64, metavar='N', help="fastai's default is 64")
     parser.add_argument('--workers', type=int, metavar='N', help='default: one for each core')
     parser.add_argument('--seed', type=int, default=0, metavar='N')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
@@ -63,4 +63,4 @@ def main():
         **{k: machine[k] for k in ('cpu', 'instructions', 'cores', 'threads', 'gpu')}, **{k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')},
         command=f'python benchmarks/plain_fastai.py {args.model} --epochs {args.epochs} --lr {args.lr} --bs {args.bs} --workers {workers} --seed {args.seed}')])
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': side_by_side.run_script(main)

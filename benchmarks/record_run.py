@@ -3,19 +3,26 @@
 The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one; if it was with test-time
 augmentation too, the row has both. What each of its stages came to goes to stages.csv, and each epoch of a whole run to curves.csv. A run
 that has rows already gets them anew, in the same place."""
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from side_by_side import read_rows, results, write_rows
+from cifar_fastai.recipes import get_recipe, list_recipes
+from side_by_side import read_rows, results, run_script, write_rows
 
 def read(folder):
     "What a run folder says: run.json, recipe.json, metrics.json"
-    run,recipe,metrics = (json.loads((folder/f'{name}.json').read_text(encoding='utf-8')) for name in ('run', 'recipe', 'metrics'))
+    said = lambda name: json.loads((folder/f'{name}.json').read_text(encoding='utf-8'))
+    run,recipe = said('run'),said('recipe')
     if run['status'] != 'finished': raise SystemExit(f'{folder}: not finished')
-    if 'test' not in metrics and not recipe['name'].endswith('_short'): raise SystemExit(f'{folder}: not evaluated on the test split')
+    if recipe['name'].endswith('_short'): return run,recipe,said('metrics')
+    if run['data']['limit']: raise SystemExit(f'{folder}: trained on {run["data"]["limit"]} images only, and its row would be taken for one of the whole recipe')
+    epochs = [sum(s['epochs'] for s in recipe['stages']),get_recipe(recipe['name']).epochs if recipe['name'] in list_recipes() else None]
+    if epochs[1] not in (None, epochs[0]): raise SystemExit(f'{folder}: {epochs[0]} epochs, but the recipe {recipe["name"]} has {epochs[1]}. Give it another name')
+    metrics = said('metrics')
+    if 'test' not in metrics: raise SystemExit(f'{folder}: not evaluated on the test split')
     return run,recipe,metrics
 
 def training_row(folder):
@@ -63,4 +70,9 @@ def main(*folders):
     add(results/'stages.csv', [row for f in folders for row in stage_rows(f)])
     add(results/'curves.csv', [row for f in folders for row in curve_rows(f)])
 
-if __name__ == '__main__': main(*sys.argv[1:])
+def command_line():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
+    main(*parser.parse_args().runs)
+
+if __name__ == '__main__': run_script(command_line)

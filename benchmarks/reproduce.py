@@ -16,6 +16,7 @@ from cifar_fastai.evaluation import tta_views
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
 from cifar_fastai.training import build_model, reuse_memory
+from side_by_side import count, run_script
 
 def seconds_per_image(recipe, n_out, device, bs=8):
     "How long a training step takes, for one image: the quickest of three"
@@ -61,11 +62,11 @@ def matching(patterns): return [n for p in patterns for n in list_recipes(p) or 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='+', help="names, or patterns such as 'ladder_*'")
-    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 0 to N-1 (default: 3)')
+    parser.add_argument('--seeds', type=count, default=3, metavar='N', help='seeds 0 to N-1 (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--out', default='runs/reproduce', metavar='FOLDER', help='of the run folders (default: runs/reproduce)')
     parser.add_argument('--weights', metavar='NAME|FILE|RUN', help='what fine-tuned networks begin with, instead of what their recipe says')
-    parser.add_argument('--image-size', type=int, metavar='N', help='side in pixels, instead of what the recipe says')
+    parser.add_argument('--image-size', type=count, metavar='N', help='side in pixels, instead of what the recipe says')
     parser.add_argument('--tta', metavar='NAME', help='evaluate on the test images a second time, with this test-time augmentation: flip, flip_shift or fastai')
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='shorten each run to about so many minutes')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -83,4 +84,4 @@ def main():
         plain = recipe.change(**{k: getattr(whole, k) for k in axes})  # so that the folders are named after what was changed
         run(plain, args.seeds, out, data, args.device, args.tta, limit, axes)
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

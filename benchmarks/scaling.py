@@ -22,7 +22,7 @@ import torch
 from cifar_fastai.data import describe_data, find_data, train_files
 from cifar_fastai.recipes import get_recipe
 from loaders import rate
-from side_by_side import add_row, gpu_name, in_turns, machine, medians
+from side_by_side import add_row, count, gpu_name, in_turns, machine, medians, run_script
 import steps
 
 def peak(device):
@@ -53,9 +53,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipe')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
-    parser.add_argument('--bs', type=int, nargs='*', default=[32, 128, 512, 2048], metavar='N', help='default: 32 128 512 2048')
-    parser.add_argument('--images', type=int, nargs='*', default=[12500, 25000, 50000, 200000], metavar='N', help='default: 12500 25000 50000 200000')
-    parser.add_argument('--per-side', type=int, default=4096, metavar='N', help='images to train on, in four steps at least (default: 4096)')
+    parser.add_argument('--bs', type=count, nargs='*', default=[32, 128, 512, 2048], metavar='N', help='default: 32 128 512 2048')
+    parser.add_argument('--images', type=count, nargs='*', default=[12500, 25000, 50000, 200000], metavar='N', help='default: 12500 25000 50000 200000')
+    parser.add_argument('--per-side', type=count, default=4096, metavar='N', help='images to train on, in four steps at least (default: 4096)')
     parser.add_argument('--seconds', type=float, default=5, help='of the loader, at least (default: 5)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
@@ -77,4 +77,4 @@ def main():
             variant=info.variant, device=args.device, gpu=gpu_name(args.device), **machine(),
             command=shlex.join(['python', 'benchmarks/scaling.py', *sys.argv[1:]])))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

@@ -1,4 +1,5 @@
-"""What the benchmarks share that compare two ways of doing the same: each side in a process of its own, in turns, and a row of medians."""
+"""What the benchmarks share: command lines, and how two ways of doing the same are compared, each side in a process of its own, in turns, with a row of medians."""
+import argparse
 import csv
 import json
 import os
@@ -10,9 +11,22 @@ from pathlib import Path
 import torch
 
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.training import hardware, versions
 
 results = Path(__file__).parent/'results'
+
+def count(text):
+    "A whole number from 1 up, for argparse"
+    n = int(text)
+    if n < 1: raise argparse.ArgumentTypeError(f'{n} is too small: at least 1')
+    return n
+
+def run_script(main):
+    "Call `main`; names and paths that are wrong are told in a line, and so is what a side told already"
+    try: main()
+    except (UnknownNameError, FileNotFoundError) as e: raise SystemExit(f'{Path(sys.argv[0]).name}: {e}') from None
+    except subprocess.CalledProcessError as e: raise SystemExit(e.returncode) from None
 
 def in_turns(script, args, sides, runs=3):
     "`script` once for each side and run, `script ARGS SIDE`, whose last line is JSON -> {side: [what it printed]}"

@@ -22,7 +22,7 @@ from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train
 from loaders import rate
 from reproduce import matching, run
-from side_by_side import add_row, check_machine, gpu_name, kind_of_machine, machine, read_images
+from side_by_side import add_row, check_machine, count, gpu_name, kind_of_machine, machine, read_images, run_script
 
 def warm_up(recipe, data, device):
     "Seconds of reading the images and of a run of a few steps, and images per second of its loader"
@@ -40,8 +40,8 @@ def figures(name, values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', nargs='+', help="names, or patterns such as 'speedrun_*'")
-    parser.add_argument('--seeds', type=int, default=10, metavar='N', help='seeds 0 to N-1 (default: 10)')
-    parser.add_argument('--epochs', type=int, metavar='N', help='instead of those of the recipe')
+    parser.add_argument('--seeds', type=count, default=10, metavar='N', help='seeds 0 to N-1 (default: 10)')
+    parser.add_argument('--epochs', type=count, metavar='N', help='instead of those of the recipe')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--out', default='runs/speedruns', metavar='FOLDER', help='of the run folders (default: runs/speedruns)')
     parser.add_argument('--tta', default='flip_shift', metavar='NAME', help='test-time augmentation (default: flip_shift)')
@@ -70,4 +70,4 @@ def main():
             device=args.device, precision=done[0]['run']['precision'], gpu=gpu_name(args.device), **machine(),
             command=shlex.join(['python', 'benchmarks/speedruns.py', *sys.argv[1:]])), instead_of=('recipe', 'variant', *kind_of_machine(args.device)))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import build_model, compile_whole, create_learner, optimizer_function, reuse_memory, training_precision
-from side_by_side import add_row, gpu_name, in_turns, machine, medians
+from side_by_side import add_row, count, gpu_name, in_turns, machine, medians, run_script
 
 warm_up,matrix = 5,4096
 
@@ -159,9 +159,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipe')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
-    parser.add_argument('--bs', type=int, help="images in a batch (default: the recipe's)")
-    parser.add_argument('--steps', type=int, default=30, help='steps that are timed, after five that are not (default: 30)')
-    parser.add_argument('--runs', type=int, default=3, metavar='N', help='turns (default: 3)')
+    parser.add_argument('--bs', type=count, help="images in a batch (default: the recipe's)")
+    parser.add_argument('--steps', type=count, default=30, help='steps that are timed, after five that are not (default: 30)')
+    parser.add_argument('--runs', type=count, default=3, metavar='N', help='turns (default: 3)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
@@ -179,4 +179,4 @@ def main():
         steps=args.steps, variant=describe_data(path).variant, device=args.device, precision=training_precision(recipe, args.device), gpu=gpu_name(args.device),
         **machine(), command=shlex.join(['python', 'benchmarks/steps.py', *sys.argv[1:]])))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

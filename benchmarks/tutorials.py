@@ -22,7 +22,7 @@ from fastcore.foundation import working_directory
 from fastcore.nbio import read_nb
 
 from cifar_fastai.data import describe_data, find_data
-from side_by_side import add_row, cpu_seconds, gpu_name, in_turns, machine
+from side_by_side import add_row, count, cpu_seconds, gpu_name, in_turns, machine, run_script
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 grids = {'03_augmentation': 'runs', '04_transfer': 'found', '06_the_ladder': 'runs'} # the variable that holds what `run_grid` returned
@@ -68,7 +68,7 @@ def measure(path, seed=0, device='cpu'):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='*', help="of the notebooks' names (default: all)")
-    parser.add_argument('--seeds', type=int, default=3, metavar='N', help='seeds 0 to N-1 of a notebook that trains with one (default: 3)')
+    parser.add_argument('--seeds', type=count, default=3, metavar='N', help='seeds 0 to N-1 of a notebook that trains with one (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -91,4 +91,4 @@ def main():
             add_row('tutorial_accuracies', dict(tutorial=name, network=network, seeds=len(each), mean=round(statistics.mean(each), 5), lowest=round(min(each), 5),
                                                 highest=round(max(each), 5), **about), instead_of=('tutorial', 'network', 'variant', 'device', 'gpu'))
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': run_script(main)

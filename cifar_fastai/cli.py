@@ -74,6 +74,7 @@ def _one_line(e):
     text = re.sub(r'^Exception occured in `.*?` when calling event `.*?`:', '', _text(e))
     if 'Original Traceback' in text: text = text.strip().splitlines()[-1].partition(': ')[2]  # from a process that loads images
     for call, command in _commands.items(): text = text.replace(call, command)
+    text = re.sub(r"\b(split|weights|image_size|limit)=(?:'([^']*)'|(?=\.\.\.))", lambda m: f'--{m[1].replace("_", "-")} {m[2] or ""}', text).replace(", None.", '.')
     return ' '.join(text.split())
 
 # %% ../nbs/10_cli.ipynb #8bd00e25

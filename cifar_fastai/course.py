@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/course.html.md"""
 
 # %% auto #0
 __all__ = ['Hint', 'Exercise', 'exercise', 'need', 'Verdict', 'check', 'progress_file', 'exercises', 'need_number', 'call',
-           'need_tensor', 'tutorial_folder', 'tutorials', 'copy_tutorials']
+           'need_tensor', 'tutorial_folder', 'measured_runs', 'tutorials', 'copy_tutorials']
 
 # %% ../nbs/09_course.ipynb #730822a6
 import inspect
@@ -688,6 +688,11 @@ def tutorial_folder()->Path: # of the notebooks that came with the package
     "Where the tutorials are: in the installed package, or in a clone"
     here = Path(cifar_fastai.__file__).parent
     return next(p for p in (here/'tutorials', here.parent/'nbs'/'tutorials') if p.is_dir())
+
+def measured_runs()->pd.DataFrame: # a row a run: recipe, data, accuracies, seconds, hardware, versions
+    "The trainings that these pages speak of, as they were measured: benchmarks/results/training.csv, which comes with the package"
+    here = Path(cifar_fastai.__file__).parent
+    return pd.read_csv(next(p for p in (here/'results'/'training.csv', here.parent/'benchmarks'/'results'/'training.csv') if p.is_file()))
 
 def _cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
 

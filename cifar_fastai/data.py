@@ -226,13 +226,23 @@ class DataInfo:
         "Whether a run was trained on these images; one that tells no fingerprint may have been, if its variant is theirs"
         return data['variant'] == self.variant and data.get('fingerprint', self.fingerprint) == self.fingerprint
 
+def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.tiff')  # programs write the same picture in different bytes
+
+def _contents(file):
+    "The pixels of a small picture that a file holds exactly, else how the file begins"
+    try:
+        with Image.open(file) as image:
+            if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
+    except Exception: pass  # decoders raise all sorts
+    with file.open('rb') as f: return f.read(2**16)
+
 def fingerprint(
     files:Sequence[Path], # images of a data set, in any order
 )->str: # 16 hexadecimal digits
-    "Tells images of the same names apart: follows from their classes, names and sizes in bytes, and from what some hundred of them hold"
+    "Tells images of the same names apart: follows from their classes and names, from the sizes in bytes of JPEG files, and from what some hundred of them hold"
     files = sorted((split_path(f), f) for f in files)
-    digest = hashlib.sha256(repr([(place, os.stat(f).st_size) for place, f in files]).encode())
-    for _, f in files[::max(1, len(files)//100)]: digest.update(f.read_bytes())
+    digest = hashlib.sha256(repr([(place, 0 if _lossless(f) else os.stat(f).st_size) for place, f in files]).encode())
+    for _, f in files[::max(1, len(files)//100)]: digest.update(_contents(f))
     return digest.hexdigest()[:16]
 
 def _image_size(file):
@@ -607,10 +617,12 @@ def _cache_name(files):
     digest = hashes[0] if len(files) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
     return f'{_common_name([_short_name(f) for f in files])}-{digest[:12]}'
 
+def _no_path(path): return f"No such path: {path}. Images come from a folder, an archive or several, or by name: 'cifar10' or 'synthetic'."
+
 def _open_archives(files, root, quiet):
     for f in files:
         if not f.is_file(): raise (ValueError(f'{f} is a folder: several sources must all be archives.') if f.exists() else
-                                   FileNotFoundError(f'No such path: {f}'))
+                                   FileNotFoundError(_no_path(f)))
     def make(work):
         try: return _image_folders(_unpack_all(files, work, quiet), work, quiet)
         except (ValueError, FileNotFoundError) as e:
@@ -619,6 +631,7 @@ def _open_archives(files, root, quiet):
     return make_whole(root/_cache_name(files), make, quiet)
 
 def _open_folder(folder, root, quiet):
+    if not folder.exists(): raise FileNotFoundError(_no_path(folder))
     found = find_root(folder)
     if not _has_only_batches(found): return check_layout(found)
     for name, md5 in cifar10_batches.items(): _check_batch(found/name, md5)

@@ -86,7 +86,8 @@ def _fingerprint(recipe):
     if not recipe['stages']: return ''  # its file is damaged
     chosen = lambda d, defaults: sorted((k, v) for k,v in d.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
     stages = [chosen(s, _defaults['stages'][0]) for s in recipe['stages']]
-    return sha1(json.dumps([chosen(recipe, _defaults), stages]).encode()).hexdigest()[:8]
+    plain = json.loads(json.dumps([chosen(recipe, _defaults), stages]), parse_int=float) # 1 and 1.0 are the same
+    return sha1(json.dumps(plain).encode()).hexdigest()[:8]
 
 def _choice(recipe, axis):
     "What a recipe, as JSON, says of a field; Stage's fields are those of its stage, or a list if there are several; `stage2.augment` is that of one"
@@ -239,9 +240,14 @@ def _is_finished(folder): return _read_json(folder/'run.json').get('status') == 
 
 def _choices(recipe): return _flatten({k: v for k,v in recipe.items() if k not in _not_axes})
 
-def _check_same(grid, c):
-    "Refuse a finished run that has the name of `c`, but for the seed, and another recipe; or all of the name and other data"
-    for folder in sorted(grid.save_to.glob(f'{escape(c.name.rpartition("-seed")[0])}-seed*')):
+def _of_other_seeds(grid, c):
+    "The folders that are named like that of `c`, but for the seed"
+    stem = f'{c.name.rpartition("-seed")[0]}-seed'
+    return [f for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
+
+def _check_same(grid, c, folders=None):
+    "Refuse a finished run with another recipe than `c`, and in the folder of `c` also one with other data"
+    for folder in [grid.save_to/c.name] if folders is None else folders:
         if not _is_finished(folder): continue
         then,now = _choices(_recipe_of(folder)),_choices(_as_json(c.recipe))
         if folder.name == c.name:
@@ -388,6 +394,7 @@ def _start(save_to, axes, test, options, combinations):
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
     grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
     for c in combinations: _check_same(grid, c)
+    for c in {c.name.rpartition('-seed')[0]: c for c in combinations}.values(): _check_same(grid, c, _of_other_seeds(grid, c))
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
     _mend(save_to)
     return grid
@@ -450,7 +457,7 @@ def _group_by(runs, by):
 def _kinds(group, column): # -> Series of what the finished runs say, each once
     if column not in group: return pd.Series()
     said = group[group.status == 'finished'].drop_duplicates(column).set_index('run')[column]
-    return said[said != ''] if column.endswith('fingerprint') else said  # older runs have none
+    return said[said.fillna('') != ''] if column.endswith('fingerprint') else said  # older runs have none
 
 def _configurations(runs, by): # -> columns, list of (key, its runs)
     "The runs of each configuration; different data in one of them are refused, and different recipes unless the caller chose `by`"

@@ -133,6 +133,7 @@ class MemoryDL(ShuffleDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
     def new(self, dataset=None, cls=None, **kwargs):
         "As fastai's; other transforms of items mean that those in memory are of no use: a loader that reads them anew"
+        if kwargs.get('after_item', ...) is None: del kwargs['after_item']  # as `learn.tta` has it where it was given none
         if 'after_item' in kwargs and cls is None and (dataset is None or dataset is self.dataset): cls = ShuffleDL
         return super().new(dataset, cls, **kwargs)
 

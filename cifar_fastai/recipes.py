@@ -238,7 +238,7 @@ def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.0
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'three to six minutes on two cores with 16-bit arithmetic'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores', label_smoothing=.1))
-register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two cores', lr=.06, sizes=(16, 24, 32), label_smoothing=.1))
+register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores', lr=.06, sizes=(16, 24, 32), label_smoothing=.1))
 register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores', augment='alternating_flip_crop'))
 
 # %% ../nbs/03_recipes.ipynb #0e94b7ac

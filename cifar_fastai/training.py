@@ -598,6 +598,7 @@ class StopOnNonFiniteLoss(Callback):
     def after_fit(self): # nobody has looked at what came of the last step; predictions end here too
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])) if self.trained and self.recorder.values else {}
         self.trained = False
+        if any(cb.last_saved_path and not cb.new_best for cb in self.learn.cbs if isinstance(cb, KeepBest)): return # better weights come back
         if not isfinite(loss := values.get('valid_loss', 0.)): self._stop(f'validation loss is {loss} after', self.epoch, '', self.opt.hypers[-1]['lr'])
 
     def _look(self):

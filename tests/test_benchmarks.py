@@ -2,6 +2,7 @@
 import copy
 import csv
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
+benchmarks = Path(__file__).resolve().parent.parent/'benchmarks'
+sys.path.insert(0, str(benchmarks))
 
 import ablations
 import epochs
@@ -23,6 +25,7 @@ import side_by_side
 import speedruns
 import steps
 import tutorials
+from cifar_fastai import recipes
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.models import create_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
@@ -101,6 +104,24 @@ def test_a_whole_run_without_test_figures_is_refused(results, practice, tmp_path
     learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0)
     with pytest.raises(SystemExit, match='not evaluated on the test split'): record_run.main(learn.run_dir)
     assert len(rows(results/'training.csv')) == 1
+
+@pytest.mark.parametrize('file, change, says', [
+    ('run.json', dict(status='stopped'), 'not finished'), ('run.json', dict(data=dict(limit=50)), 'trained on 50 images only'),
+    ('recipe.json', dict(stages=[dict(epochs=1, lr=.1)]), r'1 epochs, but the recipe tiny has 3')])
+def test_runs_whose_row_would_mislead_are_refused(results, tmp_path, monkeypatch, file, change, says):
+    monkeypatch.setitem(recipes._recipes, 'tiny', two_stages.change(name='tiny', stages=Stage(epochs=3, lr=.1)))
+    (tmp_path/'run').mkdir()
+    said = {'run.json': dict(status='finished', data=dict(limit=None)), 'recipe.json': dict(name='tiny', stages=[dict(epochs=3, lr=.1)])}
+    for name,about in said.items(): (tmp_path/'run'/name).write_text(json.dumps(about | (change if name == file else {})))
+    with pytest.raises(SystemExit, match=says): record_run.main(tmp_path/'run')
+    assert len(rows(results/'training.csv')) == 1
+
+@pytest.mark.parametrize('arguments, says', [
+    (['steps.py', 'smal_cnn'], "steps.py: Unknown recipe 'smal_cnn'. Did you mean 'small_cnn'?"), (['steps.py', 'ladder_0', '--steps', '0'], '--steps: 0 is too small: at least 1'),
+    (['loaders.py', '--augment', 'nope'], "invalid choice: 'nope'"), (['allocator.py'], 'required: RECIPE'), (['record_run.py', 'nowhere'], 'nowhere/run.json'), (['interpretation.py'], 'required: run')], ids=' '.join)
+def test_mistakes_are_told_in_a_line(arguments, says):
+    done = subprocess.run([sys.executable, benchmarks/arguments[0], *arguments[1:]], capture_output=True, text=True)
+    assert done.returncode and says in done.stderr and 'Traceback' not in done.stderr
 
 def test_the_peer_is_trained_and_recorded(results, practice, monkeypatch):
     monkeypatch.setattr(side_by_side, 'results', results)

@@ -158,7 +158,7 @@ def test_installed_command():
     (['train', '--lr', 'nan'], ['lr must be a number', 'got nan']),
     (['train', '--device', 'gpu'], ['--device gpu', 'cpu']),
     (['train', '--data', 'nowhere'], ['No such path', 'nowhere']),
-    (['data', 'nowhere'], ['No such path', 'nowhere']),
+    (['data', 'nowhere'], ['No such path', 'nowhere']), (['data', 'CIFAR10'], ["by name: 'cifar10' or 'synthetic'"]),
     (['evaluate', 'nowhere'], ['nowhere', 'run folder']),
     (['evaluate', 'nowhere', '--split', 'tset'], ['--split', "'tset'", "'test'"]),
     (['predict', 'nowhere', 'a.png'], ['nowhere']),
@@ -180,6 +180,12 @@ def test_unknown_augmentation(practice): fails(train('small_cnn', practice, '--a
 def test_damaged_recipe_file(text, says, practice):
     Path('my.json').write_bytes(text if isinstance(text, bytes) else text.encode())
     fails(train('my.json', practice), 'my.json holds no recipe', says)
+
+@pytest.mark.parametrize('text, says', [
+    ("Take it from train/ (evaluate with split='valid').", 'Take it from train/ (evaluate with --split valid).'),
+    ("give a file: weights='path/to/w.pth'", 'give a file: --weights path/to/w.pth'), ('pass image_size=..., the side', 'pass --image-size ..., the side'),
+    ("Unknown split 'tset'. Allowed: 'test', 'valid', None.", "Unknown split 'tset'. Allowed: 'test', 'valid'.")])
+def test_messages_speak_of_options(text, says): assert cli._one_line(ValueError(text)) == says
 
 def test_recipe_with_an_unknown_model(practice):
     Path('my.json').write_text(tiny.to_json().replace('ladder_0', 'ladder_00'))

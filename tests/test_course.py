@@ -261,10 +261,15 @@ def test_an_exercise_of_ones_own():
         with pytest.raises(ValueError, match='registered already'): course.exercise('99.1', 'Again')(print)
     finally: course._exercises.pop('99.1', None)
 
+def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+
+@pytest.mark.parametrize('path', sorted(tutorial_folder().glob('*.ipynb')), ids=lambda p: p.stem)
+def test_no_tutorial_needs_the_network(path):
+    assert not [source for source in code_of(path) if '://' in source and 'google.colab' not in source]
+
 def checks_in(path):
     "The exercises that a notebook checks, and the answers that it gives them"
-    code = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    return [m for source in code for m in re.findall(r"^check\('([\d.]+)', (.+?)\)(?: +#.*)?$", source, re.M)]
+    return [m for source in code_of(path) for m in re.findall(r"^check\('([\d.]+)', (.+?)\)(?: +#.*)?$", source, re.M)]
 
 @pytest.mark.parametrize('path', sorted(tutorial_folder().glob('*.ipynb')), ids=lambda p: p.stem)
 def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 from matplotlib.colors import to_hex
+from PIL import Image
 
 from cifar_fastai import experiments
+from cifar_fastai.data import train_files
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
 from cifar_fastai.recipes import Recipe, Stage
@@ -415,7 +417,7 @@ def test_different_data_are_not_averaged(columns):
     assert len(summarize(runs.assign(status=['finished', 'failed']))) == 1
 
 def test_figures_of_before_fingerprints_count():
-    assert summarize(table([.5, .6, .7], data_fingerprint=['12', '', '12'], recipe_fingerprint=['', 'ab', 'ab'])).n.tolist() == [3]
+    for none in ('', np.nan): assert summarize(table([.5, .6, .7], data_fingerprint=['12', none, '12'], recipe_fingerprint=[none, 'ab', 'ab'])).n.tolist() == [3]
 
 def test_recipes_of_one_name_are_not_averaged(fake, go, grid, practice):
     other = grid.parent/'other'
@@ -431,12 +433,21 @@ def test_descriptions_and_fields_that_came_later_do_not_make_another_recipe():
     younger = {k: v for k,v in one.items() if k != 'bias_lr'} | dict(stages=[{k: v for k,v in one['stages'][0].items() if k != 'average'}])
     fingerprints = [experiments._fingerprint(r) for r in (one, younger, experiments._as_json(tiny.change(description='x')), experiments._as_json(tiny.change(average=5)))]
     assert len(set(fingerprints[:3])) == 1 and len(set(fingerprints)) == 2
+    assert len({experiments._fingerprint(experiments._as_json(tiny.change(grad_clip=g))) for g in (1, 1.)}) == 1
 
 def test_a_grid_has_one_recipe_of_a_name(fake, go):
     go(seeds=[0])
     with pytest.raises(ValueError, match=r'tiny-seed0 holds a finished run with other choices: wd was 0.0 and is now 0.1'): go(tiny.change(wd=.1), seeds=[1, 2])
     assert fake.calls == ['tiny-seed0']
-    assert len(go(tiny, seeds=[1])) == 1 and len(go(tiny.change(name='tiny-seedless'), seeds=[1])) == 1
+    for _ in range(2): assert len(go([tiny, tiny.change(name='tiny-seedless', wd=.1)], seeds=[1])) == 2
+    assert fake.calls == ['tiny-seed0', 'tiny-seed1', 'tiny-seedless-seed1']
+
+def test_a_finished_grid_is_not_read_again_for_each_of_its_runs(fake, go, monkeypatch):
+    go(seeds=8)
+    read,seen = experiments._read_json,[]
+    monkeypatch.setattr(experiments, '_read_json', lambda path: seen.append(path) or read(path))
+    go(seeds=8)
+    assert len(seen) < 8*16
 
 def test_augmentations_of_stages_are_choices_of_their_own(fake, practice, tmp_path):
     two = tiny.change(stages=[Stage(epochs=1, lr=.1), Stage(epochs=1, lr=.01, augment='flip_crop')])
@@ -447,8 +458,8 @@ def test_augmentations_of_stages_are_choices_of_their_own(fake, practice, tmp_pa
 
 def test_a_grid_notices_other_images_of_the_same_name(grid, practice, tmp_path):
     folders = [shutil.copytree(practice, tmp_path/name/'pictures') for name in 'ab']
-    one = next((folders[1]/'train').rglob('*.png'))
-    one.write_bytes(one.read_bytes() + b'more')
+    one = train_files(folders[1])[0]
+    with Image.open(one) as image: image.point(lambda value: value//2).save(one)
     run = lambda folder: run_grid(tiny, seeds=1, limit=60, source=folder, save_to=grid)
     before = run(folders[0])
     with pytest.raises(ValueError, match='data_fingerprint was'): run(folders[1])

@@ -10,7 +10,7 @@ from fastai.data.core import TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ToTensor
 from fastai.learner import Learner
 from fastai.torch_core import TensorCategory, TensorImage, set_seed
-from fastai.vision.augment import Resize
+from fastai.vision.augment import Flip, Resize
 from torch import nn
 
 from cifar_fastai import data, memory
@@ -81,6 +81,8 @@ def test_other_transforms_of_items_are_applied(practice, in_memory):
     learn.model.register_forward_hook(lambda model, x, y: seen.add(tuple(x[0].shape[2:])))
     with learn.no_bar(): learn.tta(n=1, item_tfms=[Resize(16), ToTensor()], batch_tfms=[IntToFloatTensor()])
     assert seen == {(16, 16)}
+    if in_memory:
+        with learn.no_bar(): assert learn.tta(n=1, batch_tfms=[IntToFloatTensor(), Flip()])[0].shape == (20, 10)
 
 
 def test_batches_are_made_on_the_device_once_all_is_known():

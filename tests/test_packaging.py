@@ -84,7 +84,7 @@ def test_wheel_holds_the_package_with_its_tutorials_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {o for o in project_files() if o.startswith(f'{cfg.lib_name}/')}
     tutorials = {o.replace('nbs/', f'{cfg.lib_name}/') for o in project_files() if o.startswith('nbs/tutorials/')}
-    assert tutorials and {o for o in names if '.dist-info/' not in o} == modules | tutorials
+    assert tutorials and {o for o in names if '.dist-info/' not in o} == modules | tutorials | {f'{cfg.lib_name}/results/training.csv'}
     assert f'{cfg.lib_name}-{cfg.version}.dist-info/licenses/LICENSE' in names
     assert wheel.name == f'{cfg.lib_name}-{cfg.version}-py3-none-any.whl'
 
@@ -92,7 +92,7 @@ def test_wheel_holds_the_package_with_its_tutorials_and_nothing_else(wheel):
 def test_sdist_holds_what_a_build_reads(built):
     path, = built.glob('*.tar.gz')
     names = {o.partition('/')[2] for o in tarfile.open(path).getnames()}
-    assert {'pyproject.toml', 'settings.ini', 'setup.py', 'README.md', 'LICENSE', f'{cfg.lib_name}/__init__.py'} <= names
+    assert {'pyproject.toml', 'settings.ini', 'setup.py', 'README.md', 'LICENSE', f'{cfg.lib_name}/__init__.py', 'benchmarks/results/training.csv'} <= names
     assert not [o for o in names if o.startswith(('tests', 'docs', '.')) or o.startswith('nbs/') and not o.startswith('nbs/tutorials')]
 
 

@@ -646,6 +646,13 @@ def test_a_last_step_that_spoils_the_network_is_told(go, tmp_path, keep_best):
     assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(history_of(tmp_path/'run')) == 1
     assert sorted(p.name for p in (tmp_path/'run').iterdir()) == ['history.csv', 'model.safetensors', 'recipe.json', 'run.json']
 
+def test_a_last_step_that_spoils_the_network_does_no_harm_where_better_weights_return(go, tmp_path):
+    class Spoil(Callback):
+        def after_train(self):
+            if self.epoch == 1: torch.nn.init.constant_(self.model.head[-1].weight, math.nan)
+    go(tiny.change(keep_best='accuracy'), cbs=[Spoil()])
+    assert read(tmp_path/'run', 'run.json')['status'] == 'finished' and math.isfinite(read(tmp_path/'run', 'metrics.json')['valid']['loss'])
+
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
 def test_the_best_weights_return_where_training_breaks_off(go, tmp_path, error):
     best = {}
