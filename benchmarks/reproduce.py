@@ -18,8 +18,9 @@ from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
 from cifar_fastai.training import build_model, reuse_memory
 from side_by_side import count, run_script
 
-def seconds_per_image(recipe, n_out, device, bs=8):
-    "How long a training step takes, for one image: the quickest of three"
+def seconds_per_image(recipe, n_out, device, bs=None):
+    "How long a training step takes, for one image, in 32-bit floats: the quickest of three; without `bs`, of the recipe's batches, or of as many of its images as 256 small ones are"
+    bs = bs or min(recipe.bs, max(8, 2**18//recipe.image_size**2))
     model = build_model(recipe, n_out, pretrained=False).to(device, memory_format=torch.channels_last)
     x = torch.randn(bs, 3, recipe.image_size, recipe.image_size, device=device).to(memory_format=torch.channels_last)
     def step():
