@@ -585,6 +585,7 @@ def _part_root(folder, file):
     "The folder of an unpacked archive that holds train/, test/ or both, at most one level down"
     roots = [f for f in (folder, *(folder/c for c in _class_folders(folder))) if _holds_part(f)]
     if not roots: raise FileNotFoundError(f'{file} has no train folder, nor test, val or valid. Several archives together make one data set.')
+    if roots[0] != folder and len(roots) > 1: raise ValueError(f'{file} holds several data sets: {", ".join(f.name for f in roots)}. Pack each into an archive of its own.')
     return roots[0]
 
 def _merge(src, dst, file):

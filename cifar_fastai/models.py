@@ -87,8 +87,13 @@ def multiply_adds(
     "Count the multiply-adds of one image going forward through `model`"
     p,was_training = next(model.parameters()),model.training
     x = torch.zeros(1, in_channels, image_size, image_size, device=p.device, dtype=p.dtype)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(x)
-    model.train(was_training)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False) # of which the counter sees nothing
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        model.train(was_training)
     return counter.get_total_flops() // 2
 
 # %% ../nbs/02_models.ipynb #0e197508

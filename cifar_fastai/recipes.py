@@ -159,6 +159,7 @@ class Recipe:
         for k in changes: _known(k)
         if stage and len(self.stages) > 1:
             raise ValueError(f'{self.name!r} has {len(self.stages)} stages, so {", ".join(stage)} is not clear; give stages=(...) instead')
+        if stage and 'stages' in changes: raise ValueError(f'stages and {", ".join(stage)} were both given, and it is not clear which counts; put everything into stages=(...)')
         stages,side = self.stages,changes.get('image_size')
         if isinstance(side, int) and side > 0: stages = tuple(replace(s, sizes=tuple(max(1, round(n*side/self.image_size)) for n in s.sizes)) for s in stages)
         if stage: changes['stages'] = (replace(stages[0], **stage),)

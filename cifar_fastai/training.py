@@ -9,7 +9,7 @@ __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_step
            'shrink_weights', 'muon_steps', 'muon', 'optimizer_function', 'PlainTensors', 'PlainLosses',
            'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU',
            'MixedPrecisionOnCUDA', 'reuse_memory', 'L2Penalty', 'build_model', 'QuickLearner', 'create_learner',
-           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
+           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'CutRates', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
            'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
@@ -172,7 +172,7 @@ def muon_steps(
 )->None:
     "Move filters along their orthogonalized Nesterov momentum, and what is no filter as `nesterov_steps` does"
     filters,rest = [],[]
-    for p,s in zip(params, states): (rest if p.ndim < 3 else filters).append((p, s))
+    for p,s in zip(params, states): (rest if p.ndim < 4 else filters).append((p, s))
     if rest: nesterov_steps(*zip(*rest), lr*sgd_lr, mom, bias_lr)
     together = [filters] if filters and filters[0][0].is_cuda else [[f] for f in filters] # a processor's cores are busy with one
     for some in together:
@@ -359,7 +359,8 @@ def _fit_stem(model, dls, n_images=2000):
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
     if stems:
         items = dls.train.items
-        x = image_loader(dls, items[::max(1, len(items)//n_images)][:n_images], bs=n_images, num_workers=0).one_batch()[0]
+        n = min(n_images, len(items))
+        x = image_loader(dls, [items[i*len(items)//n] for i in range(n)], bs=n, num_workers=0).one_batch()[0]
         for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
     return model
 
@@ -512,6 +513,13 @@ class AverageWeights(Callback):
         torch._foreach_copy_(self.now, self.mean)
 
 # %% ../nbs/04_training.ipynb #5b3049bf
+class CutRates(ReduceLROnPlateau):
+    "fastai's `ReduceLROnPlateau`, which leaves a group's rate alone where it is below `min_lr` already, instead of raising it"
+    def after_epoch(self):
+        before = [h['lr'] for h in self.opt.hypers]
+        super().after_epoch()
+        for h,lr in zip(self.opt.hypers, before): h['lr'] = min(h['lr'], lr)
+
 class KeepBest(SaveModelCallback):
     "fastai's `SaveModelCallback` for the run of a stage, without a word at each better epoch"
     def after_epoch(self):
@@ -526,7 +534,7 @@ def _stage_cbs(stage):
     "fastai's callbacks for what a stage asks for"
     cbs,best = [],stage.keep_best or (stage.early_stopping and stage.early_stopping_monitor)
     if stage.schedule == 'reduce_on_plateau':
-        cbs.append(ReduceLROnPlateau(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
+        cbs.append(CutRates(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
     if best: cbs.append(KeepBest(best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
     if stage.early_stopping: cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))

@@ -582,6 +582,13 @@ def test_archives_with_and_without_a_folder_around(alone, three_parts, tmp_path)
     assert len(data.test_files(data.find_data([*files[:2], *flat], quiet=True))) == 6
 
 
+def test_an_archive_of_several_data_sets_is_refused_beside_others_too(tmp_path, alone):
+    tgz(tmp_path/'more.tgz', [(f'{part}/train/a/{part}.png', b'x') for part in ('one', 'two')])
+    tgz(tmp_path/'test.tgz', [('test/a/1.png', b'x')])
+    with pytest.raises(ValueError, match='more.tgz holds several data sets: one, two. Pack each'): data.find_data([tmp_path/'more.tgz', tmp_path/'test.tgz'], quiet=True)
+    assert not leftovers(alone)
+
+
 def test_one_archive_in_a_list_is_that_archive(tmp_path, alone):
     file = pack(tiny_set(tmp_path/'pets'), 'zip')
     assert data.find_data([file], quiet=True) == data.find_data(file, quiet=True)

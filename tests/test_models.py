@@ -1,6 +1,7 @@
 "Every network: published parameter counts, shapes, gradients, bad input"
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from cifar_fastai import models
@@ -103,6 +104,11 @@ def test_multiply_adds_by_hand():
     assert multiply_adds(model) == 32*32*32*27 + 8192*32 + 32*10
     assert model.training
     assert multiply_adds(create_model('ladder_7', image_size=64), image_size=64) > 3.9 * multiply_adds(create_model('ladder_7'))
+
+def test_multiply_adds_as_published():
+    "By torchvision, in billions at 224 pixels"
+    for name,published in (('vit_b_32', 4.41), ('resnet18', 1.81)): assert multiply_adds(torchvision.models.get_model(name), image_size=224)/1e9 == pytest.approx(published, abs=.01)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 def test_unknown_model_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"Unknown model 'wide_cn'. Did you mean 'wide_cnn'\? list_models\(\) shows all."): create_model('wide_cn')

@@ -49,6 +49,11 @@ def test_change_of_stage_needs_one_stage():
     assert two.change(bs=8).bs == 8
     with pytest.raises(ValueError, match="'two' has 2 stages, so epochs is not clear"): two.change(epochs=3)
 
+def test_stages_and_their_fields_at_once_are_refused():
+    recipe = Recipe(name='one', model='small_cnn', stages=one)
+    with pytest.raises(ValueError, match='stages and grad_clip were both given'): recipe.change(stages=(one, one), grad_clip=1.)
+    assert recipe.change(stages=(one, one)).epochs == 2*one.epochs
+
 @pytest.mark.parametrize('change,message', [
     (dict(bs=0), 'bs must be a whole number from 1 up, got 0'), (dict(bs=-4), 'got -4'), (dict(bs=True), 'got True'),
     (dict(epochs=0), 'epochs must be a whole number from 1 up, got 0'), (dict(lr=0), 'lr must be a number'), (dict(lr=float('nan')), 'got nan'),

@@ -19,7 +19,7 @@ from fastai.callback.fp16 import MixedPrecision
 from safetensors.torch import load_file
 
 from cifar_fastai import models, training
-from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.data import cifar10_dataloaders, count_classes
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
@@ -122,6 +122,14 @@ def test_plateau_cuts_the_rate(go):
     h = history(go(overfitting.change(stages=stage)))
     assert set(h.lr) <= {3e-3, 3e-4, 1e-4} and h.lr.min() < 3e-3
 
+def test_no_cut_raises_a_rate(practice):
+    recipe = tiny.change(groups=('head',), optimizer='sgd', stages=Stage(epochs=4, lr=(1e-6, 1e-4), schedule='reduce_on_plateau', plateau_patience=1, min_lr=1e-5))
+    learn = create_learner(recipe, cifar10_dataloaders(practice, bs=32, num_workers=0))
+    for p in learn.model.parameters(): p.data.zero_()  # nothing gets better
+    with learn.no_bar(), learn.no_logging(): fit_stage(learn, recipe.stages[0])
+    rates = [h['lr'] for h in learn.opt.hypers]
+    assert rates[0] == 1e-6 and 1e-5 <= rates[1] < 1e-4
+
 def test_one_cycle_uses_what_the_stage_says(practice):
     learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=2, lr=.1, div=10, div_final=100, pct_start=.5, moms=(.9, .8, .9)))
@@ -213,6 +221,15 @@ def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
         step = torch.linalg.svdvals((before - w.detach()).flatten(1))
         assert step.min() > .06 and step.max() < .13
     assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
+
+def test_muon_takes_no_scale_for_a_filter():
+    "ConvNeXt's layer scale is (C, 1, 1), ViT's positions are (1, N, C)"
+    for shape in ((96, 1, 1), (1, 5, 4)):
+        p,other = (torch.nn.Parameter(torch.full(shape, 1e-6)) for _ in range(2))
+        opt,sgd = training.muon([p], lr=.04, mom=.8),training.nesterov_sgd([other], lr=.04, mom=.8)
+        p.grad,other.grad = (torch.full(shape, 1e-3) for _ in range(2))
+        opt.step(); sgd.step()
+        assert torch.allclose(p, other) and p.max() < 1e-6
 
 def test_biases_can_have_a_rate_of_their_own():
     w,b = torch.nn.Parameter(torch.zeros(3, 2)),torch.nn.Parameter(torch.zeros(3))
@@ -612,6 +629,14 @@ def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     with pytest.raises(ValueError, match='was trained on the classes'): load_run(folder, source=other, num_workers=0)
     (folder/'recipe.json').write_text('{"name": ')
     with pytest.raises(ValueError, match='recipe.json is damaged'): load_run(folder, num_workers=0)
+
+@pytest.mark.parametrize('n_images', [50, 100, 120, 1000])
+def test_the_stem_sees_evenly_spaced_images(practice, monkeypatch, n_images):
+    seen,loader = [],training.image_loader
+    monkeypatch.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.extend(items) or loader(dls, items, **kwargs))
+    training._fit_stem(models.create_model('tiny_cnn'), cifar10_dataloaders(practice, bs=32, num_workers=0), n_images)
+    counts = count_classes(seen)
+    assert len(seen) == len(set(seen)) == min(n_images, 180) and len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
 
 def test_whitening_stem_is_fitted_to_the_training_images(practice):
     dls = cifar10_dataloaders(practice, bs=32)
