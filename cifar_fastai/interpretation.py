@@ -344,7 +344,7 @@ def plot_coverage(
     curve = evaluation.coverage_curve()
     if ax is None: ax = plt.subplots(figsize=(5.2, 4), layout='constrained')[1]
     ax.plot(curve.coverage, curve.accuracy, color=_blue, lw=1.8)
-    for accuracy in accuracies: _mark_coverage(ax, evaluation, accuracy)
+    for accuracy in sorted(accuracies, reverse=True): _mark_coverage(ax, evaluation, accuracy)
     ax.set(xlim=(0, 1.02), xlabel='answered (% of images, the surest first)', ylabel='right (% of those answered)',
            title=f'{evaluation.split}: {evaluation.accuracy:.1%} right if all are answered')
     for axis in (ax.xaxis, ax.yaxis): _as_percent(axis)
@@ -353,10 +353,11 @@ def plot_coverage(
 
 def _mark_coverage(ax, evaluation, accuracy):
     coverage, threshold = evaluation.coverage_at(accuracy)
-    if not 0 < coverage < 1: return
+    marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
+    if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
     ax.plot(coverage, accuracy, 'o', color=_dark_orange)
-    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},\nwhen {threshold:.0%} sure', (coverage, accuracy), (-6, -6),
-                textcoords='offset points', ha='right', va='top', fontsize=8)
+    place = dict(xytext=(8, 4), ha='left', va='bottom') if coverage < .4 else dict(xytext=(-6, -6), ha='right', va='top')
+    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},\nwhen {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/06_interpretation.ipynb #88d48a96
 def plot_comparison(

@@ -45,7 +45,8 @@ _look = {'svg.fonttype': 'none', 'figure.facecolor': 'none', 'axes.facecolor': '
          'axes.titlesize': 10, **{name: _ink for name in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')}}
 _orange, _line = 'var(--orange, #a84a00)', 'var(--line, #d8dde3)'  # the second one is for a page without the report's own style
 _colours = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#a84a00': _orange, '#d55e00': _orange, '#767676': 'var(--muted, #5c6570)',
-            '#e5e5e5': _line, '#d9d9d9': _line, '#882255': 'var(--wine, #882255)'}
+            '#e5e5e5': _line, '#d9d9d9': _line, '#882255': 'var(--wine, #882255)',
+            '#332288': 'var(--indigo, #332288)', '#117733': 'var(--green, #117733)'}
 
 def _as_svg(figure, name):
     text = StringIO()
@@ -155,7 +156,7 @@ def _summary(page):
     data, machine = about['data'], about['hardware']
     results = [page.result] + [page.validation] * (page.validation is not None)
     facts = [*map(_accuracy_fact, results),
-             _fact('network', recipe['model'], f"{about['parameters']['trainable'] + about['parameters']['frozen']:,} parameters"),
+             _fact('network', recipe['model'], f"{sum(about['parameters'].values()):,} parameters"),
              _fact('recipe', recipe['name'], f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)}, seed {about['seed']}"),
              _fact('trained in', _duration(about['seconds']), f"on {machine['gpu'] if 'cuda' in about['device'] else machine['cpu']}"),
              _fact('trained on', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
@@ -356,7 +357,7 @@ def _how(page):
 
 # %% ../nbs/09_report.ipynb #db404e3f
 _style = """
-:root { color-scheme: light dark; --ground: light-dark(#fff, #14181d); --ink: light-dark(#1b1f24, #e6e9ed); --muted: light-dark(#5c6570, #9aa5b1); --line: light-dark(#d8dde3, #343b44); --card: light-dark(#f5f7f9, #1c2128); --blue: light-dark(#0072b2, #56b4e9); --orange: light-dark(#a84a00, #f0a04b); --wine: light-dark(#882255, #dd88aa) }
+:root { color-scheme: light dark; --ground: light-dark(#fff, #14181d); --ink: light-dark(#1b1f24, #e6e9ed); --muted: light-dark(#5c6570, #9aa5b1); --line: light-dark(#d8dde3, #343b44); --card: light-dark(#f5f7f9, #1c2128); --blue: light-dark(#0072b2, #56b4e9); --orange: light-dark(#a84a00, #f0a04b); --wine: light-dark(#882255, #dd88aa); --indigo: light-dark(#332288, #9a8cf0); --green: light-dark(#117733, #4fc07a) }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main, header, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem }

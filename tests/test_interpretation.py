@@ -350,6 +350,14 @@ def test_coverage_curve_and_marks(pictures):
     assert not plot_coverage(pictures, accuracies=(.1,)).texts  # all can be answered
 
 
+def test_marks_of_a_weak_model_do_not_lie_on_each_other():
+    sure = np.linspace(.99, .55, 40)  # the first three are right, and hardly any after them
+    probs, targets = np.stack([sure, 1 - sure], 1), np.where(np.arange(40) < 3, 0, 1)
+    weak = Evaluation(probs, targets, -np.log(probs[range(40), targets]), [f'{i}.png' for i in range(40)], ['cat', 'dog'])
+    ax = plot_coverage(weak)
+    assert len(ax.texts) == len(ax.lines) - 1 == 1 and ax.texts[0].get_ha() == 'left' and '99% right' in ax.texts[0].get_text()
+
+
 # ---------------------------------------------------------------------------------------------------- before and after
 
 @pytest.fixture

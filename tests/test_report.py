@@ -72,7 +72,7 @@ def test_figures_are_those_of_the_run(runs, text):
     result, about = load_evaluation(runs[1].run_dir/'test.npz'), json.loads((runs[1].run_dir/'run.json').read_text())
     summary = shown(section(text, 'summary'))
     low, high = result.accuracy_interval()
-    assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{about['parameters']['trainable']:,} parameters" in summary
+    assert f'{result.accuracy:.2%}' in summary and f'{low:.1%} to {high:.1%}' in summary and f"{sum(about['parameters'].values()):,} parameters" in summary
     expected = [[o['class'], str(o['n']), f"{100*o['precision']:.1f}", f"{100*o['recall']:.1f}", f"{100*o['f1']:.1f}", f"{100*o['f1_low']:.1f} to {100*o['f1_high']:.1f}"]
                 for o in result.per_class(.95).to_dict('records')]
     assert [[o[0], o[1], o[2], o[4], o[6], o[7]] for o in rows(section(text, 'classes'))] == expected
