@@ -245,20 +245,19 @@ def _of_other_seeds(grid, c):
     stem = f'{c.name.rpartition("-seed")[0]}-seed'
     return [f for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
 
-def _check_same(grid, c, folders=None):
-    "Refuse a finished run with another recipe than `c`, and in the folder of `c` also one with other data"
-    for folder in [grid.save_to/c.name] if folders is None else folders:
-        if not _is_finished(folder): continue
-        then,now = _choices(_recipe_of(folder)),_choices(_as_json(c.recipe))
-        if folder.name == c.name:
-            run = _read_json(folder/'run.json')
-            data = run['data']
-            then |= dict(seed=run.get('seed'), variant=data['variant'], limit=data['limit'])
-            now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
-            if 'fingerprint' in data: then,now = then | dict(data_fingerprint=data['fingerprint']),now | dict(data_fingerprint=grid.data.fingerprint)
-        changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
-        if changed: raise ValueError(f'{folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
-                                     'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
+def _check_same(grid, c, folder):
+    "Refuse a finished run with another recipe than `c`, and, if `folder` is its own, one with other data"
+    if not _is_finished(folder): return
+    then,now = _choices(_recipe_of(folder)),_choices(_as_json(c.recipe))
+    if folder.name == c.name:
+        run = _read_json(folder/'run.json')
+        data = run['data']
+        then |= dict(seed=run.get('seed'), variant=data['variant'], limit=data['limit'])
+        now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
+        if 'fingerprint' in data: then,now = then | dict(data_fingerprint=data['fingerprint']),now | dict(data_fingerprint=grid.data.fingerprint)
+    changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
+    if changed: raise ValueError(f'{folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
+                                 'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
 
 # %% ../nbs/08_experiments.ipynb #9c379a3e
 def _flatten(d, prefix=''):
@@ -317,7 +316,7 @@ def _settle(grid, c, tick): # -> what went wrong
     "Bring one combination to its end, whatever there is of it"
     folder,learn,recipe = grid.save_to/c.name,None,_as_json(c.recipe)
     rows = _read_rows(grid.save_to/'results.csv')
-    if _is_finished(folder): _check_same(grid, c)
+    if _is_finished(folder): _check_same(grid, c, folder)
     else:
         if any(r['run'] == c.name and r['status'] == 'failed' for r in rows[grid.rows_before:]): return ''  # another process tried
         _set_aside(folder)
@@ -393,8 +392,9 @@ def _start(save_to, axes, test, options, combinations):
     if isinstance(test, str): tta_views(test) # a wrong name is told now
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
     grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
-    for c in combinations: _check_same(grid, c)
-    for c in {c.name.rpartition('-seed')[0]: c for c in combinations}.values(): _check_same(grid, c, _of_other_seeds(grid, c))
+    for c in combinations: _check_same(grid, c, save_to/c.name)
+    for c in {c.name.rpartition('-seed')[0]: c for c in combinations}.values():
+        for folder in _of_other_seeds(grid, c): _check_same(grid, c, folder)
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
     _mend(save_to)
     return grid
@@ -436,8 +436,9 @@ def _read_folders(folders):
     flat = pd.DataFrame([{k: str(v) for k,v in _flatten(r).items() if k not in _not_axes} | dict(recipe=r.get('name', '')) for r in recipes])
     varies = flat.groupby('recipe').nunique(dropna=False).max() > 1
     def column(name):
-        stage,_,field = name.rpartition('.')
-        return name if field in _defaults and stage.startswith('stage') else field if stage.startswith('stage') else name.split('.')[0]
+        match = re.fullmatch(r'stage\d+\.(.+)', name)
+        if not match: return name.split('.')[0]
+        return name if match[1] in _defaults else match[1] # a recipe has an `augment` too
     axes = list(dict.fromkeys(column(name) for name in varies.index[varies]))
     rows = [_row(f, r, axes) | dict(run=str(f)) for f,r in zip(folders, recipes)]
     return _frame(rows, Path())

@@ -53,7 +53,8 @@ def _sizes_to_try(body):
     cfg = getattr(getattr(body, 'timm', None), 'pretrained_cfg', None) or {}
     return [cfg['input_size'][1:]] if cfg.get('fixed_input_size') else [(n, n) for n in (32, 64, 128, 256, 512)]
 
-def _in_channels(body): # the first convolution's; no name tells which module is asked first, but in most networks it is this one
+def _in_channels(body):
+    "Channels of the images: what the first convolution that the body lists takes"
     return next((m.filters.shape[1] if isinstance(m, PatchWhitening) else m.in_channels for m in body.modules() if isinstance(m, (PatchWhitening, nn.Conv2d))), 3)
 
 def _n_features(body, in_channels):

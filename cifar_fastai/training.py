@@ -799,11 +799,11 @@ def load_run(
     "Read a run folder back: the same data split, the trained weights"
     run_dir = Path(run_dir)
     run,recipe = _read_json(run_dir/'run.json'),Recipe.from_json(json.dumps(_read_json(run_dir/'recipe.json')))
-    given = source
+    expected = source is None # the images of the run
     if source is None and Path(run['data']['path']).is_dir(): source = run['data']['path']
     data = run['data']
     dls = _dataloaders(recipe, source, run['seed'], num_workers=num_workers, device=device, limit=data['limit'])
-    if given is None and not dls.data_info.matches(data):
+    if expected and not dls.data_info.matches(data):
         warnings.warn(f'{run_dir} was trained on other images ({data["variant"]} in {data["path"]}) than those now in {dls.path}: '
                       'what counts as validation here may have been trained on. Say where its data are (source, or --data).')
     if list(dls.vocab) != data['classes']:
