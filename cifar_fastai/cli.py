@@ -412,7 +412,8 @@ class _Report:
         try: self.console.print(text, soft_wrap=True)
         except (OSError, SystemExit): pass
 
-    def stop(self): self.bar and self.bar.progress.stop()
+    def stop(self):
+        if self.bar and not self.bar.progress.disable: self.bar.progress.stop() # without a terminal, rich before 14.3 would print a line
 
 # %% ../nbs/10_cli.ipynb #3d39d60a
 def _plan(learn):
@@ -494,12 +495,19 @@ def _whole(path):
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
+def _free_name(name, metrics, fingerprint):
+    "`name`, with a number if figures of other images have it already: two folders of other data can be called alike"
+    free,k = name,1
+    while ' on ' in name and metrics.get(free, {}).get('fingerprint', fingerprint) != fingerprint: free,k = f'{name} {k + 1}',k + 1
+    return free
+
 def _keep_figures(result, run_dir, name):
     "Add an evaluation to metrics.json, under `name`, and write it whole, and its confusion matrix, to files of that name"
     from cifar_fastai.interpretation import plot_confusion_matrix
     path = run_dir/'metrics.json'
     try: metrics = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
     except ValueError as e: raise CommandError(f'{path} is damaged: {e}. Remove it, and evaluate again.') from e
+    name = _free_name(name, metrics, result.fingerprint)
     metrics[name] = metrics.get(name, {}) | result.to_dict() | dict(most_confused=result.most_confused()[:20])
     with _whole(path) as part: part.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
     file_name = name.replace(' ', '-')
@@ -666,11 +674,17 @@ def report_command(
     print(f'Written: {write_report(run, against, split, out, data, device)}')
 
 # %% ../nbs/10_cli.ipynb #0c5985ab
-def _pictures(paths): # -> files, folders without any
+def _pictures(paths): # -> files; what is wrong with folders, in lines
     "The files that were asked for, and the images in folders"
     from cifar_fastai.data import _walk
-    found = [(p, sorted(map(Path, _walk(p))) if p.is_dir() else [p]) for p in paths]
-    return [f for _,files in found for f in files],[p for p,files in found if not files]
+    pictures,wrong = [],[]
+    for p in paths:
+        unread = []
+        found = sorted(map(Path, _walk(p, onerror=unread.append))) if os.path.isdir(p) else [Path(p)]
+        pictures += found
+        wrong += [f'{e.filename}: {e.strerror}' for e in unread]
+        if not found and not unread: wrong.append(f'{p}: no images in this folder')
+    return pictures,wrong
 
 def _shown(path): return text if (text := str(path)).isprintable() else repr(text)
 
@@ -686,7 +700,7 @@ def _print_prediction(path, prediction, top, as_json):
     'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # what save_classifier wrote works too'))
 def predict_command(
     classifier:Annotated[Path, typer.Argument(metavar='RUN', help='A run folder, or a folder that save_classifier wrote.')],
-    paths:Annotated[list[Path], typer.Argument(metavar='PATH...', help='Images, and folders of images.')],
+    paths:Annotated[list[str], typer.Argument(metavar='PATH...', help='Images, and folders of images.')],
     top:Annotated[int, typer.Option(metavar='N', min=1, help='How many classes to show.')]=3,
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')]=False,
     device:Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]=None,
@@ -696,14 +710,15 @@ def predict_command(
     What cannot be read, and a folder without images, is named on stderr with the reason, and the exit code is then 1."""
     with _loading(): from cifar_fastai.inference import Prediction, load_classifier
     _check_device(device)
+    if '' in paths: raise typer.BadParameter("'' is no path, but an empty text, such as a variable of the shell that is not set.", param_hint='PATH...')
     read,failed = 0,0
-    pictures,empty = _pictures(paths)
+    pictures,wrong = _pictures(paths)
     for path,said in load_classifier(classifier, device).iter_predictions(pictures):
         if isinstance(said, Prediction): read += 1; _print_prediction(path, said, top, as_json)
         else: failed += 1; print(f'{said}', file=sys.stderr)
-    for folder in empty: print(f'{folder}: no images in this folder', file=sys.stderr)
+    for line in wrong: print(line, file=sys.stderr)
     print(f'{_count(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
-    if failed or empty: raise typer.Exit(1)
+    if failed or wrong: raise typer.Exit(1)
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(

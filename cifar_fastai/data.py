@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Normalize, image_extensions
+from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorCategory
 from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandomResizedCropGPU, RandTransform, Rotate, Zoom, affine_mat,
                                    aug_transforms, setup_aug_tfms)
@@ -94,17 +94,22 @@ def count_classes(
     return dict(sorted(Counter(map(class_of, files)).items()))
 
 # %% ../nbs/01_data.ipynb #6332d29f
-_image_endings = image_extensions | {'.webp', '.jfif'}  # which Python's table of types lacks before 3.13
+# What Pillow reads, and photos that it reads with a plugin; a list of our own, since the system's table of types differs from machine to machine
+_image_endings = frozenset(f'.{e}' for e in (
+    'apng avif avifs bmp bw cur dds dib fit fits gif heic heif icb icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl msp pbm pcx pfm pgm png '
+    'pnm ppm psd qoi ras rgb rgba sgi tga tif tiff vda vst webp xbm xpm').split())
 
 def _class_folders(folder):
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 def _place(folder): return (s := os.stat(folder)).st_dev, s.st_ino or folder  # some file systems do not number what they hold
 
-def _walk(folder, seen=None): # -> paths as text: making a `Path` of each is what takes long
+def _raise(e): raise e
+
+def _walk(folder, seen=None, onerror=_raise): # -> paths as text: making a `Path` of each is what takes long
     "The image files below a folder, but hidden ones; folders that were `seen` are noted, with what changes when they do"
     entered = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         if (place := _place(parent)) in entered:  # by a link that leads back
             folders.clear()
             continue
@@ -828,7 +833,7 @@ def affine_augmentation(
     max_shift:float=0, # share of the image's sides
     max_zoom:float=0, # .1: between .9 and 1.1 times the size
 )->list: # one batch transform
-    "Rotate, shift, zoom and mirror as Keras' generators do: each image on its own, border pixels repeated"
+    "Rotate, shift, zoom and mirror as Keras' generators do, but for a zoom that keeps the proportions: each image on its own, border pixels repeated"
     tfms = [Flip(p=.5, pad_mode=PadMode.Border)]
     if max_deg: tfms.append(Rotate(max_deg, p=1, pad_mode=PadMode.Border))
     if max_zoom: tfms.append(Zoom(1-max_zoom, 1+max_zoom, p=1, draw_x=.5, draw_y=.5, pad_mode=PadMode.Border))
@@ -916,6 +921,7 @@ def plain_image(
     if image.mode.startswith('I;16'): image = Image.fromarray(_sixteen_bit(np.asarray(image)))
     elif image.mode in ('I', 'F'): image = Image.fromarray(_stretch(np.asarray(image)))
     elif image.has_transparency_data: image = _on_white(image)
+    elif image.mode == 'LAB': image = image.convert('RGB')  # from which alone Pillow makes it grey
     return image.convert('L' if channels == 1 else 'RGB')
 
 # %% ../nbs/01_data.ipynb #b71ae7e3
@@ -1096,11 +1102,15 @@ def _check_room(n_bytes):
         raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB of memory, and may take {_room()/2**30:.1f}: four fifths of what this machine has. '
                          'Use in_memory=False, or limit=... for some of the images.')
 
-def _item_size(info, image_size):
+def _item_size(size, image_size):
+    "Height and width to read images at, of which all have a `size`, or each its own (None); much larger ones are not kept as they are only to be shrunk in batches"
+    return (image_size, image_size) if image_size and (not size or max(size) > 2*image_size) else size and tuple(size)
+
+def _check_images(info, image_size):
     if info.unreadable:
         raise ValueError(f'{info.unreadable[0]} cannot be read as an image. `describe_data(path, verify=True)` lists all such files.')
-    if info.size or image_size: return info.size or (image_size, image_size)
-    raise ValueError(f'The images in {info.path} differ in size: pass image_size=..., the side in pixels to bring them to.')
+    if not info.size and not image_size:
+        raise ValueError(f'The images in {info.path} differ in size: pass image_size=..., the side in pixels to bring them to.')
 
 def cifar10_dataloaders(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
@@ -1120,7 +1130,8 @@ def cifar10_dataloaders(
     bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
     image_size = None if image_size is None else _positive('image_size', image_size)
     info = describe_data(find_data(source))
-    item_size = _item_size(info, image_size)
+    _check_images(info, image_size)
+    item_size = _item_size(info.size, image_size)
     n_bytes = _n_bytes(info, item_size, limit, grey)
     if in_memory is None: in_memory = num_workers is None and n_bytes < min(2**30, _room())
     if in_memory: _check_room(n_bytes)

@@ -8,7 +8,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 __all__ = ['Evaluation', 'load_evaluation', 'list_tta', 'tta_views', 'make_view', 'evaluate', 'Comparison', 'compare']
 
 # %% ../nbs/05_evaluation.ipynb #7cadfbb3
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from . import metrics
 from .data import augment_loader, fingerprint, random_tfms, test_dataloader
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
+from .models import _eval_mode
 
 # %% ../nbs/05_evaluation.ipynb #043cb4fc
 def _check(ok, message):
@@ -68,7 +68,7 @@ def _ratio(part, whole):
 
 def _freeze(evaluation):
     for name, dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
-        array = np.array(getattr(evaluation, name), dtype=dtype)
+        array = np.array(getattr(evaluation, name), dtype=dtype) + dtype(0)  # so that no loss is -0.00
         array.setflags(write=False)
         object.__setattr__(evaluation, name, array)
     for name in ('files', 'vocab'): object.__setattr__(evaluation, name, [str(o) for o in getattr(evaluation, name)])
@@ -305,6 +305,8 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
     "Images whose label may be wrong, by confident learning: candidates, not facts."
     _check(self.split != 'train', 'These are training images, and a model learns wrong labels, too. '
            'Evaluate images that it has not seen: the validation or the test images.')
+    _check(len(np.unique(self.targets)) > 1, f'All of these images are labelled {self.vocab[self.targets[0]]!r}. '
+           'Confident learning compares classes, so it needs images of two at least.')
     filter, rank = _import_cleanlab()
     probs = self.probs / self.probs.sum(1, keepdims=True)
     found = filter.find_label_issues(self.targets, probs, n_jobs=1)
@@ -315,8 +317,8 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
 @patch
 def to_dict(self:Evaluation)->dict: # JSON-ready
     "Every figure of merit, without the images."
-    return dict(split=self.split, variant=self.variant, tta=self.tta, temperature=self.temperature, n=len(self), accuracy=self.accuracy,
-                accuracy_interval=list(self.accuracy_interval()), loss=self.loss, vocab=self.vocab,
+    return dict(split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
+                n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss, vocab=self.vocab,
                 per_class=self.per_class().to_dict('records'), confusion_matrix=self.confusion_matrix().tolist())
 
 # %% ../nbs/05_evaluation.ipynb #7500bfc2
@@ -446,16 +448,6 @@ def _borrow(learn, cb):
     "A second learner over the same model, with `cb` and copies of the callbacks that shape inference."
     cbs = [copy(o) for o in learn.cbs if _shapes_inference(o)]
     return Learner(learn.dls, learn.model, loss_func=_no_loss, cbs=[*cbs, cb], default_cbs=False)
-
-# %% ../nbs/05_evaluation.ipynb #c1e910ad
-@contextmanager
-def _eval_mode(model):
-    "Put every module in eval mode, and back in the mode it had (a frozen BatchNorm differs from the rest)."
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try: yield
-    finally:
-        for module, training in modes: module.training = training
 
 # %% ../nbs/05_evaluation.ipynb #0f1ec038
 def _check_labels(learn, batch):

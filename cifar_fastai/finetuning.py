@@ -19,7 +19,7 @@ from fastai.vision.learner import create_head
 from torch import nn, Tensor
 from torchvision.ops import Permute
 
-from .models import PatchWhitening
+from .models import PatchWhitening, _eval_mode
 
 # %% ../nbs/03_finetuning.ipynb #cc8f474d
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
@@ -61,7 +61,7 @@ def _n_features(body, in_channels):
     "Channels of the feature maps of a body, from trying it"
     for size in _sizes_to_try(body):
         try:
-            with torch.no_grad(): shape = body.eval()(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
+            with torch.no_grad(), _eval_mode(body): shape = body(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
         except Exception as e: why = str(e) or type(e).__name__
         else:
             if len(shape) == 4: return shape[1]
@@ -121,7 +121,7 @@ def freeze_to(
     name:str='', # the first group that trains, by the layer it begins at; '' trains all
     bn:str='train', # what BatchNorm does, see above
 )->list: # callbacks that the training needs
-    "Freeze what comes before a layer; the optimizer starts afresh only if it was different before"
+    "Freeze what comes before a layer, and what its author made fixed; the optimizer starts afresh only if it was different before"
     if bn not in ('train', 'stats', 'frozen'): raise ValueError(f"bn must be 'train', 'stats' or 'frozen', got {bn!r}")
     n = _frozen_groups(learn, name)
     if learn.opt is None: learn.create_opt()
@@ -130,6 +130,7 @@ def freeze_to(
     layers = _batchnorms(learn.model, frozen)
     for p in learn.model.parameters(): p.requires_grad_(p not in frozen)
     for m in layers: m.requires_grad_(bn == 'train')
+    for name in getattr(learn.model, 'fixed', ()): learn.model.get_parameter(name).requires_grad_(False)
     for p in learn.model.parameters():
         if not p.requires_grad: p.grad = None  # else fastai's optimizers would decay it
     return [BnFreeze()] if bn == 'frozen' else []

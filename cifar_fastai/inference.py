@@ -32,7 +32,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import FixedSize, ResizeBatch, channel_stats, plain_image
+from .data import _item_size, FixedSize, ResizeBatch, channel_stats, plain_image
+from .models import _eval_mode
 from .recipes import Recipe
 from .registry import UnknownNameError
 from .training import build_model, versions
@@ -246,7 +247,7 @@ def _run_info(folder):
     with _damaged(folder/'recipe.json'): recipe = Recipe.from_json(json.dumps(recipe_json))
     with _damaged(folder/'run.json'):
         data,side = run_json['data'],recipe.image_size
-        channels,size = data.get('channels', 3),data.get('size', (32, 32)) or (side, side)
+        channels,size = data.get('channels', 3),_item_size(data.get('size', (32, 32)), side)
         mean,std = _numbers(channel_stats(recipe.stats, channels == 1), channels)
         return ClassifierInfo(recipe=recipe, vocab=data['classes'], mean=mean, std=std, channels=channels, item_size=size,
                               image_size=side, variant=data['variant'], versions=run_json['versions'])
@@ -402,15 +403,6 @@ def _describe(learn, item, batch):
                           variant=getattr(getattr(learn.dls, 'data_info', None), 'variant', ''))
 
 # %% ../nbs/07_inference.ipynb #98000926
-@contextmanager
-def _eval_mode(model):
-    "Put every module in eval mode, and back in the mode it had"
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try: yield
-    finally:
-        for m,mode in modes: m.training = mode
-
 def _check_answers(learn, classifier, items, batch):
     "Refuse a classifier that does not answer as `learn` does"
     with torch.no_grad(), _eval_mode(learn.model): theirs = F.softmax(learn.model(batch), 1).float().cpu().as_subclass(Tensor)

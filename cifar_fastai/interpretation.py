@@ -168,11 +168,15 @@ def _open_image(evaluation, i, root): # -> RGB image
     with Image.open(path) as image: return plain_image(image)
 
 # %% ../nbs/06_interpretation.ipynb #a56329f3
-def _grid(k, axes, caption_lines): # -> flat array of k axes
+def _longest(texts): return max(len(line) for text in texts for line in text.split('\n'))
+
+def _grid(captions, axes): # -> flat array of axes, one for each caption
+    k = len(captions)
     if axes is None:
-        rows = ceil(k / 5)
+        width = max(1.85, .1 + .068 * _longest(captions))
+        rows = ceil(k / max(1, int(9.25 / width)))
         columns = ceil(k / rows)
-        size = (1.85 * columns, (1.8 + .18 * caption_lines) * rows)
+        size = (width * columns, (1.98 + .18 * captions[0].count('\n')) * rows)
         axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')[1]
         axes.flat[0].figure.get_layout_engine().set(h_pad=.08)
         for ax in axes.flat[k:]: ax.set_axis_off()
@@ -183,7 +187,7 @@ def _grid(k, axes, caption_lines): # -> flat array of k axes
 # %% ../nbs/06_interpretation.ipynb #78e657b4
 def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
     images = [_open_image(evaluation, i, root) for i in positions]
-    axes = _grid(len(images), axes, captions[0].count('\n') + 1)
+    axes = _grid(captions, axes)
     right = evaluation.predictions == evaluation.targets
     for ax, i, image, caption in zip(axes, positions, images, captions):
         ax.imshow(image, interpolation='nearest')
@@ -271,11 +275,13 @@ def plot_between(
     "Draw the images of two classes that were taken for each other, with the probabilities of both."
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     table = evaluation.between(a, b)
-    fig = plt.figure(figsize=(1.5 * k, 4.4), layout='constrained')
+    titles = [f'actual {actual}, taken for {other}: {(table.actual == actual).sum():,}' for actual, other in ((a, b), (b, a))]
+    width = max(1.5, .1 + .075 * _longest([f'{a} 100%', f'{b} 100%']))
+    fig = plt.figure(figsize=(max(width * k, .2 + .085 * _longest(titles)), 4.4), layout='constrained')
     rows = [part.subplots(1, k, squeeze=False)[0] for part in fig.subfigures(2)]
-    for axes, actual, other in zip(rows, (a, b), (b, a)):
+    for axes, actual, title in zip(rows, (a, b), titles):
         found = table.index[table.actual == actual]
-        axes[0].figure.suptitle(_as_it_is(f'actual {actual}, taken for {other}: {len(found):,}'), fontsize=11)
+        axes[0].figure.suptitle(_as_it_is(title), fontsize=11)
         for ax in axes: ax.set_axis_off()
         if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes, fontsize=10)
     return np.array(rows)
@@ -327,8 +333,8 @@ def plot_reliability(
     ax.errorbar(table.confidence, table.accuracy, yerr=[np.maximum(table.accuracy - table.accuracy_low, 0), np.maximum(table.accuracy_high - table.accuracy, 0)],
                 color=_blue, marker='o', markersize=5, lw=1.4, elinewidth=1, label='model')
     name = f'temperature {evaluation.temperature:.2f}' if evaluation.temperature != 1 else evaluation.split
-    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel='probability of the predicted class (%)', ylabel='right (% of images)',
-           title=f'{name}: calibration error {100 * evaluation.calibration_error(n_bins):.1f} points in {n_bins} bins')
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel=f'probability of the predicted class (%), in {n_bins} bins', ylabel='right (% of images)',
+           title=f'{name}: calibration error {100 * evaluation.calibration_error(n_bins):.1f} points')
     for axis in (ax.xaxis, ax.yaxis): _as_percent(axis)
     _plain_axes(ax)
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.14), ncols=3, frameon=False)
@@ -343,23 +349,34 @@ def plot_coverage(
     "Draw accuracy against the share of images that the model answers."
     curve = evaluation.coverage_curve()
     if ax is None: ax = plt.subplots(figsize=(5.2, 4), layout='constrained')[1]
-    ax.plot(curve.coverage, curve.accuracy, color=_blue, lw=1.8)
+    ax.plot(curve.coverage, curve.accuracy, color=_blue, lw=1.8, marker='o' if len(curve) == 1 else None)
     for accuracy in sorted(accuracies, reverse=True): _mark_coverage(ax, evaluation, accuracy)
     ax.set(xlim=(0, 1.02), xlabel='answered (% of images, the surest first)', ylabel='right (% of those answered)',
            title=f'{evaluation.split}: {evaluation.accuracy:.1%} right if all are answered')
+    _make_room(ax)
     for axis in (ax.xaxis, ax.yaxis): _as_percent(axis)
     _plain_axes(ax)
     return ax
+
+def _make_room(ax):
+    "Nothing is right more often than always; above it there may be the words of a mark"
+    low, high = ax.get_ylim()
+    low, high = max(low, -.02), min(high, 1.02)
+    ax.set_ylim(low, high + (.08 * (high - low) if any(t.get_va() == 'bottom' for t in ax.texts) else 0))
+    ax.set_yticks([t for t in ax.get_yticks() if low <= t <= min(high, 1)])
 
 def _mark_coverage(ax, evaluation, accuracy):
     coverage, threshold = evaluation.coverage_at(accuracy)
     marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
     if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
     ax.plot(coverage, accuracy, 'o', color=_dark_orange)
-    place = dict(xytext=(8, 4), ha='left', va='bottom') if coverage < .4 else dict(xytext=(-6, -6), ha='right', va='top')
-    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},\nwhen {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
+    above = coverage < .4
+    place = dict(xytext=(8, 4), ha='left', va='bottom') if above else dict(xytext=(-6, -6), ha='right', va='top')
+    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{" " if above else chr(10)}when {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/06_interpretation.ipynb #88d48a96
+def _short(name, n=20): return name if len(name) <= n else f'{name[:n - 1]}\N{HORIZONTAL ELLIPSIS}'
+
 def plot_comparison(
     comparison:Comparison, # as `compare` gives it
     confidence:float=0.95, # of the intervals, between 0 and 1
@@ -372,7 +389,7 @@ def plot_comparison(
         rows = table[(table.change >= 0) == better]
         _draw_interval(ax, 100 * rows.change, 100 * rows.low, 100 * rows.high, rows.index, **look)
     ax.axvline(0, color=_grey, lw=1)
-    ax.set_yticks(table.index, [f'{_as_it_is(name)}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
+    ax.set_yticks(table.index, [f'{_as_it_is(_short(name))}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
     ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)', ylabel='class, images mended and broken',
            title=f'accuracy {comparison.before.accuracy:.1%} \N{RIGHTWARDS ARROW} {comparison.after.accuracy:.1%}, McNemar p = {comparison.p_value:.2g}')
     _plain_axes(ax, 'x')

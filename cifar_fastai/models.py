@@ -15,13 +15,14 @@ __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'c
 # %% ../nbs/02_models.ipynb #56d5c1b3
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .registry import Registry
 
@@ -79,21 +80,31 @@ def count_parameters(
                           size(b for n,b in model.named_buffers() if n in kept and b.is_floating_point()))
 
 # %% ../nbs/02_models.ipynb #ce61b52b
+@contextmanager
+def _eval_mode(model):
+    "Put every module in eval mode, and back in the mode it had (a frozen BatchNorm differs from the rest)"
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try: yield
+    finally:
+        for m,mode in modes: m.training = mode
+
+# PyTorch before 2.15 counts attention on CUDA only
+_cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(q, k, v)}
+
 def multiply_adds(
     model:nn.Module, # any network
     in_channels:int=3, # channels of the image
     image_size:int=32, # side of the image in pixels
 )->int: # of convolutions and matrix products
     "Count the multiply-adds of one image going forward through `model`"
-    p,was_training = next(model.parameters()),model.training
+    p = next(model.parameters())
     x = torch.zeros(1, in_channels, image_size, image_size, device=p.device, dtype=p.dtype)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False) # of which the counter sees nothing
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(): model.eval()(x)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        model.train(was_training)
+        with FlopCounterMode(display=False, custom_mapping=_cpu_attention) as counter, torch.no_grad(), _eval_mode(model): model(x)
+    finally: torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
 
 # %% ../nbs/02_models.ipynb #0e197508

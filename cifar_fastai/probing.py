@@ -44,8 +44,9 @@ from torchvision.transforms.functional import adjust_contrast, gaussian_blur
 from tqdm import tqdm
 
 from .data import class_of
-from .evaluation import Evaluation, _check_request, _eval_mode, _find_loader, _split_of, evaluate
+from .evaluation import Evaluation, _check_request, _find_loader, _split_of, evaluate
 from .interpretation import _as_it_is, _blue, _dark_orange, _grey, _open_image, _percent
+from .models import _eval_mode
 from .registry import Registry
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
@@ -372,10 +373,16 @@ def _apart(points, width, height): # -> the points, some of them moved up
     return np.array([placed[i] for i in range(len(points))]).reshape(-1, 2)
 
 # %% ../nbs/07_probing.ipynb #20b7aeb4
+_most_labels = 30  # more classes would hide what is drawn
+
 def _label_classes(ax, xy, targets, vocab, colours):
     present = np.unique(targets)
+    if len(present) > _most_labels: return
+    width, height = max(.16, .016 * max(len(vocab[c]) for c in present)) * np.ptp(xy[:, 0]), .052 * np.ptp(xy[:, 1])
     middles = np.array([np.median(xy[targets == c], 0) for c in present])
-    spots = _apart(middles, .16 * np.ptp(xy[:, 0]), .052 * np.ptp(xy[:, 1]))
+    if width < np.ptp(xy[:, 0]): middles[:, 0] = middles[:, 0].clip(xy[:, 0].min() + width / 2, xy[:, 0].max() - width / 2)
+    spots = _apart(middles, width, height)
+    ax.set_ylim(top=max(ax.get_ylim()[1], spots[:, 1].max() + height))
     for c, (x, y) in zip(present, spots):
         ax.text(x, y, _as_it_is(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
                 bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colours[c], linewidth=1.6, alpha=.75))
@@ -386,7 +393,7 @@ def plot_embedding(
     evaluation:Evaluation, # of the same n images, in the same order, such as `Features.evaluation`
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw images as points, coloured by actual class, with a ring around those that are predicted wrongly."
+    "Draw images as points, coloured by actual class, with a ring around those that are predicted wrongly; up to 30 classes are named."
     xy = np.asarray(xy)
     _check(xy.ndim == 2 and xy.shape[1] == 2, f'plot_embedding needs points (n, 2), as embed gives them, got {xy.shape}.')
     _check(len(xy) == len(evaluation), f'There are {len(xy):,} points, but {len(evaluation):,} images in the evaluation. '

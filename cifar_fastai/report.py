@@ -29,6 +29,8 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 from PIL import Image
+from safetensors.torch import load_file
+import torch
 
 from . import __version__
 from .data import plain_image
@@ -421,9 +423,13 @@ def _read(run, path):
         raise ValueError(f'{path} is about other images than those in {root}. Say where its images are (source, or --data), or remove the file.')
     return replace(said, root=root.as_posix())
 
+def _is_of(run, learn, source): # what is kept in a run folder is of its weights, and of its images
+    if source is not None or not learn.dls.data_info.matches(_read_json(run / 'run.json')['data']): return False
+    weights = load_file(run / 'model.safetensors') if (run / 'model.safetensors').exists() else {}
+    return all(k in weights and torch.equal(v.cpu(), weights[k]) for k, v in learn.model.state_dict().items())
+
 def _evaluation(run, learn, split, source): # -> of a split: that in the run folder, made if need be
-    path, trained_on = run / f'{split}.npz', json.loads((run / 'run.json').read_text(encoding='utf-8'))['data']
-    kept = source is None and learn.dls.data_info.matches(trained_on)
+    path, kept = run / f'{split}.npz', _is_of(run, learn, source)
     if kept and path.exists(): return _read(learn, path)
     said = evaluate(learn, split)
     if kept: said.save(path)

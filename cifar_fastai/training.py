@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -51,10 +52,10 @@ from torch.nn import functional as F
 
 from .data import augmentation, cifar10_dataloaders, image_loader, random_tfms, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
-from .models import PatchWhitening, count_parameters, create_model, keras_defaults, list_models
+from .models import PatchWhitening, _eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
-from .weights import create_backbone, find_weights, list_backbones, load_weights
+from .weights import _fits, create_backbone, find_weights, list_backbones, load_weights
 
 # %% ../nbs/04_training.ipynb #a2d56f37
 class GroupOptimizer(Optimizer):
@@ -354,12 +355,12 @@ class L2Penalty(Callback):
         elif self.valid: self.learn.loss = self.loss + self._penalty()
 
 # %% ../nbs/04_training.ipynb #c38506c6
-def _fit_stem(model, dls, n_images=2000):
-    "Let whitening layers see evenly spaced training images, without augmentation"
+def _fit_stem(model, dls, n_images=2000, n_pixels=2000*64*64):
+    "Let whitening layers see evenly spaced training images, without augmentation; fewer if they are large"
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
     if stems:
         items = dls.train.items
-        n = min(n_images, len(items))
+        n = min(n_images, n_pixels//_sample(dls)[0, 0].numel() + 1, len(items))
         x = image_loader(dls, [items[i*len(items)//n] for i in range(n)], bs=n, num_workers=0).one_batch()[0]
         for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
     return model
@@ -379,14 +380,17 @@ def build_model(
     n_out:int, # classes
     in_channels:int=3, # of the images
     pretrained:bool=True, # begin with the recipe's `weights`
-)->torch.nn.Module: # (N, in_channels, size, size) -> (N, n_out); `model.report` says what became of the weights
+)->torch.nn.Module: # (N, in_channels, size, size) -> (N, n_out); `report` says what became of the weights, `fixed` names parameters that never train
     "Build the network that a recipe describes"
     model,report = _plain_network(recipe, n_out, in_channels),None
-    if pretrained and recipe.weights: report = load_weights(model, find_weights(recipe.model, recipe.weights))
+    weights = find_weights(recipe.model, recipe.weights) if pretrained and recipe.weights else {}
+    if weights: report = load_weights(model, weights)
     if recipe.head:
         model = add_new_head(cut_body(model), n_out, in_channels, **vars(recipe.head))
         if recipe.keras: keras_defaults(model.head)
+        if weights: report = load_weights(model, weights) if _fits(weights, model) else replace(report, missing=()) # that was the classifier, which is cut off
     model.report = report
+    model.fixed = tuple(name for name,p in model.named_parameters() if not p.requires_grad)
     return model
 
 # %% ../nbs/04_training.ipynb #0100314c
@@ -401,14 +405,11 @@ def _check_stages(recipe, dls):
 
 def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
-    sides,was_training = sorted({n for stage in recipe.stages for n in stage.sizes}),model.training
-    if not sides: return
-    for side in sides:
+    for side in sorted({n for stage in recipe.stages for n in stage.sizes}):
         try:
-            with torch.no_grad(): model.eval()(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
+            with torch.no_grad(), _eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
         except RuntimeError as e:
             raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `sizes` of a stage asks for ({e}).') from None
-    model.train(was_training)
 
 def _opt_groups(recipe): return partial(parameter_groups, starts=recipe.groups)
 
@@ -467,6 +468,7 @@ def _rate(stage): return slice(*stage.lr) if isinstance(stage.lr, tuple) else st
 # %% ../nbs/04_training.ipynb #97aec11c
 class ClassWeights(Callback):
     "Weigh the training loss by class"
+    order = -1 # MixUp and CutMix wrap the loss that they find
     def __init__(self,
         weights:dict, # class -> weight; 1 for the others
     ):
@@ -734,7 +736,8 @@ def _recorded(learn, run):
 # %% ../nbs/04_training.ipynb #f528eca9
 def _validate(learn):
     "Final loss and accuracy on the validation images"
-    with learn.no_bar(), learn.no_logging(): loss,acc = learn.validate()
+    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)] # which would look for the columns of a training epoch
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): loss,acc = learn.validate()
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/04_training.ipynb #6701b8d3

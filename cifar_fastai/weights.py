@@ -161,11 +161,15 @@ def _read_run(folder):
 def _kept(name): return Path(get_dir())/'checkpoints'/name
 def _file_name(url): return Path(urlparse(url).path).name
 
+def _said_hash(name): # -> digits, or None
+    "How the SHA-256 of a file begins by its name; what is shorter than eight digits, as in `-300e.pth`, is something else"
+    return (found := HASH_REGEX.search(name)) and len(found[1]) >= 8 and found[1] or None
+
 def _check_hash(path):
     "Refuse a file whose SHA-256 does not begin as its name says"
-    said,found = HASH_REGEX.search(path.name),hashlib.sha256(path.read_bytes()).hexdigest()
-    if said and not found.startswith(said[1]):
-        raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said[1])]}, not {said[1]}. Remove it, and it is fetched again.')
+    said,found = _said_hash(path.name),hashlib.sha256(path.read_bytes()).hexdigest()
+    if said and not found.startswith(said):
+        raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said)]}, not {said}. Remove it, and it is fetched again.')
     return path
 
 def _not_fetched(what, url, path, reason):
@@ -185,11 +189,10 @@ def _fetch(url, what):
     "The file of an address: kept from before, or downloaded"
     path = _kept(_file_name(url))
     if path.exists(): return _check_hash(path)
-    said = HASH_REGEX.search(path.name)
     print(f'Fetching {url}', file=sys.stderr, flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), said and said[1], progress=True)
+        download_url_to_file(url, str(path), _said_hash(path.name), progress=True)
     except (OSError, HTTPException, RuntimeError) as e:
         if getattr(e, 'errno', None) not in _disk_errors: raise _not_fetched(what, url, path, _reason(e)) from None
         raise OSError(e.errno, f'{os.strerror(e.errno)}: cannot write {path}. Make room, or set TORCH_HOME to a folder that can be written') from None
@@ -209,7 +212,7 @@ def _fetch_from_hub(cfg, what):
 
 def _timm_file(cfg, what):
     "The file of weights that timm's `cfg` names"
-    url = cfg.url if cfg.url and not cfg.custom_load and HASH_REGEX.search(_file_name(cfg.url)) else None # else not ours to read or to check
+    url = cfg.url if cfg.url and not cfg.custom_load and _said_hash(_file_name(cfg.url)) else None # else not ours to read or to check
     if url and _kept(_file_name(url)).exists() or not cfg.hf_hub_id: return _fetch(url or cfg.url, what)
     cached = try_to_load_from_cache(**_place(cfg))
     if isinstance(cached, str): return Path(cached)
@@ -282,14 +285,14 @@ class WeightsReport:
     missing:tuple[str, ...] = () # in the network only: stay as they were
     unexpected:tuple[str, ...] = () # in the file only: not used
     misshapen:dict[str, str] = field(default_factory=dict) # name -> both shapes
-    dropped:tuple[str, ...] = () # of the classifier of other classes: not used
+    dropped:tuple[str, ...] = () # of the classifier of other classes, or of another head: not used
     adapted:tuple[str, ...] = () # loaded, made to fit the number of channels
 
     def __str__(self):
         shapes = [f'{k} {v}' for k,v in self.misshapen.items()]
         lines = [('loaded', self.loaded and f'{len(self.loaded)} tensors'),
                  ('adapted to the number of channels', _some(self.adapted)),
-                 ('dropped, being the classifier of other classes', _some(self.dropped)),
+                 ('dropped, being another classifier', _some(self.dropped)),
                  ('missing, so left as in the new network', _some(self.missing)),
                  ('unexpected, so not used', _some(self.unexpected)),
                  ('misshapen', _some(shapes, 3))]
@@ -349,6 +352,11 @@ def _compare(state, model, dropped=(), adapted=()):
     return WeightsReport(loaded, missing, unexpected, misshapen, dropped, adapted)
 
 # %% ../nbs/03_weights.ipynb #7c9a0333
+def _fits(state, model):
+    "Whether nothing differs but the number of classes, or of channels"
+    report = _compare(_adapt_channels(state, model)[0], model)
+    return not (report.missing or report.unexpected or report.misshapen)
+
 def _check_finite(state):
     "Refuse weights of a training that failed"
     bad = [k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]
@@ -375,7 +383,7 @@ def load_weights(
     "Put weights into a network; a `ValueError` says what does not fit"
     _check_state(state, 'state')
     _check_finite(state)
-    state,dropped = _body_of(dict(state), model)
+    state,dropped = (dict(state), ()) if _fits(state, model) else _body_of(dict(state), model)
     state,adapted = _adapt_channels(state, model)
     report = _compare(state, model, dropped, adapted)
     _check_report(report, state, model, strict, bool(dropped))

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from cifar_fastai import __version__, cli
 from cifar_fastai.data import list_augmentations
+from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 
@@ -546,6 +547,17 @@ def test_figures_of_other_data_of_the_same_name_are_kept_apart(folder, practice)
     after = read(folder/'metrics.json')
     assert after.pop('test on synthetic')['n'] == 50 and after == before
 
+def test_figures_of_two_folders_of_one_name_are_kept_apart(folder, practice):
+    before = read(folder/'metrics.json')
+    for k in 1, 2:
+        mine = Path(shutil.copytree(practice, f'{k}/mine'))
+        (mine/'practice_set.json').unlink()
+        for f in list((mine/'test').rglob('*.png'))[:k]: f.unlink()
+    for k in 1, 2, 1: assert run('evaluate', folder, '--data', f'{k}/mine', '--workers', 0).code == 0
+    after = read(folder/'metrics.json')
+    assert after.pop('test on mine')['n'] == 49 and after.pop('test on mine 2')['n'] == 48 and after == before
+    assert len(load_evaluation(folder/'test-on-mine-2.npz')) == 48
+
 def test_evaluate_what_cannot_be(folder, recipe, practice):
     (folder/'model.safetensors').write_bytes(b'x')
     fails(run('evaluate', folder, '--workers', 0), 'model.safetensors')
@@ -582,7 +594,6 @@ def test_report_refuses(folder, practice):
     fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No folder no/such to write the report to')
 
 def test_evaluations_are_kept_whole(trained, folder):
-    from cifar_fastai.evaluation import load_evaluation
     for split, n in (('valid', 20), ('test', 50)):
         kept = load_evaluation(trained.folder/f'{split}.npz')
         assert len(kept) == n and kept.accuracy == read(trained.folder/'metrics.json')[split]['accuracy']
@@ -654,6 +665,23 @@ def test_predict_with_a_saved_classifier(trained, practice):
     save_classifier(load_run(trained.folder, num_workers=0), 'saved')
     picture = practice/'test'/'cat'/'0000.png'
     assert run('predict', 'saved', picture).out == run('predict', trained.folder, picture).out
+
+def test_predict_names_what_cannot_be_entered(trained, practice, monkeypatch):
+    shutil.copytree(practice/'test', 'photos')
+    real = os.scandir
+    def scandir(path):
+        if str(path) == 'photos/ship': raise PermissionError(13, 'Permission denied', 'photos/ship')
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    result = run('predict', trained.folder, 'photos', '--top', 1)
+    assert result.code == 1 and result.out.splitlines()[-1] == '45 images read, 0 not.' and result.err == 'photos/ship: Permission denied\n'
+
+def test_predict_goes_on_after_an_impossible_name(trained):
+    Path('cat.png').write_bytes(png())
+    result = run('predict', trained.folder, 'x'*300 + '.png', 'cat.png', '--top', 1)
+    assert result.code == 1 and result.out.splitlines()[-1] == '1 image read, 1 not.' and 'File name too long' in result.err
+
+def test_predict_an_empty_text(trained): fails(run('predict', trained.folder, ''), "'' is no path")
 
 def test_predict_nothing(trained):
     Path('empty').mkdir()

@@ -155,3 +155,10 @@ def test_it_reads_well(pair):
     change = compare(*pair)
     assert '3,000 images: accuracy' in repr(change) and f'{len(change.mended)} mended' in repr(change)
     assert '<table' in change._repr_html_()
+
+
+def test_an_absent_class_corrects_nothing(pair):
+    fewer = [make(o.targets[o.targets < 9], o.predictions[o.targets < 9]) for o in pair]
+    table = compare(*fewer).per_class()
+    assert table.n[9] == 0 and table.p_corrected[9] == 1
+    np.testing.assert_allclose(table.p_corrected[:9], multipletests(table.p_value[:9], method='holm')[1])

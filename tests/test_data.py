@@ -1472,3 +1472,51 @@ def test_quick_reading_gives_what_fastais_transforms_give(practice, tmp_path, kw
                 assert type(ours) is type(theirs) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
                 steps = [[step for step, n in zip(t.stride(), t.shape) if n > 1] for t in (ours, theirs)]  # along one row there are none
                 assert steps[0] == steps[1]
+
+
+def test_shrinking_smooths_first():
+    x = TensorImage(torch.zeros(1, 1, 64, 64))
+    x[..., ::2, ::2] = x[..., 1::2, 1::2] = 1  # a chessboard of single pixels
+    small = data.ResizeBatch(16)(x)
+    assert small.shape == (1, 1, 16, 16) and (small[..., 1:-1, 1:-1] - .5).abs().max() < .02
+
+
+def test_cutout_reaches_every_edge():
+    torch.manual_seed(0)
+    out = data.Cutout(8)(TensorImage(torch.ones(2000, 1, 16, 16)), split_idx=0)
+    starts = {(int(rows[0]), int(cols[0])) for rows, cols in (torch.where(x[0] == 0) for x in out)}
+    assert starts == {(i, j) for i in range(9) for j in range(9)}
+
+
+def test_large_images_are_read_at_the_size_they_are_used_at(tmp_path):
+    "Whether all have one size or not: a batch of whole photos would fill the memory"
+    for part, label, i in [(p, c, i) for p in ('train', 'test') for c in 'ab' for i in range(10)]:
+        file = tmp_path/part/label/f'{i}.jpg'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (200, 150), (10*i, 0, 0)).save(file)
+    at = lambda size: data.cifar10_dataloaders(tmp_path, bs=4, image_size=size).valid.do_item(0)[0].shape[-2:]
+    assert at(32) == (32, 32) and at(100) == (150, 200) and at(300) == (150, 200)
+    dls = data.cifar10_dataloaders(tmp_path, bs=4, image_size=32)
+    assert dls.data_info.size == (150, 200) and dls.one_batch()[0].shape[-2:] == (32, 32)
+
+
+def test_which_files_are_images_does_not_depend_on_the_machine(tmp_path, monkeypatch):
+    import mimetypes
+    monkeypatch.setattr(mimetypes, 'types_map', {})
+    kinds = ['png', 'jpg', 'jp2', 'tga', 'qoi', 'webp', 'avif', 'jfif', 'pcx', 'ico', 'dds', 'tif', 'gif', 'bmp', 'ppm']
+    folder = tmp_path/'train'/'cat'
+    folder.mkdir(parents=True)
+    for kind in kinds: Image.new('RGB', (32, 32)).save(folder/f'image.{kind}')
+    (folder/'notes.txt').write_text('no image')
+    assert sorted(f.suffix[1:] for f in data.train_files(tmp_path)) == sorted(kinds)
+    assert not data.describe_data(tmp_path, verify=True).unreadable
+
+
+def test_a_class_folder_that_cannot_be_listed_is_an_error(practice, tmp_path, monkeypatch):
+    shutil.copytree(practice, tmp_path/'mine')
+    locked, real = str(tmp_path/'mine'/'train'/'cat'), os.scandir
+    def scandir(path):
+        if str(path) == locked: raise PermissionError(13, 'Permission denied', locked)
+        return real(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(PermissionError, match='cat'): data.train_files(tmp_path/'mine')

@@ -224,6 +224,7 @@ def test_temperature_changes_how_sure_but_not_of_what():
     assert cooled.temperature == t and f'temperature {t:.2f}' in repr(cooled)
     assert cooled.with_temperature(1/t).loss == pytest.approx(result.loss, rel=1e-5)
     assert cooled.fit_temperature() == pytest.approx(1, abs=1e-3)
+    assert result.with_temperature(2).with_temperature(3).temperature == 6
 
 
 def test_temperature_leaves_ties_alone():
@@ -831,3 +832,13 @@ def test_a_diverged_model_is_named(dls):
     learn = make_learner(dls, fit=False)
     nn.init.constant_(learn.model[-1].bias, nan)
     with pytest.raises(ValueError, match='50 of 50 images have NaN.*test/airplane'): evaluate(learn)
+
+
+def test_no_loss_is_minus_zero():
+    result = Evaluation([[1, 0]], [0], [-0.], ['a.png'], ['cat', 'dog'], 'valid')
+    assert f'{result.losses[0]:.2f}' == f'{result.with_temperature(.5).losses[0]:.2f}' == '0.00'
+
+
+def test_label_errors_need_two_classes():
+    result = Evaluation([[.9, .1], [.2, .8]], [1, 1], [2.3, .2], ['a.png', 'b.png'], ['cat', 'dog'], 'valid')
+    with pytest.raises(ValueError, match="All of these images are labelled 'dog'"): result.label_errors()

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -18,7 +19,8 @@ from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from cifar_fastai.inference import load_classifier, save_classifier
-from cifar_fastai.models import count_parameters, create_model
+from cifar_fastai import models as our_models
+from cifar_fastai.models import count_parameters, create_model, register_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.training import L2Penalty, build_model, create_learner, fit_stage, load_run, train
@@ -398,3 +400,47 @@ def test_feature_maps_with_their_channels_at_the_end():
     body = cut_body(ChannelsLastBackbone())
     assert body(torch.zeros(2, 3, 32, 32)).shape == (2, 5, 8, 8)
     assert add_new_head(body, 4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+
+def test_class_weights_and_mixup(dls):
+    "The loss of mixed images is that of both labels, weighted or not"
+    class Seen(MixUp):
+        def lf(self, pred, *yb): self.n = getattr(self, 'n', 0) + self.training; return super().lf(pred, *yb)
+    learn, mixed = create_learner(small, dls), Seen()
+    plain = learn.loss_func
+    with learn.added_cbs(mixed): quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2)))
+    assert mixed.n == 5 and learn.loss_func is plain
+
+def test_what_a_network_has_fixed_stays(practice, tmp_path):
+    @register_model
+    def fixed_stem(n_out=10, in_channels=3, image_size=32):
+        "A network whose first layer never learns"
+        stem = nn.Conv2d(in_channels, 8, 3, padding=1).requires_grad_(False)
+        return nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, n_out))
+    try:
+        recipe = Recipe(name='x', model='fixed_stem', stages=(constant(lr=1e-2), constant(lr=1e-2)), bs=32)
+        learn = create_learner(recipe, cifar10_dataloaders(practice, bs=32, num_workers=0))
+        before = weights(learn)
+        quietly(learn, fit_stage, learn, recipe.stages[0])
+        assert changed(before, weights(learn)) == {'4.weight', '4.bias'} and learn.model.fixed == ('0.weight', '0.bias')
+        learn = train(recipe, source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
+        said = json.loads((learn.run_dir/'run.json').read_text())['parameters']
+        assert count_parameters(learn.model)[:2] == (said['trainable'], said['frozen']) == (1290, 224)
+    finally: del our_models._models['fixed_stem']
+
+def test_a_new_head_leaves_the_body_in_training_mode():
+    body = cut_body(create_backbone('resnet18', 10))
+    body[1].eval()
+    model = add_new_head(body, 10)
+    assert [n for n, m in model.named_modules() if not m.training] == ['body.bn1']
+
+def test_a_fine_tuned_run_goes_on_with_its_head(tmp_path):
+    recipe = Recipe(name='x', model='resnet18', head=Head(), stages=Stage(epochs=1, lr=1e-2))
+    given = build_model(recipe, 10)
+    for p in given.parameters(): p.data += .01
+    save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')
+    recipe = recipe.change(weights=str(tmp_path/'w.safetensors'))
+    same, other, unlike = build_model(recipe, 10), build_model(recipe, 4), build_model(recipe.change(head=Head(lin_ftrs=(64,))), 10)
+    assert not changed(given.state_dict(), same.state_dict()) and str(same.report) == f'loaded: {len(given.state_dict())} tensors'
+    assert other.report.dropped == ('head.8.weight',) and torch.equal(other.head[4].weight, given.head[4].weight)
+    assert not unlike.report.missing and {k.partition('.')[0] for k in unlike.report.dropped} == {'head'}
+    assert torch.equal(unlike.body.conv1.weight, given.body.conv1.weight)

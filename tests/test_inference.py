@@ -765,3 +765,22 @@ def test_on_a_gpu(saved, classifier, practice):
     gpu = load_classifier(saved, device='cuda')
     torch.testing.assert_close(gpu.probabilities(files), classifier.probabilities(files), rtol=0, atol=1e-3)
     assert gpu.predict(files[0]).label == classifier.predict(files[0]).label
+
+
+def test_floats_with_transparency_lie_on_white_too():
+    a = np.full((32, 32, 4), (1, 0, 0, .2), np.float32)
+    for x in (a, np.uint8(a*255 + .5)):
+        assert (image_pixels(x) - torch.tensor([1, .8, .8])[:, None, None]).abs().max() < .005
+
+
+@pytest.mark.parametrize('colour, grey', [((1, 0, 0), .299), ((0, 1, 0), .587), ((0, 0, 1), .114)])
+def test_floats_become_grey_as_images_do(colour, grey):
+    a = np.full((32, 32, 3), colour, np.float32)
+    for x in (a, np.uint8(a*255)): assert (image_pixels(x, channels=1) - grey).abs().max() < .005
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_cielab(channels, tmp_path):
+    Image.merge('LAB', [Image.new('L', (8, 8), v) for v in (128, 128, 128)]).save(tmp_path/'lab.tif')
+    image = read_image(tmp_path/'lab.tif', channels=channels)
+    assert image.mode == ('L' if channels == 1 else 'RGB') and 100 < np.asarray(image).mean() < 140

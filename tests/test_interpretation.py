@@ -337,7 +337,7 @@ def test_reliability_points_are_those_of_the_table(pictures, n_bins):
     np.testing.assert_allclose(np.asarray(points.get_xydata(), float), table[['confidence', 'accuracy']])
     heights = [bar.get_height() for bar in ax.patches]
     np.testing.assert_allclose(np.array(heights)/max(heights), table.n/table.n.max())
-    assert f'{100*pictures.calibration_error(n_bins):.1f} points in {n_bins} bins' in ax.get_title() and (ax.get_xlim()[0], ax.get_ylim()[0]) == (0, 0)
+    assert f'{100*pictures.calibration_error(n_bins):.1f} points' in ax.get_title() and f'in {n_bins} bins' in ax.get_xlabel() and (ax.get_xlim()[0], ax.get_ylim()[0]) == (0, 0)
     assert 'temperature 2.00' in plot_reliability(pictures.with_temperature(2)).get_title()
 
 
@@ -400,3 +400,51 @@ def test_charts_go_where_they_are_told(pictures, plot):
 def test_charts_of_changes_go_where_they_are_told(change, plot):
     ax = Figure().subplots()
     assert plot(change, ax=ax) is ax
+
+
+def many(n, vocab, sure, seed=0, **kwargs):
+    rng = np.random.default_rng(seed)
+    targets, logits = rng.integers(0, len(vocab), n), rng.normal(size=(n, len(vocab)))
+    logits[range(n), targets] += sure*2*rng.random(n)
+    probs = np.exp(logits)/np.exp(logits).sum(1, keepdims=True)
+    return Evaluation(probs, targets, -np.log(probs[range(n), targets]), kwargs.pop('files', [f'{i}.png' for i in range(n)]), vocab, **kwargs)
+
+
+def boxes(texts):
+    "Where texts are in their figure, in pixels"
+    figure = texts[0].figure.get_figure(root=True) if hasattr(texts[0].figure, 'get_figure') else texts[0].figure
+    figure.canvas.draw()
+    return [t.get_window_extent(figure.canvas.get_renderer()) for t in texts], figure.bbox
+
+
+@pytest.mark.parametrize('sure', [1, 1.5, 2, 2.5])
+def test_words_of_a_coverage_chart_lie_apart(sure):
+    ax = plot_coverage(many(5000, [f'c{i}' for i in range(10)], sure))
+    found, whole = boxes([ax.title, *ax.texts])
+    assert len(found) > 1 and not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i]) and all(b.x1 <= whole.x1 for b in found)
+    assert max(ax.get_yticks()) <= 1
+
+
+@pytest.mark.parametrize('right', [0, 1])
+def test_coverage_of_equal_confidences_is_a_point(right):
+    n = 50
+    probs, targets = np.eye(10)[np.arange(n) % 10], (np.arange(n) + 1 - right) % 10
+    ax = plot_coverage(Evaluation(probs, targets, np.zeros(n), [f'{i}.png' for i in range(n)], [f'c{i}' for i in range(10)]))
+    assert ax.lines[0].get_marker() == 'o' and ax.lines[0].get_xydata().tolist() == [[1, right]] and min(ax.get_yticks()) >= -.021 and max(ax.get_yticks()) <= 1
+
+
+def test_captions_of_long_names_lie_apart(pictures):
+    vocab = ['american_pit_bull_terrier', 'english_cocker_spaniel', 'staffordshire_bull_terrier', 'Maine_Coon', *[f'c{i}' for i in range(6)]]
+    long = many(60, vocab, 1, files=pictures.files[:1]*60, root=pictures.root)
+    for axes in (plot_top_losses(long), plot_predictions(long)):
+        found, whole = boxes([ax.title for ax in axes])
+        assert not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i]) and all(b.x0 >= 0 and b.x1 <= whole.x1 for b in found)
+    for k in (1, 5):
+        axes = plot_between(long, *vocab[:3:2], k=k)
+        found, whole = boxes([row[0].figure._suptitle for row in axes])
+        assert all(b.x0 >= 0 and b.x1 <= whole.x1 for b in found)
+
+
+def test_title_of_a_cooled_reliability_is_whole():
+    found, whole = boxes([plot_reliability(many(200, [f'c{i}' for i in range(10)], 3).with_temperature(10)).title])
+    assert found[0].x0 >= 0 and found[0].x1 <= whole.x1

@@ -158,3 +158,11 @@ def test_coverage_agrees_with_a_loop():
     (lambda: reliability(np.ones(2), np.ones(2), 0), 'at least 1, got 0')])
 def test_bad_input_is_named(call, said):
     with pytest.raises(ValueError, match=said): call()
+
+
+def test_a_probability_of_zero_counts_as_the_smallest_float():
+    "Of a right and a wrong answer, both sure: the likeliest temperature is that of the floor"
+    logits = np.array([[0, -np.inf]]*4)
+    floor = np.log(np.finfo(np.float32).tiny)
+    assert fit_temperature(logits, [0, 0, 0, 1]) == pytest.approx(fit_temperature(np.array([[0, floor]]*4), [0, 0, 0, 1]))
+    assert fit_temperature(np.array([[0, floor/20]]*4), [0, 0, 0, 1]) == pytest.approx(-floor/20/np.log(3), rel=1e-3)

@@ -157,3 +157,17 @@ def test_whitening_is_fixed_and_remembered():
     other = create_model('small_cnn')
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.body.stem.filters, stem.filters)
+
+def test_new_filters_pass_their_input_on():
+    x = torch.randn(2, 8, 8, 8)
+    assert torch.allclose(models.conv_block(8, 16)[0](x)[:, :8], x, atol=1e-6)
+
+@pytest.mark.parametrize('name, factor', [('small_cnn', 1/8), ('airbench94', 1/9)])
+def test_scores_are_scaled(name, factor):
+    assert [m.factor for m in create_model(name).modules() if type(m).__name__ == 'Scale'] == [factor]
+
+def test_the_mode_of_each_layer_returns():
+    model = create_model('plain_cnn')
+    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d) or isinstance(m, nn.Dropout)).eval()
+    multiply_adds(model)
+    assert model.training and not frozen.training

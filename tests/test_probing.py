@@ -723,3 +723,17 @@ def test_tables_that_cannot_be_drawn(learn):
     table = robustness(learn, corruptions='blur', levels=1, n=5)
     with pytest.raises(ValueError, match='no column low, high'): plot_robustness(table.drop(columns=['low', 'high']))
     with pytest.raises(ValueError, match='no corrupted images'): plot_robustness(table[:1])
+
+
+@pytest.mark.parametrize('n, named', [(20, 20), (30, 30), (31, 0), (200, 0)])
+def test_names_of_many_classes_stay_within_an_embedding(n, named):
+    rng = np.random.default_rng(0)
+    targets = np.arange(1000) % n
+    xy = rng.normal(size=(n, 2))[targets]*10 + rng.normal(size=(1000, 2))*2
+    probs = np.eye(n)[targets]
+    ax = plot_embedding(xy, Evaluation(probs, targets, np.zeros(1000), [f'{i}.png' for i in range(1000)], [f'a_class_of_ours_{i}' for i in range(n)]))
+    ax.figure.canvas.draw()
+    assert len(ax.texts) == named
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert box.y1 <= ax.bbox.y1 and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1

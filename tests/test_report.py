@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from fastai.learner import Learner
 from PIL import Image
+import torch
 
 from cifar_fastai import report
 from cifar_fastai.evaluation import Evaluation, compare, evaluate, load_evaluation
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.report import write_report
-from cifar_fastai.training import train
+from cifar_fastai.training import load_run, train
 
 
 @pytest.fixture(scope='module')
@@ -100,6 +101,19 @@ def test_passes_are_not_made_again(runs, page, monkeypatch):
     monkeypatch.setattr(report, '_sections', {'summary': report._sections['summary']})
     write_report(runs[1], path=runs[1].run_dir/'again.html')
     assert not seen
+
+
+def test_a_learner_that_was_trained_further_is_seen_as_it_is(runs, monkeypatch, tmp_path):
+    folder = shutil.copytree(runs[1].run_dir, tmp_path/'run')
+    learn = load_run(folder, num_workers=0, device='cpu')
+    monkeypatch.setattr(report, '_sections', {'summary': report._sections['summary']})
+    kept = {p.name: p.read_bytes() for p in folder.glob('*.npz')}
+    with torch.no_grad(): next(learn.model.parameters()).neg_()
+    seen, real = [], report.evaluate
+    monkeypatch.setattr(report, 'evaluate', lambda learn, split: seen.append(real(learn, split)) or seen[-1])
+    text = write_report(learn, path=tmp_path/'after.html').read_text(encoding='utf-8')
+    assert [o.split for o in seen] == ['test', 'valid'] and f'{seen[0].accuracy:.2%}' in text
+    assert {p.name: p.read_bytes() for p in folder.glob('*.npz')} == kept
 
 
 def test_other_data_are_evaluated_anew(runs, practice, monkeypatch, tmp_path):

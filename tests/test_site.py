@@ -73,6 +73,19 @@ def test_links_and_anchors_lead_somewhere(pages, site):
     assert broken == []
 
 
+def test_docstrings_of_modules_lead_to_a_text(site):
+    start = 'Docs: https://cifar-fastai.github.io/cifar_fastai/'
+    for module in root.glob('cifar_fastai/[a-z]*.py'):
+        said = next(line for line in module.read_text(encoding='utf-8').splitlines() if line.startswith(start))
+        text = (site / said.removeprefix(start).removesuffix('"""')).read_text(encoding='utf-8')
+        assert text.startswith(f'# {module.stem}\n') and '.ipynb)' not in text
+
+
+def test_parameters_are_no_links(site):
+    rows = re.findall(r'<tr[^>]*>\s*<td><p>(.*?)</p></td>', (site / 'training.html').read_text(encoding='utf-8'), re.S)
+    assert len(rows) > 100 and not [r for r in rows if '<a ' in r]
+
+
 def test_pictures_are_there_and_have_a_text(pages, site):
     poor = [(name, src, alt) for name, page in pages.items() for src, alt in page.pictures
             if not src.startswith('data:') and not (site / unquote(urljoin(name, src))).is_file() or not (alt or '').strip() or (alt or '').startswith('_images') or '../_images' in (alt or '')]

@@ -16,12 +16,13 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from safetensors.torch import load_file
 
 from cifar_fastai import models, training
 from cifar_fastai.data import cifar10_dataloaders, count_classes
 from cifar_fastai.evaluation import evaluate
-from cifar_fastai.models import register_model
+from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train, training_precision
 
@@ -135,6 +136,8 @@ def test_one_cycle_uses_what_the_stage_says(practice):
     with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=2, lr=.1, div=10, div_final=100, pct_start=.5, moms=(.9, .8, .9)))
     lrs = learn.recorder.hps['lr']
     assert max(lrs) == pytest.approx(.1, rel=.05) and lrs[0] == pytest.approx(.01, rel=.3) and lrs[-1] < .02
+    moms = learn.recorder.hps['mom']
+    assert moms[0] == pytest.approx(.9, abs=.01) and min(moms) == pytest.approx(.8, abs=.01) and moms[-1] == pytest.approx(.9, abs=.02)
 
 class Watch(Callback):
     "What `f` gives at the end of each batch"
@@ -700,3 +703,17 @@ def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
     with pytest.raises(OSError, match='No space left'): go(cbs=[At(fill_disk, 1)])
     assert load_file(tmp_path/'run'/'model.safetensors')
     assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
+
+@pytest.mark.parametrize('tracker', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
+def test_trackers_of_accuracy_do_not_look_at_the_final_validation(tracker, practice, tmp_path):
+    learn = train(tiny, source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu', cbs=[tracker(monitor='accuracy')])
+    assert json.loads((learn.run_dir/'run.json').read_text())['status'] == 'finished' and any(isinstance(cb, tracker) for cb in learn.cbs)
+
+def test_the_stem_sees_fewer_of_large_images(practice):
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
+    seen, real = [], training.image_loader
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.append(len(items)) or real(dls, items, **kwargs))
+        training._fit_stem(create_model('small_cnn'), dls)
+        training._fit_stem(create_model('small_cnn'), dls, n_pixels=32*32*50)
+    assert seen == [180, 51]

@@ -287,7 +287,7 @@ def test_another_number_of_classes(state):
     report = load_weights(model, state)
     assert report.dropped == ('fc.weight', 'fc.bias') and len(report.loaded) == len(state) - 2 and not report.missing
     assert torch.equal(model.fc.weight, fc) and torch.equal(model.conv5[0].weight, state['conv5.0.weight'])
-    assert str(report) == f'loaded: {len(state) - 2} tensors\ndropped, being the classifier of other classes: fc.weight, fc.bias'
+    assert str(report) == f'loaded: {len(state) - 2} tensors\ndropped, being another classifier: fc.weight, fc.bias'
 
 
 @pytest.mark.parametrize('name, classifier', [
@@ -654,3 +654,11 @@ def test_the_body_of_a_fine_tuned_timm_network():
     assert all(k.startswith(('body.timm.', 'head.')) for k in model.state_dict())
     found,head = weights._body_of(model.state_dict(), plain)
     assert set(found) < set(plain.state_dict()) and head and all(torch.equal(v, model.state_dict()[f'body.timm.{k}']) for k,v in found.items())
+
+
+def test_what_looks_like_a_hash_and_is_none(tmp_path):
+    "-300e: three hundred epochs"
+    (tmp_path / 'vit-300e.pth.tar').write_bytes(b'weights')
+    assert weights._check_hash(tmp_path / 'vit-300e.pth.tar').exists()
+    (tmp_path / 'vit-0123abcd.pth').write_bytes(b'weights')
+    assert 'damaged' in message(ValueError, weights._check_hash, tmp_path / 'vit-0123abcd.pth')
