@@ -378,10 +378,12 @@ _most_labels = 30  # more classes would hide what is drawn
 def _label_classes(ax, xy, targets, vocab, colours):
     present = np.unique(targets)
     if len(present) > _most_labels: return
-    width, height = max(.16, .016 * max(len(vocab[c]) for c in present)) * np.ptp(xy[:, 0]), .052 * np.ptp(xy[:, 1])
+    wide, high = np.ptp(xy, 0)
+    half = np.minimum(.008 * np.array([len(vocab[c]) for c in present]), .5) * wide  # of a label
     middles = np.array([np.median(xy[targets == c], 0) for c in present])
-    if width < np.ptp(xy[:, 0]): middles[:, 0] = middles[:, 0].clip(xy[:, 0].min() + width / 2, xy[:, 0].max() - width / 2)
-    spots = _apart(middles, width, height)
+    middles[:, 0] = middles[:, 0].clip(xy[:, 0].min() - .04 * wide + half, xy[:, 0].max() + .04 * wide - half)
+    height = .052 * high
+    spots = _apart(middles, max(.16 * wide, 2 * half.max()), height)
     ax.set_ylim(top=max(ax.get_ylim()[1], spots[:, 1].max() + height))
     for c, (x, y) in zip(present, spots):
         ax.text(x, y, _as_it_is(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,

@@ -517,7 +517,7 @@ def test_degenerate_embeddings_are_drawn(targets, predictions, n_classes):
     rng = np.random.default_rng(0)
     ax = plot_embedding(rng.normal(size=(len(targets), 2)), fake(list(targets), predictions, [f'class {i}' for i in range(n_classes)]), ax=plt.subplots()[1])
     ax.figure.canvas.draw()
-    assert len(ax.texts) == len(set(targets))
+    assert len(ax.texts) == (len(set(targets)) if n_classes <= 30 else 0)
 
 
 def test_points_of_other_images_are_refused(result):
