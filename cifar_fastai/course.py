@@ -302,18 +302,30 @@ def _(model):
     model = deepcopy(model) # gradients and modes of the one that was given stay as they are
     torch.manual_seed(0)
     x = torch.randn(8, 3, 32, 32)
-    y = need_tensor(_scores(model.train(), x), (8, 10))
+    need_tensor(_scores(model.train(), x), (8, 10))
+    idle = _idle_after_steps(model, x)
+    y = model(x)
     n = sum(p.numel() for p in model.parameters())
     need(n <= 100_000, f'It has {n:,} parameters. Where are most of them? A linear layer after flattening a large image has one for each pixel and class; pool first.')
     need(any(isinstance(m, nn.Conv2d) for m in model.modules()), 'There is no convolution in it.')
     need(not (torch.allclose(y.sum(1), torch.ones(8), atol=1e-4) and bool((y >= 0).all())), 'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
     need(not (bool((y >= 0).all()) and bool((y == 0).any())), 'No score of your network is negative: does it end in a ReLU? That takes from a class its way to say no. End with the linear layer.')
-    F.cross_entropy(y, torch.arange(8)).backward()
-    idle = [name for name,p in model.named_parameters() if p.grad is None or not p.grad.any()]
     need(not idle, f'No gradient reaches {", ".join(idle[:3])}. Is that layer used, and does everything after it let something through?')
     need(not torch.equal(y[0], y[1]), 'It says the same of every image.')
     need_tensor(model.eval()(x[:1]), (1, 10))
     return f'Right: {n:,} parameters, ten scores, and every layer learns.'
+
+def _idle_after_steps(model, x, n=3):
+    "The parameters that no gradient reached in some steps: behind what begins at zero, as the ends of branches may, it is not the first that does"
+    reached = set()
+    for _ in range(n):
+        model.zero_grad()
+        F.cross_entropy(model(x), torch.arange(len(x))).backward()
+        for name,p in model.named_parameters():
+            if p.grad is None or not p.grad.any(): continue
+            reached.add(name)
+            p.data -= .01*p.grad
+    return [name for name,_ in model.named_parameters() if name not in reached]
 
 def _scores(model, x):
     "What a network makes of images; `Hint` if its layers do not fit"
@@ -411,23 +423,29 @@ def _body_and_head():
     torch.manual_seed(0)
     model = nn.Sequential()
     model.add_module('body', nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU()))
-    model.add_module('head', nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)))
+    model.add_module('head', nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 10)))
+    nn.init.normal_(model.head[2].running_mean)
     return model
 
 # %% ../nbs/09_course.ipynb #4f4f0205
 @exercise('4.1', 'A new head for four classes')
 def _(new_head):
-    model = _body_and_head()
+    model,x = _body_and_head(),torch.randn(2, 3, 16, 16)
     before = {k: v.clone() for k,v in model.body.state_dict().items()}
+    given = model.head[:-1].eval()(model.body.eval()(x)) # to the last layer
     need(not isinstance(new_head, nn.Module), 'Give a function that takes a network and a number of classes, not a layer.')
-    returned = call(new_head, model, 4)
+    returned = call(new_head, model.train(), 4)
     need(isinstance(returned, nn.Module), f'Return the network, not {_what(returned)}.')
     need(not any(tuple(m.weight.shape) == (10, 12) for m in returned.modules() if isinstance(m, nn.Linear)), 'The old layer for ten classes is still there. Put the new one in its place.')
     need(hasattr(returned, 'body') and hasattr(returned, 'head'), 'What you return has no `body` and `head`. Change the network that is given, and return it.')
-    y = returned.eval()(torch.randn(2, 3, 16, 16))
-    need_tensor(y, (2, 4))
+    need_tensor(returned.eval()(x), (2, 4))
     kept = {k: v for k,v in returned.state_dict().items() if k.startswith('body.')}
     need(len(kept) == len(before) and all(torch.equal(v, kept[f'body.{k}']) for k,v in before.items()), 'The body has changed. What it has learned is what you want to keep.')
+    seen = []
+    for m in returned.head.modules():
+        if isinstance(m, nn.Linear): m.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    returned(x)
+    need(len(seen) == 1 and seen[0].shape == given.shape and torch.allclose(seen[0], given, atol=1e-5), 'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
     return 'Right: a new last layer on what the body has learned.'
 
 # %% ../nbs/09_course.ipynb #58b61976
@@ -441,10 +459,11 @@ def _(freeze):
     loose = [name for name,p in model.body.named_parameters() if p.requires_grad]
     need(not loose, f'{", ".join(loose[:3])} of the body can still learn: `requires_grad_(False)` is for every parameter of it.')
     need(all(p.requires_grad for p in model.head.parameters()), 'The head is frozen too, so that nothing is left to learn.')
+    need(all(m.training for m in model.head.modules()), 'The head is in evaluation mode too, where BatchNorm and dropout do not do what they do in training. Put only the body there: `model.body.eval()`.')
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], .1)
     F.cross_entropy(model(torch.randn(16, 3, 16, 16)*3 + 1), torch.arange(16) % 10).backward()
     optimizer.step()
-    moved = [k for k,v in model.body.state_dict().items() if not torch.equal(v, before[k])]
+    moved = [k for k,v in model.body.state_dict().items() if not torch.equal(v, before[k]) and not k.endswith('num_batches_tracked')]
     need(not moved, f'The weights stay, but {", ".join(moved[:1])} moved: BatchNorm in training mode takes the statistics of every batch, gradient or not. Put those layers into evaluation mode: `.eval()`.')
     return 'Right: neither weights nor statistics move, and the head learns.'
 
@@ -669,7 +688,9 @@ def _(top):
     need(names != ['ship', 'dog'], 'Nearly: the likeliest comes first.')
     need(names == ['dog', 'ship'], f'The likeliest two are dog and ship; you return {names}.')
     need([float(o[1]) for o in found] == [.5, .25], f'The probabilities are .5 and .25; you return {_list([float(o[1]) for o in found])}.')
-    _works(lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1), 'a tensor')
+    need(sorted(o[0] for o in call(top, [.4, .2, .4], ['cat', 'dog', 'ship'], 2)) == ['cat', 'ship'], 'Two classes may have the same probability, and both are wanted then. Sort positions, or pairs of probability and class; do not look a class up by its probability.')
+    found = _works(lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1), 'a tensor')
+    need([o[0] for o in found] == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {[o[0] for o in found]}.')
     need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2, 'If more are asked for than there are classes, return all there are.')
     return 'Right.'
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fastai.callback.schedule import valley
 from scipy import stats
+from fastai.layers import ConvLayer, ResBlock
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,7 +54,7 @@ class Idle(nn.Module):
     def forward(self, x): return self.net(x)
 def constant():
     model = network()
-    nn.init.zeros_(model[-1].weight)
+    for p in model.parameters(): nn.init.zeros_(p)
     return model
 def steepest(lrs, losses): return lrs[:losses.argmin()][losses.diff()[:losses.argmin()].argmin()]
 def steepest_of_means(lrs, losses, n=9):
@@ -115,6 +116,31 @@ def prepare(picture): return torch.tensor(np.asarray(picture.convert('RGB').resi
 def decide(p, vocab, threshold): return vocab[int(np.argmax(np.asarray(p)))] if max(p) >= threshold else None
 def top(p, vocab, k): return sorted(zip(vocab, p), key=lambda o: -o[1])[:k]
 
+def residual_network():
+    "Its branch begins at zero, as fastai's do"
+    return nn.Sequential(ConvLayer(3, 16, stride=2), ResBlock(1, 16, 32, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+def silent(model):
+    nn.init.zeros_(model[-1].weight)
+    return model
+
+def freeze_momentum(model):
+    model.body.requires_grad_(False)
+    for m in model.body.modules():
+        if isinstance(m, nn.BatchNorm2d): m.momentum = 0.
+
+def other_head(model, n):
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, n))
+    return model
+
+def top_by_value(p, vocab, k):
+    p = [float(o) for o in p]
+    return [(vocab[p.index(o)], o) for o in sorted(p, reverse=True)[:k]]
+
+def top_by_dict(p, vocab, k):
+    found = dict(zip(map(float, p), vocab))
+    return [(found[o], o) for o in sorted(found, reverse=True)[:k]]
+
 right = {
     '1.1': [lambda files: Counter(f.parent.name for f in files), lambda files: {c: sum(f.parent.name == c for f in files) for c in ('cat', 'deer', 'dog', 'ship')}],
     '1.2': [(16, 3, 32, 32), [16, 3, 32, 32], torch.zeros(16, 3, 32, 32).shape],
@@ -122,14 +148,14 @@ right = {
     '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
     '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
     '2.2': [448, torch.tensor(448), 448.],
-    '2.3': [network(), network, deep_network],
+    '2.3': [network(), network, deep_network, residual_network, lambda: silent(network())],
     '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
     '2.5': [steepest_of_means, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
     '3.1': [coin, coin_of_numpy],
     '3.3': [smooth],
     '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
     '3.4': [dropout],
-    '4.2': [freeze, lambda model: model.body.requires_grad_(False).eval() and None],
+    '4.2': [freeze, freeze_momentum, lambda model: model.body.requires_grad_(False).eval() and None],
     '4.1': [new_head],
     '4.4': [lambda n, low, high: [low*(high/low)**(i/(n - 1)) for i in range(n)], lambda n, low, high: np.geomspace(low, high, n)],
     '4.3': [5130],
@@ -175,8 +201,8 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
             (lambda x, p, training: F.dropout(x, .5, training), 'a quarter'), (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'same numbers'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
-    '4.2': [(freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
-    '4.1': [(one_more_layer, 'ten classes'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
+    '4.2': [(freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.eval().body.requires_grad_(False) and None, 'head is in evaluation mode'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
+    '4.1': [(one_more_layer, 'ten classes'), (lambda model, n: other_head(model, n), 'All of the head but its last layer'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
     '4.4': [(lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
             (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
     '4.3': [(5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
@@ -205,7 +231,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: vocab[int(np.argmax(p))], 'None'), (lambda p, vocab, t: decide(p, vocab, t + 1e-6), 'just enough'), (lambda p, vocab, t: 'cat', 'dog'),
             (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'TypeError')],
-    '8.3': [(lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
+    '8.3': [(lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (top_by_value, 'same probability'), (top_by_dict, 'same probability'), (lambda p, vocab, k: top(p, vocab, k) if isinstance(p, list) else top(-p, vocab, k), 'Of a tensor, too'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
             (lambda p, vocab, k: [v for v,_ in top(p, vocab, k)], 'pair'), (lambda p, vocab, k: top(p, vocab, 1), 'as many'), (lambda p, vocab, k: [top(p, vocab, k)[i] for i in range(k)], 'IndexError')],
 }
 numbers = list(exercises().exercise)
