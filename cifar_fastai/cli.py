@@ -495,10 +495,13 @@ def _whole(path):
         part.replace(path)
     finally: part.unlink(missing_ok=True)
 
+def _file_name(name): return name.replace(' ', '-')
+
 def _free_name(name, metrics, fingerprint):
-    "`name`, with a number if figures of other images have it already: two folders of other data can be called alike"
+    "`name`, with a number if figures of other images have it already, or a file of it: two folders of other data can be called alike"
+    def taken(wanted): return any(_file_name(n) == _file_name(wanted) and (n != wanted or m.get('fingerprint', fingerprint) != fingerprint) for n,m in metrics.items())
     free,k = name,1
-    while ' on ' in name and metrics.get(free, {}).get('fingerprint', fingerprint) != fingerprint: free,k = f'{name} {k + 1}',k + 1
+    while ' on ' in name and taken(free): free,k = f'{name} {k + 1}',k + 1
     return free
 
 def _keep_figures(result, run_dir, name):
@@ -510,7 +513,7 @@ def _keep_figures(result, run_dir, name):
     name = _free_name(name, metrics, result.fingerprint)
     metrics[name] = metrics.get(name, {}) | result.to_dict() | dict(most_confused=result.most_confused()[:20])
     with _whole(path) as part: part.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
-    file_name = name.replace(' ', '-')
+    file_name = _file_name(name)
     result.save(run_dir/f'{file_name}.npz')
     _keep_picture(run_dir/f'confusion_matrix-{file_name}.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastai.learner import Learner
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -360,6 +360,8 @@ def plot_coverage(
 
 def _make_room(ax):
     "Nothing is right more often than always; above it there may be the words of a mark"
+    ax.yaxis.set_major_locator(AutoLocator())  # of the data: an earlier curve may have set limits of its own
+    ax.autoscale(axis='y')
     low, high = ax.get_ylim()
     low, high = max(low, -.02), min(high, 1.02)
     ax.set_ylim(low, high + (.08 * (high - low) if any(t.get_va() == 'bottom' for t in ax.texts) else 0))

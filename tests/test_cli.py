@@ -549,14 +549,15 @@ def test_figures_of_other_data_of_the_same_name_are_kept_apart(folder, practice)
 
 def test_figures_of_two_folders_of_one_name_are_kept_apart(folder, practice):
     before = read(folder/'metrics.json')
-    for k in 1, 2:
-        mine = Path(shutil.copytree(practice, f'{k}/mine'))
+    for k, name in enumerate(('mine', 'mine', 'mine-2'), 1):
+        mine = Path(shutil.copytree(practice, f'{k}/{name}'))
         (mine/'practice_set.json').unlink()
         for f in list((mine/'test').rglob('*.png'))[:k]: f.unlink()
-    for k in 1, 2, 1: assert run('evaluate', folder, '--data', f'{k}/mine', '--workers', 0).code == 0
+    for data in '1/mine', '2/mine', '1/mine', '3/mine-2', '3/mine-2': assert run('evaluate', folder, '--data', data, '--workers', 0).code == 0
     after = read(folder/'metrics.json')
-    assert after.pop('test on mine')['n'] == 49 and after.pop('test on mine 2')['n'] == 48 and after == before
-    assert len(load_evaluation(folder/'test-on-mine-2.npz')) == 48
+    for name, n in (('mine', 49), ('mine 2', 48), ('mine-2 2', 47)):
+        assert after.pop(f'test on {name}')['n'] == len(load_evaluation(folder/f'test-on-{name.replace(" ", "-")}.npz')) == n
+    assert after == before
 
 def test_evaluate_what_cannot_be(folder, recipe, practice):
     (folder/'model.safetensors').write_bytes(b'x')

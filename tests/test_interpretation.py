@@ -425,6 +425,14 @@ def test_words_of_a_coverage_chart_lie_apart(sure):
     assert max(ax.get_yticks()) <= 1
 
 
+def test_a_second_coverage_curve_is_seen_whole():
+    vocab = [f'c{i}' for i in range(10)]
+    ax = plot_coverage(many(2000, vocab, 4))
+    plot_coverage(many(2000, vocab, 1), ax=ax)
+    lowest = min(line.get_ydata().min() for line in ax.lines)
+    assert lowest < .5 and ax.get_ylim()[0] < lowest and lowest - .1 < min(ax.get_yticks()) <= .5
+
+
 @pytest.mark.parametrize('right', [0, 1])
 def test_coverage_of_equal_confidences_is_a_point(right):
     n = 50
@@ -443,6 +451,9 @@ def test_captions_of_long_names_lie_apart(pictures):
         axes = plot_between(long, *vocab[:3:2], k=k)
         found, whole = boxes([row[0].figure._suptitle for row in axes])
         assert all(b.x0 >= 0 and b.x1 <= whole.x1 for b in found)
+        for row in axes:
+            found, whole = boxes([ax.title for ax in row])
+            assert not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
 
 
 def test_title_of_a_cooled_reliability_is_whole():
