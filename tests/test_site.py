@@ -78,12 +78,12 @@ def test_docstrings_of_modules_lead_to_a_text(site):
     for module in root.glob('cifar_fastai/[a-z]*.py'):
         said = next(line for line in module.read_text(encoding='utf-8').splitlines() if line.startswith(start))
         text = (site / said.removeprefix(start).removesuffix('"""')).read_text(encoding='utf-8')
-        assert text.startswith(f'# {module.stem}\n') and '.ipynb)' not in text
+        assert text.startswith(f'# {module.stem}\n') and not re.search(r'\]\((?!https:)[^)]*\.ipynb', text)
 
 
 def test_parameters_are_no_links(site):
     rows = re.findall(r'<tr[^>]*>\s*<td><p>(.*?)</p></td>', (site / 'training.html').read_text(encoding='utf-8'), re.S)
-    assert len(rows) > 100 and not [r for r in rows if '<a ' in r]
+    assert len(rows) > 50 and not [r for r in rows if '<a ' in r]
 
 
 def test_pictures_are_there_and_have_a_text(pages, site):
