@@ -372,9 +372,10 @@ def _mark_coverage(ax, evaluation, accuracy):
     marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
     if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
     ax.plot(coverage, accuracy, 'o', color=_dark_orange)
-    above = coverage < .4
+    above = coverage < .4  # there the words have room in one line
+    space = ' ' if above else '\n'
     place = dict(xytext=(8, 4), ha='left', va='bottom') if above else dict(xytext=(-6, -6), ha='right', va='top')
-    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{" " if above else chr(10)}when {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
+    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{space}when {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/06_interpretation.ipynb #88d48a96
 def _short(name, n=20): return name if len(name) <= n else f'{name[:n - 1]}\N{HORIZONTAL ELLIPSIS}'
