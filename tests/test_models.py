@@ -171,3 +171,7 @@ def test_the_mode_of_each_layer_returns():
     frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d) or isinstance(m, nn.Dropout)).eval()
     multiply_adds(model)
     assert model.training and not frozen.training
+
+def test_a_whitened_network_needs_eight_pixels():
+    with pytest.raises(ValueError, match='image_size 4 is too small.*at least 8'): create_model('small_cnn', image_size=4)
+    assert create_model('small_cnn', image_size=8)
