@@ -1,19 +1,27 @@
-# `make` alone lists what can be made. PYTHON=python3.12 takes another Python, ARGS="..." goes on to the command behind a target.
+# `make` alone lists what can be made. PYTHON=python3.12 takes another Python, VERSIONS=lowest or pre-releases other versions than
+# those of constraints.txt, and ARGS="..." goes on to the command behind a target.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help env train test docs build constraints clean
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+.PHONY: help env train test quick tutorials docs build constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 env: ## .venv with the package and all its tools; a moment when nothing changed
-	@$(PYTHON) tests/environment.py
+	@$(PYTHON) tests/environment.py $(VERSIONS)
 
 train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe speedrun" takes another recipe
 	@$(BIN)/cifar-fastai train $(ARGS)
 
-test: env ## every check: notebooks, README, tests; ARGS="notebooks pytest" takes some
-	@$(BIN)/python tests/checks.py $(ARGS)
+test: env ## every check, on all processors: what notebooks make, all notebooks, all tests; ARGS="-k transfer" takes some
+	@$(PYTEST) $(ARGS)
+
+quick: env ## the tests that take no seconds, before a commit
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+tutorials: env ## the tutorials at their full size; ARGS="-k transfer" takes one
+	@$(PYTEST) --whole tests/test_notebooks.py -k tutorials $(ARGS)
 
 docs: env ## README.md, and the site in _site/html
 	@$(BIN)/python docs/readme.py

@@ -17,7 +17,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
-import cleanlab.filter, cleanlab.rank  # label_errors imports them at its first call, which is none of what is timed
+import cleanlab.filter, cleanlab.rank  # noqa: F401  label_errors imports them at its first call, which is none of what is timed
 from fastai.interpret import ClassificationInterpretation
 
 from cifar_fastai.data import test_dataloader

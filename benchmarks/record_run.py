@@ -64,15 +64,15 @@ def add(path, rows):
         for r in several: known.setdefault((r['recipe'], str(r['seed']), r['started']), []).append(r)
     if new: write_rows(path, [r for group in (groups | new).values() for r in group])
 
-def main(*folders):
+def record(*folders):
     folders = [Path(f) for f in folders]
     add(results/'training.csv', [training_row(f) for f in folders])
     add(results/'stages.csv', [row for f in folders for row in stage_rows(f)])
     add(results/'curves.csv', [row for f in folders for row in curve_rows(f)])
 
-def command_line():
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
-    main(*parser.parse_args().runs)
+    record(*parser.parse_args().runs)
 
-if __name__ == '__main__': run_script(command_line)
+if __name__ == '__main__': run_script(main)

@@ -48,14 +48,14 @@ def begun(out, name, axes):
         if all(getattr(recipe, k) == v for k,v in axes.items()):
             return recipe,json.loads((folder/'run.json').read_text(encoding='utf-8'))['data']['limit']
 
-def run(recipe, seeds, out, data, device, tta=None, limit=None, axes={}):
+def run(recipe, seeds, out, data, device, tta=None, limit=None, axes=None):
     "Train a recipe over seeds, evaluate it on the test images and write the rows: the table of runs"
     test = bool(data.n_test) and not recipe.name.endswith('_short')
     print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {seeds} seeds')
-    runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test and (tta or True), **axes)
+    runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test and (tta or True), **(axes or {}))
     print(runs[['run', 'status', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'error']].to_string(index=False))
     finished = runs[runs.status == 'finished']
-    if data.n_test: record_run.main(*finished.run)
+    if data.n_test: record_run.record(*finished.run)
     return finished
 
 def matching(patterns): return [n for p in patterns for n in list_recipes(p) or [get_recipe(p).name]]

@@ -36,7 +36,6 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, event
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from fastai.callback.training import GradientClip

@@ -1,16 +1,89 @@
-"What several test files use: a small practice set, a pyplot that must be left alone, a web server on this machine, and a browser."
+"""How tests share the processors, and what several test files use: a small practice set, a pyplot that must be left alone, a web
+server on this machine, and a browser."""
 import os
 import shutil
+import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 os.environ.setdefault('MPLBACKEND', 'Agg')
+if workers > 1: os.environ['OMP_NUM_THREADS'] = str(max(1, cpus // workers))  # which torch reads when it is imported
 
 import pytest
 
 from cifar_fastai.synthetic import make_synthetic
 
+slow_fixtures = {'site', 'built', 'browser'}  # what takes seconds to make; tests that need one are slow without a mark of their own
+unmarked_seconds = 5  # a test that takes longer and is not marked slow is named in the end
+
+
+# --- which test runs when
+
+has_gpu = Path('/dev/nvidia0').exists()
+
+
+def pytest_addoption(parser):
+    parser.addoption('--whole', action='store_true', help='tutorials with all their images and epochs')
+
+
+def pytest_configure(config):
+    "One cache folder for this run, instead of the user's own; and files in the order below, where pytest-xdist would have its own."
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        config.made = tempfile.TemporaryDirectory(prefix='cifar_fastai-')
+        os.environ['CIFAR_FASTAI_HOME'] = config.made.name
+    config.shared = Path(os.environ['CIFAR_FASTAI_HOME'])
+    config.option.loadscopereorder = False
+
+
+def marked(item, name): return item.get_closest_marker(name) is not None
+
+
+def pytest_itemcollected(item):
+    if slow_fixtures & set(item.fixturenames): item.add_marker(pytest.mark.slow)
+    if marked(item, 'cuda') and not has_gpu: item.add_marker(pytest.mark.skip('no NVIDIA GPU on this machine'))
+    if marked(item, 'network') and 'network' not in item.config.option.markexpr: item.add_marker(pytest.mark.skip('downloads: -m network'))
+    # a process gets all tests of a file, for what they share, but single notebooks
+    group = 'alone' if marked(item, 'alone') else item.name if item.name.startswith('test_notebook_runs') else item.path.stem
+    item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(trylast=True)  # after a plugin has put them in a random order
+def pytest_collection_modifyitems(items):
+    "Files with slow tests first, since what ends last decides how long it takes; tests that want to be alone last."
+    files = list(dict.fromkeys(o.path for o in items))
+    slow = {o.path for o in items if marked(o, 'slow')}
+    items.sort(key=lambda o: (marked(o, 'alone'), o.path not in slow, files.index(o.path), not marked(o, 'slow')))
+
+
+@contextmanager
+def turn(folder, alone):
+    "Wait until no other process runs a test that wants to be alone; if this one does, until none runs any."
+    import fcntl
+    with open(folder / 'next', 'w') as next_one, open(folder / 'running', 'w') as running:
+        fcntl.flock(next_one, fcntl.LOCK_EX)  # kept while waiting: nobody overtakes
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(next_one, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    with turn(item.config.shared, marked(item, 'alone')) if workers > 1 else nullcontext():
+        return (yield)
+
+
+def pytest_terminal_summary(terminalreporter):
+    passed = terminalreporter.stats.get('passed', [])
+    long = [o for o in passed if o.when == 'call' and o.duration > unmarked_seconds and 'slow' not in o.keywords]
+    for o in sorted(long, key=lambda o: -o.duration):
+        terminalreporter.write_line(f'Not marked slow, and took {o.duration:.0f} s: {o.nodeid}')
+
+
+# --- what tests use
 
 @pytest.fixture(scope='session')
 def practice(tmp_path_factory):

@@ -1,7 +1,11 @@
 """Makes .venv, with the package and all its tools: the first step of every make target, a moment when nothing changed.
 
-.venv is made anew when the Python or the folder is another one, and filled again when a file that says what to install
-changed. Only the standard library is used, in words that old Pythons can read: who has one gets a message, no SyntaxError."""
+.venv is made anew when the Python, the folder or the choice of versions is another one, and filled again when a file that
+says what to install changed. Only the standard library is used, in words that old Pythons can read: who has one gets a
+message, no SyntaxError.
+
+Why not `uv sync`: it installs from a lock file, and uv.lock names the host of a package index in every line, so it would
+not work behind a mirror; and it needs a uv that is there already, where this needs a Python only."""
 import hashlib
 import importlib.util
 import os
@@ -9,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -16,6 +21,11 @@ venv = root / '.venv'
 stamp = venv / 'filled-for'
 says_what = 'pyproject.toml', 'settings.ini', 'setup.py', 'constraints.txt', 'cifar_fastai/__init__.py'
 ask_python = 'import sys; print(sys.version, sys.base_prefix)'
+versions = {  # VERSIONS of make: what the installer is told
+    'tested': ['-c', 'constraints.txt'],
+    'lowest': ['--resolution', 'lowest-direct'],  # of each requirement in settings.ini
+    'pre-releases': ['--prerelease', 'allow'],
+}
 
 
 def check_version(version=sys.version_info):
@@ -40,7 +50,7 @@ def get_venv_module():
     package = f'python{sys.version_info[0]}.{sys.version_info[1]}-venv'
     if os.geteuid() or not shutil.which('apt-get'):
         sys.exit(f'{sys.executable} comes without its venv module. Install it (Debian: apt-get install {package}), then go on.')
-    print(f'{sys.executable} comes without its venv module: installing {package} with apt-get', flush=True)
+    print(f'{sys.executable} comes without its venv module: installing {package} (3 MB) with apt-get', flush=True)
     subprocess.check_call(['apt-get', 'update', '-qq'])
     subprocess.check_call(['apt-get', 'install', '-qq', '-o=Dpkg::Use-Pty=0', '--no-install-recommends', package],
                           env=dict(os.environ, DEBIAN_FRONTEND='noninteractive'), stdout=subprocess.DEVNULL)
@@ -56,33 +66,54 @@ def make():
     subprocess.check_call([python, '-m', 'venv', venv])
 
 
-def fill():
+def installed():
+    "How much is in .venv, in words."
+    packages = list(venv.glob('lib/python*/site-packages/*.dist-info'))
+    size = sum(o.lstat().st_size for o in venv.rglob('*'))
+    return f'{len(packages)} packages, {size / 1e9:.1f} GB'
+
+
+def fill(wanted):
     "Install the package, its tools and what both need into .venv: by uv, which is quick, or by pip if there is no uv."
-    print('Installing into .venv (some minutes and 6 GB the first time: torch is large)', flush=True)
+    print('Installing into .venv: 6 GB, most of it torch; a download of 3 GB the first time, some minutes', flush=True)
+    start = time.time()
     # This variable's folder may hold a build of torch for the CPU alone, with which torchvision's usual build does not work.
     env = {k: v for k, v in os.environ.items() if k != 'PIP_FIND_LINKS'}
     run = lambda *args: subprocess.call([str(o) for o in args], cwd=root, env=env)
-    python, pinned = venv / 'bin/python', ('-c', 'constraints.txt')
+    python = venv / 'bin/python'
     pip = python, '-m', 'pip', '--disable-pip-version-check', 'install', '--quiet'
-    has_uv = run(*pip, *pinned, 'uv') == 0
+    has_uv = run(*pip, '-c', 'constraints.txt', 'uv') == 0
+    if not has_uv and wanted != 'tested':
+        sys.exit(f'uv finds the {wanted} versions, and could not be installed: see above.')
     install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python) if has_uv else pip  # pip compiles unasked
-    if run(*install, *pinned, '-e', '.[dev,interpret]'):
+    if run(*install, *versions[wanted], '-e', '.[dev,interpret]'):
         sys.exit('Could not install what settings.ini and constraints.txt name: see above.')
+    print(f'Installed {installed()}, in {time.time() - start:.0f} s', flush=True)
 
 
-def wanted():
-    "A digest of everything that decides what is installed."
+def install_hooks():
+    "Let git run ruff and nbdev-clean before a commit, where this is a checkout and git is installed."
+    if (root / '.git').exists() and shutil.which('git'):
+        subprocess.call([venv / 'bin/pre-commit', 'install'], cwd=root, stdout=subprocess.DEVNULL)
+
+
+def digest():
+    "Of everything that decides what is installed."
     return hashlib.sha256(b'\0'.join((root / o).read_bytes() for o in says_what)).hexdigest()
 
 
-def main():
+def main(wanted='tested'):
     check_version()
-    if not fits():
+    if wanted not in versions:
+        sys.exit(f'VERSIONS={wanted} is unknown. There are {", ".join(versions)}.')
+    made_for = f'{wanted} {digest()}'
+    if not fits() or stamp.exists() and stamp.read_text().split()[0] != wanted:
         make()
-    if not stamp.exists() or stamp.read_text() != wanted():
-        fill()
-        stamp.write_text(wanted())
+    if not stamp.exists() or stamp.read_text() != made_for:
+        fill(wanted)
+        install_hooks()
+        stamp.write_text(made_for)
 
 
 if __name__ == '__main__':
-    main()
+    main(*sys.argv[1:])

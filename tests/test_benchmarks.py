@@ -2,9 +2,10 @@
 import copy
 import csv
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,9 @@ benchmarks = Path(__file__).resolve().parent.parent/'benchmarks'
 sys.path.insert(0, str(benchmarks))
 
 import ablations
+import allocator
 import epochs
+import interpretation
 import loaders
 import plain_fastai
 import record_run
@@ -48,6 +51,7 @@ def test_a_short_run_does_not_validate_on_the_test_images():
     assert reproduce.shortened(two_stages.change(valid='test'), 1000, 4000, 1.)[0].valid == .1
     assert reproduce.shortened(two_stages.change(valid='test'), 1000, 1e6, 1.)[0].valid == 'test'
 
+@pytest.mark.slow
 def test_the_same_call_goes_on(results, practice, tmp_path, monkeypatch):
     "However quick the machine is the second time, the runs are those of the first call"
     monkeypatch.setattr(reproduce, 'get_recipe', lambda name: two_stages.change(image_size=16))
@@ -90,7 +94,7 @@ def results(monkeypatch, tmp_path):
 
 def test_rows_of_a_run(results, practice, tmp_path):
     learn = train(two_stages.shorten(2), seed=3, source=practice, run_dir=tmp_path/'run', num_workers=0)
-    for _ in range(2): record_run.main(learn.run_dir)
+    for _ in range(2): record_run.record(learn.run_dir)
     old,new = rows(results/'training.csv')
     assert (old['recipe'], old['seed'], old['epochs']) == ('old', '7', '')
     assert (new['recipe'], new['seed'], new['epochs'], new['n_train'], new['variant'], new['test_accuracy']) == ('two_stages_short', '3', '3', '180', 'synthetic', '')
@@ -102,7 +106,7 @@ def test_rows_of_a_run(results, practice, tmp_path):
 
 def test_a_whole_run_without_test_figures_is_refused(results, practice, tmp_path):
     learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0)
-    with pytest.raises(SystemExit, match='not evaluated on the test split'): record_run.main(learn.run_dir)
+    with pytest.raises(SystemExit, match='not evaluated on the test split'): record_run.record(learn.run_dir)
     assert len(rows(results/'training.csv')) == 1
 
 @pytest.mark.parametrize('file, change, says', [
@@ -113,16 +117,34 @@ def test_runs_whose_row_would_mislead_are_refused(results, tmp_path, monkeypatch
     (tmp_path/'run').mkdir()
     said = {'run.json': dict(status='finished', data=dict(limit=None)), 'recipe.json': dict(name='tiny', stages=[dict(epochs=3, lr=.1)])}
     for name,about in said.items(): (tmp_path/'run'/name).write_text(json.dumps(about | (change if name == file else {})))
-    with pytest.raises(SystemExit, match=says): record_run.main(tmp_path/'run')
+    with pytest.raises(SystemExit, match=says): record_run.record(tmp_path/'run')
     assert len(rows(results/'training.csv')) == 1
 
-@pytest.mark.parametrize('arguments, says', [
-    (['steps.py', 'smal_cnn'], "steps.py: Unknown recipe 'smal_cnn'. Did you mean 'small_cnn'?"), (['steps.py', 'ladder_0', '--steps', '0'], '--steps: 0 is too small: at least 1'),
-    (['loaders.py', '--augment', 'nope'], "invalid choice: 'nope'"), (['allocator.py'], 'required: RECIPE'), (['record_run.py', 'nowhere'], 'nowhere/run.json'), (['interpretation.py'], 'required: run')], ids=' '.join)
-def test_mistakes_are_told_in_a_line(arguments, says):
-    done = subprocess.run([sys.executable, benchmarks/arguments[0], *arguments[1:]], capture_output=True, text=True)
-    assert done.returncode and says in done.stderr and 'Traceback' not in done.stderr
+def call(script, monkeypatch, *arguments):
+    "What a script does when it is started with these arguments, in this process"
+    monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *arguments])
+    side_by_side.run_script(script.main)
 
+@pytest.mark.parametrize('script, arguments, says', [
+    (steps, ['smal_cnn'], "steps.py: Unknown recipe 'smal_cnn'. Did you mean 'small_cnn'?"), (steps, ['ladder_0', '--steps', '0'], '--steps: 0 is too small: at least 1'),
+    (loaders, ['--augment', 'nope'], "invalid choice: 'nope'"), (allocator, [], 'required: RECIPE'), (interpretation, [], 'required: run'), (record_run, ['nowhere'], 'nowhere/run.json')],
+    ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
+def test_mistakes_are_told_in_a_line(script, arguments, says, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e: call(script, monkeypatch, *arguments)
+    assert e.value.code and says in f'{e.value.code} {capsys.readouterr().err}'
+
+def test_each_script_tells_mistakes_so():
+    scripts = [o for o in benchmarks.glob('*.py') if "__name__ == '__main__'" in o.read_text(encoding='utf-8')]
+    assert len(scripts) > 10
+    for path in scripts: assert path.read_text(encoding='utf-8').endswith("\n\nif __name__ == '__main__': run_script(main)\n"), path.name
+
+@pytest.mark.slow
+def test_a_side_is_a_process_of_its_own(practice):
+    options = ['--data', str(practice), '--bs', '32', '--seconds', '.1', '--device', 'cpu']
+    (rate,), = side_by_side.in_turns(loaders.__file__, options, ['memory:cutout'], runs=1).values()
+    assert rate > 0
+
+@pytest.mark.slow
 def test_the_peer_is_trained_and_recorded(results, practice, monkeypatch):
     monkeypatch.setattr(side_by_side, 'results', results)
     made = []
@@ -159,11 +181,11 @@ def test_rows_of_a_comparison_are_kept(monkeypatch, tmp_path):
 
 def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_path):
     for seed in (1, 2): train(two_stages.shorten(1), seed=seed, source=practice, run_dir=tmp_path/f'run{seed}', num_workers=0)
-    record_run.main(tmp_path/'run1', tmp_path/'run2')
+    record_run.record(tmp_path/'run1', tmp_path/'run2')
     before = [(r['seed'], r['started']) for r in rows(results/'stages.csv')]
     metrics = json.loads((tmp_path/'run1'/'metrics.json').read_text()) | {'test flip': dict(tta='flip', accuracy=.5)}
     (tmp_path/'run1'/'metrics.json').write_text(json.dumps(metrics))
-    record_run.main(tmp_path/'run1')
+    record_run.record(tmp_path/'run1')
     assert [(r['seed'], r['tta_accuracy']) for r in rows(results/'training.csv')] == [('7', ''), ('1', '0.5'), ('2', '')]
     assert [(r['seed'], r['started']) for r in rows(results/'stages.csv')] == before
 
@@ -174,19 +196,28 @@ def test_what_the_plain_loop_does_not_do_is_refused(monkeypatch):
     with pytest.raises(SystemExit, match='mixed_precision'): steps.check(get_recipe('resnet34_tiny_imagenet'), 'cuda')
 
 def run_benchmark(script, monkeypatch, tmp_path, *args):
-    "The rows that a script writes, whose sides run in processes of their own, once each"
+    "The rows that a script writes, whose sides run once each, in this process"
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
-    monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *args])
-    monkeypatch.setattr(script, 'in_turns', lambda file, options, sides, runs=3: side_by_side.in_turns(file, options, sides, runs=1))
-    script.main()
+    def in_turns(file, options, sides, runs=3):
+        measured = {}
+        for side in sides:
+            with redirect_stdout(StringIO()) as out: call(script, monkeypatch, *options, side)
+            measured[side] = [json.loads(out.getvalue().splitlines()[-1])]
+        monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *args])
+        return measured
+    monkeypatch.setattr(script, 'in_turns', in_turns)
+    call(script, monkeypatch, *args)
     return rows(tmp_path/f'{script.__name__}.csv')
 
+@pytest.mark.alone
 def test_loaders_are_timed(practice, monkeypatch, tmp_path):
     found = run_benchmark(loaders, monkeypatch, tmp_path, '--data', str(practice), '--bs', '32', '--seconds', '.1', '--device', 'cpu', '--augment', 'cutout')
     assert [(r['images'], r['workers'], r['augment']) for r in found] == [('files', '0', 'flip_crop'), ('files', '2', 'flip_crop'), ('memory', '', 'cutout')]
     assert all(float(r['slowest_images_per_second']) > 0 for r in found) and float(found[1]['ratio']) == 1 and float(found[2]['ratio']) > 1
     assert {r['variant'] for r in found} == {'synthetic'}
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize('name', ['ladder_0', 'speedrun'])
 def test_steps_are_timed(name, practice, monkeypatch, tmp_path):
     row, = run_benchmark(steps, monkeypatch, tmp_path, name, '--data', str(practice), '--bs', '16', '--steps', '3', '--device', 'cpu')
@@ -205,6 +236,7 @@ def test_the_plain_loop_steps_as_the_recipe_does():
         moved = ours.weight - conv.weight
         assert moved.abs().max() > 0 and torch.allclose(moved, loop.weight - conv.weight, rtol=.05, atol=1e-8)
 
+@pytest.mark.slow
 def test_sizes_are_compared(practice, monkeypatch, tmp_path):
     found = run_benchmark(scaling, monkeypatch, tmp_path, 'wide_cnn', '--data', str(practice), '--bs', '16', '32', '--images', '600', '--per-side', '32',
                           '--seconds', '.1', '--device', 'cpu')
@@ -212,6 +244,7 @@ def test_sizes_are_compared(practice, monkeypatch, tmp_path):
     assert all(float(r['images_per_second']) > 0 and float(r['mib']) > 100 for r in found)
     assert [bool(r['first_batch_cold_seconds']) for r in found] == [False, False, True]
 
+@pytest.mark.slow
 def test_speed_recipes_are_timed(results, practice, tmp_path, monkeypatch):
     monkeypatch.setattr(side_by_side, 'results', results)
     monkeypatch.setattr(speedruns, 'matching', lambda names: names)
@@ -232,6 +265,7 @@ def test_speed_recipes_are_timed(results, practice, tmp_path, monkeypatch):
     assert whole == row and (shorter['recipe'], shorter['seeds'], shorter['epochs']) == ('two_stages_1_epochs', '1', '1')
     assert [(r['recipe'], r['epochs']) for r in rows(results/'training.csv')[1:]] == [('two_stages', '2')]*2 + [('two_stages_1_epochs', '1')]
 
+@pytest.mark.slow
 def test_recipes_are_timed_by_their_epochs(practice, monkeypatch, tmp_path):
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
     monkeypatch.setattr(epochs, 'matching', lambda names: names)
@@ -281,6 +315,7 @@ def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch
         side_by_side.add_row('x', dict(device=device, gpu=gpu, instructions=instructions, ms=ms), instead_of=side_by_side.kind_of_machine(device))
     assert [r['ms'] for r in rows(tmp_path/'x.csv')] == ['2', '3', '4', '5']
 
+@pytest.mark.slow
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
     assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
@@ -298,6 +333,7 @@ def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
     stem = ablations.create_model('small_cnn_trained_stem').body.stem
     assert sum(p.requires_grad for p in stem.parameters()) == 1 and stem(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 31, 31)
 
+@pytest.mark.slow
 def test_notebooks_are_timed_and_what_they_come_to_is_kept(monkeypatch, tmp_path):
     def write(name, *sources):
         (tmp_path/f'{name}.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[

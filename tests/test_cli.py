@@ -122,6 +122,7 @@ def test_quick_commands_import_nothing_heavy(args):
     code = f'import sys; from cifar_fastai.cli import main; main({args}); print(sorted({heavy} & sys.modules.keys()))'
     assert subprocess.check_output([sys.executable, '-c', code], text=True, stderr=subprocess.DEVNULL).splitlines()[-1] == '[]'
 
+@pytest.mark.alone
 def test_help_takes_less_than_half_a_second():
     def seconds():  # of the processor, so that other programs do not count
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -312,6 +313,8 @@ def test_only_our_own_warnings_are_shown(monkeypatch):
 # Ctrl-C
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.alone
+@pytest.mark.slow
 def test_ctrl_c(recipe, practice):
     args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', '1']
     process = subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -325,6 +328,7 @@ def test_ctrl_c(recipe, practice):
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
 
+@pytest.mark.alone
 def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     "As when the processes of an epoch are being started: torch's iterator then lacks what its `__del__` asks for"
     class HalfMade:
@@ -333,7 +337,7 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     def at_first_epoch(self, text):
         say(self, text)
         if ' 1/2 ' in text:
-            half = HalfMade()
+            half = HalfMade()  # noqa: F841  it is alive when the signal comes
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(.1)
     monkeypatch.setattr(cli._Report, 'say', at_first_epoch)
@@ -343,6 +347,7 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
     assert not complaints
 
+@pytest.mark.alone
 def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     "As when the processes of an epoch are cleared away: what is raised in a `__del__` is lost"
     class Drops:
@@ -471,6 +476,7 @@ def test_a_report_that_fails_costs_nothing_else(recipe, practice, monkeypatch):
     (['--epochs', '1', '--lr', '.02', '--bs', '16', '--augment', 'none'], ['valid'], '(--epochs, --lr, --bs, --augment)'),
     (['--limit', '50'], ['valid'], '(--limit)'),
     (['--epochs', '1', '--test'], ['valid', 'test'], ''), (['--no-test'], ['valid'], '')], ids=' '.join)
+@pytest.mark.slow
 def test_test_images_are_for_settings_that_are_fixed(options, splits, says, recipe, practice):
     result = train(recipe, practice, '--out', 'run', *options)
     assert result.code == 0 and list(read('run/metrics.json')) == splits
@@ -488,6 +494,7 @@ def test_train_without_a_test_folder(recipe, practice):
     assert result.code == 0 and 'no test folder' in result.out and list(read('runs/tiny-seed0/metrics.json')) == ['valid']
     assert 'evaluate runs/tiny-seed0 --split valid' in result.out
 
+@pytest.mark.slow
 def test_train_makes_a_new_run_folder_each_time(recipe, practice):
     for name in ('tiny-seed0', 'tiny-seed0-2'):
         assert f'runs/{name}' in train(recipe, practice, '--epochs', '1', '--limit', '20').out
@@ -507,6 +514,7 @@ def test_progress_in_a_terminal(recipe, practice, monkeypatch):
     text = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', screen.getvalue())
     assert re.search(r'epoch 2/2 .*\d+% loss \d\.\d{3}  \d+:\d\d left', text) and '2/2' in text.splitlines()[-1] + text
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_does_not_end_training(recipe, practice, monkeypatch):
     reader,writer = os.pipe()
     os.close(reader)
@@ -547,6 +555,7 @@ def test_figures_of_other_data_of_the_same_name_are_kept_apart(folder, practice)
     after = read(folder/'metrics.json')
     assert after.pop('test on synthetic')['n'] == 50 and after == before
 
+@pytest.mark.slow
 def test_figures_of_two_folders_of_one_name_are_kept_apart(folder, practice):
     before = read(folder/'metrics.json')
     for k, name in enumerate(('mine', 'mine', 'mine-2'), 1):
@@ -577,12 +586,14 @@ def test_evaluate_when_nothing_can_be_written(folder, monkeypatch):
 
 # report
 
+@pytest.mark.slow
 def test_report_against_another_run(folder, trained):
     result = run('report', trained.folder, '--against', folder, '--out', 'both.html')
     assert result.code == 0 and result.out == 'Written: both.html\n' and not result.err
     page = Path('both.html').read_text(encoding='utf-8')
     assert 'Against another run' in page and '0 images mended, 0 broken' in page
 
+@pytest.mark.slow
 def test_report_of_one_split(folder):
     assert run('report', folder, '--split', 'valid').code == 0
     assert 'seen through 20 valid images' in (folder/'report.html').read_text(encoding='utf-8')

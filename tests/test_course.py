@@ -4,10 +4,8 @@ import math
 import re
 from collections import Counter
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from fastai.callback.schedule import valley

@@ -1443,6 +1443,7 @@ def test_a_learner_trains_predicts_and_is_tta_able(practice):
 # ---------------------------------------------------------------------------------------------------- the real thing
 
 @pytest.mark.skipif(not os.environ.get('CIFAR_FASTAI_DATA'), reason='CIFAR_FASTAI_DATA is not set')
+@pytest.mark.slow
 def test_real_data():
     path = data.find_data()
     info = data.describe_data(path)

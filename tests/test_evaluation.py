@@ -1,7 +1,7 @@
 "One pass over the images, figures that agree with scikit-learn and fastai, and a learner left as it was."
 import json
 import random
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from math import ceil
 
 import numpy as np
@@ -30,7 +30,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
-from cifar_fastai.evaluation import Evaluation, compare, evaluate, list_tta, load_evaluation, make_view, tta_views
+from cifar_fastai.evaluation import Evaluation, evaluate, list_tta, load_evaluation, make_view, tta_views
 from cifar_fastai.training import create_learner
 
 
@@ -570,6 +570,7 @@ def test_images_are_read_once_and_seen_in_each_view(learn, monkeypatch, tta, n):
 
 
 @pytest.mark.parametrize('tta', list_tta())
+@pytest.mark.slow
 def test_tta_is_repeatable_and_leaves_the_learner_as_it_was(dls, tta):
     learn = make_learner(dls)
     learn.model.train()

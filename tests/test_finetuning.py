@@ -1,5 +1,6 @@
 "Fine-tuning: what is frozen, what BatchNorm does meanwhile, what a stage can ask for, and every recipe from end to end"
 import json
+import math
 from functools import partial
 
 import pandas as pd
@@ -9,7 +10,6 @@ from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.learner import model_meta, vision_learner
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -120,6 +120,7 @@ parts = dict(conv='body.block1.0.0.weight', weight='body.block1.0.1.weight', mea
 @pytest.mark.parametrize('name,bn,expected', [
     ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}),
     ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'})])
+@pytest.mark.slow
 def test_what_batchnorm_does(dls, name, bn, expected, optimizer):
     "After a stage in which everything trained, so that momentum and old gradients are there to do harm; weight decay, too"
     learn = create_learner(small.change(optimizer=optimizer, wd=.1), dls)
@@ -186,6 +187,7 @@ class SpoilLastEpoch(Callback):
             for p in self.model.head[-1].parameters(): p.data.mul_(-10)
 
 @pytest.mark.parametrize('monitor,better', [('accuracy', max), ('valid_loss', min)])
+@pytest.mark.slow
 def test_keep_best(practice, tmp_path, monitor, better):
     stage = constant(epochs=4, lr=1e-2, keep_best=monitor)
     learn = train(small.change(stages=stage, augment='none'), source=practice, run_dir=tmp_path/'run', num_workers=0, cbs=[SpoilLastEpoch()])
@@ -195,6 +197,7 @@ def test_keep_best(practice, tmp_path, monitor, better):
     assert h[monitor].iloc[-1] != better(h[monitor])  # else the last weights would do, too
     assert not list(learn.run_dir.glob('*.pth'))
 
+@pytest.mark.slow
 def test_monitors_apart(practice, tmp_path):
     "Stops by the loss while the rate follows the accuracy"
     stage = Stage(epochs=40, lr=1e-2, schedule='reduce_on_plateau', plateau_monitor='accuracy', plateau_patience=1, plateau_factor=.1,
@@ -280,6 +283,7 @@ def test_weights_of_recipes_are_published(name):
     "By their own names: what 'DEFAULT' means may change, and with it the experiment"
     assert get_recipe(name).weights in set(list_weights(get_recipe(name).model)) - {'DEFAULT'}
 
+@pytest.mark.slow
 def test_weights_from_a_file_and_from_a_run(practice, tmp_path):
     "Pretraining, fine-tuning from its run folder, and a fine-tuned run as the next one's beginning"
     pre = Recipe(name='pre', model='resnet18', stages=constant(lr=1e-3), bs=32, image_size=32)
@@ -292,6 +296,7 @@ def test_weights_from_a_file_and_from_a_run(practice, tmp_path):
     again = create_learner(tune.change(weights=str(tmp_path/'tune')), learn.dls)
     assert all(torch.equal(v, body[k]) for k,v in again.model.body.state_dict().items() if 'num_batches' not in k)
 
+@pytest.mark.slow
 def test_a_run_comes_back_without_its_weights_file(practice, tmp_path):
     save_file(create_backbone('resnet18', 1000).state_dict(), tmp_path/'w.safetensors')
     recipe = Recipe(name='tune', model='resnet18', weights=str(tmp_path/'w.safetensors'), head=Head(lin_ftrs=()), groups=('head',), stages=constant(lr=1e-3), bs=32)
@@ -311,21 +316,53 @@ def test_missing_weights_are_found_out_before_the_run_folder_is_made(practice, t
 
 # Every recipe from end to end
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if get_recipe(n).head or n in ('residual_cnn', 'resnet34_tiny_imagenet') else n for n in list_recipes()])
-@pytest.mark.filterwarnings("ignore:valid='test'")
-def test_every_recipe_runs(name, practice, tmp_path):
-    "Each stage for one short epoch; the large networks at 64 pixels, their weights from a file"
+# from end to end: one of each kind that there is
+whole = ['small_cnn', 'speedrun_minute', 'three_block_cnn', 'three_block_cnn_one_cycle', 'plain_cnn', 'ladder_1', 'ladder_8_1_sgd', 'mobilenet_v2_finetuned',
+         'efficientnet_b2_finetuned', 'resnet34_finetuned', 'resnet34_tiny_imagenet']
+
+def kind(name):
+    "What decides which code trains a recipe: optimizer, schedules, whether it has a new head, whether it uses 16 bits"
+    recipe = get_recipe(name)
+    return recipe.optimizer, frozenset(s.schedule for s in recipe.stages), recipe.head is not None, recipe.mixed_precision
+
+def shortened(name, folder):
+    "A recipe with one epoch in each stage; a large network at 64 pixels, its weights from a file"
     recipe = get_recipe(name).shorten(1)
     changes = dict(bs=16, image_size=min(recipe.image_size, 64)) | (dict(valid=.1) if recipe.valid != 'test' else {})
     if recipe.weights:
-        save_file(create_backbone(recipe.model, 1000).state_dict(), tmp_path/'weights.safetensors')
-        changes['weights'] = str(tmp_path/'weights.safetensors')
-    learn = train(recipe.change(**changes), source=practice, run_dir=tmp_path/'run', num_workers=0, limit=32)
+        save_file(create_backbone(recipe.model, 1000).state_dict(), folder/'weights.safetensors')
+        changes['weights'] = str(folder/'weights.safetensors')
+    return recipe.change(**changes)
+
+def test_recipes_of_every_kind_run_whole():
+    assert {kind(n) for n in list_recipes()} == {kind(n) for n in whole} and len({kind(n) for n in whole}) == len(whole)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', whole)
+@pytest.mark.filterwarnings("ignore:valid='test'")
+def test_recipe_runs_whole(name, practice, tmp_path):
+    recipe = shortened(name, tmp_path)
+    learn = train(recipe, source=practice, run_dir=tmp_path/'run', num_workers=0, limit=32)
     h,run = pd.read_csv(learn.run_dir/'history.csv'),json.loads((learn.run_dir/'run.json').read_text())
     assert list(h.stage) == list(range(1, len(recipe.stages) + 1)) and run['status'] == 'finished' and learn.recipe.name == f'{name}_short'
     back = load_run(learn.run_dir, num_workers=0)
     a,b = evaluate(learn, 'valid'),evaluate(back, 'valid')
     assert abs(a.probs - b.probs).max() < 1e-5
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [n for n in list_recipes() if n not in whole])
+@pytest.mark.filterwarnings("ignore:valid='test'")
+def test_recipe_is_built_and_steps(name, practice, tmp_path):
+    "Every stage of it, one batch"
+    recipe = shortened(name, tmp_path)
+    dls = cifar10_dataloaders(practice, bs=16, valid=recipe.valid, image_size=recipe.image_size, augment=recipe.augment, stats=recipe.stats, limit=16, num_workers=0)
+    learn = create_learner(recipe, dls, path=tmp_path)
+    for stage in recipe.stages:
+        before = weights(learn)
+        quietly(learn, fit_stage, learn, stage)
+        moved = changed(before, weights(learn))
+        assert moved & {n for n,p in learn.model.named_parameters() if p.requires_grad} and not moved & {n for n,p in learn.model.named_parameters() if not p.requires_grad}
+        assert all(math.isfinite(loss) for loss in learn.recorder.losses)
 
 @pytest.mark.parametrize('keras', [False, True])
 def test_validation_loss_has_the_penalty_as_keras_has_it(dls, keras):

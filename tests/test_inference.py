@@ -111,6 +111,7 @@ cases = dict(
 )
 
 @pytest.mark.parametrize('case', cases)
+@pytest.mark.slow
 def test_answers_are_the_learners_whatever_the_recipe(case, tmp_path):
     recipe,files,kwargs = cases[case]
     recipe = tiny.change(**recipe)
@@ -492,6 +493,7 @@ def test_nothing_is_pickled(learn, practice, tmp_path, monkeypatch):
     assert load_classifier(save_classifier(learn, tmp_path/'saved')).predict(data.test_files(practice)[0])
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_data(saved, learn, classifier, practice, tmp_path):
     "No data set is looked for, no DataLoaders built, nothing written"
     home = tmp_path/'home'

@@ -201,6 +201,7 @@ def test_only_a_pair(pictures):
 
 
 @pytest.mark.parametrize('wrong', [0, 1, 3, 7, 8])
+@pytest.mark.slow
 def test_k_is_kept_when_one_kind_is_rare(tmp_path, wrong):
     Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
     result = fake([0] * 8, [1] * wrong + [0] * (8 - wrong), root=tmp_path, files=['a.png'] * 8)

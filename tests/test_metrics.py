@@ -64,6 +64,7 @@ def test_paired_interval_covers_the_true_difference(up, down, n):
 def test_paired_interval_stays_within_bounds(): assert paired_interval(0, 0, 0) == (-1, 1)
 
 
+@pytest.mark.slow
 def test_holm_agrees_with_statsmodels():
     for p in ([.04], [.01, .02, .03, .04], [.5, .01, .5, .001], [1, 1, 0]):
         np.testing.assert_allclose(holm(p), multipletests(p, method='holm')[1], atol=1e-12)

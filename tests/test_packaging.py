@@ -166,7 +166,7 @@ def test_installed_entry_points_resolve(installed):
 # --- nothing is stated twice
 
 by_hand = [o for o in project_files() if re.fullmatch(
-    r'(pyproject\.toml|settings\.ini|setup\.py|MANIFEST\.in|Makefile|pytest\.ini|docs/[^/]+\.py|\.ci/run|\.github/.*|cifar_fastai/__init__\.py)', o)]
+    r'(pyproject\.toml|settings\.ini|setup\.py|MANIFEST\.in|Makefile|docs/[^/]+\.py|\.ci/run|\.github/.*|cifar_fastai/__init__\.py)', o)]
 
 
 def stated_in(pattern, texts):
@@ -195,8 +195,8 @@ def test_what_is_stated_twice_is_found(fact, again):
     assert list(twice({**{o: read(o) for o in by_hand}, 'other': again})) == [fact]
 
 
-def test_pyproject_holds_only_what_the_build_and_nbdev_read():
-    assert set(toml) == {'build-system', 'project', 'tool'} and set(toml['tool']) == {'nbdev'}
+def test_pyproject_holds_what_the_build_and_tools_read():
+    assert set(toml) == {'build-system', 'project', 'tool'} and set(toml['tool']) == {'nbdev', 'pytest', 'ruff'}
 
 
 # --- requirements
@@ -265,15 +265,20 @@ def test_environment_does_nothing_when_nothing_changed(monkeypatch, tmp_path):
     done = []
     monkeypatch.setattr(environment, 'stamp', tmp_path / 'filled-for')
     monkeypatch.setattr(environment, 'make', lambda: done.append('make'))
-    monkeypatch.setattr(environment, 'fill', lambda: done.append('fill'))
+    monkeypatch.setattr(environment, 'fill', lambda wanted: done.append(f'fill {wanted}'))
+    monkeypatch.setattr(environment, 'install_hooks', lambda: None)
     monkeypatch.setattr(environment, 'fits', lambda: 'make' in done)
-    environment.main()
-    assert done == ['make', 'fill']
-    environment.main()
-    assert done == ['make', 'fill']
+    for _ in range(2):
+        environment.main()
+        assert done == ['make', 'fill tested']
     monkeypatch.setattr(environment, 'says_what', ['LICENSE'])
     environment.main()
-    assert done == ['make', 'fill', 'fill']
+    assert done == ['make', 'fill tested', 'fill tested']
+    for _ in range(2):
+        environment.main('lowest')
+        assert done[3:] == ['make', 'fill lowest']
+    with pytest.raises(SystemExit, match='VERSIONS=newest is unknown. There are tested, lowest, pre-releases.'):
+        environment.main('newest')
 
 
 def test_environment_of_another_python_or_place_does_not_fit(monkeypatch, tmp_path):

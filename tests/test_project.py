@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from nbdev.config import get_config
 
-import checks
 from cifar_fastai.course import exercises, tutorials
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import list_recipes
@@ -27,6 +26,7 @@ cfg = get_config(root)
 package = cfg.lib_name
 imports = ast.Import, ast.ImportFrom
 functions = ast.FunctionDef, ast.AsyncFunctionDef
+tools = Path(sys.executable).parent
 
 
 def read(path):
@@ -36,6 +36,12 @@ def read(path):
 def expect_none(problems):
     problems = list(problems)
     assert not problems, '\n'.join(['', *problems])
+
+
+def sources(project):
+    "The notebooks and the library of `project`: {name: content}."
+    files = [o for pattern in ('nbs/**/*.ipynb', 'cifar_fastai/**/*.py') for o in project.glob(pattern)]
+    return {o.relative_to(project).as_posix(): o.read_bytes() for o in files if '.ipynb_checkpoints' not in o.parts}
 
 
 # --- the notebooks
@@ -63,10 +69,10 @@ class Cell:
         self.tree = ast.parse(python)
 
 
-notebooks = [Notebook(o) for o in sorted(checks.sources(root)) if o.endswith('.ipynb')]
+notebooks = [Notebook(o) for o in sorted(sources(root)) if o.endswith('.ipynb')]
 of_modules = [o for o in notebooks if o.module]
 layers = {o.module: o.layer for o in of_modules}
-modules = sorted(o for o in checks.sources(root) if o.endswith('.py') and not Path(o).name.startswith('_'))
+modules = sorted(o for o in sources(root) if o.endswith('.py') and not Path(o).name.startswith('_'))
 
 
 def form_problems(nb):
@@ -303,22 +309,33 @@ def test_machine_paths_are_checked(text, fine):
     assert bool(machine_problems(text)) != fine
 
 
-def test_markers_are_the_flags_of_nbdev():
-    markers = re.search(r'^markers =\n((?: +.*\n)+)', read('pytest.ini'), re.M)[1]
-    assert re.findall(r'^ +(\w+):', markers, re.M) == cfg.tst_flags.split()
+def test_flags_of_nbdev_are_markers(pytestconfig):
+    markers = {o.partition(':')[0] for o in pytestconfig.getini('markers')}
+    assert set(cfg.tst_flags.split()) == markers & {'slow', 'cuda', 'network'}
 
 
-# --- what `make test` runs
+def test_ruff_finds_nothing():
+    done = subprocess.run([tools / 'ruff', 'check', '--no-cache', '.'], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
-def test_every_check_runs_and_a_failure_is_told(monkeypatch, capsys):
-    for name, passes in dict(notebooks=True, readme=False, pytest=True).items():
-        monkeypatch.setitem(checks.checks, name, lambda passes=passes: passes)
-    with pytest.raises(SystemExit, match='FAILED: readme$'):
-        checks.main(['notebooks', 'readme', 'pytest'])
-    assert re.findall(r'^=== (\w+):', capsys.readouterr().out, re.M) == ['notebooks', 'readme', 'pytest']
-    checks.main(['pytest'])
-    with pytest.raises(SystemExit, match="Unknown check 'pytset'. There are notebooks, nbdev-test, readme, pytest."):
-        checks.main(['pytset'])
+
+# --- what is made of the notebooks
+
+def changed_by_nbdev(project, copy):
+    "The files that exporting and cleaning all notebooks would change, make or leave without a notebook, found in the folder `copy`."
+    before = sources(project)
+    kept = {name: content for name, content in before.items() if name.startswith('nbs/') or name.endswith('/__init__.py')}
+    for name, content in {**kept, 'pyproject.toml': (project / 'pyproject.toml').read_bytes()}.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    for command in 'nbdev-export', 'nbdev-clean':
+        subprocess.run([tools / command], cwd=copy, check=True)
+    after = sources(copy)
+    return sorted(o for o in before.keys() | after.keys() if before.get(o) != after.get(o))
+
+
+def test_the_library_is_what_the_notebooks_export_and_they_are_clean(tmp_path):
+    assert changed_by_nbdev(root, tmp_path) == [], 'run nbdev-export and nbdev-clean'
 
 
 def test_stale_files_are_found(tmp_path):
@@ -328,11 +345,10 @@ def test_stale_files_are_found(tmp_path):
     files = {'pyproject.toml': '[project]\nname = "tiny"\n[tool.nbdev]\nlib_path = "cifar_fastai"\n',
              'nbs/00_one.ipynb': json.dumps(nb), 'cifar_fastai/__init__.py': '__version__ = "1"\n', 'cifar_fastai/gone.py': 'y = 1\n'}
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    changed = checks.changed_by_nbdev(tmp_path)
-    assert changed == ['cifar_fastai/_modidx.py', 'cifar_fastai/gone.py', 'cifar_fastai/one.py', 'nbs/00_one.ipynb']
-    assert {o: (tmp_path / o).read_text() for o in files} == files
+        (tmp_path / 'project' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'project' / name).write_text(text)
+    assert changed_by_nbdev(tmp_path / 'project', tmp_path / 'copy') == ['cifar_fastai/_modidx.py', 'cifar_fastai/gone.py', 'cifar_fastai/one.py', 'nbs/00_one.ipynb']
+    assert {o: (tmp_path / 'project' / o).read_text() for o in files} == files
 
 
 def shown(notebook, source):

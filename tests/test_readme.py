@@ -1,5 +1,6 @@
 "README.md is made from nbs/index.ipynb by docs/readme.py."
 import base64
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,3 +59,9 @@ def test_differences_are_told(tmp_path):
     (tmp_path / 'README.md').write_text('# old\n')
     assert '-# old' in list(differences(on_disk(tmp_path, new), new))
     assert not list(differences(new, new))
+
+
+def test_readme_is_what_the_index_makes():
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, 'docs/readme.py', '--check'], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

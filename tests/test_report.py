@@ -131,6 +131,7 @@ def test_an_evaluation_of_other_images_of_the_same_names_is_refused(runs, tmp_pa
     with pytest.raises(ValueError, match='test.npz is about other images than those in'): write_report(folder)
 
 
+@pytest.mark.slow
 def test_test_images_are_read_only_if_they_were(practice, tmp_path):
     learn = train(Recipe(name='quick', model='ladder_0', stages=Stage(epochs=1, lr=.01), bs=64), source=practice, limit=300, run_dir=tmp_path/'run', num_workers=0)
     text = write_report(learn).read_text(encoding='utf-8')

@@ -48,6 +48,7 @@ def history(learn): return pd.read_csv(learn.run_dir/'history.csv')
 # The result depends on the seed and on nothing else
 
 @pytest.mark.parametrize('name', ['small_cnn', 'ladder_4'])
+@pytest.mark.slow
 def test_same_seed_same_result_bit_for_bit(go, name):
     recipe = get_recipe('small_cnn', model=name, epochs=2, bs=32)
     a,b,c = [go(recipe, name=n, seed=s) for n,s in [('a', 3), ('b', 3), ('c', 4)]]
@@ -57,6 +58,7 @@ def test_same_seed_same_result_bit_for_bit(go, name):
     columns = ['train_loss', 'valid_loss', 'accuracy', 'lr']
     assert history(a)[columns].equals(history(b)[columns])
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_workers(go, practice, tmp_path):
     a = go(name='a')
     b = train(tiny, source=practice, run_dir=tmp_path/'b', num_workers=2)
@@ -88,6 +90,7 @@ def test_command_of_a_run(tmp_path, monkeypatch, argv, command):
     monkeypatch.setattr(sys, 'argv', [a.format(cwd=tmp_path) for a in argv])
     assert training._command() == command
 
+@pytest.mark.slow
 def test_recipe_in_the_folder_repeats_the_run(go):
     a = go(get_recipe('small_cnn', epochs=1, bs=32), name='a')
     b = go(Recipe.from_json((a.run_dir/'recipe.json').read_text()), name='b')
@@ -111,6 +114,7 @@ def test_training_needs_no_test_images(practice, tmp_path):
 
 # Stages do what they say
 
+@pytest.mark.slow
 def test_early_stopping_brings_the_best_weights_back(go):
     learn = go(overfitting.change(stages=Stage(epochs=40, lr=3e-3, schedule='constant', early_stopping=2)))
     h,metrics = history(learn),read(learn.run_dir, 'metrics.json')
@@ -118,6 +122,7 @@ def test_early_stopping_brings_the_best_weights_back(go):
     assert metrics['valid']['loss'] == pytest.approx(h.valid_loss.min(), abs=1e-4)
     assert not list(learn.run_dir.glob('*.pth'))
 
+@pytest.mark.slow
 def test_plateau_cuts_the_rate(go):
     stage = Stage(epochs=20, lr=3e-3, schedule='reduce_on_plateau', plateau_patience=1, plateau_factor=.1, min_lr=1e-4)
     h = history(go(overfitting.change(stages=stage)))
@@ -166,7 +171,7 @@ def test_weights_go_on_from_their_running_mean(go):
     before,after = Before(lambda cb: (cb.training, where(cb))),Watch(lambda cb: (cb.training, where(cb)))
     go(tiny.change(average=2), cbs=[before, after])
     mean = before.begin
-    for n,((training,stepped),(_,result)) in enumerate([(b, a) for b,a in zip(before.seen, after.seen) if b[0]], 1):
+    for n,((_,stepped),(_,result)) in enumerate([(b, a) for b,a in zip(before.seen, after.seen) if b[0]], 1):
         if n % 2: assert torch.equal(result, stepped)
         else:
             keep = .95**2*(n/n_all)**3
@@ -268,6 +273,7 @@ def test_weight_decay_spares_biases_and_norms(practice):
 
 # Speed
 
+@pytest.mark.slow
 def test_the_model_is_compiled_as_one_graph_for_training_batches(go):
     calls,graphs = [],[]
     def backend(graph, inputs):
@@ -334,6 +340,7 @@ class Dtypes(Callback):
     def before_step(self): self.seen['grad'] |= {p.grad.dtype for p in self.model.parameters()}
     def after_fit(self): self.hook.remove()
 
+@pytest.mark.slow
 def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_path):
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
     learn = train(tiny.change(mixed_precision=True), source=practice, run_dir=tmp_path/'run', num_workers=0, cbs=[dtypes := Dtypes()])
@@ -355,6 +362,7 @@ def test_bfloat16_on_the_cpu_keeps_a_forward_of_the_instances_own(practice, monk
     n_batches = len(learn.dls.train) + len(learn.dls.valid)
     assert calls == [True]*n_batches and n_batches > 2 and learn.model.forward is counted
 
+@pytest.mark.slow
 def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
     "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
@@ -380,6 +388,7 @@ class AutocastOfTheCPU(training.MixedPrecisionOnCUDA):
 
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize('doing', [lambda learn: learn.fit(1, 1e-3), lambda learn: evaluate(learn, 'valid')], ids=['fit', 'evaluate'])
+@pytest.mark.slow
 def test_a_batch_that_fails_leaves_autocast(practice, tmp_path, doing, error):
     learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[AutocastOfTheCPU('bf16')])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
@@ -395,6 +404,7 @@ def test_a_batch_that_fails_leaves_autocast(practice, tmp_path, doing, error):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
+@pytest.mark.slow
 def test_memory_of_freed_tensors_is_used_again(env, reused):
     "The system gives no fresh pages for a tensor that is as large as the one just freed, and the user's own setting is left alone"
     code = '''if 1:
@@ -412,6 +422,7 @@ def test_memory_of_freed_tensors_is_used_again(env, reused):
 
 # Learners for hands-on work
 
+@pytest.mark.slow
 def test_epochs_are_counted_over_the_stages_for_alternating_flips(practice, tmp_path):
     class Seen(Callback):
         epochs = []
@@ -425,6 +436,7 @@ def test_epochs_are_counted_over_the_stages_for_alternating_flips(practice, tmp_
         for stage in stages: fit_stage(learn, stage)
     assert Seen.epochs == [0, 0, 1, 1, 2, 2]
 
+@pytest.mark.slow
 def test_learner_is_fastais(practice):
     learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging():

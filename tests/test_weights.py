@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
@@ -629,7 +629,7 @@ def test_timm_weights_of_the_hub(hub, hf, hf_server):
 def test_no_network_for_the_hub(hub, hf, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     text = message(ConnectionError, find_weights, 'timm/test_resnet', 'DEFAULT')
-    assert f'Put the file test_resnet.r160_in1k.safetensors\n  from https://' in text and '/model.safetensors\n' in text and f'into {hub.folder}' in text
+    assert 'Put the file test_resnet.r160_in1k.safetensors\n  from https://' in text and '/model.safetensors\n' in text and f'into {hub.folder}' in text
     hub.folder.mkdir(parents=True)
     save_file(timm_state('test_resnet'), hub.folder / 'test_resnet.r160_in1k.safetensors')  # as the message says
     assert equal(find_weights('timm/test_resnet', 'DEFAULT'), timm_state('test_resnet'))

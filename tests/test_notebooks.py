@@ -1,0 +1,103 @@
+"""Every notebook runs from top to bottom on the practice set, each in a process of its own.
+
+A tutorial trains for minutes. Here it runs with fewer images and epochs, where that shows the same: `smaller` says what stands
+in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever it differs from origin/main."""
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+from execnb.shell import CaptureShell
+from nbdev.test import nb_test_cells
+
+from test_project import notebooks, read, root
+
+# Code that sets how long a notebook takes, and what stands there here.
+from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
+smaller = {
+    '05_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
+    '06_interpretation': {**from_memory, 'epochs=10': 'epochs=6'},
+    '07_probing': from_memory,
+    '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
+    'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500'},
+    'tutorials/03_augmentation': {'limit=1500': 'limit=100', 'valid=1000': 'valid=100'},
+    'tutorials/04_transfer': {'epochs=4)': 'epochs=1)', 'valid=500': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=10': 'epochs=1', '(10, ': '(1, '},
+    'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=1500)", "/'after')": "/'after', limit=1500)"},
+    'tutorials/06_the_ladder': {'limit=5000': 'limit=200', 'valid=2000': 'valid=100', 'epochs=6': 'epochs=3'},
+    'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
+    'tutorials/08_use_it': {'limit=20_000': 'limit=1000', 'valid=2000': 'valid=200'},
+}
+slow = {f'{o}.ipynb' for o in ('01_data', '03_finetuning', '04_training', '05_evaluation', '06_interpretation', '07_inference', '07_probing',
+                               '08_experiments', '09_report', '10_cli', 'guides/02_your_own_network')}
+slow |= {o.name for o in notebooks if o.name.startswith('tutorials/')}
+
+
+def execute(path, changes, log):
+    "Run the cells that nbdev-test would, with `changes` of their code; what fails is told in `log`."
+    os.environ['CIFAR_FASTAI_DATA'] = 'synthetic'
+    os.chdir(path.parent)
+    sys.path.insert(0, str(root))
+    shell = CaptureShell(path)
+    for cell in nb_test_cells(path, ['cuda', 'network']):
+        source = cell.source
+        for old, new in changes.items(): source = source.replace(old, new)
+        shell.run(source)
+        if shell.exc:
+            log.write_text(f'{path.name} failed in the cell\n\n{source}\n\n{shell.prettytb()}', encoding='utf-8')
+            sys.exit(1)
+
+
+@pytest.fixture(scope='session')
+def processes():
+    "Each process is a fork of one in which everything is imported and nothing has run yet."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['nbdev.test', 'cifar_fastai.cli', 'cifar_fastai.course', 'cifar_fastai.report'])
+    return context
+
+
+@pytest.fixture
+def problem(processes, tmp_path):
+    "What is wrong with a notebook: nothing, or a text."
+    def run(path, changes):
+        process = processes.Process(target=execute, args=(path, changes, tmp_path / 'log'))
+        process.start()
+        process.join()
+        if process.exitcode == 0: return ''
+        return (tmp_path / 'log').read_text(encoding='utf-8') if (tmp_path / 'log').exists() else f'ended with {process.exitcode}'
+    return run
+
+
+@pytest.fixture(scope='session')
+def as_they_are(request):
+    "The notebooks that are not made smaller."
+    if request.config.getoption('--whole'): return {f'nbs/{o.name}' for o in notebooks}
+    command = 'git', 'diff', '--name-only', 'origin/main', '--', 'nbs'  # prints nothing where there is no such branch
+    return set(subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.splitlines())
+
+
+@pytest.mark.parametrize('name', [pytest.param(o.name, marks=pytest.mark.slow) if o.name in slow else o.name for o in notebooks])
+def test_notebook_runs(name, problem, as_they_are):
+    changes = {} if f'nbs/{name}' in as_they_are else smaller.get(name.removesuffix('.ipynb'), {})
+    assert problem(root / 'nbs' / name, changes) == ''
+
+
+def notebook(path, *sources):
+    cells = [dict(cell_type='code', id=str(i), metadata={}, execution_count=None, outputs=[], source=source) for i, source in enumerate(sources)]
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    return path
+
+
+def test_what_fails_in_a_notebook_is_told(problem, tmp_path):
+    path = notebook(tmp_path / 'a.ipynb', 'n = 10', '#| eval: false\n1/0', '#| cuda\n1/0', 'assert n == 3, "not smaller"')
+    assert problem(path, {'10': '3'}) == ''
+    said = problem(path, {})
+    assert 'a.ipynb failed in the cell\n\nassert n == 3' in said and 'AssertionError: not smaller' in said
+    assert problem(notebook(tmp_path / 'b.ipynb', 'import os\nos._exit(5)'), {}) == 'ended with 5'
+
+
+@pytest.mark.parametrize('name', smaller)
+def test_what_is_made_smaller_is_there(name):
+    code = '\n'.join(''.join(o['source']) for o in json.loads(read(f'nbs/{name}.ipynb'))['cells'] if o['cell_type'] == 'code')
+    assert [old for old in smaller[name] if old not in code] == []
