@@ -499,7 +499,7 @@ def test_archive_without_a_data_set(tmp_path, alone):
 unsafe = ['../evil.png', '/evil.png', 'train/../../evil.png', 'C:/evil.png', 'C:evil.png', '..\\evil.png', '\\\\host\\evil.png',
           special(tarfile.SYMTYPE), special(tarfile.LNKTYPE), special(tarfile.CHRTYPE), special(tarfile.FIFOTYPE)]
 
-@pytest.mark.parametrize('member', unsafe, ids=str)
+@pytest.mark.parametrize('member', unsafe, ids=lambda o: o if isinstance(o, str) else f'member of type {o.type.decode()}')
 def test_unsafe_tar_is_refused_before_anything_is_written(tmp_path, alone, member):
     file = tgz(tmp_path/'a.tgz', [('train/cat/1.png', b'x'), (member, b'evil'), ('train/cat/2.png', b'x')])
     with pytest.raises(ValueError, match='was not unpacked: its member') as e: data.unpack_archive(file, tmp_path/'to')
