@@ -2,7 +2,7 @@
 # those of constraints.txt, and ARGS="..." goes on to the command behind a target.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8
 .PHONY: help env train test quick tutorials docs build constraints clean
 
 help: ## this list

@@ -18,6 +18,7 @@ import pytest
 from cifar_fastai.synthetic import make_synthetic
 
 slow_fixtures = {'site', 'built', 'browser'}  # what takes seconds to make; tests that need one are slow without a mark of their own
+longest = ['test_site', 'test_notebooks', 'test_training', 'test_finetuning', 'test_cli', 'test_benchmarks', 'test_report']
 unmarked_seconds = 5  # a test that takes longer and is not marked slow is named in the end
 
 
@@ -36,7 +37,7 @@ def pytest_configure(config):
         config.made = tempfile.TemporaryDirectory(prefix='cifar_fastai-')
         os.environ['CIFAR_FASTAI_HOME'] = config.made.name
     config.shared = Path(os.environ['CIFAR_FASTAI_HOME'])
-    config.option.loadscopereorder = False
+    config.option.loadscopereorder = False  # begin with the files that have the most tests
 
 
 def marked(item, name): return item.get_closest_marker(name) is not None
@@ -46,17 +47,25 @@ def pytest_itemcollected(item):
     if slow_fixtures & set(item.fixturenames): item.add_marker(pytest.mark.slow)
     if marked(item, 'cuda') and not has_gpu: item.add_marker(pytest.mark.skip('no NVIDIA GPU on this machine'))
     if marked(item, 'network') and 'network' not in item.config.option.markexpr: item.add_marker(pytest.mark.skip('downloads: -m network'))
-    # a process gets all tests of a file, for what they share, but single notebooks
-    group = 'alone' if marked(item, 'alone') else item.name if item.name.startswith('test_notebook_runs') else item.path.stem
-    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(trylast=True)  # after a plugin has put them in a random order
 def pytest_collection_modifyitems(items):
-    "Files with slow tests first, since what ends last decides how long it takes; tests that want to be alone last."
-    files = list(dict.fromkeys(o.path for o in items))
-    slow = {o.path for o in items if marked(o, 'slow')}
-    items.sort(key=lambda o: (marked(o, 'alone'), o.path not in slow, files.index(o.path), not marked(o, 'slow')))
+    "Files that take longest first, since what ends last decides how long it takes; in a file, tests that want to be alone last."
+    files = sorted(dict.fromkeys(o.path for o in items), key=lambda o: longest.index(o.stem) if o.stem in longest else len(longest))
+    items.sort(key=lambda o: (files.index(o.path), marked(o, 'alone'), not marked(o, 'slow')))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A process gets all tests of a file, for what they share, but single notebooks. (Marks of a group are lost on pytest-xdist 3.8 with pytest 9.2.)"
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndNotebooks(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if 'test_notebook_runs' in nodeid else super()._split_scope(nodeid)
+
+    return FilesAndNotebooks(config, log)
 
 
 @contextmanager
@@ -81,6 +90,17 @@ def pytest_terminal_summary(terminalreporter):
     long = [o for o in passed if o.when == 'call' and o.duration > unmarked_seconds and 'slow' not in o.keywords]
     for o in sorted(long, key=lambda o: -o.duration):
         terminalreporter.write_line(f'Not marked slow, and took {o.duration:.0f} s: {o.nodeid}')
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    "A test leaves the environment and the working folder as they were, for whichever comes next."
+    before = dict(os.environ), os.getcwd()
+    yield
+    known = {'PYTEST_CURRENT_TEST', 'TORCH_CPP_LOG_LEVEL'}  # the latter is set by the command line for its process
+    left = {k for k in before[0].keys() | os.environ.keys() if before[0].get(k) != os.environ.get(k)} - known
+    assert not left, f'environment variables that the test changed: {sorted(left)}'
+    assert os.getcwd() == before[1], 'the test changed the working folder'
 
 
 # --- what tests use

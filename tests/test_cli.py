@@ -42,6 +42,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'cache'))
     monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
     monkeypatch.delenv('CIFAR_FASTAI_DEBUG', raising=False)
+    monkeypatch.delenv('COLUMNS', raising=False)  # which pytest-xdist sets
 
 def run(*args):
     "Run a command in this process: code, out, err"

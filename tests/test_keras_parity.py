@@ -17,6 +17,8 @@ from cifar_fastai.models import count_parameters, create_model
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import optimizer_function
 
+pytestmark = pytest.mark.slow
+
 recorded = dict(np.load(ref.path))
 about = json.loads(str(recorded.pop('about')))
 each_network = pytest.mark.parametrize('name', ref.parameters)

@@ -1,7 +1,8 @@
 """Every notebook runs from top to bottom on the practice set, each in a process of its own.
 
 A tutorial trains for minutes. Here it runs with fewer images and epochs, where that shows the same: `smaller` says what stands
-in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever it differs from origin/main."""
+in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever you changed it. `make quick` runs the
+notebooks that you changed, and no others."""
 import json
 import multiprocessing
 import os
@@ -29,9 +30,15 @@ smaller = {
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
     'tutorials/08_use_it': {'limit=20_000': 'limit=1000', 'valid=2000': 'valid=200'},
 }
-slow = {f'{o}.ipynb' for o in ('01_data', '03_finetuning', '04_training', '05_evaluation', '06_interpretation', '07_inference', '07_probing',
-                               '08_experiments', '09_report', '10_cli', 'guides/02_your_own_network')}
-slow |= {o.name for o in notebooks if o.name.startswith('tutorials/')}
+def changed_notebooks():
+    "Those that differ from origin/main, or from the last commit where there is none; nothing is known without git."
+    for since in 'origin/main', 'HEAD':
+        listed = subprocess.run(['git', 'diff', '--name-only', since, '--', 'nbs'], cwd=root, capture_output=True, text=True)
+        if listed.returncode == 0: return {o.removeprefix('nbs/') for o in listed.stdout.splitlines()}
+    return set()
+
+
+changed = changed_notebooks()
 
 
 def execute(path, changes, log):
@@ -61,25 +68,19 @@ def processes():
 def problem(processes, tmp_path):
     "What is wrong with a notebook: nothing, or a text."
     def run(path, changes):
-        process = processes.Process(target=execute, args=(path, changes, tmp_path / 'log'))
+        log = tmp_path / f'{path.stem}.log'
+        process = processes.Process(target=execute, args=(path, changes, log))
         process.start()
         process.join()
         if process.exitcode == 0: return ''
-        return (tmp_path / 'log').read_text(encoding='utf-8') if (tmp_path / 'log').exists() else f'ended with {process.exitcode}'
+        return log.read_text(encoding='utf-8') if log.exists() else f'ended with {process.exitcode}'
     return run
 
 
-@pytest.fixture(scope='session')
-def as_they_are(request):
-    "The notebooks that are not made smaller."
-    if request.config.getoption('--whole'): return {f'nbs/{o.name}' for o in notebooks}
-    command = 'git', 'diff', '--name-only', 'origin/main', '--', 'nbs'  # prints nothing where there is no such branch
-    return set(subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.splitlines())
-
-
-@pytest.mark.parametrize('name', [pytest.param(o.name, marks=pytest.mark.slow) if o.name in slow else o.name for o in notebooks])
-def test_notebook_runs(name, problem, as_they_are):
-    changes = {} if f'nbs/{name}' in as_they_are else smaller.get(name.removesuffix('.ipynb'), {})
+@pytest.mark.parametrize('name', [o.name if o.name in changed else pytest.param(o.name, marks=pytest.mark.slow) for o in notebooks])
+def test_notebook_runs(name, problem, pytestconfig):
+    whole = pytestconfig.getoption('--whole') or name in changed and not pytestconfig.getoption('markexpr')
+    changes = {} if whole else smaller.get(name.removesuffix('.ipynb'), {})
     assert problem(root / 'nbs' / name, changes) == ''
 
 
@@ -89,6 +90,7 @@ def notebook(path, *sources):
     return path
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_notebook_is_told(problem, tmp_path):
     path = notebook(tmp_path / 'a.ipynb', 'n = 10', '#| eval: false\n1/0', '#| cuda\n1/0', 'assert n == 3, "not smaller"')
     assert problem(path, {'10': '3'}) == ''

@@ -311,7 +311,7 @@ def test_machine_paths_are_checked(text, fine):
 
 def test_flags_of_nbdev_are_markers(pytestconfig):
     markers = {o.partition(':')[0] for o in pytestconfig.getini('markers')}
-    assert set(cfg.tst_flags.split()) == markers & {'slow', 'cuda', 'network'}
+    assert set(cfg.tst_flags.split()) < markers
 
 
 def test_ruff_finds_nothing():
