@@ -386,6 +386,7 @@ def test_data_by_environment(practice, monkeypatch):
     monkeypatch.setenv('CIFAR_FASTAI_DATA', str(practice))
     assert str(practice) in run('data').out
 
+@pytest.mark.slow
 def test_data_lists_broken_images():
     bad = small_set(n=200)/'test'/'dog'/'77.png'
     bad.write_bytes(png()[:100])
@@ -501,11 +502,13 @@ def test_train_makes_a_new_run_folder_each_time(recipe, practice):
         assert f'runs/{name}' in train(recipe, practice, '--epochs', '1', '--limit', '20').out
     assert sorted(p.name for p in Path('runs').iterdir()) == ['tiny-seed0', 'tiny-seed0-2']
 
+@pytest.mark.slow
 def test_epochs_count_on_over_stages(practice):
     Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=tiny.stages*2, bs=64).to_json())
     out = train('two.json', practice, '--no-test').out
     assert re.findall(r'^ +(\d)/4 |^(stage 2 of 2)$', out, re.M) == [('1', ''), ('2', ''), ('', 'stage 2 of 2'), ('3', ''), ('4', '')]
 
+@pytest.mark.slow
 def test_progress_in_a_terminal(recipe, practice, monkeypatch):
     screen = io.StringIO()
     def console(): return Console(file=screen, force_terminal=True, width=100, height=30, force_jupyter=False)

@@ -354,6 +354,7 @@ def test_one_bar_with_the_time_left_and_nothing_else(trained):
     last = err.replace('\r', '\n').strip().splitlines()[-1]
     assert out == '' and 'run 4 of 4' in last and '100%' in last and last.endswith('left') and 'train_loss' not in err
 
+@pytest.mark.slow
 def test_test_images_only_when_asked_for_and_without_training_again(trained, practice, monkeypatch):
     grid,runs,*_ = trained
     assert runs.test_accuracy.isna().all() and 'test' not in read(grid/'tiny-seed0'/'metrics.json')

@@ -133,6 +133,7 @@ def test_history_from_a_folder_or_file(tmp_path):
         assert plot_history(source)[1].lines[0].get_ydata().tolist() == pytest.approx([.4, .5, .6])
 
 
+@pytest.mark.slow
 def test_history_of_a_learner(practice, tmp_path):
     dls = cifar10_dataloaders(practice, bs=60, num_workers=0, device='cpu')
     learn = Learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10)), loss_func=CrossEntropyLossFlat(), metrics=accuracy)

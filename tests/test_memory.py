@@ -204,6 +204,7 @@ def test_the_second_start_opens_next_to_nothing(large):
     assert opened(large) < 10 and len(large.files()) == 2  # a few tell fastai what an item looks like
 
 @pytest.mark.parametrize('kwargs', [{}, dict(limit=40), dict(valid=80, seed=3), dict(valid='test'), dict(image_size=48, stats='imagenet')], ids=str)
+@pytest.mark.slow
 def test_what_was_kept_gives_the_same_batches(large, kwargs):
     opened(large)
     with pytest.warns(UserWarning) if kwargs.get('valid') == 'test' else pytest.MonkeyPatch.context():
@@ -216,6 +217,7 @@ def test_what_was_kept_gives_the_same_batches(large, kwargs):
     assert n < 10 and len(large.opened) > 100
 
 @pytest.mark.parametrize('change', ['date', 'content', 'name', 'fewer', 'more', 'class'])
+@pytest.mark.slow
 def test_a_changed_data_set_is_read_again(large, change):
     opened(large)
     file = data.train_files(large.path)[7]

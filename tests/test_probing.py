@@ -188,6 +188,7 @@ def test_another_class_gives_another_map(learn, result):
 
 @needs_captum
 @pytest.mark.parametrize('name', list_models())
+@pytest.mark.slow
 def test_every_network_of_ours(dls, name):
     set_seed(0)
     learn = make_learner(dls, create_model(name))
@@ -225,6 +226,7 @@ def test_a_module_that_is_called_again_later_is_not_taken(dls):
     assert all(heat.std() > .01 for heat in grad_cam(make_learner(dls, OneReLU()), [0, 1]))
 
 
+@pytest.mark.slow
 def test_transformers_give_their_last_maps_or_are_refused():
     x = torch.zeros(1, 3, 224, 224)
     swin = timm.create_model('swin_tiny_patch4_window7_224', num_classes=3)

@@ -150,6 +150,7 @@ class Watch(Callback):
     def __init__(self, f): self.f,self.seen = f,[]
     def after_batch(self): self.seen.append(self.f(self))
 
+@pytest.mark.slow
 def test_training_images_grow_and_validation_images_are_whole(go):
     watch = Watch(lambda cb: (cb.training, cb.xb[0].shape[-1]))
     learn = go(tiny.change(model='small_cnn', bs=60, sizes=(16, 24, 32)), cbs=[watch])
@@ -350,6 +351,7 @@ def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_pa
     again = train(learn.recipe, source=practice, run_dir=tmp_path/'again', num_workers=0)
     assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
 
+@pytest.mark.slow
 def test_bfloat16_on_the_cpu_keeps_a_forward_of_the_instances_own(practice, monkeypatch, tmp_path):
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
     learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
@@ -478,6 +480,7 @@ def accelerator(monkeypatch):
     monkeypatch.setattr(training.StopOnNonFiniteLoss, '_look', lambda self: looked.append(self.train_iter) or look(self))
     return looked
 
+@pytest.mark.slow
 def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
     class Seen(Callback):
         order = 60
@@ -496,6 +499,7 @@ def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
     assert len(accelerator) == 2
 
 @pytest.mark.parametrize('epoch, batch, every', [(0, 0, 50), (1, 2, 50), (1, 2, 2), (1, 1, 1)])
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epoch, batch, every):
     def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
     with pytest.raises(NonFiniteLossError, match=rf'became nan or infinite in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
@@ -717,6 +721,7 @@ def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
     assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
 
 @pytest.mark.parametrize('tracker', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
+@pytest.mark.slow
 def test_trackers_of_accuracy_do_not_look_at_the_final_validation(tracker, practice, tmp_path):
     learn = train(tiny, source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu', cbs=[tracker(monitor='accuracy')])
     assert json.loads((learn.run_dir/'run.json').read_text())['status'] == 'finished' and any(isinstance(cb, tracker) for cb in learn.cbs)

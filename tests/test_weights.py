@@ -81,6 +81,7 @@ def test_auxiliary_classifiers_are_left_out():
 
 
 @pytest.mark.parametrize('name', ['googlenet', 'inception_v3'])
+@pytest.mark.slow
 def test_images_are_from_minus_one_to_one_where_weights_want_them_so(name):
     seen = []
     x = (torch.rand(2, 3, 96, 96) - .45)/.225
