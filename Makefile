@@ -14,10 +14,10 @@ env: ## .venv with the package and all its tools; a moment when nothing changed
 train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe speedrun" takes another recipe
 	@$(BIN)/cifar-fastai train $(ARGS)
 
-test: env ## every check, on all processors: what notebooks make, all notebooks, all tests; ARGS="-k transfer" takes some
+test: env ## every check, on all processors: all tests, all notebooks, what is made of them; ARGS="-k transfer" takes some
 	@$(PYTEST) $(ARGS)
 
-quick: env ## the tests that take no seconds, before a commit
+quick: env ## what takes no seconds, and the notebooks that you changed: before a commit
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 tutorials: env ## the tutorials at their full size; ARGS="-k transfer" takes one

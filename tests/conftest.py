@@ -32,12 +32,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    "One cache folder for this run, instead of the user's own; and files in the order below, where pytest-xdist would have its own."
+    "One cache folder for this run, instead of the user's own, and files in the order of below."
     if 'PYTEST_XDIST_WORKER' not in os.environ:
         config.made = tempfile.TemporaryDirectory(prefix='cifar_fastai-')
         os.environ['CIFAR_FASTAI_HOME'] = config.made.name
     config.shared = Path(os.environ['CIFAR_FASTAI_HOME'])
-    config.option.loadscopereorder = False  # begin with the files that have the most tests
+    config.option.loadscopereorder = False  # or pytest-xdist begins with the files that have the most tests
 
 
 def marked(item, name): return item.get_closest_marker(name) is not None
@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "A process gets all tests of a file, for what they share, but single notebooks. (Marks of a group are lost on pytest-xdist 3.8 with pytest 9.2.)"
+    """A process gets all tests of a file, for what they share, but single notebooks. (`--dist loadgroup` would do, but pytest-xdist
+    3.8 loses the groups with pytest 9.2.)"""
     from xdist.scheduler import LoadFileScheduling
 
     class FilesAndNotebooks(LoadFileScheduling):

@@ -18,17 +18,18 @@ from test_project import notebooks, read, root
 # Code that sets how long a notebook takes, and what stands there here.
 from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
 smaller = {
+    '04_training': {'limit=500': 'limit=200', "'synthetic', 500)": "'synthetic', 200)", 'num_it=40': 'num_it=10'},
     '05_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
-    '06_interpretation': {**from_memory, 'epochs=10': 'epochs=6'},
+    '06_interpretation': {**from_memory, 'epochs=10': 'epochs=4'},
     '07_probing': from_memory,
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
-    'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500'},
-    'tutorials/03_augmentation': {'limit=1500': 'limit=100', 'valid=1000': 'valid=100'},
+    'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
+    'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50'},
     'tutorials/04_transfer': {'epochs=4)': 'epochs=1)', 'valid=500': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=10': 'epochs=1', '(10, ': '(1, '},
-    'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=1500)", "/'after')": "/'after', limit=1500)"},
+    'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "/'after')": "/'after', limit=800)"},
     'tutorials/06_the_ladder': {'limit=5000': 'limit=200', 'valid=2000': 'valid=100', 'epochs=6': 'epochs=3'},
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
-    'tutorials/08_use_it': {'limit=20_000': 'limit=1000', 'valid=2000': 'valid=200'},
+    'tutorials/08_use_it': {'limit=20_000': 'limit=500', 'valid=2000': 'valid=200'},
 }
 def changed_notebooks():
     "Those that differ from origin/main, or from the last commit where there is none; nothing is known without git."

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import tokenize
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -20,6 +22,7 @@ from nbdev.config import get_config
 from cifar_fastai.course import exercises, tutorials
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import list_recipes
+from conftest import turn
 
 root = Path(__file__).resolve().parent.parent
 cfg = get_config(root)
@@ -317,6 +320,25 @@ def test_flags_of_nbdev_are_markers(pytestconfig):
 def test_ruff_finds_nothing():
     done = subprocess.run([tools / 'ruff', 'check', '--no-cache', '.'], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_test_that_wants_to_be_alone_is(tmp_path):
+    order, may_end = [], threading.Event()
+
+    def run(name, alone):
+        with turn(tmp_path, alone):
+            order.append(f'{name} begins')
+            may_end.wait()
+            order.append(f'{name} ends')
+
+    threads = [threading.Thread(target=run, args=o) for o in [('a', False), ('alone', True), ('b', False)]]
+    for thread in threads:
+        thread.start()
+        time.sleep(.2)
+    assert order == ['a begins']
+    may_end.set()
+    for thread in threads: thread.join()
+    assert order == ['a begins', 'a ends', 'alone begins', 'alone ends', 'b begins', 'b ends']
 
 
 # --- what is made of the notebooks
