@@ -4,8 +4,8 @@
 says what to install changed. Only the standard library is used, in words that old Pythons can read: who has one gets a
 message, no SyntaxError.
 
-Why not `uv sync`: it installs from a lock file, and uv.lock names the host of a package index in every line, so it would
-not work behind a mirror; and it needs a uv that is there already, where this needs a Python only."""
+Why not `uv sync`: its lock file (1.6 MB) names the host of one package index in more than half of its lines, so it would not do
+behind a mirror; and it needs a uv that is there already, where this needs a Python only."""
 import hashlib
 import importlib.util
 import os
@@ -75,7 +75,7 @@ def installed():
 
 def fill(wanted):
     "Install the package, its tools and what both need into .venv: by uv, which is quick, or by pip if there is no uv."
-    print('Installing into .venv: 6 GB, most of it torch; a download of 3 GB the first time, some minutes', flush=True)
+    print('Installing into .venv: 7 GB, most of it torch; some minutes the first time', flush=True)
     start = time.time()
     # This variable's folder may hold a build of torch for the CPU alone, with which torchvision's usual build does not work.
     env = {k: v for k, v in os.environ.items() if k != 'PIP_FIND_LINKS'}
