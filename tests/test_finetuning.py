@@ -360,8 +360,8 @@ def test_recipe_is_built_and_steps(name, practice, tmp_path):
     for stage in recipe.stages:
         before = weights(learn)
         quietly(learn, fit_stage, learn, stage)
-        moved = changed(before, weights(learn))
-        assert moved & {n for n,p in learn.model.named_parameters() if p.requires_grad} and not moved & {n for n,p in learn.model.named_parameters() if not p.requires_grad}
+        moved,parameters = changed(before, weights(learn)),dict(learn.model.named_parameters())
+        assert any(p.requires_grad for n,p in parameters.items() if n in moved) and all(parameters[n].requires_grad for n in moved & parameters.keys())
         assert all(math.isfinite(loss) for loss in learn.recorder.losses)
 
 @pytest.mark.parametrize('keras', [False, True])

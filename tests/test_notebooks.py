@@ -31,6 +31,8 @@ smaller = {
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
     'tutorials/08_use_it': {'limit=20_000': 'limit=500', 'valid=2000': 'valid=200'},
 }
+
+
 def changed_notebooks():
     "Those that differ from origin/main, or from the last commit where there is none; nothing is known without git."
     for since in 'origin/main', 'HEAD':
