@@ -10,7 +10,6 @@ __all__ = ['Hint', 'Exercise', 'exercise', 'need', 'Verdict', 'check', 'progress
 
 # %% ../nbs/09_course.ipynb #730822a6
 import inspect
-import json
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 import cifar_fastai
+from .files import read_json, write_json
 from .registry import Registry
 
 # %% ../nbs/09_course.ipynb #d5c56306
@@ -114,18 +114,15 @@ def _read_progress():
     "{number: {attempts, right}} of what was tried on this machine"
     path = progress_file()
     if not path.exists(): return {}
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is damaged: {e}. Remove it; your progress is then counted anew.') from e
+    try: return read_json(path)
+    except ValueError as e: raise ValueError(f'{e}. Remove it; your progress is then counted anew.') from e
 
 def _keep(number, right):
     "Count an attempt; an exercise that was right once stays so"
     progress,path = _read_progress(),progress_file()
     before = progress.get(number, dict(attempts=0, right=False))
     progress[number] = dict(attempts=before['attempts'] + (not before['right']), right=before['right'] or right)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_text(json.dumps(progress, indent=1) + '\n', encoding='utf-8')
-    part.replace(path)
+    write_json(path, progress)
 
 def exercises(
     tutorial:int|None=None, # only those of this one; None: all
@@ -715,7 +712,7 @@ def measured_runs()->pd.DataFrame: # a row a run: recipe, data, accuracies, seco
     here = Path(cifar_fastai.__file__).parent
     return pd.read_csv(next(p for p in (here/'results'/'training.csv', here.parent/'benchmarks'/'results'/'training.csv') if p.is_file()))
 
-def _cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
+def _cells(path): return read_json(path)['cells']
 
 def tutorials()->pd.DataFrame: # columns tutorial, file, title, about, exercises, right
     "All tutorials, and how many of their exercises were right"

@@ -7,16 +7,14 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 # %% auto #0
 __all__ = ['cifar10_batches', 'cifar10_archives', 'cifar10_stats', 'split_path', 'class_of', 'count_classes', 'train_files',
            'test_folder', 'test_files', 'check_layout', 'DataInfo', 'fingerprint', 'describe_data', 'unpack_archive',
-           'sort_tiny_imagenet', 'convert_batches', 'make_whole', 'Archive', 'check_archive', 'download_cifar10',
-           'cache_folder', 'find_root', 'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter',
-           'FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation',
-           'list_augmentations', 'augmentation', 'channel_stats', 'plain_image', 'ColourImage', 'GreyImage',
-           'FixedSize', 'ResizeBatch', 'cifar10_datablock', 'ImageMemory', 'ImageMemories', 'default_workers',
-           'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
-           'test_dataloader']
+           'sort_tiny_imagenet', 'convert_batches', 'Archive', 'check_archive', 'download_cifar10', 'find_root',
+           'find_data', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter', 'FlipCrop', 'Cutout', 'shift_mat',
+           'TrainingAffine', 'TrainingCrop', 'affine_augmentation', 'list_augmentations', 'augmentation',
+           'channel_stats', 'plain_image', 'ColourImage', 'GreyImage', 'FixedSize', 'ResizeBatch', 'cifar10_datablock',
+           'ImageMemory', 'ImageMemories', 'default_workers', 'cifar10_dataloaders', 'random_tfms', 'augment_loader',
+           'set_augmentation', 'image_loader', 'test_dataloader']
 
 # %% ../nbs/02_data.ipynb #ac4dcfc4
-import errno
 import gzip
 import hashlib
 import io
@@ -29,7 +27,6 @@ import shutil
 import stat
 import sys
 import tarfile
-import tempfile
 import time
 import warnings
 import zipfile
@@ -37,7 +34,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -55,7 +51,6 @@ from fastai.vision.core import PILImage, PILImageBW, TensorImage, image2tensor, 
 from fastai.vision.data import ImageBlock
 from fastai.vision.utils import verify_image
 from fasttransform import DisplayedTransform
-from filelock import FileLock, Timeout
 from PIL import ExifTags, Image
 from pooch import HTTPDownloader
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
@@ -64,6 +59,7 @@ from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
+from .files import cache_folder, file_digest, make_once
 from .memory import Memory, MemoryDL, ShuffleDL
 from .registry import Registry
 from .synthetic import cifar10_classes, make_synthetic
@@ -410,50 +406,6 @@ def convert_batches(
 def _say(text, quiet=False):
     if not quiet: print(text, file=sys.stderr, flush=True)
 
-@contextmanager
-def _locked(file, task, quiet):
-    lock = FileLock(file)
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        _say(f'Another process is preparing {task}: waiting for it.', quiet)
-        lock.acquire()
-    try: yield
-    finally: lock.release()
-
-@contextmanager
-def _workspace(target, quiet):
-    parent = target.parent/'.unfinished'
-    parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent/f'{target.name}.lock', target, quiet):
-        shutil.rmtree(parent/target.name, ignore_errors=True)  # left by a process that was killed
-        (parent/target.name).mkdir(exist_ok=True)
-        try: yield Path(tempfile.mkdtemp(dir=parent/target.name))
-        finally: shutil.rmtree(parent/target.name, ignore_errors=True)
-
-# %% ../nbs/02_data.ipynb #1c412162
-_disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-def _rename(made, target):
-    try: made.rename(target)
-    except OSError:
-        if not target.is_dir(): raise  # otherwise another process was first, with the same content
-
-def make_whole(
-    target:Path, # folder to make
-    make:Callable[[Path], Path], # gets an empty folder to work in; returns the finished folder below it
-    quiet:bool=False, # do not say when another process is waited for
-)->Path: # `target`
-    "Make `target` unless it is there: all of it or nothing, whoever is killed or comes second"
-    try:
-        if not target.is_dir():
-            with _workspace(target, quiet) as work:
-                if not target.is_dir(): _rename(make(work), target)
-    except OSError as e:
-        if e.errno not in _disk_errors: raise
-        raise OSError(e.errno, f'{os.strerror(e.errno)}: cannot write {target}. Make room, or set CIFAR_FASTAI_HOME to a folder '
-                               'that can be written') from e
-    return target
-
 # %% ../nbs/02_data.ipynb #781dc259
 @dataclass(frozen=True)
 class Archive:
@@ -470,20 +422,12 @@ cifar10_archives = (
     Archive('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'),
 )
 
-def _hash(file, kind, n_bytes=None):
-    digest = hashlib.new(kind)
-    with open(file, 'rb') as f:
-        if n_bytes: digest.update(f.read(n_bytes))
-        else:
-            while block := f.read(2**20): digest.update(block)
-    return digest.hexdigest()
-
 def check_archive(
     file:str|Path, # what was downloaded
     archive:Archive, # what it should be
 )->Path: # `file`
     "Raise a `ValueError` if a file's size or md5 is not the published one"
-    n_bytes, md5 = os.path.getsize(file), _hash(file, 'md5', 2**20 if archive.first_mib else None)
+    n_bytes, md5 = os.path.getsize(file), file_digest(file, 'md5', 2**20 if archive.first_mib else None)
     if n_bytes != archive.n_bytes: raise ValueError(f'wrong size: {n_bytes:,} bytes, published {archive.n_bytes:,}')
     if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, published {archive.md5}')
     return Path(file)
@@ -534,15 +478,9 @@ def download_cifar10(
                 _say(f'That failed: {_reason(e)}', quiet)
         raise ConnectionError('\n  '.join(['CIFAR-10 could not be downloaded.', *failed, 'Download one of these files by hand and set '
                               "CIFAR_FASTAI_DATA to it, or use the built-in practice set: 'synthetic'."]))
-    return make_whole(Path(folder), make, quiet)
+    return make_once(Path(folder), make, quiet)
 
 # %% ../nbs/02_data.ipynb #5539562d
-def cache_folder(
-    root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else ~/.cache/cifar_fastai
-)->Path: # need not exist
-    "Where data sets are kept"
-    return Path(root or os.environ.get('CIFAR_FASTAI_HOME') or '~/.cache/cifar_fastai').expanduser().absolute()
-
 def _is_image_root(folder): return (folder/'train').is_dir()
 def _has_only_batches(folder): return not _is_image_root(folder) and any((folder/name).is_file() for name in cifar10_batches)
 def _is_root(folder): return _is_image_root(folder) or _has_only_batches(folder)
@@ -619,7 +557,7 @@ def _common_name(names):
 
 def _cache_name(files):
     "What the names have in common and a hash of all the contents, whatever the order"
-    hashes = sorted(_hash(f, 'sha256') for f in files)
+    hashes = sorted(file_digest(f) for f in files)
     digest = hashes[0] if len(files) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
     return f'{_common_name([_short_name(f) for f in files])}-{digest[:12]}'
 
@@ -634,14 +572,14 @@ def _open_archives(files, root, quiet):
         except (ValueError, FileNotFoundError) as e:
             kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
             raise kind(str(e).replace(str(work/'unpacked'), ' + '.join(map(str, files)))) from e
-    return make_whole(root/_cache_name(files), make, quiet)
+    return make_once(root/_cache_name(files), make, quiet)
 
 def _open_folder(folder, root, quiet):
     if not folder.exists(): raise FileNotFoundError(_no_path(folder))
     found = find_root(folder)
     if not _has_only_batches(found): return check_layout(found)
     for name, md5 in cifar10_batches.items(): _check_batch(found/name, md5)
-    return make_whole(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
+    return make_once(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
 
 # %% ../nbs/02_data.ipynb #4ee9ffab
 def _paths(source):

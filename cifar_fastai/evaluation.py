@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from html import escape
 import json
 from math import log
-import os
 from pathlib import Path
 from zipfile import BadZipFile
 import zlib
@@ -34,6 +33,7 @@ from tqdm import tqdm
 
 from . import metrics
 from .data import augment_loader, fingerprint, random_tfms, test_dataloader
+from .files import atomic_file
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 from .models import _eval_mode
 
@@ -332,14 +332,10 @@ def save(
     "Write the evaluation to a file."
     path = Path(path)
     _check(path.suffix == '.npz', f'An Evaluation is saved as .npz, got {path.name!r}.')
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = json.dumps({'format': _format} | {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays})
-    aside = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        with aside.open('wb') as f:
-            np.savez_compressed(f, about=np.frombuffer(about.encode(), np.uint8), **{name: getattr(self, name) for name in _arrays})
-        aside.replace(path)
-    finally: aside.unlink(missing_ok=True)
+    arrays = {name: getattr(self, name) for name in _arrays}
+    with atomic_file(path) as part, part.open('wb') as f:
+        np.savez_compressed(f, about=np.frombuffer(about.encode(), np.uint8), **arrays)
     return path
 
 # %% ../nbs/05_evaluation.ipynb #dea979e0

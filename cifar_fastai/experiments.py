@@ -10,7 +10,6 @@ __all__ = ['run_grid', 'read_runs', 'summarize', 'diff_runs', 'plot_learning_cur
 # %% ../nbs/08_experiments.ipynb #b3e5db1d
 import csv
 import json
-import os
 import re
 import sys
 import time
@@ -29,7 +28,6 @@ import pandas as pd
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import noop
-from filelock import FileLock, Timeout
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
@@ -37,6 +35,7 @@ from tqdm.auto import tqdm
 
 from .data import DataInfo, augmentation, describe_data, find_data
 from .evaluation import evaluate, tta_views
+from .files import atomic_write, locked, write_json
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .training import load_run, train
@@ -149,15 +148,6 @@ def _recipe_of(folder):
     try: return _as_json(Recipe.from_json(text))
     except ValueError: return dict(stages=[]) | json.loads(text)
 
-def _write_whole(path, text):
-    "Write a file whole or not at all, and see it onto the disk"
-    part = path.with_name(path.name + '.part')
-    with part.open('w', encoding='utf-8', newline='') as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
-
 # %% ../nbs/08_experiments.ipynb #b68682ca
 def _read_rows(path):
     "The lines of a results file, without those that are not whole"
@@ -171,22 +161,22 @@ def _read_rows(path):
 def _add_row(save_to, row, recipe):
     "Add a line to the results file; lines from before an axis was there are filled in"
     path = save_to/'results.csv'
-    with FileLock(save_to/'.locks'/'results.lock'):
+    with locked(save_to/'.locks'/'results.lock'):
         rows = [*_read_rows(path), row]
         axes = _axes(dict.fromkeys(k for r in rows for k in r))
         for r in rows:
             if missing := [a for a in axes if a not in r]:
                 known = recipe if r is row else _recipe_of(save_to/r['run'])
                 r.update({a: _choice(known, a) if known['stages'] else '' for a in missing})
-        _write_whole(path, _to_csv(rows, axes))
+        atomic_write(path, _to_csv(rows, axes))
 
 def _mend(save_to):
     "Take out of the results file what is no whole line"
     path = save_to/'results.csv'
-    with FileLock(save_to/'.locks'/'results.lock'):
+    with locked(save_to/'.locks'/'results.lock'):
         rows = _read_rows(path)
         text = _to_csv(rows, _axes(rows[0])) if rows else ''
-        if rows and text != path.read_text(encoding='utf-8', errors='replace'): _write_whole(path, text)
+        if rows and text != path.read_text(encoding='utf-8', errors='replace'): atomic_write(path, text)
 
 def _axes(columns):
     "The columns that are choices"
@@ -307,7 +297,7 @@ def _add_test(grid, c, learn): # -> what went wrong
         for name,tta in wanted.items():
             start = time.perf_counter()
             metrics[name] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
-            _write_whole(folder/'metrics.json', json.dumps(metrics, indent=2) + '\n')
+            write_json(folder/'metrics.json', metrics)
     except Exception as e: return _one_line(f'test: {type(e).__name__}: {e}')
     return ''
 
@@ -330,11 +320,15 @@ def _settle(grid, c, tick): # -> what went wrong
     if any(known.get(k) != str(row[k]) for k in _columns): _add_row(grid.save_to, row, recipe)
     return error
 
+class _Busy(Exception):
+    "Another process is at this combination"
+
 def _attempt(grid, c, tick): # -> whether it is settled, and what went wrong
     "Settle one combination, unless another process is at it"
+    def busy(): raise _Busy
     try:
-        with FileLock(grid.save_to/'.locks'/f'{c.name}.lock', timeout=0): return True,_settle(grid, c, tick)
-    except Timeout: return False,''
+        with locked(grid.save_to/'.locks'/f'{c.name}.lock', busy): return True,_settle(grid, c, tick)
+    except _Busy: return False,''
 
 # %% ../nbs/08_experiments.ipynb #7d2b8f44
 def _work(grid, combinations):

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import _item_size, FixedSize, ResizeBatch, channel_stats, plain_image
+from .files import atomic_write, read_json, write_json
 from .models import _eval_mode
 from .recipes import Recipe
 from .registry import UnknownNameError
@@ -211,14 +212,6 @@ def _check_info(info):
              and min(info.std) > 0, f'mean and std need a number for each of {info.channels} channels, std above 0, got {info.mean} and {info.std}')
 
 # %% ../nbs/07_inference.ipynb #c4ca25ae
-def _read_json(path):
-    "A JSON file that holds a dictionary"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there.')
-    try: d = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
-    _require(isinstance(d, dict), f'{path} is damaged: it holds a {type(d).__name__}')
-    return d
-
 @contextmanager
 def _damaged(path):
     "Whatever is missing or wrong in the body is said to be damage of `path`"
@@ -231,7 +224,7 @@ _fields = ('vocab', 'mean', 'std', 'channels', 'item_size', 'image_size', 'varia
 
 def _read_info(path):
     "classifier.json -> its `ClassifierInfo`, the name of the weights' file, and their digest"
-    d = _read_json(path)
+    d = read_json(path)
     _require(d.get('format') == _format, f'{path} was not written by save_classifier.')
     v = d.get('format_version')
     _require(not isinstance(v, int) or v <= _version, f'{path} was written by a newer cifar_fastai (format {v}; this one reads {_version}). Upgrade with: pip install -U cifar_fastai')
@@ -243,7 +236,7 @@ def _read_info(path):
 # %% ../nbs/07_inference.ipynb #2058b7d8
 def _run_info(folder):
     "The `ClassifierInfo` of a run folder"
-    recipe_json,run_json = _read_json(folder/'recipe.json'),_read_json(folder/'run.json')
+    recipe_json,run_json = read_json(folder/'recipe.json'),read_json(folder/'run.json')
     with _damaged(folder/'recipe.json'): recipe = Recipe.from_json(json.dumps(recipe_json))
     with _damaged(folder/'run.json'):
         data,side = run_json['data'],recipe.image_size
@@ -415,7 +408,7 @@ _json_name = 'classifier.json'
 
 def _is_ours(folder):
     "Whether a folder holds a classifier, or nothing but what an interrupted save left"
-    with suppress(OSError, ValueError): return _read_json(folder/_json_name).get('format') == _format
+    with suppress(OSError, ValueError): return read_json(folder/_json_name).get('format') == _format
     return all(p.name.endswith('.part') or (p.name.startswith('model-') and p.suffix == '.safetensors') for p in folder.iterdir())
 
 def _claim(folder):
@@ -423,14 +416,6 @@ def _claim(folder):
     if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
         raise FileExistsError(f'{folder} is there already and holds something else than a classifier. Nothing was written; choose another folder.')
     folder.mkdir(parents=True, exist_ok=True)
-
-def _write(path, data):
-    "Write whole or not at all"
-    part = path.with_name(f'.{path.name}-{os.getpid()}.part')
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/07_inference.ipynb #8e74eb49
 def save_classifier(
@@ -446,8 +431,8 @@ def save_classifier(
     digest = hashlib.sha256(weights).hexdigest()
     name = f'model-{digest[:8]}.safetensors'
     _claim(folder)
-    _write(folder/name, weights)
-    _write(folder/_json_name, (json.dumps(info.to_dict() | dict(weights=name, sha256=digest), indent=2) + '\n').encode())
+    atomic_write(folder/name, weights)
+    write_json(folder/_json_name, info.to_dict() | dict(weights=name, sha256=digest))
     for old in folder.glob('model-*.safetensors'):
         if old.name != name: old.unlink(missing_ok=True)
     return folder

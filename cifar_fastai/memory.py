@@ -8,7 +8,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/memory.html.md"""
 __all__ = ['Rows', 'Memory', 'ShuffleDL', 'MemoryDL']
 
 # %% ../nbs/01_memory.ipynb #f2003136
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+from .files import atomic_file
 
 # %% ../nbs/01_memory.ipynb #f5467c28
 class Rows:
@@ -52,15 +53,11 @@ def _load(parts, file, about):
     if [(t.shape, t.dtype) for t in found] == [(p.rows.shape, p.rows.dtype) for p in parts]: return found
 
 def _save(parts, file, about):
-    "Write the file, whole or not at all"
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
+    "Write the file, unless the disk is nearly full or refuses: the next start is slower without it, and that is all"
+    with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
-        save_file({str(k): p.rows for k,p in enumerate(parts)}, part, metadata=dict(about=about))
-        part.replace(file)
-    except (OSError, SafetensorError): # the next start is slower without it, and that is all
-        with suppress(OSError): part.unlink()
+        with atomic_file(file) as part: save_file({str(k): p.rows for k,p in enumerate(parts)}, part, metadata=dict(about=about))
 
 # %% ../nbs/01_memory.ipynb #5e5d2010
 def _on_accelerator(parts, device):

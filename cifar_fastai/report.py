@@ -16,7 +16,6 @@ from html import escape
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 import json
-import os
 from pathlib import Path
 import re
 from zlib import crc32
@@ -35,6 +34,7 @@ import torch
 from . import __version__
 from .data import plain_image
 from .evaluation import Comparison, Evaluation, _file_names, _find_loader, _fingerprint, compare, evaluate, load_evaluation
+from .files import atomic_write
 from .interpretation import (_open_image, _percent, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
@@ -464,9 +464,4 @@ def write_report(
     results = {name: _evaluation(folder, learn, name, source) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
     change = other and compare(_evaluation(*other, split, source), results[split])
     text = _render(_Page(folder, learn, results[split], results.get('valid'), other and other[0], change))
-    aside = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        aside.write_text(text, encoding='utf-8')
-        aside.replace(path)
-    finally: aside.unlink(missing_ok=True)
-    return path
+    return atomic_write(path, text)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import cmath
 import difflib
-import json
-import shutil
 from numbers import Integral
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from .files import atomic_folder, read_json, write_json
 
 # %% auto #0
 __all__ = ['cifar10_classes', 'best_possible_accuracy', 'draw_image', 'make_synthetic']
@@ -444,13 +443,13 @@ def _write_set(folder, made):
             for i in range(made[f'n_{split}']):
                 image = draw_image(label, _image_rng(made['seed'], split, label, i), made['size'])
                 image.save(folder / split / label / f'{i:04d}.png', compress_level=0)
-    (folder / _record).write_text(json.dumps(dict(variant='synthetic', **made), indent=1) + '\n')
+    write_json(folder / _record, dict(variant='synthetic', **made))
 
 # %% ../nbs/01_synthetic.ipynb #abc7c9a5
 def _read_record(folder):
-    try: made = json.loads((folder / _record).read_text())
+    try: made = read_json(folder / _record)
     except (OSError, ValueError): return None
-    return made if isinstance(made, dict) and made.pop('variant', None) == 'synthetic' else None
+    return made if made.pop('variant', None) == 'synthetic' else None
 
 def _missing(folder, made):
     "Name the first class folder that has lost pictures, if one has."
@@ -485,12 +484,7 @@ def make_synthetic(
     return path
 
 def _make_at(path, wanted):
-    part = path.with_name(f'.{path.name}.{uuid4().hex[:8]}.part')
     try:
-        _write_set(part, wanted)
-        if path.exists(): path.rmdir()
-        part.rename(path)
-    except OSError:
+        with atomic_folder(path) as part: _write_set(part, wanted)
+    except OSError:  # another process was first
         if not _holds(path, wanted): raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

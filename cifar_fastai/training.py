@@ -50,6 +50,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import augmentation, cifar10_dataloaders, image_loader, random_tfms, set_augmentation
+from .files import write_json
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, _eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
@@ -643,12 +644,6 @@ def hardware()->dict: # processor, its widest vector instructions ('AVX2', 'AVX5
     return dict(cpu=_cpu_name(), instructions=instructions, cores=cores, threads=torch.get_num_threads(), gpu=gpu, system=platform.system())
 
 # %% ../nbs/04_training.ipynb #a2aeef70
-def _write_json(path, data):
-    "Write whole or not at all"
-    part = path.with_name(path.name + '.part')
-    part.write_text(json.dumps(data, indent=2) + '\n', encoding='utf-8')
-    part.replace(path)
-
 def create_run_dir(
     recipe:Recipe, # its name begins the folder's name
     seed:int, # and its seed ends it
@@ -713,17 +708,17 @@ def _recorded(learn, run):
     "Keep the run folder true while the body trains; however it ends, what there is stays"
     folder,start,cpu_start,saving,saved = learn.run_dir,time.perf_counter(),time.process_time(),False,False
     (folder/'recipe.json').write_text(learn.recipe.to_json() + '\n', encoding='utf-8')
-    _write_json(folder/'run.json', run)
+    write_json(folder/'run.json', run)
     writer = HistoryWriter(folder/'history.csv')
     def end(status, **more):
         took = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu_start, 2))
-        _write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, **took, **more))
+        write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, **took, **more))
     try:
         with learn.added_cbs(writer): yield
         saving = True
         _save_weights(learn.model, folder/'model.safetensors')
         saved = True
-        _write_json(folder/'metrics.json', dict(valid=_validate(learn)))
+        write_json(folder/'metrics.json', dict(valid=_validate(learn)))
         end('finished')
     except BaseException as e:
         try:

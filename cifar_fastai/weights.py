@@ -8,8 +8,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/weights.html.md"""
 __all__ = ['list_backbones', 'create_backbone', 'list_weights', 'find_weights', 'WeightsReport', 'load_weights']
 
 # %% ../nbs/03_weights.ipynb #59e281dc
-import errno
-import hashlib
 import os
 import pickle
 import sys
@@ -31,6 +29,7 @@ from torch.hub import HASH_REGEX, download_url_to_file, get_dir
 from torchvision import models as torchvision_models
 from torchvision.models import get_model, get_model_weights
 
+from .files import DiskError, file_digest, writing
 from .models import list_models
 from .registry import Registry, UnknownNameError
 
@@ -167,7 +166,7 @@ def _said_hash(name): # -> digits, or None
 
 def _check_hash(path):
     "Refuse a file whose SHA-256 does not begin as its name says"
-    said,found = _said_hash(path.name),hashlib.sha256(path.read_bytes()).hexdigest()
+    said,found = _said_hash(path.name),file_digest(path)
     if said and not found.startswith(said):
         raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said)]}, not {said}. Remove it, and it is fetched again.')
     return path
@@ -178,8 +177,6 @@ def _not_fetched(what, url, path, reason):
                            f"or give a file that you have: weights='path/to/{path.name}'")
 
 # %% ../nbs/03_weights.ipynb #bdfd87a7
-_disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-
 def _reason(e):
     "Why a download failed, in a few words"
     if isinstance(e, RuntimeError): return f'it broke off, or is another file: {e}' # of torch, for a wrong hash
@@ -191,11 +188,11 @@ def _fetch(url, what):
     if path.exists(): return _check_hash(path)
     print(f'Fetching {url}', file=sys.stderr, flush=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(url, str(path), _said_hash(path.name), progress=True)
-    except (OSError, HTTPException, RuntimeError) as e:
-        if getattr(e, 'errno', None) not in _disk_errors: raise _not_fetched(what, url, path, _reason(e)) from None
-        raise OSError(e.errno, f'{os.strerror(e.errno)}: cannot write {path}. Make room, or set TORCH_HOME to a folder that can be written') from None
+        with writing(path, 'TORCH_HOME'):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            download_url_to_file(url, str(path), _said_hash(path.name), progress=True)
+    except DiskError: raise
+    except (OSError, HTTPException, RuntimeError) as e: raise _not_fetched(what, url, path, _reason(e)) from None
     return path
 
 # %% ../nbs/03_weights.ipynb #9472c109

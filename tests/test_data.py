@@ -7,10 +7,8 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -694,29 +692,6 @@ def test_published_checksums():
 
 # ---------------------------------------------------------------------------------------------------- whole or not at all
 
-def make_slowly(log, source):
-    def make(work):
-        with open(log, 'a') as f: f.write('made\n')
-        time.sleep(.3)
-        return shutil.copytree(source, work/'new')
-    return make
-
-
-@forks
-def test_two_processes_at_once(tmp_path, practice):
-    context, log = multiprocessing.get_context('fork'), tmp_path/'log'
-    target, barrier = tmp_path/'cache'/'set', context.Barrier(3)
-    def run():
-        barrier.wait()
-        data.make_whole(target, make_slowly(log, practice), quiet=True)
-        os._exit(0 if len(data.train_files(target)) == 200 else 1)
-    processes = [context.Process(target=run) for _ in range(3)]
-    for p in processes: p.start()
-    for p in processes: p.join(60)
-    assert [p.exitcode for p in processes] == [0, 0, 0]
-    assert log.read_text() == 'made\n' and not leftovers(target.parent)
-
-
 @forks
 def test_two_processes_unpack_one_archive(tmp_path, alone):
     file = pack(tiny_set(tmp_path/'pets', n_train=50), 'gztar')
@@ -731,39 +706,6 @@ def test_two_processes_unpack_one_archive(tmp_path, alone):
     assert found.get(timeout=60) == found.get(timeout=60) == (data.find_data(file), 100)
     for p in processes: p.join(60)
     assert not leftovers(alone)
-
-
-def test_the_second_to_finish_uses_the_firsts(tmp_path, practice):
-    target = tmp_path/'cache'/'set'
-    def overtaken(work):
-        shutil.copytree(practice, target)
-        return shutil.copytree(practice, work/'new')
-    assert data.make_whole(target, overtaken) == target
-    assert len(data.train_files(target)) == 200 and not leftovers(target.parent)
-
-
-@forks
-def test_killed_in_the_middle(tmp_path, practice):
-    target = tmp_path/'cache'/'set'
-    def die(work):
-        shutil.copytree(practice/'test', work/'new'/'train')
-        os.kill(os.getpid(), signal.SIGKILL)
-    process = multiprocessing.get_context('fork').Process(target=data.make_whole, args=(target, die))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    assert not target.exists() and leftovers(target.parent)
-    data.make_whole(target, lambda work: shutil.copytree(practice, work/'new'))
-    assert len(data.train_files(target)) == 200 and not leftovers(target.parent)
-
-
-@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError('bad')])
-def test_interrupted_leaves_nothing(tmp_path, error):
-    def make(work):
-        (work/'new').mkdir()
-        raise error
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError): data.make_whole(tmp_path/'cache'/'set', make)
-    assert not (tmp_path/'cache'/'set').exists() and not leftovers(tmp_path/'cache')
 
 
 def test_full_disk_is_a_clear_error(tmp_path, alone, monkeypatch):

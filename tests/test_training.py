@@ -550,7 +550,7 @@ def test_weights_that_cannot_be_read_are_no_run_that_goes_on(go, tmp_path, monke
 def test_where_the_weights_are_is_said_last(go, tmp_path, monkeypatch):
     "when run.json cannot be written either"
     def save(model, path):
-        monkeypatch.setattr(training, '_write_json', lambda *args: full())
+        monkeypatch.setattr(training, 'write_json', lambda *args: full())
         raise OSError('The weights were kept in /elsewhere')
     def full(): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(training, '_save_weights', save)

@@ -1,0 +1,215 @@
+"Files and folders: whole or not at all, whoever is killed, comes second, or finds the disk full."
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import stat
+import threading
+import time
+
+import pytest
+
+from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, file_digest, locked, make_once, read_json, write_json, writing
+
+forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
+
+
+def leftovers(folder): return [p for p in (folder/'.unfinished').glob('*') if p.is_dir()]
+def names(folder): return sorted(p.name for p in folder.iterdir())
+
+
+# --- files
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(errno.ENOSPC, 'No space left on device')])
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, error):
+    path = atomic_write(tmp_path/'runs'/'a.csv', 'old')
+    with pytest.raises((KeyboardInterrupt, OSError)), atomic_file(path) as part:
+        part.write_text('half of the ne')
+        raise error
+    assert path.read_text() == 'old' and names(path.parent) == ['a.csv']
+
+
+@forks
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    path = atomic_write(tmp_path/'a.csv', 'old')
+    def die():
+        with atomic_file(path) as part:
+            part.write_text('half of the ne')
+            os.kill(os.getpid(), signal.SIGKILL)
+    process = multiprocessing.get_context('fork').Process(target=die)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and path.read_text() == 'old'
+    [left] = [p for p in tmp_path.iterdir() if p != path]
+    assert atomic_write(path, 'new').read_text() == 'new' and left.exists(), 'it may be that of a process which still writes'
+    os.utime(left, (time.time() - 25*60*60,)*2)
+    atomic_write(path, 'newer')
+    assert names(tmp_path) == ['a.csv']
+
+
+def test_what_another_file_left_stays(tmp_path):
+    other = tmp_path/'.a.csv2.12345678.part'
+    other.touch()
+    os.utime(other, (0, 0))
+    atomic_write(tmp_path/'a.csv', 'new')
+    assert other.exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='no modes')
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_modes_are_as_the_umask_says(tmp_path, umask, mode):
+    "safetensors writes files that only their owner can read"
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path/'model.safetensors') as part:
+            part.unlink()
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+    finally: os.umask(before)
+    assert stat.S_IMODE((tmp_path/'model.safetensors').stat().st_mode) == mode
+
+
+def test_two_threads_write_one_file(tmp_path):
+    texts, done = [str(i)*100_000 for i in range(4)], []
+    def write(text):
+        for _ in range(20): atomic_write(tmp_path/'a', text)
+        done.append(text)
+    threads = [threading.Thread(target=write, args=[text]) for text in texts]
+    for t in threads: t.start()
+    while any(t.is_alive() for t in threads):
+        if (tmp_path/'a').exists(): assert (tmp_path/'a').read_text() in texts
+    assert sorted(done) == texts and (tmp_path/'a').read_text() in texts and names(tmp_path) == ['a']
+
+
+def test_text_is_written_as_it_is(tmp_path):
+    assert atomic_write(tmp_path/'a', 'ä\r\nb\n').read_bytes() == 'ä\r\nb\n'.encode()
+    assert atomic_write(tmp_path/'a', b'\xff\x00').read_bytes() == b'\xff\x00'
+
+
+# --- folders
+
+def test_a_folder_that_breaks_off_is_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path/'deep'/'a') as part:
+        (part/'x').touch()
+        raise KeyboardInterrupt
+    assert not names(tmp_path/'deep')
+
+
+def test_an_empty_folder_gives_way_and_a_full_one_stays(tmp_path):
+    (tmp_path/'a').mkdir()
+    with atomic_folder(tmp_path/'a') as part: (part/'x').touch()
+    assert names(tmp_path/'a') == ['x']
+    with pytest.raises(OSError), atomic_folder(tmp_path/'a') as part: (part/'y').touch()
+    assert names(tmp_path/'a') == ['x'] and names(tmp_path) == ['a']
+
+
+# --- JSON
+
+@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'holds a list, not an object'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
+def test_damaged_json_is_named(tmp_path, text, why):
+    path = atomic_write(tmp_path/'run.json', text)
+    with pytest.raises(ValueError, match=f'run.json is damaged: .*{why}'): read_json(path)
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = write_json(tmp_path/'run.json', dict(name='Ä', n=1))
+    assert read_json(path) == dict(name='Ä', n=1) == json.loads(path.read_text())
+    with pytest.raises(TypeError): write_json(path, dict(n=object()))
+    assert read_json(path) == dict(name='Ä', n=1)
+    with pytest.raises(FileNotFoundError, match='run2.json is not there'): read_json(tmp_path/'run2.json')
+
+
+# --- locks
+
+def test_a_lock_is_waited_for(tmp_path):
+    order, held = [], threading.Event()
+    def first():
+        with locked(tmp_path/'a.lock'):
+            held.set()
+            time.sleep(.2)
+            order.append('first ends')
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with locked(tmp_path/'a.lock', lambda: order.append('second waits')): order.append('second has it')
+    thread.join()
+    assert order == ['second waits', 'first ends', 'second has it']
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_disk_errors_say_what_to_do(number):
+    with pytest.raises(DiskError, match='cannot write here. Make room, or set SOME_HOME') as e, writing('here', 'SOME_HOME'): raise OSError(number, 'no')
+    assert e.value.errno == number
+
+
+def test_other_errors_stay_as_they_are():
+    error = ConnectionResetError(errno.ECONNRESET, 'reset')
+    with pytest.raises(ConnectionResetError) as e, writing('here', 'SOME_HOME'): raise error
+    assert e.value is error
+
+
+# --- made once
+
+def make_slowly(log, source):
+    def make(work):
+        with open(log, 'a') as f: f.write('made\n')
+        time.sleep(.3)
+        return shutil.copytree(source, work/'new')
+    return make
+
+
+@forks
+def test_two_processes_at_once(tmp_path, practice):
+    context, log = multiprocessing.get_context('fork'), tmp_path/'log'
+    target, barrier = tmp_path/'cache'/'set', context.Barrier(3)
+    def run():
+        barrier.wait()
+        make_once(target, make_slowly(log, practice), quiet=True)
+        os._exit(0 if len(list(target.glob('train/*/*'))) == 200 else 1)
+    processes = [context.Process(target=run) for _ in range(3)]
+    for p in processes: p.start()
+    for p in processes: p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0, 0]
+    assert log.read_text() == 'made\n' and not leftovers(target.parent)
+
+
+def test_the_second_to_finish_uses_the_firsts(tmp_path, practice):
+    target = tmp_path/'cache'/'set'
+    def overtaken(work):
+        shutil.copytree(practice, target)
+        return shutil.copytree(practice, work/'new')
+    assert make_once(target, overtaken) == target
+    assert len(list(target.glob('train/*/*'))) == 200 and not leftovers(target.parent)
+
+
+@forks
+def test_killed_in_the_middle(tmp_path, practice):
+    target = tmp_path/'cache'/'set'
+    def die(work):
+        shutil.copytree(practice/'test', work/'new'/'train')
+        os.kill(os.getpid(), signal.SIGKILL)
+    process = multiprocessing.get_context('fork').Process(target=make_once, args=(target, die))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not target.exists() and leftovers(target.parent)
+    make_once(target, lambda work: shutil.copytree(practice, work/'new'))
+    assert len(list(target.glob('train/*/*'))) == 200 and not leftovers(target.parent)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError('bad')])
+def test_interrupted_leaves_nothing(tmp_path, error):
+    def make(work):
+        (work/'new').mkdir()
+        raise error
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError): make_once(tmp_path/'cache'/'set', make)
+    assert not (tmp_path/'cache'/'set').exists() and not leftovers(tmp_path/'cache')
+
+
+def test_digests(tmp_path):
+    path = atomic_write(tmp_path/'a', b'abc')
+    assert file_digest(path, 'md5') == '900150983cd24fb0d6963f7d28e17f72'  # RFC 1321
+    assert file_digest(path) == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'  # FIPS 180
+    long = atomic_write(tmp_path/'b', b'abc' + bytes(2**20))
+    assert file_digest(long, 'md5', first=3) == '900150983cd24fb0d6963f7d28e17f72' != file_digest(long, 'md5')
