@@ -18,6 +18,7 @@ from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.models import create_model, list_models, register_model
 from cifar_fastai.recipes import get_recipe
+from cifar_fastai.runs import Run
 from cifar_fastai.training import load_run, reuse_memory
 from side_by_side import check_machine, count, gpu_name, machine, read_rows, results, run_script, write_rows
 
@@ -76,7 +77,7 @@ def main():
     for (name,epochs),variant in asked.items():
         mine = runs[(runs.recipe == variant.name) & (runs.status == 'finished')]
         if mine.empty: continue
-        made = {f: json.loads((Path(f)/'run.json').read_text(encoding='utf-8')) for f in mine.run}
+        made = {f: Run(f).info for f in mine.run}
         check_machine(made, args.device)
         tta = [with_tta(f, args.tta, **options) for f in mine.run]
         rows.append(dict(recipe=recipe.name, without=name, epochs=epochs, seeds=len(mine), accuracy=round(mine.valid_accuracy.mean(), 5),

@@ -23,6 +23,7 @@ from fastai.interpret import ClassificationInterpretation
 from cifar_fastai.data import test_dataloader
 from cifar_fastai.evaluation import compare, evaluate
 from cifar_fastai.report import write_report
+from cifar_fastai.runs import Run
 from cifar_fastai.training import load_run
 from side_by_side import add_row, in_turns, machine, medians, run_script
 
@@ -82,10 +83,10 @@ def main():
     measured = in_turns(__file__, [run], sides)
     said = [o['said'] for side in ('fastai', 'evaluation') for o in measured[side]]
     if any(o != said[0] for o in said): raise SystemExit('The two do not agree.')
-    about,recipe = (json.loads((Path(run)/name).read_text(encoding='utf-8')) for name in ('run.json', 'recipe.json'))
+    about,recipe = Run.open(run).info,Run(run).recipe
     figures = medians(measured, 'seconds', 'passes', 'mib')
     add_row('interpretation', dict(
-        recipe=recipe['name'], variant=about['data']['variant'], n_test=about['data']['n_test'], **figures,
+        recipe=recipe.name, variant=about['data']['variant'], n_test=about['data']['n_test'], **figures,
         ratio=round(figures['fastai_seconds']/figures['evaluation_seconds'], 2), runs=3, device=about['device'], **machine(),
         command=f'python benchmarks/interpretation.py {run}'))
 

@@ -18,7 +18,8 @@ from fastai.vision.data import ImageBlock
 
 from cifar_fastai.data import default_workers, describe_data, find_data
 from cifar_fastai.models import count_parameters, create_model
-from cifar_fastai.training import _fit_stem, hardware, versions
+from cifar_fastai.runs import hardware, versions
+from cifar_fastai.training import _fit_stem
 import record_run
 import side_by_side
 

@@ -4,24 +4,22 @@ The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`)
 augmentation too, the row has both. What each of its stages came to goes to stages.csv, and each epoch of a whole run to curves.csv. A run
 that has rows already gets them anew, in the same place."""
 import argparse
-import json
 from pathlib import Path
 
-import pandas as pd
 
 from cifar_fastai.recipes import get_recipe, list_recipes
+from cifar_fastai.runs import Run
 from side_by_side import read_rows, results, run_script, write_rows
 
 def read(folder):
     "What a run folder says: run.json, recipe.json, metrics.json"
-    said = lambda name: json.loads((folder/f'{name}.json').read_text(encoding='utf-8'))
-    run,recipe = said('run'),said('recipe')
+    found = Run.open(folder)
+    run,recipe,metrics = found.info,found.choices,found.metrics
     if run['status'] != 'finished': raise SystemExit(f'{folder}: not finished')
-    if recipe['name'].endswith('_short'): return run,recipe,said('metrics')
+    if recipe['name'].endswith('_short'): return run,recipe,metrics
     if run['data']['limit']: raise SystemExit(f'{folder}: trained on {run["data"]["limit"]} images only, and its row would be taken for one of the whole recipe')
     epochs = [sum(s['epochs'] for s in recipe['stages']),get_recipe(recipe['name']).epochs if recipe['name'] in list_recipes() else None]
     if epochs[1] not in (None, epochs[0]): raise SystemExit(f'{folder}: {epochs[0]} epochs, but the recipe {recipe["name"]} has {epochs[1]}. Give it another name')
-    metrics = said('metrics')
     if 'test' not in metrics: raise SystemExit(f'{folder}: not evaluated on the test split')
     return run,recipe,metrics
 
@@ -42,7 +40,7 @@ def training_row(folder):
 def stage_rows(folder):
     "What each stage of a run came to: the training loss of its first and of its last epoch, and the figures of the last"
     run,recipe,_ = read(folder)
-    for stage,epochs in pd.read_csv(folder/'history.csv').groupby('stage'):
+    for stage,epochs in Run(folder).history.groupby('stage'):
         last = epochs.iloc[-1]
         yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                    seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
@@ -52,7 +50,7 @@ def curve_rows(folder):
     "Each epoch of a run: seconds since it began, and the figures"
     run,recipe,_ = read(folder)
     if recipe['name'].endswith('_short'): return
-    for epoch in pd.read_csv(folder/'history.csv').itertuples():
+    for epoch in Run(folder).history.itertuples():
         yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                    seed=run['seed'], started=run['started'], epoch=epoch.epoch, seconds=epoch.seconds, train_loss=epoch.train_loss,
                    valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)

@@ -4,7 +4,6 @@ Each run is evaluated on the test images once, when it is finished. The same cal
 each run to about five minutes on this machine, going through every stage: fewer epochs, and if two for each stage are still too many, fewer
 images, to validate with too. Such runs are called ..._short, say how many images and epochs they had, and leave the test images alone."""
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import record_run
 from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.evaluation import tta_views
 from cifar_fastai.experiments import run_grid
-from cifar_fastai.recipes import Recipe, get_recipe, list_recipes
+from cifar_fastai.recipes import get_recipe, list_recipes
+from cifar_fastai.runs import list_runs
 from cifar_fastai.training import build_model, reuse_memory
 from side_by_side import count, run_script
 
@@ -43,10 +43,10 @@ def shortened(recipe, n_images, seconds, per_image):
 
 def begun(out, name, axes):
     "What a shortened run of an earlier call was: its recipe and number of images, or None"
-    for folder in sorted(o.parent for o in out.glob(f'{name}_short*/recipe.json')):
-        recipe = Recipe.from_json((folder/'recipe.json').read_text(encoding='utf-8'))
-        if all(getattr(recipe, k) == v for k,v in axes.items()):
-            return recipe,json.loads((folder/'run.json').read_text(encoding='utf-8'))['data']['limit']
+    for run in list_runs(out):
+        if not run.folder.name.startswith(f'{name}_short'): continue
+        recipe = run.recipe
+        if all(getattr(recipe, k) == v for k,v in axes.items()): return recipe,run.info['data']['limit']
 
 def run(recipe, seeds, out, data, device, tta=None, limit=None, axes=None):
     "Train a recipe over seeds, evaluate it on the test images and write the rows: the table of runs"

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.files import atomic_file
 from cifar_fastai.registry import UnknownNameError
-from cifar_fastai.training import hardware, versions
+from cifar_fastai.runs import hardware, versions
 
 results = Path(__file__).parent/'results'
 
@@ -70,14 +71,13 @@ def cpu_seconds():
 
 def write_rows(path, rows):
     "A CSV file, written whole or not at all; if a row has columns that the first lacks, its order counts"
-    part,columns = path.with_name(f'{path.name}.{os.getpid()}.part'),list(rows[0])
+    columns = list(rows[0])
     for new in map(list, rows):
         if not set(new) <= set(columns): columns = [*new, *(k for k in columns if k not in new)]
-    with part.open('w', newline='', encoding='utf-8') as f:
+    with atomic_file(path) as part, part.open('w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, columns, restval='', lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
 

@@ -6,7 +6,6 @@ deviation of its test accuracies, plain and with test-time augmentation, seconds
 training the loader alone would take, in the place of an older row of such a machine. With `--epochs 4`, `speedrun` is called
 `speedrun_4_epochs`: its schedule, its image sizes included, is drawn together. The same call again goes on where it was stopped."""
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -19,6 +18,7 @@ import torch
 from cifar_fastai.data import describe_data, find_data
 from cifar_fastai.evaluation import tta_views
 from cifar_fastai.recipes import get_recipe
+from cifar_fastai.runs import Run
 from cifar_fastai.training import reuse_memory, train
 from loaders import rate
 from reproduce import matching, run
@@ -57,7 +57,7 @@ def main():
         once,loader = warm_up(recipe, data, args.device)
         folders = run(recipe, args.seeds, args.out, data, args.device, args.tta).run
         if not len(folders): continue  # what went wrong stands in the table above
-        done = [{f: json.loads((Path(folder)/f'{f}.json').read_text(encoding='utf-8')) for f in ('run', 'metrics')} for folder in folders]
+        done = [dict(run=Run(folder).info, metrics=Run(folder).metrics) for folder in folders]
         check_machine({folder: o['run'] for folder,o in zip(folders, done)}, args.device)
         seconds = [o['run']['seconds'] for o in done]
         seen = done[0]['run']['epochs']*done[0]['run']['data']['n_train']

@@ -417,7 +417,8 @@ class _Report:
 # %% ../nbs/10_cli.ipynb #3d39d60a
 def _plan(learn):
     "What will be done, in lines"
-    run,recipe = json.loads((learn.run_dir/'run.json').read_text()),learn.recipe
+    from cifar_fastai.runs import Run
+    run,recipe = Run(learn.run_dir).info,learn.recipe
     data,machine = run['data'],run['hardware']
     n = {split: f'{data[f"n_{split}"]:,} {split}' for split in ('train', 'valid', 'test')}
     yield f'recipe   {recipe.name}: {_count(recipe.epochs, "epoch")}, batches of {recipe.bs}, augmentation {recipe.augment}, seed {run["seed"]}'
@@ -439,12 +440,14 @@ def _callback(report):
 # %% ../nbs/10_cli.ipynb #b04687a4
 def _kept(run_dir):
     "What a run that ended early has left"
-    if not (run_dir and (run_dir/'run.json').exists()): return f'Nothing was written to {run_dir}.' if run_dir else 'Nothing was written.'
-    if json.loads((run_dir/'run.json').read_text())['status'] == 'finished':
+    from cifar_fastai.runs import Run, is_run
+    if not run_dir: return 'Nothing was written.'
+    if not is_run(run_dir): return f'Nothing was written to {run_dir}.'
+    run = Run(run_dir)
+    if run.status == 'finished':
         return f'The training is finished and in {run_dir}: `cifar-fastai evaluate {shlex.quote(str(run_dir))}` evaluates it.'
-    history = run_dir/'history.csv'
-    n = max(0, len(history.read_text().splitlines()) - 1) if history.exists() else 0
-    weights = ' and the weights' if (run_dir/'model.safetensors').exists() else ''
+    n = len(run.history) if run.history_file.exists() else 0
+    weights = ' and the weights' if run.weights_file.exists() else ''
     return f'What was finished is in {run_dir}: history.csv ({_count(n, "epoch")}){weights}.'
 
 # %% ../nbs/10_cli.ipynb #843f36d7
@@ -485,20 +488,12 @@ def _reported():
 def _run_dir(report): return getattr(report.learn, 'run_dir', None)
 
 # %% ../nbs/10_cli.ipynb #2d30e9bc
-@contextmanager
-def _whole(path):
-    "Write a file whole or not at all: the body gets the name to write to"
-    part = path.with_name(f'{path.name}.part')
-    try:
-        yield part
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
-
-def _file_name(name): return name.replace(' ', '-')
-
-def _free_name(name, metrics, fingerprint):
+def _free_name(name, run, fingerprint):
     "`name`, with a number if figures of other images have it already, or a file of it: two folders of other data can be called alike"
-    def taken(wanted): return any(_file_name(n) == _file_name(wanted) and (n != wanted or m.get('fingerprint', fingerprint) != fingerprint) for n,m in metrics.items())
+    metrics = run.metrics
+    def taken(wanted):
+        same_file = [n for n in metrics if run.evaluation_file(n) == run.evaluation_file(wanted)]
+        return any(n != wanted or metrics[n].get('fingerprint', fingerprint) != fingerprint for n in same_file)
     free,k = name,1
     while ' on ' in name and taken(free): free,k = f'{name} {k + 1}',k + 1
     return free
@@ -506,23 +501,22 @@ def _free_name(name, metrics, fingerprint):
 def _keep_figures(result, run_dir, name):
     "Add an evaluation to metrics.json, under `name`, and write it whole, and its confusion matrix, to files of that name"
     from cifar_fastai.interpretation import plot_confusion_matrix
-    path = run_dir/'metrics.json'
-    try: metrics = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    except ValueError as e: raise CommandError(f'{path} is damaged: {e}. Remove it, and evaluate again.') from e
-    name = _free_name(name, metrics, result.fingerprint)
-    metrics[name] = metrics.get(name, {}) | result.to_dict() | dict(most_confused=result.most_confused()[:20])
-    with _whole(path) as part: part.write_text(json.dumps(metrics, indent=2) + '\n', encoding='utf-8')
-    file_name = _file_name(name)
-    result.save(run_dir/f'{file_name}.npz')
-    _keep_picture(run_dir/f'confusion_matrix-{file_name}.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
+    from cifar_fastai.runs import Run
+    run = Run(run_dir)
+    try: name = _free_name(name, run, result.fingerprint)
+    except ValueError as e: raise CommandError(f'{e}. Remove it, and evaluate again.') from e
+    run.add_metrics(name, result.to_dict() | dict(most_confused=result.most_confused()[:20]))
+    file = result.save(run.evaluation_file(name))
+    _keep_picture(run_dir/f'confusion_matrix-{file.stem}.png', lambda ax: plot_confusion_matrix(result, ax=ax), (7.2, 6))
 
 # %% ../nbs/10_cli.ipynb #d1d1d81e
 def _keep_picture(path, draw, size, columns=1):
     "Draw into a figure of its own, without windows"
     from matplotlib.figure import Figure
+    from cifar_fastai.files import atomic_file
     figure = Figure(size, layout='constrained')
     draw(figure.subplots(1, columns))
-    with _whole(path) as part: figure.savefig(part, format='png', dpi=144)
+    with atomic_file(path) as part: figure.savefig(part, format='png', dpi=144)
 
 # %% ../nbs/10_cli.ipynb #d9807c0b
 def _accuracy_line(result):
@@ -651,7 +645,8 @@ def evaluate_command(
 
 def _figures_name(result, learn):
     "The split's name; figures from other data must not replace those of the run's"
-    trained_on = json.loads((learn.run_dir/'run.json').read_text(encoding='utf-8'))['data']
+    from cifar_fastai.runs import Run
+    trained_on = Run(learn.run_dir).info['data']
     name = f'{result.split} {result.tta}' if result.tta else result.split
     return name if learn.dls.data_info.matches(trained_on) else f'{name} on {result.variant}'
 

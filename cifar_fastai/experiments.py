@@ -35,9 +35,10 @@ from tqdm.auto import tqdm
 
 from .data import DataInfo, augmentation, describe_data, find_data
 from .evaluation import evaluate, tta_views
-from .files import atomic_write, locked, write_json
+from .files import atomic_write, locked
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
+from .runs import Run, is_run, list_runs
 from .training import load_run, train
 
 # %% ../nbs/08_experiments.ipynb #26a978be
@@ -137,16 +138,15 @@ _columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_
             'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
 _texts = ('run', 'recipe', 'variant', 'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
 
-def _read_json(path):
-    "What a JSON file holds; empty if it is missing or damaged"
-    try: return json.loads(path.read_text(encoding='utf-8'))
+def _said(run, what):
+    "A property of a run; empty if its file is missing or damaged"
+    try: return getattr(run, what)
     except (OSError, ValueError): return {}
 
-def _recipe_of(folder):
+def _recipe_of(run):
     "The recipe of a run as JSON; fields that are younger than the run have their defaults"
-    text = json.dumps(_read_json(folder/'recipe.json'))
-    try: return _as_json(Recipe.from_json(text))
-    except ValueError: return dict(stages=[]) | json.loads(text)
+    if recipe := _said(run, 'recipe'): return _as_json(recipe)
+    return dict(stages=[]) | _said(run, 'choices')  # of another version
 
 # %% ../nbs/08_experiments.ipynb #b68682ca
 def _read_rows(path):
@@ -166,7 +166,7 @@ def _add_row(save_to, row, recipe):
         axes = _axes(dict.fromkeys(k for r in rows for k in r))
         for r in rows:
             if missing := [a for a in axes if a not in r]:
-                known = recipe if r is row else _recipe_of(save_to/r['run'])
+                known = recipe if r is row else _recipe_of(Run(save_to/r['run']))
                 r.update({a: _choice(known, a) if known['stages'] else '' for a in missing})
         atomic_write(path, _to_csv(rows, axes))
 
@@ -190,16 +190,16 @@ def _to_csv(rows, axes):
     return text.getvalue()
 
 # %% ../nbs/08_experiments.ipynb #665ac8c4
-def _row(folder, recipe, axes, **more):
-    "What the results file says of a run, from its folder"
-    run,metrics = _read_json(folder/'run.json'),_read_json(folder/'metrics.json')
-    data,accuracy = run.get('data', {}),lambda split: metrics.get(split, {}).get('accuracy', '')
+def _row(run, recipe, axes, **more):
+    "What the results file says of a run"
+    info,metrics = _said(run, 'info'),_said(run, 'metrics')
+    data,accuracy = info.get('data', {}),lambda split: metrics.get(split, {}).get('accuracy', '')
     limit = data.get('limit')
-    return dict(run=folder.name, recipe=recipe.get('name', ''), **{a: _choice(recipe, a) for a in axes}, seed=run.get('seed', ''),
-                valid_accuracy=accuracy('valid'), test_accuracy=accuracy('test'), epochs_run=run.get('epochs', ''), seconds=run.get('seconds', ''),
-                parameters=sum(run['parameters'].values()) if 'parameters' in run else '', variant=_text(data.get('variant', '')),
-                limit='' if limit is None else limit, data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe), device=run.get('device', ''), status=run.get('status', ''),
-                error=_one_line(run.get('error', ''))) | more
+    return dict(run=run.folder.name, recipe=recipe.get('name', ''), **{a: _choice(recipe, a) for a in axes}, seed=info.get('seed', ''),
+                valid_accuracy=accuracy('valid'), test_accuracy=accuracy('test'), epochs_run=info.get('epochs', ''), seconds=info.get('seconds', ''),
+                parameters=sum(info['parameters'].values()) if 'parameters' in info else '', variant=_text(data.get('variant', '')),
+                limit='' if limit is None else limit, data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe),
+                device=info.get('device', ''), status=info.get('status', ''), error=_one_line(info.get('error', ''))) | more
 
 def _one_line(text):
     "An error without what fastai puts before it and without line breaks, in letters that a file can hold, 1,000 at most"
@@ -226,27 +226,27 @@ class _Grid(NamedTuple):
     options: dict # for `train`
     rows_before: int # lines in the results file when this session began
 
-def _is_finished(folder): return _read_json(folder/'run.json').get('status') == 'finished'
+def _is_finished(run): return _said(run, 'info').get('status') == 'finished'
 
 def _choices(recipe): return _flatten({k: v for k,v in recipe.items() if k not in _not_axes})
 
 def _of_other_seeds(grid, c):
-    "The folders that are named like that of `c`, but for the seed"
+    "The runs that are named like `c`, but for the seed"
     stem = f'{c.name.rpartition("-seed")[0]}-seed'
-    return [f for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
+    return [Run(f) for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
 
-def _check_same(grid, c, folder):
-    "Refuse a finished run with another recipe than `c`, and, if `folder` is its own, one with other data"
-    if not _is_finished(folder): return
-    then,now = _choices(_recipe_of(folder)),_choices(_as_json(c.recipe))
-    if folder.name == c.name:
-        run = _read_json(folder/'run.json')
-        data = run['data']
-        then |= dict(seed=run.get('seed'), variant=data['variant'], limit=data['limit'])
+def _check_same(grid, c, run):
+    "Refuse a finished run with another recipe than `c`, and, if it is that of `c`, one with other data"
+    if not _is_finished(run): return
+    then,now = _choices(_recipe_of(run)),_choices(_as_json(c.recipe))
+    if run.folder.name == c.name:
+        info = run.info
+        data = info['data']
+        then |= dict(seed=info.get('seed'), variant=data['variant'], limit=data['limit'])
         now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
         if 'fingerprint' in data: then,now = then | dict(data_fingerprint=data['fingerprint']),now | dict(data_fingerprint=grid.data.fingerprint)
     changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
-    if changed: raise ValueError(f'{folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
+    if changed: raise ValueError(f'{run.folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
                                  'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
 
 # %% ../nbs/08_experiments.ipynb #9c379a3e
@@ -286,36 +286,37 @@ def _train(grid, c, tick): # -> the Learner or None, and what went wrong
 
 def _add_test(grid, c, learn): # -> what went wrong
     "Evaluate on the test images, and keep the figures in the run folder"
-    folder = grid.save_to/c.name
-    metrics,options = _read_json(folder/'metrics.json'),{k: v for k,v in grid.options.items() if k != 'limit'}
+    run = Run(grid.save_to/c.name)
+    options = {k: v for k,v in grid.options.items() if k != 'limit'}
     wanted = {'test': ''} if grid.test else {}
     if isinstance(grid.test, str): wanted[f'test {grid.test}'] = grid.test
-    wanted = {name: tta for name,tta in wanted.items() if name not in metrics}
+    known = _said(run, 'metrics')
+    wanted = {name: tta for name,tta in wanted.items() if name not in known}
     if not wanted: return ''
     try:
-        learn = learn or load_run(folder, **options)
+        learn = learn or load_run(run.folder, **options)
         for name,tta in wanted.items():
             start = time.perf_counter()
-            metrics[name] = evaluate(learn, 'test', tta=tta).to_dict() | dict(seconds=round(time.perf_counter() - start, 2))
-            write_json(folder/'metrics.json', metrics)
+            figures = evaluate(learn, 'test', tta=tta).to_dict()
+            run.add_metrics(name, figures | dict(seconds=round(time.perf_counter() - start, 2)))
     except Exception as e: return _one_line(f'test: {type(e).__name__}: {e}')
     return ''
 
 # %% ../nbs/08_experiments.ipynb #d5632136
 def _settle(grid, c, tick): # -> what went wrong
     "Bring one combination to its end, whatever there is of it"
-    folder,learn,recipe = grid.save_to/c.name,None,_as_json(c.recipe)
+    run,learn,recipe = Run(grid.save_to/c.name),None,_as_json(c.recipe)
     rows = _read_rows(grid.save_to/'results.csv')
-    if _is_finished(folder): _check_same(grid, c, folder)
+    if _is_finished(run): _check_same(grid, c, run)
     else:
         if any(r['run'] == c.name and r['status'] == 'failed' for r in rows[grid.rows_before:]): return ''  # another process tried
-        _set_aside(folder)
+        _set_aside(run.folder)
         learn,error = _train(grid, c, tick)
         if error:
-            _add_row(grid.save_to, _row(folder, recipe, grid.axes, seed=c.seed, status='failed', error=error), recipe)
+            _add_row(grid.save_to, _row(run, recipe, grid.axes, seed=c.seed, status='failed', error=error), recipe)
             return error
     error = _add_test(grid, c, learn)
-    row = _row(folder, recipe, grid.axes) | dict(error=error)
+    row = _row(run, recipe, grid.axes) | dict(error=error)
     known = next((r for r in reversed(rows) if r['run'] == c.name), {})
     if any(known.get(k) != str(row[k]) for k in _columns): _add_row(grid.save_to, row, recipe)
     return error
@@ -333,7 +334,7 @@ def _attempt(grid, c, tick): # -> whether it is settled, and what went wrong
 # %% ../nbs/08_experiments.ipynb #7d2b8f44
 def _work(grid, combinations):
     "Settle all combinations; those that another process is at are waited for, and taken over if that process ends early"
-    epochs = {c.name: c.recipe.epochs for c in combinations if not _is_finished(grid.save_to/c.name)}
+    epochs = {c.name: c.recipe.epochs for c in combinations if not _is_finished(Run(grid.save_to/c.name))}
     n,left = len(epochs),list(combinations)
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
     with tqdm(total=sum(epochs.values()), smoothing=0, bar_format=form, disable=not epochs) as bar:
@@ -374,7 +375,7 @@ def run_grid(
     grid = _start(Path(save_to), list(axes), test, dict(source=source, limit=limit, num_workers=num_workers, device=device), combinations)
     try: _work(grid, combinations)
     except KeyboardInterrupt:
-        done = sum(_is_finished(grid.save_to/c.name) for c in combinations)
+        done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
         print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. The same call again goes on from there.', file=sys.stderr)
         raise
     return read_runs(grid.save_to).set_index('run').loc[[str(grid.save_to/c.name) for c in combinations]].reset_index()
@@ -386,9 +387,9 @@ def _start(save_to, axes, test, options, combinations):
     if isinstance(test, str): tta_views(test) # a wrong name is told now
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
     grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
-    for c in combinations: _check_same(grid, c, save_to/c.name)
+    for c in combinations: _check_same(grid, c, Run(save_to/c.name))
     for c in {c.name.rpartition('-seed')[0]: c for c in combinations}.values():
-        for folder in _of_other_seeds(grid, c): _check_same(grid, c, folder)
+        for run in _of_other_seeds(grid, c): _check_same(grid, c, run)
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
     _mend(save_to)
     return grid
@@ -400,16 +401,14 @@ def read_runs(
     "Read what is known about runs, also while a grid is being trained"
     if isinstance(runs, pd.DataFrame): return _check_table(runs).drop_duplicates('run', keep='last')
     if isinstance(runs, (list, tuple)):
-        if runs and not any(isinstance(r, pd.DataFrame) or not _is_run(r) for r in runs): return _read_folders([Path(r) for r in runs])
+        if runs and not any(isinstance(r, pd.DataFrame) or not is_run(r) for r in runs): return _read_folders([Run(r) for r in runs])
         if not runs: raise ValueError('runs is empty. Give a grid folder, or the folders of some runs.')
         return pd.concat([read_runs(r) for r in runs], ignore_index=True).drop_duplicates('run', keep='last')
     path = Path(runs)
     if path.suffix == '.csv' or (path/'results.csv').is_file(): return _read_results(path if path.suffix == '.csv' else path/'results.csv')
-    found = [path] if _is_run(path) else sorted(o.parent for o in path.glob('*/run.json'))
+    found = list_runs(path)
     if not found: raise FileNotFoundError(f'There are no runs in {path}. Give a grid folder, its results.csv, or the folders that `train` wrote.')
     return _read_folders(found)
-
-def _is_run(folder): return (Path(folder)/'run.json').is_file()
 
 # %% ../nbs/08_experiments.ipynb #7e8a0acc
 def _check_table(df):
@@ -424,9 +423,9 @@ def _read_results(path):
     if not rows: raise ValueError(f'{path} has no lines yet.')
     return _frame(rows, path.parent)
 
-def _read_folders(folders):
+def _read_folders(found):
     "Rows from run folders; the choices are what differs between runs of the same recipe"
-    recipes = [_recipe_of(f) for f in folders]
+    recipes = [_recipe_of(run) for run in found]
     flat = pd.DataFrame([{k: str(v) for k,v in _flatten(r).items() if k not in _not_axes} | dict(recipe=r.get('name', '')) for r in recipes])
     varies = flat.groupby('recipe').nunique(dropna=False).max() > 1
     def column(name):
@@ -434,7 +433,7 @@ def _read_folders(folders):
         if not match: return name.split('.')[0]
         return name if match[1] in _defaults else match[1] # a recipe has an `augment` too
     axes = list(dict.fromkeys(column(name) for name in varies.index[varies]))
-    rows = [_row(f, r, axes) | dict(run=str(f)) for f,r in zip(folders, recipes)]
+    rows = [_row(run, recipe, axes) | dict(run=str(run.folder)) for run,recipe in zip(found, recipes)]
     return _frame(rows, Path())
 
 # %% ../nbs/08_experiments.ipynb #ffad6346
@@ -502,13 +501,12 @@ def summarize(
 # %% ../nbs/08_experiments.ipynb #fa1cabe3
 def _facts(run):
     "Everything that a run folder says, as one dictionary"
-    folder = Path(getattr(run, 'run_dir', run))
-    if not _is_run(folder): raise FileNotFoundError(f'{folder} is no run folder: it has no readable run.json. A run folder is what `train` writes.')
-    recipe,run,metrics = _recipe_of(folder),_read_json(folder/'run.json'),_read_json(folder/'metrics.json')
-    ending = {k: run.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in run}
-    figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))} for split,m in metrics.items()}
-    run.pop('started', None)
-    return dict(run=str(folder)) | _flatten(recipe) | _flatten(run) | ending | _flatten(figures)
+    run = Run.open(getattr(run, 'run_dir', run))
+    info = run.info
+    ending = {k: info.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in info}
+    figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))} for split,m in _said(run, 'metrics').items()}
+    for different_in_each in ('started', 'checksums'): info.pop(different_in_each, None)
+    return dict(run=str(run.folder)) | _flatten(_recipe_of(run)) | _flatten(info) | ending | _flatten(figures)
 
 def diff_runs(
     a:str|Path|Learner, # a run folder, or what `train` returned
@@ -537,7 +535,7 @@ def _percent_axis(axis): axis.set_major_formatter(lambda value, position: f'{100
 # %% ../nbs/08_experiments.ipynb #235f0cbc
 def _curves(group, metric):
     "One column of the histories of some runs: epochs down, runs across"
-    histories = [pd.read_csv(Path(run)/'history.csv') for run in group.run]
+    histories = [Run(run).history for run in group.run]
     allowed = Registry('metric', ', '.join(histories[0]))
     allowed.update(dict.fromkeys(histories[0]))
     allowed[metric]

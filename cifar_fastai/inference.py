@@ -37,7 +37,8 @@ from .files import atomic_write, read_json, write_json
 from .models import _eval_mode
 from .recipes import Recipe
 from .registry import UnknownNameError
-from .training import build_model, versions
+from .runs import Run, is_run, versions
+from .training import build_model
 
 # %% ../nbs/07_inference.ipynb #bae5ead7
 @dataclass(frozen=True)
@@ -234,16 +235,15 @@ def _read_info(path):
         return info,d['weights'],d['sha256']
 
 # %% ../nbs/07_inference.ipynb #2058b7d8
-def _run_info(folder):
-    "The `ClassifierInfo` of a run folder"
-    recipe_json,run_json = read_json(folder/'recipe.json'),read_json(folder/'run.json')
-    with _damaged(folder/'recipe.json'): recipe = Recipe.from_json(json.dumps(recipe_json))
-    with _damaged(folder/'run.json'):
-        data,side = run_json['data'],recipe.image_size
+def _run_info(run):
+    "The `ClassifierInfo` of a run"
+    recipe,about = run.recipe,run.info
+    with _damaged(run.info_file):
+        data,side = about['data'],recipe.image_size
         channels,size = data.get('channels', 3),_item_size(data.get('size', (32, 32)), side)
         mean,std = _numbers(channel_stats(recipe.stats, channels == 1), channels)
         return ClassifierInfo(recipe=recipe, vocab=data['classes'], mean=mean, std=std, channels=channels, item_size=size,
-                              image_size=side, variant=data['variant'], versions=run_json['versions'])
+                              image_size=side, variant=data['variant'], versions=about['versions'])
 
 def _numbers(stats, channels): return stats or ((0.,)*channels, (1.,)*channels)
 
@@ -438,22 +438,22 @@ def save_classifier(
     return folder
 
 # %% ../nbs/07_inference.ipynb #387e8718
-def _weights(path, digest=None):
-    "The tensors of a safetensors file"
+def _weights(path, digest):
+    "The tensors of a safetensors file with that checksum"
     if not path.is_file(): raise FileNotFoundError(f'{path} is not there: {path.parent} has lost its weights, or never had any.')
     data = path.read_bytes()
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f'{path} is damaged or not the file that was saved: its checksum is not the one in {_json_name}. Copy the folder again, or save it again.')
     try: return load(data)
     except SafetensorError as e: raise ValueError(f'{path} is damaged or not a safetensors file: {e}') from None
 
-def _folder_kind(folder):
-    "Which JSON says what the folder is"
+def _is_run(folder):
+    "Whether a folder is a run, and not a classifier; an error if it is neither"
     if not folder.exists(): raise FileNotFoundError(f'No such folder: {folder}')
     if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file. Give the folder that save_classifier or train wrote.')
-    found = next((name for name in (_json_name, 'run.json') if (folder/name).is_file()), None)
-    if found is None: raise FileNotFoundError(f'{folder} is no classifier: it has no {_json_name} (save_classifier writes it) and no run.json (train writes it).')
-    return found
+    if (folder/_json_name).is_file(): return False
+    if is_run(folder): return True
+    raise FileNotFoundError(f'{folder} is no classifier: it has no {_json_name} (save_classifier writes it) and no run.json (train writes it).')
 
 # %% ../nbs/07_inference.ipynb #0469357a
 def load_classifier(
@@ -462,7 +462,11 @@ def load_classifier(
 )->Classifier: # ready to `predict`
     "Load a trained network; no data set is needed"
     folder = Path(folder)
-    if _folder_kind(folder) == _json_name: info,name,digest = _read_info(folder/_json_name)
-    else: info,name,digest = _run_info(folder),'model.safetensors',None
-    state = _weights(folder/name, digest)
-    return Classifier(info, _trained_network(info, state, folder/name), device)
+    if _is_run(folder):
+        run = Run.open(folder)
+        info,file,state = _run_info(run),run.weights_file,run.read_weights()
+    else:
+        info,name,digest = _read_info(folder/_json_name)
+        file = folder/name
+        state = _weights(file, digest)
+    return Classifier(info, _trained_network(info, state, file), device)

@@ -24,6 +24,7 @@ from PIL import Image
 
 from .data import plain_image
 from .evaluation import Comparison, Evaluation
+from .runs import Run
 
 # %% ../nbs/06_interpretation.ipynb #e1eba10e
 _blue, _orange, _dark_orange, _grey = '#0072b2', '#d55e00', '#a84a00', '#767676'  # Okabe and Ito's: told apart by all kinds of colour vision
@@ -102,7 +103,7 @@ def _read_history(source): # -> DataFrame
     if isinstance(source, pd.DataFrame): return source
     if isinstance(source, Learner): return _learner_history(source)
     path = Path(source)
-    if path.is_dir(): path = path / 'history.csv'
+    if path.is_dir(): path = Run(path).history_file
     if not path.is_file(): raise FileNotFoundError(f'No history at {path}. Give a run folder, which holds history.csv, a Learner or a DataFrame.')
     return pd.read_csv(path)
 

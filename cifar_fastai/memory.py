@@ -126,6 +126,9 @@ class ShuffleDL(TfmdDL):
         order = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
         return [idxs[i] for i in order.tolist()]
 
+    def __getstate__(self): # for worker processes, where an iterator that a loop left early cannot go
+        return {k: v for k,v in vars(self).items() if k != 'it'}
+
 class MemoryDL(ShuffleDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
     def new(self, dataset=None, cls=None, **kwargs):

@@ -28,7 +28,6 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 from PIL import Image
-from safetensors.torch import load_file
 import torch
 
 from . import __version__
@@ -39,7 +38,8 @@ from .interpretation import (_open_image, _percent, plot_comparison, plot_confus
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
 from .probing import embed, features, grad_cam, plot_embedding, plot_robustness, robustness
-from .training import _read_json, load_run
+from .runs import Run
+from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
 _ink = '#0b0c0d'  # stands for the colour of the text around the chart
@@ -115,21 +115,22 @@ def tiles(
 # %% ../nbs/09_report.ipynb #ec8d7811
 @dataclass(frozen=True)
 class _Page:
-    run:Path
+    run:Run
     learn:Learner
     result:Evaluation # of the split that the page is about
     valid:Evaluation|None
-    other_run:Path|None=None
+    other_run:Run|None=None
     change:Comparison|None=None # from that run to this one
 
-    def read(self, name): return json.loads((self.run / name).read_text(encoding='utf-8'))
     @cached_property
-    def about(self): return self.read('run.json')
+    def about(self): return self.run.info
     @cached_property
-    def recipe(self): return self.read('recipe.json')
+    def recipe(self): return self.run.recipe
+    @property
+    def name(self): return self.run.folder.name
     @property
     def validation(self): # images that were neither trained on nor are what the page is about, or None
-        return None if self.valid is self.result or self.recipe['valid'] == 'test' else self.valid
+        return None if self.valid is self.result or self.recipe.valid == 'test' else self.valid
 
 # %% ../nbs/09_report.ipynb #d0f0728f
 _sections = {}
@@ -158,19 +159,19 @@ def _summary(page):
     data, machine = about['data'], about['hardware']
     results = [page.result] + [page.validation] * (page.validation is not None)
     facts = [*map(_accuracy_fact, results),
-             _fact('network', recipe['model'], f"{sum(about['parameters'].values()):,} parameters"),
-             _fact('recipe', recipe['name'], f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)}, seed {about['seed']}"),
+             _fact('network', recipe.model, f"{sum(about['parameters'].values()):,} parameters"),
+             _fact('recipe', recipe.name, f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)}, seed {about['seed']}"),
              _fact('trained in', _duration(about['seconds']), f"on {machine['gpu'] if 'cuda' in about['device'] else machine['cpu']}"),
              _fact('trained on', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
     worst = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]
-    chosen = 'The recipe validates on the test images, so choices were made by them: these figures are a little too good.' if recipe['valid'] == 'test' else ''
+    chosen = 'The recipe validates on the test images, so choices were made by them: these figures are a little too good.' if recipe.valid == 'test' else ''
     return Markup('<dl class="facts">{}</dl>').format(Markup('').join(facts)) + _text('Most confused: {}. {}', ', '.join(worst) or 'nothing', chosen)
 
 # %% ../nbs/09_report.ipynb #25daa3ba
 @_section('Learning curves', 'How training went. Training loss is measured with augmentation and while the network learns; a validation curve that has turned upwards while the training curve still falls is overfitting.')
 def _curves(page):
-    if not (page.run / 'history.csv').exists(): raise _Skip('The run folder has no history.csv.')
-    history = pd.read_csv(page.run / 'history.csv')
+    if not page.run.history_file.exists(): raise _Skip('The run folder has no history.csv.')
+    history = page.run.history
     if not len(history): raise _Skip('No epoch was finished.')
     last = history.iloc[-1]
     return chart(lambda axes: plot_history(history, axes), f'Loss and accuracy over {len(history)} epochs; the last validation loss is {last.valid_loss:.3f}, '
@@ -335,7 +336,7 @@ def _changes(page):
     change = page.change
     low, high = change.interval()
     parts = [_text("{} against {} before: accuracy {} against {}, a change of {} points (95% interval {} to {}; McNemar's exact test p = {}). {} images mended, {} broken.",
-                   page.run.name, page.other_run.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
+                   page.name, page.other_run.folder.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
                    f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.mended):,}', f'{len(change.broken):,}'),
              chart(lambda ax: plot_comparison(change, ax=ax), 'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * len(page.result.vocab))),
              table(_changes_of_classes(change), {'before', 'after'}),
@@ -355,7 +356,7 @@ def _how(page):
     rows = {'command': about['command'], 'started': about['started'], 'seed': about['seed'], 'device': about['device'],
             **{f'version of {name}': value for name, value in about['versions'].items()}}
     return Markup('<div class="scroll"><table>{}</table></div><details><summary>The recipe</summary><pre>{}</pre></details>').format(
-        Markup('').join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*o) for o in rows.items()), json.dumps(page.recipe, indent=2, ensure_ascii=False))
+        Markup('').join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*o) for o in rows.items()), json.dumps(page.run.choices, indent=2, ensure_ascii=False))
 
 # %% ../nbs/09_report.ipynb #db404e3f
 _style = """
@@ -412,8 +413,8 @@ def _body(make, page): # -> what stands below a heading, or None; what cannot be
 def _render(page):
     sections = [dict(id=name, title=title, lead=lead, body=body) for name, (title, lead, make) in _sections.items() if (body := _body(make, page)) is not None]
     template = Environment(autoescape=True).from_string(_template)
-    return template.render(title=page.run.name, subtitle=f'{page.recipe["name"]}, seen through {len(page.result):,} {page.result.split} images of {page.result.variant}',
-                           sections=sections, style=Markup(_style), script=Markup(_script), run=page.run.name, version=__version__)
+    return template.render(title=page.name, subtitle=f'{page.recipe.name}, seen through {len(page.result):,} {page.result.split} images of {page.result.variant}',
+                           sections=sections, style=Markup(_style), script=Markup(_script), run=page.name, version=__version__)
 
 # %% ../nbs/09_report.ipynb #ddc3498c
 def _read(run, path):
@@ -424,26 +425,23 @@ def _read(run, path):
     return replace(said, root=root.as_posix())
 
 def _is_of(run, learn, source): # what is kept in a run folder is of its weights, and of its images
-    if source is not None or not learn.dls.data_info.matches(_read_json(run / 'run.json')['data']): return False
-    weights = load_file(run / 'model.safetensors') if (run / 'model.safetensors').exists() else {}
+    if source is not None or not learn.dls.data_info.matches(run.info['data']): return False
+    weights = run.read_weights() if run.weights_file.exists() else {}
     return all(k in weights and torch.equal(v.cpu(), weights[k]) for k, v in learn.model.state_dict().items())
 
 def _evaluation(run, learn, split, source): # -> of a split: that in the run folder, made if need be
-    path, kept = run / f'{split}.npz', _is_of(run, learn, source)
+    path, kept = run.evaluation_file(split), _is_of(run, learn, source)
     if kept and path.exists(): return _read(learn, path)
     said = evaluate(learn, split)
     if kept: said.save(path)
     return said
 
-def _was_tested(run):
-    return (run / 'metrics.json').exists() and 'test' in _read_json(run / 'metrics.json')
-
-def _load(run, source, device): # -> folder, learner
+def _load(run, source, device): # -> run, learner
     if isinstance(run, Learner):
         if source is not None or device is not None: raise ValueError('source and device are for run folders: this Learner has its data and its device already. Pass learn.run_dir to choose others.')
         if not getattr(run, 'run_dir', None): raise ValueError('This Learner has no run folder. write_report is about runs: train or load_run gives a Learner that has one.')
-        return Path(run.run_dir), run
-    return Path(run), load_run(run, source, device=device)
+        return Run(run.run_dir), run
+    return Run(run), load_run(run, source, device=device)
 
 # %% ../nbs/09_report.ipynb #d8254291
 def write_report(
@@ -456,12 +454,12 @@ def write_report(
 )->Path: # the file
     "Write a page about a run that needs nothing but itself."
     if split not in (None, 'test', 'valid'): raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")
-    folder, learn = _load(run, source, device)
-    path = folder / 'report.html' if path is None else Path(path)
+    run, learn = _load(run, source, device)
+    path = run.folder / 'report.html' if path is None else Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f'No folder {path.parent} to write the report to.')
     other = None if against is None else _load(against, source, device)
-    split = split or ('test' if _was_tested(folder) and (other is None or _was_tested(other[0])) else 'valid')
-    results = {name: _evaluation(folder, learn, name, source) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
+    split = split or ('test' if 'test' in run.metrics and (other is None or 'test' in other[0].metrics) else 'valid')
+    results = {name: _evaluation(run, learn, name, source) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
     change = other and compare(_evaluation(*other, split, source), results[split])
-    text = _render(_Page(folder, learn, results[split], results.get('valid'), other and other[0], change))
+    text = _render(_Page(run, learn, results[split], results.get('valid'), other and other[0], change))
     return atomic_write(path, text)

@@ -10,24 +10,17 @@ __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_step
            'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU',
            'MixedPrecisionOnCUDA', 'reuse_memory', 'L2Penalty', 'build_model', 'QuickLearner', 'create_learner',
            'ClassWeights', 'ShrinkImages', 'AverageWeights', 'CutRates', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
-           'StopOnNonFiniteLoss', 'versions', 'hardware', 'create_run_dir', 'HistoryWriter', 'train', 'load_run']
+           'StopOnNonFiniteLoss', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
-import csv
 import ctypes
-import json
 import os
-import platform
-import shlex
-import sys
-import tempfile
 import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
 from uuid import uuid4
@@ -45,16 +38,15 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, Optimizer
 from fastai.torch_core import set_seed, to_device, to_float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from .data import augmentation, cifar10_dataloaders, image_loader, random_tfms, set_augmentation
-from .files import write_json
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, _eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
+from .runs import Run, create_run_dir, has_avx512_bf16
 from .weights import _fits, create_backbone, find_weights, list_backbones, load_weights
 
 # %% ../nbs/04_training.ipynb #a2d56f37
@@ -285,10 +277,6 @@ class CompileModel(Callback):
     def after_fit(self): self.after_train() # of a fit that was cancelled
 
 # %% ../nbs/04_training.ipynb #b2f7d0c4
-def _has_avx512_bf16():
-    "Whether this processor multiplies bfloat16 numbers itself"
-    return bool(getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16')) # older versions of torch can't tell
-
 def training_precision(
     recipe:Recipe, # its `mixed_precision` counts
     device:str|torch.device, # 'cpu', 'cuda', 'cuda:1', ...
@@ -296,7 +284,7 @@ def training_precision(
     "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"
     if not recipe.mixed_precision: return 'fp32'
     if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    return 'bf16' if torch.device(device).type == 'cpu' and _has_avx512_bf16() else 'fp32'
+    return 'bf16' if torch.device(device).type == 'cpu' and has_avx512_bf16() else 'fp32'
 
 class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
@@ -619,113 +607,22 @@ class StopOnNonFiniteLoss(Callback):
     def _stop(self, what, epoch, batch, lr):
         raise NonFiniteLossError(f'The {what} epoch {epoch+1} of {self.n_epoch}{batch}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
 
-# %% ../nbs/04_training.ipynb #98011d2a
-def _version(name):
-    try: return version(name)
-    except PackageNotFoundError: return None
-
-def versions()->dict: # package -> version
-    "Versions of what a result depends on"
-    packages = ('cifar_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'numpy', 'pillow')
-    return dict(python=platform.python_version(), **{p: _version(p) for p in packages})
-
-# %% ../nbs/04_training.ipynb #47d07efe
-def _cpu_name():
-    "The processor's name as the system gives it"
-    info = Path('/proc/cpuinfo')
-    names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-def hardware()->dict: # processor, its widest vector instructions ('AVX2', 'AVX512', 'AVX512-BF16', as PyTorch has them), cores, threads, accelerator
-    "What a run is computed on"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    instructions = torch.backends.cpu.get_cpu_capability() + '-BF16'*_has_avx512_bf16() # processors of very different speed have the same name
-    return dict(cpu=_cpu_name(), instructions=instructions, cores=cores, threads=torch.get_num_threads(), gpu=gpu, system=platform.system())
-
-# %% ../nbs/04_training.ipynb #a2aeef70
-def create_run_dir(
-    recipe:Recipe, # its name begins the folder's name
-    seed:int, # and its seed ends it
-    parent:str|Path='runs', # folder of run folders; made if it is not there
-)->Path: # a new, empty folder: `runs/small_cnn-seed0`, then `runs/small_cnn-seed0-2`
-    "Make a folder for a run; one that is there is never touched"
-    n = 1
-    while True:
-        path = Path(parent)/(f'{recipe.name}-seed{seed}' + (f'-{n}' if n > 1 else ''))
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError: n += 1
-
-# %% ../nbs/04_training.ipynb #bbe2088e
-def _claim_run_dir(path):
-    "Make the folder a user asked for; one that holds something is refused"
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f'{path} is there already and not an empty folder. Nothing was written; choose another --out or remove it.')
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
 # %% ../nbs/04_training.ipynb #f7c108df
 class HistoryWriter(Callback):
-    "Append a line to `path` after each epoch, flushed, so that nothing finished is lost"
+    "Add each epoch to the history of a run, at once, so that nothing finished is lost"
     order = 51 # right after fastai's Recorder, and before what may stop the fit
-    columns = ('stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds')
 
     def __init__(self,
-        path:str|Path, # the CSV file
+        run:Run, # whose history it is
     ):
-        self.path,self.stage,self.rows,self.start = Path(path),1,0,time.perf_counter()
-        self._append(self.columns)
-
-    def _append(self, row):
-        with self.path.open('a', newline='', encoding='utf-8') as f: csv.writer(f).writerow(row)
+        self.target,self.stage,self.epochs,self.start = run,1,0,time.perf_counter()
 
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
-        self.rows += 1
-        figures = [f'{v:.6f}' for v in self.recorder.values[-1]]
-        self._append([self.stage, self.rows, *figures, f'{self.opt.hypers[-1]["lr"]:.3g}', f'{time.perf_counter() - self.start:.2f}'])
-
-# %% ../nbs/04_training.ipynb #3829bd59
-def _save_weights(model, path):
-    "Write the weights of `model`; if the disk refuses, write them somewhere else and say where"
-    state = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k,v in model.state_dict().items()} # copies: layers may share weights
-    part = path.with_name(path.name + '.part')
-    try:
-        save_file(state, part)
-        part.replace(path)
-    except Exception as e: # safetensors has errors of its own for a full disk
-        part.unlink(missing_ok=True)
-        kept = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))/path.name
-        save_file(state, kept)
-        raise OSError(f'Could not write {path} ({e}). The weights were kept in {kept}: make room and move them.') from e
-
-# %% ../nbs/04_training.ipynb #081f3ffe
-@contextmanager
-def _recorded(learn, run):
-    "Keep the run folder true while the body trains; however it ends, what there is stays"
-    folder,start,cpu_start,saving,saved = learn.run_dir,time.perf_counter(),time.process_time(),False,False
-    (folder/'recipe.json').write_text(learn.recipe.to_json() + '\n', encoding='utf-8')
-    write_json(folder/'run.json', run)
-    writer = HistoryWriter(folder/'history.csv')
-    def end(status, **more):
-        took = dict(seconds=round(time.perf_counter() - start, 2), cpu_seconds=round(time.process_time() - cpu_start, 2))
-        write_json(folder/'run.json', run | dict(status=status, epochs=writer.rows, **took, **more))
-    try:
-        with learn.added_cbs(writer): yield
-        saving = True
-        _save_weights(learn.model, folder/'model.safetensors')
-        saved = True
-        write_json(folder/'metrics.json', dict(valid=_validate(learn)))
-        end('finished')
-    except BaseException as e:
-        try:
-            if not (saved or saving and isinstance(e, OSError)): _save_weights(learn.model, folder/'model.safetensors') # an OSError says where they are
-        finally:
-            with suppress(OSError): end('interrupted' if isinstance(e, KeyboardInterrupt) else 'failed', error=f'{type(e).__name__}: {e}')
-        raise
+        self.epochs += 1
+        train_loss,valid_loss,accuracy = [f'{v:.6f}' for v in self.recorder.values[-1][:3]]
+        self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, valid_loss=valid_loss, accuracy=accuracy,
+                                lr=f'{self.opt.hypers[-1]["lr"]:.3g}', seconds=f'{time.perf_counter() - self.start:.2f}'))
 
 # %% ../nbs/04_training.ipynb #f528eca9
 def _validate(learn):
@@ -735,21 +632,13 @@ def _validate(learn):
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/04_training.ipynb #6701b8d3
-def _command():
-    "How this process was started, as one would type it; a script with its path below this folder"
-    script = Path(sys.argv[0])
-    if script.suffix != '.py': return shlex.join([script.name, *sys.argv[1:]])
-    inside = script.resolve().is_relative_to(Path.cwd())
-    return shlex.join(['python', script.resolve().relative_to(Path.cwd()).as_posix() if inside else script.name, *sys.argv[1:]])
-
 def _describe_run(learn, seed, limit):
-    "What run.json says at the start"
+    "What a run is of: its data, network and device"
     info,dls = learn.dls.data_info,learn.dls
     data = dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
                 limit=limit, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
-    return dict(status='running', command=_command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'), seed=seed, data=data,
-                weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(), device=str(dls.device),
-                precision=training_precision(learn.recipe, dls.device), versions=versions(), hardware=hardware())
+    return dict(seed=seed, data=data, weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(),
+                device=str(dls.device), precision=training_precision(learn.recipe, dls.device))
 
 # %% ../nbs/04_training.ipynb #251fae9e
 def _dataloaders(recipe, source, seed, **kwargs):
@@ -772,19 +661,16 @@ def train(
     set_seed(seed)
     dls = _dataloaders(recipe, source, seed, num_workers=num_workers, device=device, limit=limit)
     learn = create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])])
-    learn.run_dir = learn.path = create_run_dir(recipe, seed) if run_dir is None else _claim_run_dir(run_dir)
-    with _recorded(learn, _describe_run(learn, seed, limit)):
-        for i,stage in enumerate(recipe.stages):
-            learn.history_writer.stage = i + 1
-            fit_stage(learn, stage)
+    run = Run.create(create_run_dir(recipe, seed) if run_dir is None else run_dir, recipe, _describe_run(learn, seed, limit))
+    learn.run_dir = learn.path = run.folder
+    with run.training(learn.model):
+        with learn.added_cbs(HistoryWriter(run)):
+            for n,stage in enumerate(recipe.stages, 1):
+                learn.history_writer.stage = n
+                fit_stage(learn, stage)
+        run.save_weights(learn.model)
+        run.add_metrics('valid', _validate(learn))
     return learn
-
-# %% ../nbs/04_training.ipynb #1d36e4a6
-def _read_json(path):
-    "A run folder's JSON file, or a clear error"
-    if not path.exists(): raise FileNotFoundError(f'{path.parent} is no run folder: it has no {path.name}. A run folder is what `train` writes, e.g. runs/small_cnn-seed0.')
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is damaged: {e}') from None
 
 # %% ../nbs/04_training.ipynb #ac0c2b8c
 def load_run(
@@ -794,27 +680,20 @@ def load_run(
     device:str|None=None, # as in `train`
 )->Learner: # as `train` returned it
     "Read a run folder back: the same data split, the trained weights"
-    run_dir = Path(run_dir)
-    run,recipe = _read_json(run_dir/'run.json'),Recipe.from_json(json.dumps(_read_json(run_dir/'recipe.json')))
+    run = Run.open(run_dir)
+    recipe,info = run.recipe,run.info
+    data = info['data']
     expected = source is None # the images of the run
-    if source is None and Path(run['data']['path']).is_dir(): source = run['data']['path']
-    data = run['data']
-    dls = _dataloaders(recipe, source, run['seed'], num_workers=num_workers, device=device, limit=data['limit'])
+    if source is None and Path(data['path']).is_dir(): source = data['path']
+    dls = _dataloaders(recipe, source, info['seed'], num_workers=num_workers, device=device, limit=data['limit'])
     if expected and not dls.data_info.matches(data):
-        warnings.warn(f'{run_dir} was trained on other images ({data["variant"]} in {data["path"]}) than those now in {dls.path}: '
+        warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those now in {dls.path}: '
                       'what counts as validation here may have been trained on. Say where its data are (source, or --data).')
     if list(dls.vocab) != data['classes']:
-        raise ValueError(f'{run_dir} was trained on the classes {data["classes"]}, but this data has {list(dls.vocab)}')
-    learn = create_learner(recipe, dls, path=run_dir, model=build_model(recipe, dls.c, data['channels'], pretrained=False))
-    learn.run_dir = run_dir
+        raise ValueError(f'{run.folder} was trained on the classes {data["classes"]}, but this data has {list(dls.vocab)}')
+    learn = create_learner(recipe, dls, path=run.folder, model=build_model(recipe, dls.c, data['channels'], pretrained=False))
+    learn.run_dir = run.folder
     for stage in recipe.stages:
         if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
-    _load_weights(learn.model, run_dir/'model.safetensors')
+    run.load_weights(learn.model)
     return learn
-
-# %% ../nbs/04_training.ipynb #48d30cb1
-def _load_weights(model, path):
-    "Load weights into `model`; a missing, damaged or foreign file is a clear error"
-    if not path.exists(): raise FileNotFoundError(f'{path} is not there. A run that was killed before it ended has no weights.')
-    try: model.load_state_dict(load_file(path))
-    except Exception as e: raise ValueError(f'{path} does not hold the weights of this network, or is damaged: {e}') from None

@@ -32,6 +32,7 @@ from torchvision.models import get_model, get_model_weights
 from .files import DiskError, file_digest, writing
 from .models import list_models
 from .registry import Registry, UnknownNameError
+from .runs import Run
 
 # %% ../nbs/03_weights.ipynb #0fd31d32
 @cache
@@ -151,10 +152,8 @@ def _read_file(path): return _plain_names(_unwrap(_open(path), path))
 # %% ../nbs/03_weights.ipynb #b1b3fc20
 def _read_run(folder):
     "The weights in a run folder"
-    lost = [n for n in ('recipe.json', 'model.safetensors') if not (folder/n).is_file()]
-    if lost: raise FileNotFoundError(f'{folder} is no run folder with weights: it has no {" and no ".join(lost)}. A run that was stopped before its '
-                                     'first step has no weights; any other file of weights can be given by its own name.')
-    return _read_file(folder/'model.safetensors')
+    try: return _plain_names(Run.open(folder).read_weights())
+    except FileNotFoundError as e: raise FileNotFoundError(f'{e} Any other file of weights can be given by its own name.') from None
 
 # %% ../nbs/03_weights.ipynb #becd808e
 def _kept(name): return Path(get_dir())/'checkpoints'/name

@@ -272,12 +272,12 @@ def test_run_folders_that_cannot_be_written(recipe, practice):
 
 def full_disk(monkeypatch, name):
     "Make the disk full from the moment on when the file `name` gets its second line"
-    from cifar_fastai.training import HistoryWriter
-    append = HistoryWriter._append
+    from cifar_fastai.runs import Run
+    add = Run.add_epoch
     def write(self, row):
-        if self.rows > 1: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        append(self, row)
-    monkeypatch.setattr(HistoryWriter, '_append', write)
+        if row['epoch'] > 1: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.history_file))
+        add(self, row)
+    monkeypatch.setattr(Run, 'add_epoch', write)
 
 def test_full_disk(recipe, practice, monkeypatch):
     full_disk(monkeypatch, 'history.csv')

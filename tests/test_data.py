@@ -1170,7 +1170,9 @@ def test_workers_change_nothing(practice, dls):
     assert with_workers.train.fake_l.num_workers in (2, 0) and dls.train.fake_l.num_workers == 0
 
 
-def test_what_workers_need_can_be_pickled(practice, dls):
+def test_what_workers_need_can_be_pickled(practice):
+    dls = data.cifar10_dataloaders(practice, bs=32, num_workers=0)
+    for dl in dls.loaders: next(iter(dl))  # a loop that was left early
     again = pickle.loads(pickle.dumps(dls.train.dataset))
     assert again[3][1] == dls.train.dataset[3][1]
     assert pickle.loads(pickle.dumps(dls.valid)).one_batch()[0].shape == (20, 3, 32, 32)

@@ -18,6 +18,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from cifar_fastai import experiments
+from cifar_fastai import runs as runs_module
 from cifar_fastai.data import train_files
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
@@ -445,8 +446,8 @@ def test_a_grid_has_one_recipe_of_a_name(fake, go):
 
 def test_a_finished_grid_is_not_read_again_for_each_of_its_runs(fake, go, monkeypatch):
     go(seeds=8)
-    read,seen = experiments._read_json,[]
-    monkeypatch.setattr(experiments, '_read_json', lambda path: seen.append(path) or read(path))
+    read,seen = runs_module.read_json,[]
+    monkeypatch.setattr(runs_module, 'read_json', lambda path: seen.append(path) or read(path))
     go(seeds=8)
     assert len(seen) < 8*16
 

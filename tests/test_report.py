@@ -15,6 +15,7 @@ from cifar_fastai import report
 from cifar_fastai.evaluation import Evaluation, compare, evaluate, load_evaluation
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.report import write_report
+from cifar_fastai.runs import Run
 from cifar_fastai.training import load_run, train
 
 
@@ -143,7 +144,7 @@ def test_test_images_are_read_only_if_they_were(practice, tmp_path):
 
 def body(runs, name, **changes):
     result = replace(load_evaluation(runs[1].run_dir/'test.npz'), **changes)
-    page = report._Page(runs[1].run_dir, runs[1], result, None)
+    page = report._Page(Run(runs[1].run_dir), runs[1], result, None)
     return report._body(report._sections[name][2], page)
 
 
@@ -163,7 +164,7 @@ def test_a_model_that_is_always_right(runs):
     assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'between', **perfect)
     for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
     assert 'makes no mistakes' in body(runs, 'attention', **perfect)
-    page = report._Page(runs[1].run_dir, runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
+    page = report._Page(Run(runs[1].run_dir), runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
     assert 'right often enough' in report._coverage(page) and 'No other validation images' in body(runs, 'coverage', **perfect)
 
 
@@ -176,7 +177,7 @@ def test_a_run_that_was_stopped_early(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     header = (folder/'history.csv').read_text().splitlines()[0]
     (folder/'history.csv').write_text(header + '\n')
-    page = report._Page(folder, runs[0], load_evaluation(folder/'test.npz'), None)
+    page = report._Page(Run(folder), runs[0], load_evaluation(folder/'test.npz'), None)
     assert 'No epoch was finished.' in report._body(report._sections['curves'][2], page)
 
 
@@ -184,7 +185,7 @@ def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     (folder/'recipe.json').write_text(json.dumps(json.loads((folder/'recipe.json').read_text()) | dict(valid='test')))
     result = load_evaluation(folder/'test.npz')
-    page = report._Page(folder, runs[0], result, replace(result, split='valid'))
+    page = report._Page(Run(folder), runs[0], result, replace(result, split='valid'))
     said = {name: report._body(report._sections[name][2], page) for name in ('summary', 'calibration', 'coverage')}
     assert 'a little too good' in said['summary'] and 'valid accuracy' not in said['summary']
     assert 'no temperature was fitted' in said['calibration'] and 'no thresholds' in said['coverage']

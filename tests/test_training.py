@@ -17,13 +17,14 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from cifar_fastai import models, training
+from cifar_fastai import models, runs, training
 from cifar_fastai.data import cifar10_dataloaders, count_classes
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
+from cifar_fastai.runs import Run, create_run_dir
 from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train, training_precision
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
@@ -88,7 +89,7 @@ def test_run_folder(go):
 def test_command_of_a_run(tmp_path, monkeypatch, argv, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', [a.format(cwd=tmp_path) for a in argv])
-    assert training._command() == command
+    assert runs.command() == command
 
 @pytest.mark.slow
 def test_recipe_in_the_folder_repeats_the_run(go):
@@ -97,7 +98,7 @@ def test_recipe_in_the_folder_repeats_the_run(go):
     assert history(a).valid_loss.equals(history(b).valid_loss)
 
 def test_default_folders_never_collide(tmp_path):
-    made = [training.create_run_dir(tiny, 0, tmp_path/'runs') for _ in range(3)]
+    made = [create_run_dir(tiny, 0, tmp_path/'runs') for _ in range(3)]
     assert [p.name for p in made] == ['tiny-seed0', 'tiny-seed0-2', 'tiny-seed0-3']
 
 def test_stages_count_on(go):
@@ -320,7 +321,7 @@ def test_a_recipe_compiles_on_cuda_only(device, wanted):
 def test_processors_of_one_name_are_told_apart(able, wanted, monkeypatch):
     monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: 'AVX512')
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=able), raising=False)
-    assert training.hardware()['instructions'] == wanted
+    assert runs.hardware()['instructions'] == wanted
 
 @pytest.mark.parametrize('device, hardware, wanted', [('cpu', True, 'bf16'), ('cpu', False, 'fp32'), ('cuda', True, 'bf16'), ('cuda:1', False, 'fp16'), ('mps', True, 'fp32')])
 def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, monkeypatch):
@@ -530,18 +531,18 @@ def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
     assert load_run(tmp_path/'run', num_workers=0).recipe == tiny
 
 def test_ctrl_c_while_weights_are_written(go, tmp_path, monkeypatch):
-    real,calls = training.save_file,[]
+    real,calls = runs.save_file,[]
     def save_file(state, path):
         calls.append(path)
         if len(calls) == 1: raise KeyboardInterrupt
         real(state, path)
-    monkeypatch.setattr(training, 'save_file', save_file)
+    monkeypatch.setattr(runs, 'save_file', save_file)
     with pytest.raises(KeyboardInterrupt): go()
     assert read(tmp_path/'run', 'run.json')['status'] == 'interrupted' and load_file(tmp_path/'run'/'model.safetensors')
 
 def test_weights_that_cannot_be_read_are_no_run_that_goes_on(go, tmp_path, monkeypatch):
-    def fail(model, path): raise RuntimeError('device-side assert')
-    monkeypatch.setattr(training, '_save_weights', fail)
+    def fail(run, model): raise RuntimeError('device-side assert')
+    monkeypatch.setattr(Run, 'save_weights', fail)
     def stop(learn): raise ArithmeticError('first')
     with pytest.raises(RuntimeError, match='device-side') as e: go(cbs=[At(stop, 1)])
     assert isinstance(e.value.__context__, ArithmeticError)
@@ -549,12 +550,16 @@ def test_weights_that_cannot_be_read_are_no_run_that_goes_on(go, tmp_path, monke
 
 def test_where_the_weights_are_is_said_last(go, tmp_path, monkeypatch):
     "when run.json cannot be written either"
-    def save(model, path):
-        monkeypatch.setattr(training, 'write_json', lambda *args: full())
-        raise OSError('The weights were kept in /elsewhere')
-    def full(): raise OSError(errno.ENOSPC, 'No space left on device')
-    monkeypatch.setattr(training, '_save_weights', save)
-    with pytest.raises(OSError, match='kept in /elsewhere'): go()
+    real = runs.save_file
+    def save_file(state, path):
+        if not str(path).startswith(str(tmp_path/'run')): return real(state, path)
+        monkeypatch.setattr(runs, 'write_json', full)
+        full()
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(runs, 'save_file', save_file)
+    monkeypatch.setattr(runs.tempfile, 'mkdtemp', lambda prefix: str(tmp_path))
+    with pytest.raises(OSError, match='The weights were kept in '): go()
+    assert load_file(tmp_path/'model.safetensors')
 
 def test_weights_that_layers_share(practice, tmp_path, monkeypatch):
     def twins(n_out=10, in_channels=3, image_size=32):
@@ -593,12 +598,12 @@ def test_folder_that_cannot_be_made(go, tmp_path):
 def test_full_disk_keeps_the_weights_elsewhere(go, tmp_path, monkeypatch):
     kept = tmp_path/'elsewhere'
     kept.mkdir()
-    real = training.save_file
+    real = runs.save_file
     def save_file(state, path):
         if str(path).startswith(str(tmp_path/'run')): raise OSError(errno.ENOSPC, 'No space left on device')
         real(state, path)
-    monkeypatch.setattr(training, 'save_file', save_file)
-    monkeypatch.setattr(training.tempfile, 'mkdtemp', lambda prefix: str(kept))
+    monkeypatch.setattr(runs, 'save_file', save_file)
+    monkeypatch.setattr(runs.tempfile, 'mkdtemp', lambda prefix: str(kept))
     with pytest.raises(OSError, match=r'No space left.*The weights were kept in .*elsewhere'): go()
     assert load_file(kept/'model.safetensors') and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 2
 
@@ -640,7 +645,7 @@ def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     folder = go().run_dir
     with pytest.raises(FileNotFoundError, match='is no run folder: it has no run.json'): load_run(tmp_path)
     (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:1000])
-    with pytest.raises(ValueError, match='does not hold the weights of this network, or is damaged'): load_run(folder, num_workers=0)
+    with pytest.raises(ValueError, match='its checksum is not the one in run.json'): load_run(folder, num_workers=0)
     (folder/'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='model.safetensors is not there'): load_run(folder, num_workers=0)
     other = tmp_path/'other'
@@ -672,7 +677,7 @@ def test_a_stem_that_comes_with_weights_stays_as_it_is(practice, tmp_path):
     recipe = get_recipe('small_cnn', bs=32)
     given = create_learner(recipe, cifar10_dataloaders(practice, bs=32)).model
     with torch.no_grad(): given.body.stem.filters.neg_()  # as other images might have given
-    training.save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')
+    save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')
     learn = create_learner(recipe.change(weights=str(tmp_path/'w.safetensors')), cifar10_dataloaders(practice, bs=32, seed=1))
     assert torch.equal(learn.model.body.stem.filters, given.body.stem.filters)
 
@@ -716,7 +721,7 @@ def test_the_best_weights_return_where_training_breaks_off(go, tmp_path, error):
 def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
     def fill_disk(learn):
         def fail(row): raise OSError(errno.ENOSPC, 'No space left on device')
-        learn.history_writer._append = fail
+        learn.history_writer.target.add_epoch = fail
     with pytest.raises(OSError, match='No space left'): go(cbs=[At(fill_disk, 1)])
     assert load_file(tmp_path/'run'/'model.safetensors')
     assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1

@@ -225,7 +225,7 @@ def test_no_word_at_all(given):
 def make_run(folder, state):
     folder.mkdir()
     save_file(state, folder / 'model.safetensors')
-    (folder / 'recipe.json').write_text('{}')
+    for name in ('recipe.json', 'run.json'): (folder / name).write_text('{}')
     return folder
 
 
@@ -233,10 +233,12 @@ def test_run_folder(state, tmp_path):
     assert equal(find_weights(net, make_run(tmp_path / 'run', state)), state)
 
 
-@pytest.mark.parametrize('lost', ['model.safetensors', 'recipe.json'])
-def test_incomplete_run_folder(lost, state, tmp_path):
+@pytest.mark.parametrize('lost, says', [('model.safetensors', 'model.safetensors is not there'), ('recipe.json', 'is no run folder: it has no recipe.json'),
+                                        ('run.json', 'is no run folder: it has no run.json')])
+def test_incomplete_run_folder(lost, says, state, tmp_path):
     (make_run(tmp_path / 'run', state) / lost).unlink()
-    assert f'it has no {lost}.' in message(FileNotFoundError, find_weights, net, tmp_path / 'run')
+    text = message(FileNotFoundError, find_weights, net, tmp_path / 'run')
+    assert says in text and text.endswith('Any other file of weights can be given by its own name.')
 
 
 def test_a_run_of_ours_gives_its_weights(practice, tmp_path):

@@ -1,0 +1,175 @@
+"Run folders: claimed by one process, true however a training ends, and readable when they are old or damaged."
+import errno
+import json
+import multiprocessing
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_fastai import runs
+from cifar_fastai.evaluation import load_evaluation
+from cifar_fastai.experiments import read_runs
+from cifar_fastai.files import read_json, write_json
+from cifar_fastai.inference import load_classifier
+from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.runs import Run, list_runs
+from cifar_fastai.training import load_run
+
+tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2))
+epoch = dict(stage=1, epoch=1, train_loss=.9, valid_loss=.7, accuracy=.75, lr=.01, seconds=1.5)
+
+
+@pytest.fixture
+def run(tmp_path): return Run.create(tmp_path/'runs'/'a', tiny, dict(seed=0, data=dict(variant='synthetic')))
+
+
+def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+# --- claiming a folder
+
+@pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
+def test_one_of_several_processes_gets_the_folder(tmp_path):
+    context = multiprocessing.get_context('fork')
+    barrier, answers = context.Barrier(4), context.Queue()
+    def claim(n):
+        barrier.wait()
+        try: answers.put(Run.create(tmp_path/'a', tiny, dict(seed=n)).info['seed'])
+        except FileExistsError: answers.put(None)
+    processes = [context.Process(target=claim, args=[n]) for n in range(4)]
+    for p in processes: p.start()
+    said = [answers.get(timeout=60) for _ in processes]
+    for p in processes: p.join(60)
+    [winner] = [n for n in said if n is not None]
+    assert Run.open(tmp_path/'a').info['seed'] == winner
+
+
+@pytest.mark.parametrize('there', ['file', 'notes.txt', 'run.json'])
+def test_what_is_there_is_not_touched(tmp_path, there):
+    if there == 'file': (tmp_path/'a').write_text('mine')
+    else:
+        (tmp_path/'a').mkdir()
+        (tmp_path/'a'/there).write_text('mine')
+    with pytest.raises(FileExistsError, match='Nothing was written'): Run.create(tmp_path/'a', tiny, {})
+    assert [p.read_text() for p in tmp_path.rglob('*') if p.is_file()] == ['mine']
+
+
+def test_runs_are_listed_by_name(tmp_path):
+    for name in ('b', 'a'): Run.create(tmp_path/name, tiny, {})
+    (tmp_path/'c').mkdir()
+    assert [r.folder.name for r in list_runs(tmp_path)] == ['a', 'b']
+    assert [r.folder.name for r in list_runs(tmp_path/'b')] == ['b'] and list_runs(tmp_path/'c') == list_runs(tmp_path/'nowhere') == []
+
+
+# --- however it ends
+
+@pytest.mark.parametrize('error, status', [(None, 'finished'), (KeyboardInterrupt(), 'interrupted'), (ValueError('why'), 'failed')])
+def test_status_and_weights_are_those_of_the_end(run, error, status):
+    model = nn.Linear(2, 2)
+    assert run.status == 'training'
+    try:
+        with run.training(model):
+            run.add_epoch(epoch)
+            nn.init.constant_(model.weight, 7.)
+            if error: raise error
+    except (KeyboardInterrupt, ValueError) as e: assert e is error
+    info = run.info
+    assert (run.status, info['epochs'], info['seed'], len(run.history)) == (status, 1, 0, 1) and info['seconds'] >= 0
+    assert info.get('error') == (f'{type(error).__name__}: {error}' if error else None)
+    assert run.read_weights()['weight'].eq(7).all()
+
+
+def test_weights_that_were_saved_are_not_saved_again(run, monkeypatch):
+    model, calls, real = nn.Linear(2, 2), [], runs.save_file
+    monkeypatch.setattr(runs, 'save_file', lambda *args: calls.append(args) or real(*args))
+    with pytest.raises(ValueError), run.training(model):
+        run.save_weights(model)
+        raise ValueError('the final validation fails')
+    assert len(calls) == 1 and run.status == 'failed'
+
+
+def test_a_full_disk_is_told_once_and_the_weights_lie_elsewhere(run, tmp_path, monkeypatch):
+    model, real = nn.Linear(2, 2), runs.save_file
+    def save_file(state, path):
+        if Path(path).is_relative_to(run.folder): raise OSError(errno.ENOSPC, 'No space left on device')
+        real(state, path)
+    monkeypatch.setattr(runs, 'save_file', save_file)
+    monkeypatch.setattr(runs.tempfile, 'tempdir', str(tmp_path))
+    with pytest.raises(OSError, match='weights were kept in'), run.training(model): pass
+    [kept] = tmp_path.glob('cifar_fastai-*/model.safetensors')
+    assert run.status == 'failed' and not run.weights_file.exists() and torch.equal(runs.load_file(kept)['weight'], model.weight)
+
+
+# --- read again
+
+def test_weights_come_back(run):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with run.training(model): model(torch.ones(4, 2))
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    run.load_weights(other)
+    assert all(torch.equal(v, state(model)[k]) for k, v in state(other).items())
+
+
+def test_weights_of_another_run_are_refused(run, tmp_path):
+    other = Run.create(tmp_path/'other', tiny, {})
+    for r in (run, other):
+        with r.training(nn.Linear(2, 2)): pass
+    shutil.copy(other.weights_file, run.weights_file)
+    with pytest.raises(ValueError, match='model.safetensors is damaged or not the file that this run wrote'): run.load_weights(nn.Linear(2, 2))
+    info = run.info
+    del info['checksums']  # an older run
+    write_json(run.info_file, info)
+    run.load_weights(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match='does not hold the weights of this network'): run.load_weights(nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize('name, content, read, message', [
+    ('run.json', None, Run.open, 'is no run folder: it has no run.json'), ('recipe.json', None, Run.open, 'is no run folder: it has no recipe.json'),
+    ('run.json', '{"a', Run.open, 'run.json is damaged'), ('recipe.json', '[]', Run.open, 'recipe.json is damaged'),
+    ('recipe.json', '{"name": 3}', lambda folder: Run(folder).recipe, 'recipe.json is damaged or not ours'),
+    ('metrics.json', '{', lambda folder: Run(folder).metrics, 'metrics.json is damaged'),
+    ('model.safetensors', None, lambda folder: Run(folder).read_weights(), 'model.safetensors is not there')])
+def test_what_is_missing_or_damaged_is_named(run, name, content, read, message):
+    with run.training(nn.Linear(2, 2)): pass
+    if content is None: (run.folder/name).unlink()
+    else: (run.folder/name).write_text(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message): read(run.folder)
+
+
+def test_figures_are_added_to_those_of_their_name(run):
+    run.add_metrics('valid', dict(accuracy=.5, n=10))
+    run.add_metrics('test', dict(accuracy=.4))
+    run.add_metrics('valid', dict(accuracy=.6))
+    assert run.metrics == dict(valid=dict(accuracy=.6, n=10), test=dict(accuracy=.4)) == json.loads(run.metrics_file.read_text())
+
+
+# --- what was written before there was a class for it
+
+@pytest.fixture
+def old(tmp_path):
+    "A run, an evaluation and a classifier of November 2026, and what was read from them then"
+    with tarfile.open(Path(__file__).parent/'data'/'before_runs.tgz') as packed: packed.extractall(tmp_path/'old')
+    return tmp_path/'old'
+
+
+def test_an_old_run_is_read(old, practice):
+    learn, said = load_run(old/'run', source=practice, num_workers=0, device='cpu'), read_json(old/'answers.json')
+    run = Run.open(old/'run')
+    assert (run.status, run.recipe.model, len(run.history)) == ('finished', 'plain_cnn', 1) and run.metrics['test']['accuracy'] == said['accuracy']
+    assert read_runs(old/'run').test_accuracy.tolist() == [said['accuracy']] and learn.recipe == run.recipe
+
+
+def test_an_old_evaluation_is_read(old):
+    result = load_evaluation(old/'evaluation.npz')
+    assert result.accuracy == read_json(old/'answers.json')['accuracy'] and len(result) == 50
+
+
+@pytest.mark.parametrize('folder', ['run', 'classifier'])
+def test_old_classifiers_answer_as_they_did(old, practice, folder):
+    said = read_json(old/'answers.json')['probabilities']
+    answers = load_classifier(old/folder, 'cpu').probabilities([practice/name for name in said])
+    assert torch.allclose(answers, torch.tensor(list(said.values())), atol=1e-4) and answers.std() > .01
