@@ -239,7 +239,7 @@ def test_all_exercises_are_tried_here(): assert sorted(right) == sorted(wrong) =
 @pytest.mark.parametrize('number,i', [(n, i) for n,answers in right.items() for i in range(len(answers))])
 def test_a_right_answer_is_right(number, i):
     verdict = check(number, right[number][i])
-    assert verdict and verdict.text.startswith('Right'), verdict
+    assert verdict and str(verdict.text).startswith('Right'), f'{verdict}: for a right answer, return a text that begins with "Right"'
 
 @pytest.mark.parametrize('number,i', [(n, i) for n,answers in wrong.items() for i in range(len(answers))])
 def test_a_wrong_answer_gets_the_hint_that_fits(number, i):
