@@ -19,7 +19,7 @@ from fastai.vision.data import ImageBlock
 from cifar_fastai.data import default_workers, describe_data, find_data
 from cifar_fastai.models import count_parameters, create_model
 from cifar_fastai.runs import hardware, versions
-from cifar_fastai.training import _fit_stem
+from cifar_fastai.training import fit_stem
 import record_run
 import side_by_side
 
@@ -51,7 +51,7 @@ def main():
     workers = default_workers(info.n_train) if args.workers is None else args.workers
     set_seed(args.seed)
     dls = dataloaders(info.path, args.bs, workers, info.size[0])
-    model = _fit_stem(create_model(args.model, dls.c, image_size=info.size[0]), dls)
+    model = fit_stem(create_model(args.model, dls.c, image_size=info.size[0]), dls)
     learn = Learner(dls, model, metrics=accuracy, cbs=(curve := Curve()))
     started,cpu_start = time.strftime('%Y-%m-%dT%H:%M:%S%z'),side_by_side.cpu_seconds()
     with learn.no_bar(): learn.fit_one_cycle(args.epochs, args.lr)

@@ -673,11 +673,11 @@ def report_command(
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files; what is wrong with folders, in lines
     "The files that were asked for, and the images in folders"
-    from cifar_fastai.data import _walk
+    from cifar_fastai.data import walk_images
     pictures,wrong = [],[]
     for p in paths:
         unread = []
-        found = sorted(map(Path, _walk(p, onerror=unread.append))) if os.path.isdir(p) else [Path(p)]
+        found = sorted(map(Path, walk_images(p, onerror=unread.append))) if os.path.isdir(p) else [Path(p)]
         pictures += found
         wrong += [f'{e.filename}: {e.strerror}' for e in unread]
         if not found and not unread: wrong.append(f'{p}: no images in this folder')

@@ -35,7 +35,8 @@ from tqdm.auto import tqdm
 
 from .data import DataInfo, augmentation, describe_data, find_data
 from .evaluation import evaluate, tta_views
-from .files import atomic_write, locked
+from .files import atomic_write, locked, parse_json
+from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .runs import Run, is_run, list_runs
@@ -77,7 +78,7 @@ def _recipes(recipes):
 # %% ../nbs/08_experiments.ipynb #aea72e8c
 def _as_json(recipe):
     "A recipe as it looks when read from its file, so that both can be compared"
-    return json.loads(recipe.to_json())
+    return parse_json(recipe.to_json(), 'This recipe')
 
 _defaults = _as_json(Recipe(name='', model='', stages=Stage(epochs=1, lr=1.)))
 
@@ -86,8 +87,14 @@ def _fingerprint(recipe):
     if not recipe['stages']: return ''  # its file is damaged
     chosen = lambda d, defaults: sorted((k, v) for k,v in d.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
     stages = [chosen(s, _defaults['stages'][0]) for s in recipe['stages']]
-    plain = json.loads(json.dumps([chosen(recipe, _defaults), stages]), parse_int=float) # 1 and 1.0 are the same
+    plain = _all_floats([chosen(recipe, _defaults), stages]) # 1 and 1.0 are the same
     return sha1(json.dumps(plain).encode()).hexdigest()[:8]
+
+def _all_floats(value):
+    "Lists and dictionaries with each whole number as a float"
+    if isinstance(value, dict): return {k: _all_floats(v) for k,v in value.items()}
+    if isinstance(value, (list, tuple)): return [_all_floats(v) for v in value]
+    return float(value) if type(value) is int else value
 
 def _choice(recipe, axis):
     "What a recipe, as JSON, says of a field; Stage's fields are those of its stage, or a list if there are several; `stage2.augment` is that of one"
@@ -518,9 +525,6 @@ def diff_runs(
     return pd.DataFrame(dict(field=different, a=[a.get(k) for k in different], b=[b.get(k) for k in different]), dtype=object)
 
 # %% ../nbs/08_experiments.ipynb #96e1b4d0
-_colors = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#000000')  # Okabe and Ito's: told apart by all kinds of colour vision
-_styles,_markers = ('-', '--', '-.'),'osD^vPX'  # so that curves differ not by colour alone
-
 def _labelled(runs, by): # -> list of (label, finished runs)
     "The finished runs of each configuration, called by what differs between configurations"
     by,groups = _configurations(read_runs(runs), by)
@@ -529,8 +533,6 @@ def _labelled(runs, by): # -> list of (label, finished runs)
     if not groups: raise ValueError('None of these runs is finished.')
     varies = [i for i in range(len(by)) if len({str(key[i]) for key,_ in groups}) > 1] or [0]
     return [(_label([by[i] for i in varies], [key[i] for i in varies]), group) for key,group in groups]
-
-def _percent_axis(axis): axis.set_major_formatter(lambda value, position: f'{100*value:.4g}')
 
 # %% ../nbs/08_experiments.ipynb #235f0cbc
 def _curves(group, metric):
@@ -560,13 +562,12 @@ def plot_learning_curves(
     groups = [(label, _curves(group, metric)) for label,group in _labelled(runs, by)]
     if ax is None: ax = plt.subplots(figsize=(7, 4), layout='constrained')[1]
     for i,(label,curves) in enumerate(groups):
-        _draw_curves(ax, curves, label, _colors[i % len(_colors)], _styles[i % len(_styles)], _markers[i % len(_markers)])
+        _draw_curves(ax, curves, label, line_colors[i % len(line_colors)], line_styles[i % len(line_styles)], line_markers[i % len(line_markers)])
     names = dict(accuracy='validation accuracy (% of images)', valid_loss='validation loss (nats per image)', train_loss='training loss (nats per image)', lr='learning rate')
     ax.set(xlabel='epoch', ylabel=names.get(metric, metric))
-    if metric == 'accuracy': _percent_axis(ax.yaxis)
+    if metric == 'accuracy': percent_axis(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(axis='y', color='#e5e5e5', lw=.8)
+    plain_axes(ax)
     ax.legend(edgecolor='none', framealpha=.9, fontsize=9, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
     return ax
 
@@ -585,13 +586,12 @@ def plot_accuracies(
     if ax is None: ax = plt.subplots(figsize=(7, 1.2 + .42*len(groups)), layout='constrained')[1]
     for y,(label,x) in enumerate(groups):
         f = _figures(x)
-        ax.plot(x, [y - .13]*len(x), 'o', color=_colors[0], alpha=.6, markersize=5, label='a run' if y == 0 else None)
-        ax.errorbar(f['mean'], y + .13, xerr=None if len(x) < 2 else [[f['mean'] - f['low']], [f['high'] - f['mean']]], fmt='D', color=_colors[1],
+        ax.plot(x, [y - .13]*len(x), 'o', color=line_colors[0], alpha=.6, markersize=5, label='a run' if y == 0 else None)
+        ax.errorbar(f['mean'], y + .13, xerr=None if len(x) < 2 else [[f['mean'] - f['low']], [f['high'] - f['mean']]], fmt='D', color=line_colors[1],
                     markersize=5, capsize=3, lw=1.5, label='mean, 95% interval' if y == 0 else None)
     ax.set_yticks(range(len(groups)), [f'{label} ({len(x)})' for label,x in groups])
     ax.set(xlabel=f'{dict(valid="validation", test="test")[split]} accuracy (% of images)', ylabel='configuration (runs)', ylim=(-.6, len(groups) - .4))
-    _percent_axis(ax.xaxis)
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(axis='x', color='#e5e5e5', lw=.8)
+    percent_axis(ax.xaxis)
+    plain_axes(ax, 'x')
     ax.legend(edgecolor='none', framealpha=.9, fontsize=9, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
     return ax

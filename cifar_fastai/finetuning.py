@@ -19,7 +19,7 @@ from fastai.vision.learner import create_head
 from torch import nn, Tensor
 from torchvision.ops import Permute
 
-from .models import PatchWhitening, _eval_mode
+from .models import PatchWhitening, eval_mode
 
 # %% ../nbs/03_finetuning.ipynb #cc8f474d
 _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
@@ -61,7 +61,7 @@ def _n_features(body, in_channels):
     "Channels of the feature maps of a body, from trying it"
     for size in _sizes_to_try(body):
         try:
-            with torch.no_grad(), _eval_mode(body): shape = body(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
+            with torch.no_grad(), eval_mode(body): shape = body(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
         except Exception as e: why = str(e) or type(e).__name__
         else:
             if len(shape) == 4: return shape[1]

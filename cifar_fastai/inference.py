@@ -32,9 +32,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import _item_size, FixedSize, ResizeBatch, channel_stats, plain_image
-from .files import atomic_write, read_json, write_json
-from .models import _eval_mode
+from .data import FixedSize, ResizeBatch, channel_stats, plain_image, reading_size
+from .files import atomic_write, is_part, read_json, write_json
+from .models import eval_mode
 from .recipes import Recipe
 from .registry import UnknownNameError
 from .runs import Run, is_run, versions
@@ -240,7 +240,7 @@ def _run_info(run):
     recipe,about = run.recipe,run.info
     with _damaged(run.info_file):
         data,side = about['data'],recipe.image_size
-        channels,size = data.get('channels', 3),_item_size(data.get('size', (32, 32)), side)
+        channels,size = data.get('channels', 3),reading_size(data.get('size', (32, 32)), side)
         mean,std = _numbers(channel_stats(recipe.stats, channels == 1), channels)
         return ClassifierInfo(recipe=recipe, vocab=data['classes'], mean=mean, std=std, channels=channels, item_size=size,
                               image_size=side, variant=data['variant'], versions=about['versions'])
@@ -398,7 +398,7 @@ def _describe(learn, item, batch):
 # %% ../nbs/07_inference.ipynb #98000926
 def _check_answers(learn, classifier, items, batch):
     "Refuse a classifier that does not answer as `learn` does"
-    with torch.no_grad(), _eval_mode(learn.model): theirs = F.softmax(learn.model(batch), 1).float().cpu().as_subclass(Tensor)
+    with torch.no_grad(), eval_mode(learn.model): theirs = F.softmax(learn.model(batch), 1).float().cpu().as_subclass(Tensor)
     difference = (theirs - classifier.probabilities([i.as_subclass(Tensor) for i in items])).abs().max().item()
     _require(difference < 1e-4, f'A classifier made of this learner would answer differently (by {difference:.2g}), so it was not saved: '
                                 "its network or its transforms are not what its recipe and cifar10_dataloaders make.")
@@ -409,7 +409,7 @@ _json_name = 'classifier.json'
 def _is_ours(folder):
     "Whether a folder holds a classifier, or nothing but what an interrupted save left"
     with suppress(OSError, ValueError): return read_json(folder/_json_name).get('format') == _format
-    return all(p.name.endswith('.part') or (p.name.startswith('model-') and p.suffix == '.safetensors') for p in folder.iterdir())
+    return all(is_part(p) or (p.name.startswith('model-') and p.suffix == '.safetensors') for p in folder.iterdir())
 
 def _claim(folder):
     "Make the folder; one that holds something else is refused"

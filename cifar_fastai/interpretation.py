@@ -20,14 +20,10 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from .data import plain_image
 from .evaluation import Comparison, Evaluation
+from .plotting import bar_color, blue, dark_orange, gray, literal, masked_color, orange, percent, percent_axis, plain_axes
 from .runs import Run
-
-# %% ../nbs/06_interpretation.ipynb #e1eba10e
-_blue, _orange, _dark_orange, _grey = '#0072b2', '#d55e00', '#a84a00', '#767676'  # Okabe and Ito's: told apart by all kinds of colour vision
 
 # %% ../nbs/06_interpretation.ipynb #13be7793
 def _write_cells(ax, shown, counts, pale, text):
@@ -36,12 +32,8 @@ def _write_cells(ax, shown, counts, pale, text):
                           color='black' if i == j or shown[i, j] <= pale else 'white')
 
 # %% ../nbs/06_interpretation.ipynb #ef795254
-def _as_it_is(text):
-    "Matplotlib takes what stands between two dollars for mathematics"
-    return text.replace('$', r'\$')
-
 def _label_cells(ax, vocab):
-    size, vocab = min(10, 250 / len(vocab)), list(map(_as_it_is, vocab))
+    size, vocab = min(10, 250 / len(vocab)), list(map(literal, vocab))
     ax.set_xticks(range(len(vocab)), vocab, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
     ax.set_yticks(range(len(vocab)), vocab, fontsize=size)
 
@@ -60,7 +52,7 @@ def plot_confusion_matrix(
     shown = 100 * evaluation.confusion_matrix(normalize=True) if normalize else counts
     diagonal = np.eye(len(vocab), dtype=bool)
     most = shown[~diagonal].max(initial=1)
-    image = ax.imshow(np.ma.masked_array(shown, diagonal), plt.get_cmap('Blues').with_extremes(bad='#ececec'), vmin=0, vmax=most)
+    image = ax.imshow(np.ma.masked_array(shown, diagonal), plt.get_cmap('Blues').with_extremes(bad=masked_color), vmin=0, vmax=most)
     if len(vocab) <= 15: _write_cells(ax, shown, counts, .55 * most, _form(shown))
     _label_cells(ax, vocab)
     ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True),
@@ -70,13 +62,6 @@ def plot_confusion_matrix(
     return ax
 
 # %% ../nbs/06_interpretation.ipynb #3d3c17ed
-def _plain_axes(ax, grid='y'):
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(axis=grid, color='#e5e5e5', lw=.8)
-    ax.set_axisbelow(True)
-
-def _as_percent(axis): axis.set_major_formatter(lambda value, position: f'{100 * value:.4g}')
-
 def _draw_interval(ax, values, low, high, places, **look):
     ax.errorbar(values, places, xerr=[np.maximum(values - low, 0), np.maximum(high - values, 0)], elinewidth=1.4, capsize=2.5, markersize=6, ls='', **look)
 
@@ -88,13 +73,13 @@ def plot_per_class(
     "Draw recall, precision and F1 of each class with their intervals, the hardest class at the bottom."
     table = evaluation.per_class(confidence).query('n > 0').sort_values('f1', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48 * len(table)), layout='constrained')[1]
-    for name, shift, look in (('recall', .24, dict(color=_blue, marker='o')), ('precision', 0, dict(color=_dark_orange, marker='s', mfc='white')),
-                              ('f1', -.24, dict(color=_grey, marker='D'))):
+    for name, shift, look in (('recall', .24, dict(color=blue, marker='o')), ('precision', 0, dict(color=dark_orange, marker='s', mfc='white')),
+                              ('f1', -.24, dict(color=gray, marker='D'))):
         _draw_interval(ax, table[name], table[f'{name}_low'], table[f'{name}_high'], table.index + shift, label=name, **look)
-    ax.set_yticks(table.index, table['class'].map(_as_it_is))
+    ax.set_yticks(table.index, table['class'].map(literal))
     ax.set(xlabel=f'% of images, with {confidence:.0%} intervals', title=f'{evaluation.split}: {len(evaluation):,} images')
-    _as_percent(ax.xaxis)
-    _plain_axes(ax, 'x')
+    percent_axis(ax.xaxis)
+    plain_axes(ax, 'x')
     ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return ax
 
@@ -127,19 +112,18 @@ def _mark_stages(ax, history):
     "A dotted line where a stage ends, and the number of each stage above."
     if 'stage' not in history or history.stage.nunique() < 2: return
     for stage, epochs in history.groupby('stage', sort=False).epoch:
-        if epochs.min() > history.epoch.min(): ax.axvline(epochs.min() - .5, color=_grey, lw=.8, ls=':')
-        ax.text(epochs.mean(), 1.01, f'stage {stage}', transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=8, color=_grey)
+        if epochs.min() > history.epoch.min(): ax.axvline(epochs.min() - .5, color=gray, lw=.8, ls=':')
+        ax.text(epochs.mean(), 1.01, f'stage {stage}', transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=8, color=gray)
 
 # %% ../nbs/06_interpretation.ipynb #86f7eee5
 def _draw_curves(ax, history, columns, form, legend):
-    looks = {'train': dict(color=_orange, ls='--'), 'valid': dict(color=_blue)}
+    looks = {'train': dict(color=orange, ls='--'), 'valid': dict(color=blue)}
     for name, column in columns.items():
         ax.plot(history.epoch, history[column], marker='o', markersize=3 if len(history) > 1 else 6, lw=1.6,
                 label=f'{name} (last {form.format(history[column].iloc[-1])})', **looks[name])
     ax.set(xlabel='epoch', xlim=(history.epoch.min() - .5, history.epoch.max() + .5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(axis='y', color='#e5e5e5', lw=.8)
+    plain_axes(ax)
     ax.legend(loc=legend, edgecolor='none', framealpha=.9)
 
 # %% ../nbs/06_interpretation.ipynb #f0f19468
@@ -158,15 +142,6 @@ def plot_history(
     accuracy.yaxis.set_major_formatter(lambda value, position: f'{100 * value:.4g}')
     for ax in axes: _mark_stages(ax, history)
     return axes
-
-# %% ../nbs/06_interpretation.ipynb #83fcf875
-def _open_image(evaluation, i, root): # -> RGB image
-    root, name = root or evaluation.root, evaluation.files[i]
-    if name.startswith('#'): raise ValueError(f'Image {name} was not made from a file, so it cannot be drawn.')
-    path = Path(root) / name
-    if not path.is_file(): raise FileNotFoundError(f"No image {name} in {root or 'the current folder'}. "
-                                                   'Say where the data folder is: root=the folder that holds train and test.')
-    with Image.open(path) as image: return plain_image(image)
 
 # %% ../nbs/06_interpretation.ipynb #a56329f3
 def _longest(texts): return max(len(line) for text in texts for line in text.split('\n'))
@@ -187,21 +162,20 @@ def _grid(captions, axes): # -> flat array of axes, one for each caption
 
 # %% ../nbs/06_interpretation.ipynb #78e657b4
 def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
-    images = [_open_image(evaluation, i, root) for i in positions]
+    images = [evaluation.open_image(i, root) for i in positions]
     axes = _grid(captions, axes)
     right = evaluation.predictions == evaluation.targets
     for ax, i, image, caption in zip(axes, positions, images, captions):
         ax.imshow(image, interpolation='nearest')
-        ax.set_title(_as_it_is(caption), fontsize=fontsize, color=_blue if right[i] else _dark_orange)
+        ax.set_title(literal(caption), fontsize=fontsize, color=blue if right[i] else dark_orange)
         ax.set_axis_off()
     return axes
 
-def _percent(p): return '<1%' if p < .01 else f'{p:.0%}'
 
 def _caption(evaluation, i):
     predicted, actual, vocab, probs = evaluation.predictions[i], evaluation.targets[i], evaluation.vocab, evaluation.probs[i]
-    truth = 'right' if predicted == actual else f'actual {vocab[actual]} {_percent(probs[actual])}'
-    return f'predicted {vocab[predicted]} {_percent(probs[predicted])}\n{truth}'
+    truth = 'right' if predicted == actual else f'actual {vocab[actual]} {percent(probs[actual])}'
+    return f'predicted {vocab[predicted]} {percent(probs[predicted])}\n{truth}'
 
 # %% ../nbs/06_interpretation.ipynb #74ca9a05
 def plot_top_losses(
@@ -264,7 +238,7 @@ def plot_predictions(
 # %% ../nbs/06_interpretation.ipynb #6bf91ab0
 def _pair_caption(evaluation, i, a, b):
     first, second = (evaluation.probs[i, evaluation.vocab.index(o)] for o in (a, b))
-    return f'{a} {_percent(first)}\n{b} {_percent(second)}'
+    return f'{a} {percent(first)}\n{b} {percent(second)}'
 
 def plot_between(
     evaluation:Evaluation, # of images that are files
@@ -282,7 +256,7 @@ def plot_between(
     rows = [part.subplots(1, k, squeeze=False)[0] for part in fig.subfigures(2)]
     for axes, actual, title in zip(rows, (a, b), titles):
         found = table.index[table.actual == actual]
-        axes[0].figure.suptitle(_as_it_is(title), fontsize=11)
+        axes[0].figure.suptitle(literal(title), fontsize=11)
         for ax in axes: ax.set_axis_off()
         if len(found): _draw_images(evaluation, found[:k], [_pair_caption(evaluation, i, a, b) for i in found[:k]], root, axes, fontsize=10)
     return np.array(rows)
@@ -316,8 +290,8 @@ def plot_label_errors(
     axes = plot_images(evaluation, found, k, root, axes)
     for ax, i in zip(axes, found.index):
         label, predicted = evaluation.targets[i], evaluation.predictions[i]
-        ax.set_title(_as_it_is(f'label {evaluation.vocab[label]} {_percent(evaluation.probs[i, label])}\n'
-                               f'model {evaluation.vocab[predicted]} {_percent(evaluation.probs[i, predicted])}'), fontsize=9, color=_dark_orange)
+        ax.set_title(literal(f'label {evaluation.vocab[label]} {percent(evaluation.probs[i, label])}\n'
+                               f'model {evaluation.vocab[predicted]} {percent(evaluation.probs[i, predicted])}'), fontsize=9, color=dark_orange)
     return axes
 
 # %% ../nbs/06_interpretation.ipynb #810339b6
@@ -329,15 +303,15 @@ def plot_reliability(
     "Draw how often the model is right against how sure it is."
     table = evaluation.reliability(n_bins)
     if ax is None: ax = plt.subplots(figsize=(5.2, 4.6), layout='constrained')[1]
-    ax.bar((table.low + table.high) / 2, .25 * table.n / table.n.max(), 1 / n_bins, color='#d9d9d9', edgecolor='white', label='images')
-    ax.plot([0, 1], [0, 1], color=_grey, lw=1, ls='--', label='honest')
+    ax.bar((table.low + table.high) / 2, .25 * table.n / table.n.max(), 1 / n_bins, color=bar_color, edgecolor='white', label='images')
+    ax.plot([0, 1], [0, 1], color=gray, lw=1, ls='--', label='honest')
     ax.errorbar(table.confidence, table.accuracy, yerr=[np.maximum(table.accuracy - table.accuracy_low, 0), np.maximum(table.accuracy_high - table.accuracy, 0)],
-                color=_blue, marker='o', markersize=5, lw=1.4, elinewidth=1, label='model')
+                color=blue, marker='o', markersize=5, lw=1.4, elinewidth=1, label='model')
     name = f'temperature {evaluation.temperature:.2f}' if evaluation.temperature != 1 else evaluation.split
     ax.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel=f'probability of the predicted class (%), in {n_bins} bins', ylabel='right (% of images)',
            title=f'{name}: calibration error {100 * evaluation.calibration_error(n_bins):.1f} points')
-    for axis in (ax.xaxis, ax.yaxis): _as_percent(axis)
-    _plain_axes(ax)
+    for axis in (ax.xaxis, ax.yaxis): percent_axis(axis)
+    plain_axes(ax)
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.14), ncols=3, frameon=False)
     return ax
 
@@ -350,13 +324,13 @@ def plot_coverage(
     "Draw accuracy against the share of images that the model answers."
     curve = evaluation.coverage_curve()
     if ax is None: ax = plt.subplots(figsize=(5.2, 4), layout='constrained')[1]
-    ax.plot(curve.coverage, curve.accuracy, color=_blue, lw=1.8, marker='o' if len(curve) == 1 else None)
+    ax.plot(curve.coverage, curve.accuracy, color=blue, lw=1.8, marker='o' if len(curve) == 1 else None)
     for accuracy in sorted(accuracies, reverse=True): _mark_coverage(ax, evaluation, accuracy)
     ax.set(xlim=(0, 1.02), xlabel='answered (% of images, the surest first)', ylabel='right (% of those answered)',
            title=f'{evaluation.split}: {evaluation.accuracy:.1%} right if all are answered')
     _make_room(ax)
-    for axis in (ax.xaxis, ax.yaxis): _as_percent(axis)
-    _plain_axes(ax)
+    for axis in (ax.xaxis, ax.yaxis): percent_axis(axis)
+    plain_axes(ax)
     return ax
 
 def _make_room(ax):
@@ -372,7 +346,7 @@ def _mark_coverage(ax, evaluation, accuracy):
     coverage, threshold = evaluation.coverage_at(accuracy)
     marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
     if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
-    ax.plot(coverage, accuracy, 'o', color=_dark_orange)
+    ax.plot(coverage, accuracy, 'o', color=dark_orange)
     above = coverage < .4  # there the words have room in one line
     space = ' ' if above else '\n'
     place = dict(xytext=(8, 4), ha='left', va='bottom') if above else dict(xytext=(-6, -6), ha='right', va='top')
@@ -389,14 +363,14 @@ def plot_comparison(
     "Draw how recall changed in each class, with intervals, and how many images were mended and broken."
     table = comparison.per_class(confidence).query('n > 0').sort_values('change', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .36 * len(table)), layout='constrained')[1]
-    for better, look in ((True, dict(color=_blue, marker='o')), (False, dict(color=_dark_orange, marker='s'))):
+    for better, look in ((True, dict(color=blue, marker='o')), (False, dict(color=dark_orange, marker='s'))):
         rows = table[(table.change >= 0) == better]
         _draw_interval(ax, 100 * rows.change, 100 * rows.low, 100 * rows.high, rows.index, **look)
-    ax.axvline(0, color=_grey, lw=1)
-    ax.set_yticks(table.index, [f'{_as_it_is(_short(name))}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
+    ax.axvline(0, color=gray, lw=1)
+    ax.set_yticks(table.index, [f'{literal(_short(name))}  +{mended} \N{MINUS SIGN}{broken}' for name, mended, broken in zip(table['class'], table.mended, table.broken)])
     ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)', ylabel='class, images mended and broken',
            title=f'accuracy {comparison.before.accuracy:.1%} \N{RIGHTWARDS ARROW} {comparison.after.accuracy:.1%}, McNemar p = {comparison.p_value:.2g}')
-    _plain_axes(ax, 'x')
+    plain_axes(ax, 'x')
     return ax
 
 # %% ../nbs/06_interpretation.ipynb #8b27eabc
@@ -409,7 +383,7 @@ def plot_confusion_changes(
     vocab, diagonal = comparison.before.vocab, np.eye(len(comparison.before.vocab), dtype=bool)
     change = comparison.after.confusion_matrix() - comparison.before.confusion_matrix()
     most = max(np.abs(change[~diagonal]).max(initial=1), 1)
-    image = ax.imshow(np.ma.masked_array(change, diagonal), plt.get_cmap('PuOr_r').with_extremes(bad='#ececec'), norm=TwoSlopeNorm(0, -most, most))
+    image = ax.imshow(np.ma.masked_array(change, diagonal), plt.get_cmap('PuOr_r').with_extremes(bad=masked_color), norm=TwoSlopeNorm(0, -most, most))
     if len(vocab) <= 15: _write_changes(ax, change, .6 * most)
     _label_cells(ax, vocab)
     ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True), label='mistakes, after less before (images)')
@@ -437,9 +411,9 @@ def plot_changed(
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')
     axes = plot_images(comparison.after, found, k, root, axes)
-    for ax, i in zip(axes, found): ax.set_title(_as_it_is(_change_caption(comparison, i)), fontsize=9, color=_blue if outcome == 'mended' else _dark_orange)
+    for ax, i in zip(axes, found): ax.set_title(literal(_change_caption(comparison, i)), fontsize=9, color=blue if outcome == 'mended' else dark_orange)
     return axes
 
 def _change_caption(comparison, i):
-    said = [f'{o.vocab[o.predictions[i]]} {_percent(o.confidence[i])}' for o in (comparison.before, comparison.after)]
+    said = [f'{o.vocab[o.predictions[i]]} {percent(o.confidence[i])}' for o in (comparison.before, comparison.after)]
     return f'before {said[0]}\nafter {said[1]}'

@@ -27,7 +27,6 @@ from fastai.torch_core import no_random
 from fastai.vision.core import TensorImage
 from fasttransform import DisplayedTransform
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,10 +42,10 @@ from torchvision.ops import Permute
 from torchvision.transforms.functional import adjust_contrast, gaussian_blur
 from tqdm import tqdm
 
-from .data import class_of
-from .evaluation import Evaluation, _check_request, _find_loader, _split_of, evaluate
-from .interpretation import _as_it_is, _blue, _dark_orange, _grey, _open_image, _percent
-from .models import _eval_mode
+from .data import class_of, split_loader, split_name
+from .evaluation import Evaluation, check_evaluable, evaluate
+from .models import eval_mode
+from .plotting import blue, class_colors, dark_orange, gray, green, literal, orange, percent, plain_axes, wine
 from .registry import Registry
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
@@ -60,8 +59,8 @@ def _check_positions(positions, n, of):
 
 # %% ../nbs/07_probing.ipynb #bca9bdcb
 def _find_split(learn, split): # -> its loader
-    _check_request(learn, split, None, '')
-    dl = _find_loader(learn.dls, split) if isinstance(split, str) else split
+    check_evaluable(learn, split)
+    dl = split_loader(learn.dls, split) if isinstance(split, str) else split
     _check(len(dl.dataset) > 0, 'There are no images in this split.')
     return dl
 
@@ -107,7 +106,7 @@ def _outputs(model, x): # -> (name, module, shape of the output), in the order i
         def hook(module, args, out):
             if isinstance(out, Tensor): found.append((name, module, tuple(out.shape)))
         return hook
-    with _eval_mode(model), torch.no_grad(), _hooked([m.register_forward_hook(note(name)) for name, m in model.named_modules()]): model(x)
+    with eval_mode(model), torch.no_grad(), _hooked([m.register_forward_hook(note(name)) for name, m in model.named_modules()]): model(x)
     return found
 
 # %% ../nbs/07_probing.ipynb #d65bddf7
@@ -171,7 +170,7 @@ def _seen(learn, dl, positions): # -> images as the network gets them, and what 
 # %% ../nbs/07_probing.ipynb #34920a5c
 def _heat(grad_cam, model, x, classes): # -> (N, H, W)
     x = x.clone().requires_grad_()  # a frozen body needs it; captum would set it, in some versions with a warning
-    with _eval_mode(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         maps = grad_cam.attribute(x, torch.tensor(classes, device=x.device), relu_attributions=True)
     maps = F.interpolate(maps.detach().float(), x.shape[-2:], mode='bilinear', align_corners=False)
     highest = maps.amax((2, 3), keepdim=True)
@@ -223,7 +222,7 @@ def grad_cam(
 )->np.ndarray: # (n, H, W) float32 as large as the network's images; the highest heat is 1, all is 0 where nothing speaks for the class
     "Compute where in each image the network found evidence for a class."
     cam = _import_grad_cam()
-    _check_request(learn, split, bs, '')
+    check_evaluable(learn, split, bs)
     with no_random():
         dl, positions = _find_images(learn, images, split)
         target = _check_target(target, list(getattr(learn.dls, 'vocab', [])), len(positions))
@@ -262,7 +261,7 @@ def _rivals(evaluation, positions): # -> (class to compare the predicted one wit
     return np.where(wrong, evaluation.targets[positions], second), np.where(wrong, 'actual', 'runner-up')
 
 def _title(ax, text, color='black'):
-    ax.set_title(_as_it_is(text), fontsize=9, color=color)
+    ax.set_title(literal(text), fontsize=9, color=color)
     ax.set_axis_off()
 
 # %% ../nbs/07_probing.ipynb #323bad2c
@@ -278,7 +277,7 @@ def plot_grad_cam(
     positions = [positions] if isinstance(positions, Integral) else list(positions)
     _check_positions(positions, len(evaluation), 'evaluation')
     _check_same_classes(learn, evaluation)
-    images = [_open_image(evaluation, i, root) for i in positions]
+    images = [evaluation.open_image(i, root) for i in positions]
     files = [Path(root or evaluation.root).absolute()/evaluation.files[i] for i in positions]
     predicted, (rivals, kinds) = evaluation.predictions[positions], _rivals(evaluation, positions)
     heats = [grad_cam(learn, files, classes, layer=layer) for classes in (predicted, rivals)]
@@ -296,8 +295,8 @@ def _draw_row(row, evaluation, i, image, rival, kind, heats):
     vocab, probs, predicted, actual = evaluation.vocab, evaluation.probs[i], evaluation.predictions[i], evaluation.targets[i]
     row[0].imshow(image, interpolation='nearest')
     _title(row[0], f'actual {vocab[actual]}')
-    _title(row[1], f'predicted {vocab[predicted]} {_percent(probs[predicted])}', _blue if predicted == actual else _dark_orange)
-    _title(row[2], f'{kind} {vocab[rival]} {_percent(probs[rival])}')
+    _title(row[1], f'predicted {vocab[predicted]} {percent(probs[predicted])}', blue if predicted == actual else dark_orange)
+    _title(row[2], f'{kind} {vocab[rival]} {percent(probs[rival])}')
     return [_draw_heat(ax, image, heat) for ax, heat in zip(row[1:], heats)][0]
 
 # %% ../nbs/07_probing.ipynb #296209c3
@@ -330,7 +329,7 @@ def features(
         positions = _pick(len(dl.dataset), n, seed)
         with _inputs_of(linear) as caught: said = evaluate(learn, _take(dl, positions), bs)
     _check(caught, 'The last Linear layer of this network is never called, so it is not known what its features are.')
-    return Features(torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy(), _named(said, split if isinstance(split, str) else _split_of(learn, split), positions))
+    return Features(torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy(), _named(said, split if isinstance(split, str) else split_name(learn.dls, split), positions))
 
 # %% ../nbs/07_probing.ipynb #a603bd4c
 def _check_features(values):
@@ -359,10 +358,6 @@ def embed(
     return _embeddings[method](values, _check_seed(seed)).astype(np.float32)
 
 # %% ../nbs/07_probing.ipynb #b1856466
-_ten = '#332288 #88ccee #44aa99 #117733 #999933 #ddcc77 #cc6677 #882255 #aa4499 #777777'.split()  # Paul Tol's muted: told apart by all kinds of colour vision
-
-def _class_colours(n): return _ten[:n] if n <= len(_ten) else list(map(to_hex, plt.get_cmap('viridis')(np.linspace(0, 1, n))))
-
 def _apart(points, width, height): # -> the points, some of them moved up
     "Make room for labels of this size."
     placed = {}
@@ -386,7 +381,7 @@ def _label_classes(ax, xy, targets, vocab, colours):
     spots = _apart(middles, max(.16 * wide, 2 * half.max()), height)
     ax.set_ylim(top=max(ax.get_ylim()[1], spots[:, 1].max() + height))
     for c, (x, y) in zip(present, spots):
-        ax.text(x, y, _as_it_is(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
+        ax.text(x, y, literal(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
                 bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colours[c], linewidth=1.6, alpha=.75))
 
 # %% ../nbs/07_probing.ipynb #21cc2800
@@ -401,7 +396,7 @@ def plot_embedding(
     _check(len(xy) == len(evaluation), f'There are {len(xy):,} points, but {len(evaluation):,} images in the evaluation. '
            'Use that of the same images: found = features(learn), then plot_embedding(embed(found), found.evaluation).')
     if ax is None: ax = plt.subplots(figsize=(7.6, 6.4), layout='constrained')[1]
-    colours, wrong = _class_colours(len(evaluation.vocab)), evaluation.predictions != evaluation.targets
+    colours, wrong = class_colors(len(evaluation.vocab)), evaluation.predictions != evaluation.targets
     _draw_points(ax, xy, evaluation.targets, ~wrong, colours, s=11, alpha=.75, linewidths=0, label=f'right ({(~wrong).sum():,})')
     _draw_points(ax, xy, evaluation.targets, wrong, colours, s=30, edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3, label=f'wrong ({wrong.sum():,})')
     _label_classes(ax, xy, evaluation.targets, evaluation.vocab, colours)
@@ -599,7 +594,7 @@ def _row(name, level, said):
     return dict(corruption=name, level=level, n=len(said), accuracy=said.accuracy, low=low, high=high)
 
 # %% ../nbs/07_probing.ipynb #fd9ab574
-_looks = [('#0072b2', 'o'), ('#d55e00', 's'), ('#009e73', '^'), ('#882255', 'D'), (_grey, 'v')]
+_looks = [(blue, 'o'), (orange, 's'), (green, '^'), (wine, 'D'), (gray, 'v')]
 
 def _check_table(table):
     missing = [o for o in ('corruption', 'level', 'accuracy', 'low', 'high') if o not in table]
@@ -634,8 +629,7 @@ def plot_robustness(
     levels = range(1, table.level.max() + 1)
     ax.set_xticks([0, *levels], ['clean', *map(str, levels)])
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(axis='y', color='#e5e5e5', lw=.8)
+    plain_axes(ax)
     return ax
 
 def _label_lines(ax, names, ends):
@@ -643,5 +637,5 @@ def _label_lines(ax, names, ends):
     spots = _apart(np.column_stack([np.zeros(len(ends)), ends[:, 1]]), 1, .055 * (high - low))
     for i, (name, (x, y), (_, at)) in enumerate(zip(names, ends, spots)):
         ax.annotate(name, (x, y), (ends[:, 0].max() + .16, at), va='center', fontsize=9.5, color=_looks[i % len(_looks)][0],
-                    arrowprops=dict(arrowstyle='-', color=_grey, lw=.5, shrinkA=1, shrinkB=4), annotation_clip=False)
+                    arrowprops=dict(arrowstyle='-', color=gray, lw=.5, shrinkA=1, shrinkB=4), annotation_clip=False)
     ax.set_xlim(-.2, ends[:, 0].max() + .8)

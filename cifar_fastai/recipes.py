@@ -12,6 +12,7 @@ __all__ = ['schedules', 'optimizers', 'monitors', 'bn_modes', 'Stage', 'Head', '
 import json
 from dataclasses import asdict, dataclass, fields, replace
 
+from .files import parse_json
 from .registry import Registry
 
 # %% ../nbs/01_recipes.ipynb #59e3d065
@@ -182,10 +183,10 @@ class Recipe:
     )->'Recipe': # an equal one
         "Read what `to_json` wrote; anything else is a `ValueError`"
         try:
-            d = json.loads(text)
+            d = parse_json(text, 'This is not a recipe: the text')
             for k in [*d, *(k for s in d['stages'] for k in s)]: _known(k)
             return cls(**d | dict(stages=tuple(Stage(**s) for s in d['stages']), head=d.get('head') and Head(**d['head'])))
-        except (TypeError, KeyError, json.JSONDecodeError) as e: raise ValueError(f'This is not a recipe as to_json writes it: {e}') from None
+        except (TypeError, KeyError) as e: raise ValueError(f'This is not a recipe as to_json writes it: {e}') from None
 
 # %% ../nbs/01_recipes.ipynb #0f9a96dd
 def _names(cls): return [f.name for f in fields(cls)]

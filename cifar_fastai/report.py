@@ -31,12 +31,13 @@ from PIL import Image
 import torch
 
 from . import __version__
-from .data import plain_image
-from .evaluation import Comparison, Evaluation, _file_names, _find_loader, _fingerprint, compare, evaluate, load_evaluation
+from .data import dataset_fingerprint, file_names, plain_image, split_loader
+from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
-from .interpretation import (_open_image, _percent, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
+from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
+from .plotting import percent
 from .probing import embed, features, grad_cam, plot_embedding, plot_robustness, robustness
 from .runs import Run
 from .training import load_run
@@ -207,11 +208,11 @@ def _confusion(page):
 # %% ../nbs/09_report.ipynb #074c51ce
 def _caption(result, i):
     predicted, actual = result.predictions[i], result.targets[i]
-    said = f'{result.vocab[predicted]} {_percent(result.probs[i, predicted])}'
-    return [said] if predicted == actual else [said, f'is {result.vocab[actual]} ({_percent(result.probs[i, actual])})']
+    said = f'{result.vocab[predicted]} {percent(result.probs[i, predicted])}'
+    return [said] if predicted == actual else [said, f'is {result.vocab[actual]} ({percent(result.probs[i, actual])})']
 
 def _open(result, positions):
-    try: return [_open_image(result, i, None) for i in positions]
+    try: return [result.open_image(i) for i in positions]
     except (FileNotFoundError, ValueError) as e: raise _Skip(f'The images are not here. {e}') from e
 
 def _pictures(result, positions, captions=None):
@@ -228,7 +229,7 @@ def _between(page):
         for actual, other in ((a, b), (b, a)):
             rows = frame[frame.actual == actual]
             parts.append(Markup('<h3>{} taken for {} ({:,})</h3>').format(actual, other, len(rows)))
-            captions = [[f'{o} {_percent(row[f"P({o})"])}' for o in (actual, other)] for _, row in rows.head(12).iterrows()]
+            captions = [[f'{o} {percent(row[f"P({o})"])}' for o in (actual, other)] for _, row in rows.head(12).iterrows()]
             if len(rows): parts.append(_pictures(result, rows.index[:12], captions))
     if not parts: raise _Skip('The model confuses nothing.')
     return Markup('').join(parts)
@@ -262,7 +263,7 @@ def _attention(page):
     if not positions: raise _Skip('The model makes no mistakes.')
     images, heats = _open(result, positions), [grad_cam(page.learn, [result.files[i] for i in positions], target) for target in ('predicted', 'actual')]
     for i, image, *heat in zip(positions, images, *heats):
-        names, probs = zip(*((result.vocab[o[i]], _percent(result.probs[i, o[i]])) for o in (result.predictions, result.targets)))
+        names, probs = zip(*((result.vocab[o[i]], percent(result.probs[i, o[i]])) for o in (result.predictions, result.targets)))
         parts.append(tiles([image, *(_heated(image, o) for o in heat)], [[f'actual {names[1]}'], *([f'for {name} {p}'] for name, p in zip(names, probs))],
                            [f'{result.files[i]}, a {names[1]}', *(f'Where the evidence for {name} lay' for name in names)]))
     return Markup('<div class="triples">{}</div>').format(Markup('').join(parts))
@@ -303,7 +304,7 @@ def _labels(page):
     _need('cleanlab')
     found = page.result.label_errors()
     if not len(found): raise _Skip('No label looks wrong.')
-    captions = [[f'label {row.actual} {_percent(row.quality)}', f'model {row.predicted}'] for row in found.head(18).itertuples()]
+    captions = [[f'label {row.actual} {percent(row.quality)}', f'model {row.predicted}'] for row in found.head(18).itertuples()]
     return _text('{} candidates among {} images, the least likely labels first:', f'{len(found):,}', f'{len(page.result):,}') + _pictures(page.result, found.index[:18], captions)
 
 def _in_points(frame): # a difference of shares in percentage points
@@ -419,8 +420,8 @@ def _render(page):
 # %% ../nbs/09_report.ipynb #ddc3498c
 def _read(run, path):
     said, root = load_evaluation(path), Path(run.dls.path).absolute()
-    dataset = _find_loader(run.dls, said.split).dataset
-    if said.files != _file_names(dataset, root) or said.fingerprint and said.fingerprint != _fingerprint(dataset):
+    dataset = split_loader(run.dls, said.split).dataset
+    if said.files != file_names(dataset, root) or said.fingerprint and said.fingerprint != dataset_fingerprint(dataset):
         raise ValueError(f'{path} is about other images than those in {root}. Say where its images are (source, or --data), or remove the file.')
     return replace(said, root=root.as_posix())
 

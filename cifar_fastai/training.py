@@ -8,9 +8,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_steps', 'nesterov_sgd', 'orthogonalize',
            'shrink_weights', 'muon_steps', 'muon', 'optimizer_function', 'PlainTensors', 'PlainLosses',
            'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision', 'BFloat16OnCPU',
-           'MixedPrecisionOnCUDA', 'reuse_memory', 'L2Penalty', 'build_model', 'QuickLearner', 'create_learner',
-           'ClassWeights', 'ShrinkImages', 'AverageWeights', 'CutRates', 'KeepBest', 'fit_stage', 'NonFiniteLossError',
-           'StopOnNonFiniteLoss', 'HistoryWriter', 'train', 'load_run']
+           'MixedPrecisionOnCUDA', 'reuse_memory', 'L2Penalty', 'fit_stem', 'build_model', 'QuickLearner',
+           'create_learner', 'ClassWeights', 'ShrinkImages', 'AverageWeights', 'CutRates', 'KeepBest', 'fit_stage',
+           'NonFiniteLossError', 'StopOnNonFiniteLoss', 'HistoryWriter', 'train', 'load_run']
 
 # %% ../nbs/04_training.ipynb #75c5f231
 import ctypes
@@ -38,16 +38,16 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam, Optimizer
 from fastai.torch_core import set_seed, to_device, to_float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import augmentation, cifar10_dataloaders, image_loader, random_tfms, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
-from .models import PatchWhitening, _eval_mode, count_parameters, create_model, keras_defaults, list_models
+from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .runs import Run, create_run_dir, has_avx512_bf16
-from .weights import _fits, create_backbone, find_weights, list_backbones, load_weights
+from .weights import create_backbone, find_weights, list_backbones, load_weights, weights_fit
 
 # %% ../nbs/04_training.ipynb #a2d56f37
 class GroupOptimizer(Optimizer):
@@ -343,8 +343,13 @@ class L2Penalty(Callback):
         elif self.valid: self.learn.loss = self.loss + self._penalty()
 
 # %% ../nbs/04_training.ipynb #c38506c6
-def _fit_stem(model, dls, n_images=2000, n_pixels=2000*64*64):
-    "Let whitening layers see evenly spaced training images, without augmentation; fewer if they are large"
+def fit_stem(
+    model:nn.Module, # its whitening layers are fitted in place; a network without any stays as it is
+    dls:DataLoaders, # whose training images they see, evenly spaced and without augmentation
+    n_images:int=2000, # how many of them
+    n_pixels:int=2000*64*64, # of fewer images, if they are large
+)->nn.Module: # `model`
+    "Fit the whitening layers of a network to training images"
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
     if stems:
         items = dls.train.items
@@ -376,7 +381,7 @@ def build_model(
     if recipe.head:
         model = add_new_head(cut_body(model), n_out, in_channels, **vars(recipe.head))
         if recipe.keras: keras_defaults(model.head)
-        if weights: report = load_weights(model, weights) if _fits(weights, model) else replace(report, missing=()) # that was the classifier, which is cut off
+        if weights: report = load_weights(model, weights) if weights_fit(weights, model) else replace(report, missing=()) # that was the classifier, which is cut off
     model.report = report
     model.fixed = tuple(name for name,p in model.named_parameters() if not p.requires_grad)
     return model
@@ -395,7 +400,7 @@ def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
     for side in sorted({n for stage in recipe.stages for n in stage.sizes}):
         try:
-            with torch.no_grad(), _eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
+            with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
         except RuntimeError as e:
             raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `sizes` of a stage asks for ({e}).') from None
 
@@ -443,7 +448,7 @@ def create_learner(
     if str(dls.device) == 'cpu': reuse_memory()
     if model is None:
         model = build_model(recipe, dls.c, in_channels)
-        if not recipe.weights: _fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
+        if not recipe.weights: fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
     _check_sizes(recipe, model, in_channels)
     learn = QuickLearner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
                          lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,

@@ -174,7 +174,54 @@ def test_layers_are_checked(source):
     assert not problems(lowest, layers[highest])
 
 
-@pytest.mark.parametrize('module', ['synthetic', 'recipes', 'cli'])
+def private_problems(who, tree):
+    "No private name crosses modules: what two of them need is public in the lower one."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith(package)):
+            yield from (f'{who} imports {o.name}' for o in node.names if o.name.startswith('_') and not o.name.endswith('__'))
+        elif isinstance(node, ast.Attribute) and node.attr.startswith('_') and not node.attr.endswith('__'):
+            if isinstance(node.value, ast.Name) and node.value.id in layers: yield f'{who} uses {node.value.id}.{node.attr}'
+
+
+run_files = {'recipe.json', 'run.json', 'history.csv', 'metrics.json'}
+
+
+def file_problems(who, tree):
+    "One module writes files whole and parses JSON, and one knows the files of a run."
+    module = who.partition('/')[2].removesuffix('.py')
+    for node in ast.walk(tree):
+        said = ast.unparse(node.func) if isinstance(node, ast.Call) else ''
+        if module != 'files' and said in ('os.replace', 'os.rename', 'json.load', 'json.loads'):
+            yield f'{who} calls {said}: files has atomic_write, read_json and parse_json'
+        elif module != 'files' and said.endswith('.replace') and len(node.args) + len(node.keywords) == 1 and not node.keywords:
+            yield f'{who} calls {said}: files has atomic_file'
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if module != 'files' and node.value.endswith('.part'): yield f'{who} writes beside its target: files has atomic_file'
+            if module != 'runs' and node.value in run_files: yield f'{who} opens {node.value}: runs has Run'
+
+
+@pytest.mark.parametrize('rule', [private_problems, file_problems])
+@pytest.mark.parametrize('module', modules)
+def test_what_two_modules_need_is_in_a_third(module, rule):
+    expect_none(rule(module, ast.parse(read(module))))
+
+
+@pytest.mark.parametrize('rule, source', [
+    (private_problems, 'from .data import _sizes'), (private_problems, f'from {package}.data import _sizes'),
+    (private_problems, 'def f():\n    from . import data\n    data._sizes()'),
+    (file_problems, 'os.replace(a, b)'), (file_problems, 'part.replace(path)'), (file_problems, 'json.loads(path.read_text())'),
+    (file_problems, 'part = path.with_name("a" + ".part")'), (file_problems, 'part = f"{name}.part"'), (file_problems, 'folder/"run.json"')])
+def test_what_two_modules_need_is_checked(rule, source):
+    assert list(rule(f'{package}/it.py', ast.parse(source)))
+
+
+@pytest.mark.parametrize('source', ['text.replace("a", "b")', 'replace(stage, epochs=1)', 'self._sizes', 'from .data import sizes', 'json.dumps({})',
+                                    'print("it is in run.json, say")', 'from . import __version__'])
+def test_what_is_allowed(source):
+    assert not [*private_problems(f'{package}/it.py', ast.parse(source)), *file_problems(f'{package}/it.py', ast.parse(source))]
+
+
+@pytest.mark.parametrize('module', ['files', 'synthetic', 'recipes', 'cli'])
 def test_imports_no_torch(module):
     code = f'import sys, {package}.{module}; print(sorted({{"torch", "fastai"}} & sys.modules.keys()))'
     assert subprocess.check_output([sys.executable, '-c', code], cwd=root, text=True).strip() == '[]'
@@ -378,7 +425,7 @@ def shown(notebook, source):
     cells = json.loads((root / 'nbs' / f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']
     found = [o for o in cells if o['cell_type'] == 'code' and source in ''.join(o['source'])]
     assert len(found) == 1, f'{len(found)} cells of {notebook} have {source!r} in them'
-    texts = [o.get('text') or o.get('data', {}).get('text/html') or o.get('data', {}).get('text/plain', '') for o in found[0]['outputs']]
+    texts = [o.get('text') or o.get('data', {}).get('text/html') or o.get('data', {}).get('text/markdown') or o.get('data', {}).get('text/plain', '') for o in found[0]['outputs']]
     return html.unescape('\n'.join(''.join(o) for o in texts))
 
 

@@ -659,7 +659,7 @@ def test_load_run_says_what_is_wrong(go, tmp_path, practice):
 def test_the_stem_sees_evenly_spaced_images(practice, monkeypatch, n_images):
     seen,loader = [],training.image_loader
     monkeypatch.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.extend(items) or loader(dls, items, **kwargs))
-    training._fit_stem(models.create_model('tiny_cnn'), cifar10_dataloaders(practice, bs=32, num_workers=0), n_images)
+    training.fit_stem(models.create_model('tiny_cnn'), cifar10_dataloaders(practice, bs=32, num_workers=0), n_images)
     counts = count_classes(seen)
     assert len(seen) == len(set(seen)) == min(n_images, 180) and len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
 
@@ -737,6 +737,6 @@ def test_the_stem_sees_fewer_of_large_images(practice):
     seen, real = [], training.image_loader
     with pytest.MonkeyPatch.context() as m:
         m.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.append(len(items)) or real(dls, items, **kwargs))
-        training._fit_stem(create_model('small_cnn'), dls)
-        training._fit_stem(create_model('small_cnn'), dls, n_pixels=32*32*50)
+        training.fit_stem(create_model('small_cnn'), dls)
+        training.fit_stem(create_model('small_cnn'), dls, n_pixels=32*32*50)
     assert seen == [180, 51]
