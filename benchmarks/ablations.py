@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.models import create_model, list_models, register_model

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 
-from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import reuse_memory, train, training_precision
 from reproduce import matching, seconds_per_image

@@ -13,7 +13,9 @@ import time
 
 import torch
 
-from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data, list_augmentations
+from cifar_fastai.augmentation import list_augmentations
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.sources import describe_data, find_data
 from side_by_side import add_row, count, gpu_name, in_turns, machine, run_script
 
 def rate(dl, seconds):

@@ -16,7 +16,8 @@ from fastai.vision.augment import CropPad, Flip, PadMode, RandomCrop
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 
-from cifar_fastai.data import default_workers, describe_data, find_data
+from cifar_fastai.data import default_workers
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.models import count_parameters, create_model
 from cifar_fastai.runs import hardware, versions
 from cifar_fastai.training import fit_stem

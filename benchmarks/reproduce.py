@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import record_run
-from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.evaluation import tta_views
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import get_recipe, list_recipes

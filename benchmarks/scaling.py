@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cifar_fastai.data import describe_data, find_data, train_files
+from cifar_fastai.sources import describe_data, find_data, train_files
 from cifar_fastai.recipes import get_recipe
 from loaders import rate
 from side_by_side import add_row, count, gpu_name, in_turns, machine, medians, run_script

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.evaluation import tta_views
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.runs import Run

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifar_fastai.data import cifar10_dataloaders, describe_data, find_data
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.training import build_model, compile_whole, create_learner, optimizer_function, reuse_memory, training_precision
 from side_by_side import add_row, count, gpu_name, in_turns, machine, medians, run_script

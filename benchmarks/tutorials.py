@@ -21,7 +21,7 @@ from execnb.shell import CaptureShell
 from fastcore.foundation import working_directory
 from fastcore.nbio import read_nb
 
-from cifar_fastai.data import describe_data, find_data
+from cifar_fastai.sources import describe_data, find_data
 from side_by_side import add_row, count, cpu_seconds, gpu_name, in_turns, machine, run_script
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'

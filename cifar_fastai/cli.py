@@ -228,7 +228,7 @@ def _image_size(size):
 
 def _print_data(info):
     "Where a data set is, and how many images each class has"
-    from cifar_fastai.data import count_classes, test_files, train_files
+    from cifar_fastai.sources import count_classes, test_files, train_files
     train,test = count_classes(train_files(info.path)),count_classes(test_files(info.path)) if info.n_test else {}
     _print_facts(folder=info.path, variant=info.variant, images=_image_size(info.size), classes=len(info.classes))
     print()
@@ -673,7 +673,7 @@ def report_command(
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files; what is wrong with folders, in lines
     "The files that were asked for, and the images in folders"
-    from cifar_fastai.data import walk_images
+    from cifar_fastai.sources import walk_images
     pictures,wrong = [],[]
     for p in paths:
         unread = []

@@ -33,7 +33,8 @@ from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
-from .data import DataInfo, augmentation, describe_data, find_data
+from .augmentation import augmentation
+from .sources import DataInfo, describe_data, find_data
 from .evaluation import evaluate, tta_views
 from .files import atomic_write, locked, parse_json
 from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
@@ -369,7 +370,7 @@ def run_grid(
     recipes:Recipe|str|list, # a recipe, its name, or a list of them
     seeds:int|list=3, # how many seeds, or which
     save_to:str|Path='grid', # folder of run folders and `results.csv`; the same folder again goes on where it stopped
-    source:str|Path|None=None, # data, as `data.find_data` takes it
+    source:str|Path|None=None, # data, as `sources.find_data` takes it
     limit:int|None=None, # train each run on this many images only, for a quick try
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`

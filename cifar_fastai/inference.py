@@ -32,7 +32,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import FixedSize, ResizeBatch, channel_stats, plain_image, reading_size
+from .data import FixedSize, ResizeBatch, channel_stats, reading_size
+from .images import plain_image
 from .files import atomic_write, is_part, read_json, write_json
 from .models import eval_mode
 from .recipes import Recipe

@@ -42,7 +42,8 @@ from torchvision.ops import Permute
 from torchvision.transforms.functional import adjust_contrast, gaussian_blur
 from tqdm import tqdm
 
-from .data import class_of, split_loader, split_name
+from .data import split_loader, split_name
+from .sources import class_of
 from .evaluation import Evaluation, check_evaluable, evaluate
 from .models import eval_mode
 from .plotting import blue, class_colors, dark_orange, gray, green, literal, orange, percent, plain_axes, wine

@@ -31,7 +31,8 @@ from PIL import Image
 import torch
 
 from . import __version__
-from .data import dataset_fingerprint, file_names, plain_image, split_loader
+from .data import dataset_fingerprint, file_names, split_loader
+from .images import plain_image
 from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
 from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
@@ -450,7 +451,7 @@ def write_report(
     against:str|Path|Learner|None=None, # another run, to compare with: the one before
     split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run (and the other) was evaluated on them, else the validation images
     path:str|Path|None=None, # file to write; None: `report.html` in the run folder
-    source:str|Path|None=None, # for run folders: data, as `data.find_data` takes it; None for that of the run
+    source:str|Path|None=None, # for run folders: data, as `sources.find_data` takes it; None for that of the run
     device:str|None=None, # for run folders: 'cpu', 'cuda'; None for the best there is
 )->Path: # the file
     "Write a page about a run that needs nothing but itself."

@@ -113,6 +113,26 @@ def practice(tmp_path_factory):
     return make_synthetic(tmp_path_factory.mktemp('data')/'practice', n_train=20, n_test=5)
 
 
+@pytest.fixture(scope='module')
+def dls(practice):
+    "Loaders of the practice set that tests only read from"
+    from fastai.torch_core import set_seed
+    from cifar_fastai.data import cifar10_dataloaders
+    set_seed(0)
+    return cifar10_dataloaders(practice, bs=32, num_workers=0)
+
+
+@pytest.fixture
+def bare_machine(tmp_path, monkeypatch):
+    "A machine with no data on it and no network. Returns its cache folder."
+    from cifar_fastai import sources
+    monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'cache'))
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'fastai'))
+    monkeypatch.setattr(sources, 'cifar10_archives', ())
+    return tmp_path/'cache'
+
+
 @pytest.fixture
 def plain_pyplot(monkeypatch):
     "No figure may be shown and no setting of matplotlib changed; figures are closed"

@@ -26,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from cifar_fastai import __version__, cli
-from cifar_fastai.data import list_augmentations
+from cifar_fastai.augmentation import list_augmentations
 from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes

@@ -29,7 +29,7 @@ from sklearn import metrics as skm
 from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
-from cifar_fastai import data  # not its names: pytest would take `test_files` for a test
+from cifar_fastai import data, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import Evaluation, evaluate, list_tta, load_evaluation, make_view, tta_views
 from cifar_fastai.training import create_learner
 
@@ -427,7 +427,7 @@ def test_answers_are_those_of_the_model(learn):
 
 def test_images_come_in_listing_order_under_their_names(learn):
     root = learn.dls.path
-    for split, files in (('test', data.test_files(root)), ('train', learn.dls.train.items), ('valid', learn.dls.valid.items)):
+    for split, files in (('test', sources.test_files(root)), ('train', learn.dls.train.items), ('valid', learn.dls.valid.items)):
         result = evaluate(learn, split)
         assert result.files == [o.relative_to(root).as_posix() for o in files]
         assert [result.vocab[t] for t in result.targets] == [o.parent.name for o in files]
@@ -464,7 +464,7 @@ def test_batch_size_and_workers_change_nothing(learn, practice):
 
 
 def test_shuffled_and_short_loaders_are_put_in_order(learn):
-    files = data.test_files(learn.dls.path)
+    files = sources.test_files(learn.dls.path)
     shuffled = learn.dls.test_dl(files, with_labels=True, shuffle=True, drop_last=True)
     result = evaluate(learn, shuffled)
     assert result.files == evaluate(learn).files and result.split == 'custom'
@@ -766,7 +766,7 @@ def test_fastai_validate_agrees(dls):
 # ---------------------------------------------------------------------------------------------------- other data, bad requests
 
 def test_table_of_items(practice):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     table = pd.DataFrame(dict(file=files, label=[o.parent.name for o in files]))
     block = DataBlock((ImageBlock, CategoryBlock), get_x=lambda r: r['file'], get_y=lambda r: r['label'], splitter=RandomSplitter(.2, 0))
     dls = block.dataloaders(table, path=practice, bs=16, num_workers=0, device='cpu')
@@ -782,9 +782,9 @@ def test_dataset_of_tensors(learn):
 
 
 def test_evaluations_know_their_images(learn, practice, tmp_path):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     said = evaluate(learn)
-    assert said.fingerprint == data.fingerprint(files) == load_evaluation(said.save(tmp_path/'test.npz')).fingerprint
+    assert said.fingerprint == sources.fingerprint(files) == load_evaluation(said.save(tmp_path/'test.npz')).fingerprint
     assert evaluate(learn, learn.dls.test_dl([str(f) for f in files], with_labels=True)).fingerprint == said.fingerprint
     assert evaluate(learn, DataLoader([(torch.randn(3, 32, 32), 0)]*3, bs=2)).fingerprint == ''
 
@@ -792,7 +792,7 @@ def test_evaluations_know_their_images(learn, practice, tmp_path):
 def test_images_outside_the_data_folder_keep_their_path(learn, tmp_path):
     (tmp_path / 'cat').mkdir()
     file = tmp_path / 'cat' / 'tom.png'
-    file.write_bytes(data.test_files(learn.dls.path)[0].read_bytes())
+    file.write_bytes(sources.test_files(learn.dls.path)[0].read_bytes())
     assert evaluate(learn, learn.dls.test_dl([file], with_labels=True)).files == [file.as_posix()]
 
 
@@ -804,7 +804,7 @@ def test_bad_requests(learn):
     with pytest.raises(TypeError, match='torch.utils.data.*fastai.data.load.DataLoader'):
         evaluate(learn, torch.utils.data.DataLoader([(torch.randn(3, 32, 32), 0)]))
     with pytest.raises(ValueError, match='one label for each image, this DataLoader gives 0.*with_labels=True'):
-        evaluate(learn, dls.test_dl(data.test_files(dls.path)))
+        evaluate(learn, dls.test_dl(sources.test_files(dls.path)))
     with pytest.raises(ValueError, match='no images'): evaluate(learn, DataLoader([], bs=4))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cifar_fastai import experiments
 from cifar_fastai import runs as runs_module
-from cifar_fastai.data import train_files
+from cifar_fastai.sources import train_files
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
 from cifar_fastai.recipes import Recipe, Stage

@@ -24,7 +24,7 @@ from fastai.vision.data import ImageBlock
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
-from cifar_fastai import data, inference
+from cifar_fastai import data, inference, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.inference import Prediction, UnreadableImageError, image_pixels, load_classifier, plain_image, read_image, save_classifier
 from cifar_fastai.models import create_model, register_model
@@ -74,7 +74,7 @@ def close(a, b): torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 # ------------------------------------------------------------------------------------------- the Learner's answers
 
 def test_answers_are_those_of_get_preds_predict_and_evaluate(learn, classifier, practice):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     ours = classifier.probabilities(files)
     close(ours, answers(learn, files))
     close(ours, torch.tensor(evaluate(learn, 'test').probs))
@@ -122,7 +122,7 @@ def test_answers_are_the_learners_whatever_the_recipe(case, tmp_path):
     learn = create_learner(recipe, dls)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     save_classifier(learn, tmp_path/'saved')
-    wanted = answers(learn, files := data.test_files(folder))
+    wanted = answers(learn, files := sources.test_files(folder))
     shutil.rmtree(folder/'train')
     close(load_classifier(tmp_path/'saved', 'cpu').probabilities(files), wanted)
 
@@ -135,7 +135,7 @@ def test_images_of_other_sizes_go_the_learners_way(learn, classifier, tmp_path, 
 
 
 def test_a_run_folder_is_a_classifier(learn, classifier, practice, tmp_path):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     run = shutil.copytree(learn.run_dir, tmp_path/'run')
     for name in ('history.csv', 'metrics.json'): (run/name).unlink()
     theirs = load_classifier(run, device='cpu')
@@ -155,11 +155,11 @@ def test_a_run_folder_says_at_which_size_images_are_read(said, size, learn, tmp_
 def test_a_run_comes_back_and_is_saved(learn, classifier, practice, tmp_path):
     again = load_run(learn.run_dir, num_workers=0, device='cpu')
     theirs = load_classifier(save_classifier(again, tmp_path/'saved'), device='cpu')
-    assert torch.equal(theirs.probabilities(files := data.test_files(practice)), classifier.probabilities(files))
+    assert torch.equal(theirs.probabilities(files := sources.test_files(practice)), classifier.probabilities(files))
 
 
 def test_batches_do_not_matter(classifier, practice):
-    files = data.test_files(practice)[:10]
+    files = sources.test_files(practice)[:10]
     close(classifier.probabilities(files, bs=3), classifier.probabilities(files, bs=64))
     assert [p.label for p in classifier.predict(files, bs=1)] == [p.label for p in classifier.predict(files)]
 
@@ -167,7 +167,7 @@ def test_batches_do_not_matter(classifier, practice):
 # ------------------------------------------------------------------------------------------- a Prediction
 
 def test_prediction(classifier, practice):
-    said = classifier.predict(data.test_files(practice)[0])
+    said = classifier.predict(sources.test_files(practice)[0])
     assert said.probability == said.probabilities[said.label] == max(said.probabilities.values())
     assert abs(sum(said.probabilities.values()) - 1) < 1e-5
     assert said.top(1) == [(said.label, said.probability)] and len(said.top(4)) == 4 and len(said.top(99)) == 10
@@ -188,7 +188,7 @@ def test_classifier_in_words(classifier):
 # ------------------------------------------------------------------------------------------- what it takes
 
 def test_one_image_in_every_form(classifier, practice):
-    file = data.test_files(practice)[3]
+    file = sources.test_files(practice)[3]
     image = Image.open(file)
     array = np.array(image)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
@@ -212,7 +212,7 @@ def test_grey_in_every_form(classifier):
 
 
 def test_many_images_in_every_form(classifier, practice):
-    files = data.test_files(practice)[:5]
+    files = sources.test_files(practice)[:5]
     arrays = np.stack([np.array(Image.open(f)) for f in files])
     tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
     wanted = classifier.probabilities(files)
@@ -448,7 +448,7 @@ def test_a_pil_image_of_a_cut_file(tmp_path, classifier):
 
 @pytest.mark.parametrize('bs', [1, 3, 64])
 def test_iter_predictions_goes_on(tmp_path, classifier, practice, bs):
-    good = data.test_files(practice)[:4]
+    good = sources.test_files(practice)[:4]
     bad = [spoil(tmp_path, kind) for kind in ('missing', 'empty', 'text', 'folder', 'cut_jpg')]
     paths = [bad[0], good[0], bad[1], bad[2], bad[3], good[1], str(good[2]), good[3], bad[4]]
     found = list(classifier.iter_predictions(iter(paths), bs=bs))
@@ -460,7 +460,7 @@ def test_iter_predictions_goes_on(tmp_path, classifier, practice, bs):
 
 
 def test_iter_predictions_is_lazy_and_takes_one_path(classifier, practice):
-    file,asked = data.test_files(practice)[0],[]
+    file,asked = sources.test_files(practice)[0],[]
     def paths():
         for i in range(100):
             asked.append(i)
@@ -491,7 +491,7 @@ def test_what_is_in_the_folder(saved, learn):
 def test_nothing_is_pickled(learn, practice, tmp_path, monkeypatch):
     def never(*args, **kwargs): raise AssertionError('pickle was used')
     for owner,name in ((pickle, 'load'), (pickle, 'loads'), (pickle, 'dump'), (pickle, 'dumps'), (torch, 'load'), (torch, 'save')): monkeypatch.setattr(owner, name, never)
-    assert load_classifier(save_classifier(learn, tmp_path/'saved')).predict(data.test_files(practice)[0])
+    assert load_classifier(save_classifier(learn, tmp_path/'saved')).predict(sources.test_files(practice)[0])
 
 
 @pytest.mark.slow
@@ -499,14 +499,14 @@ def test_a_fresh_process_without_data(saved, learn, classifier, practice, tmp_pa
     "No data set is looked for, no DataLoaders built, nothing written"
     home = tmp_path/'home'
     home.mkdir()
-    shutil.copy(file := data.test_files(practice)[11], tmp_path/'picture.png')
+    shutil.copy(file := sources.test_files(practice)[11], tmp_path/'picture.png')
     code = '''if True:
         import json, sys
         from fastai.data.core import DataLoaders
         def never(*args, **kwargs): raise AssertionError('DataLoaders were built')
         DataLoaders.__init__ = never
-        import cifar_fastai.data
-        cifar_fastai.data.find_data = never
+        import cifar_fastai.data, cifar_fastai.sources
+        cifar_fastai.data.find_data = cifar_fastai.sources.find_data = never
         from cifar_fastai.inference import load_classifier
         print(json.dumps([load_classifier(f, device='cpu').predict('picture.png').probabilities for f in sys.argv[1:]]))'''
     env = {k: v for k,v in os.environ.items() if k != 'CIFAR_FASTAI_DATA'} | dict(CIFAR_FASTAI_HOME=str(home), FASTAI_HOME=str(home))
@@ -538,7 +538,7 @@ def test_a_classifier_is_replaced_and_what_else_is_there_stays(learn, damaged, p
     before = load_classifier(damaged, 'cpu')
     save_classifier(changed := other(learn), damaged)
     assert len(list(damaged.glob('*.safetensors'))) == 1 and (damaged/'README.md').read_text() == 'mine' and len(list(damaged.iterdir())) == 3
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     close(load_classifier(damaged, 'cpu').probabilities(files), answers(changed, files))
     assert (before.probabilities(files) - load_classifier(damaged, 'cpu').probabilities(files)).abs().max() > 1e-3
 
@@ -555,7 +555,7 @@ def test_replacing_is_whole_or_not_at_all(when, learn, damaged, saved, practice,
     monkeypatch.setattr(inference.Path, 'write_bytes', full)
     with pytest.raises(OSError, match='No space left'): save_classifier(other(learn), damaged)
     monkeypatch.undo()
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     assert torch.equal(load_classifier(damaged, 'cpu').probabilities(files), load_classifier(saved, 'cpu').probabilities(files))
     assert not list(damaged.glob('*.part')) + list(damaged.glob('.*'))
     save_classifier(other(learn), damaged)
@@ -745,7 +745,7 @@ def test_the_network_is_for_answers_only(classifier):
 
 
 def test_threads_may_ask_at_once(classifier, practice):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     wanted = [classifier.predict(f) for f in files]
     with ThreadPoolExecutor(4) as pool: found = list(pool.map(classifier.predict, files))
     assert [f.label for f in found] == [w.label for w in wanted]
@@ -758,13 +758,13 @@ def test_networks_of_ones_own(practice, tmp_path, monkeypatch):
     def my_linear(n_out=10, in_channels=3, image_size=32): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels*image_size**2, n_out))
     dls = data.cifar10_dataloaders(practice, bs=32, num_workers=0, device='cpu')
     learn = create_learner(tiny.change(model='my_linear'), dls)
-    files = data.test_files(practice)[:8]
+    files = sources.test_files(practice)[:8]
     close(load_classifier(save_classifier(learn, tmp_path/'mine'), 'cpu').probabilities(files), answers(learn, files))
 
 
 @pytest.mark.cuda
 def test_on_a_gpu(saved, classifier, practice):
-    files = data.test_files(practice)
+    files = sources.test_files(practice)
     gpu = load_classifier(saved, device='cuda')
     torch.testing.assert_close(gpu.probabilities(files), classifier.probabilities(files), rtol=0, atol=1e-3)
     assert gpu.predict(files[0]).label == classifier.predict(files[0]).label

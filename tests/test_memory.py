@@ -13,7 +13,7 @@ from fastai.torch_core import TensorCategory, TensorImage, set_seed
 from fastai.vision.augment import Flip, Resize
 from torch import nn
 
-from cifar_fastai import data, memory
+from cifar_fastai import data, images, memory, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.memory import Memory, MemoryDL, Rows
 
 cpu, meta = torch.device('cpu'), torch.device('meta')
@@ -181,11 +181,11 @@ def test_a_memory_can_be_pickled(kept):
 @pytest.fixture
 def large(practice, tmp_path, monkeypatch):
     "A practice set that counts as large, a cache folder, and the list of the files that are opened"
-    path, opened, create = tmp_path/'large', [], data._NamesFile.create.__func__
+    path, opened, create = tmp_path/'large', [], images._NamesFile.create.__func__
     shutil.copytree(practice, path)
     monkeypatch.setattr(data, '_worth_keeping', 50)
     monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'home'))
-    monkeypatch.setattr(data._NamesFile, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
+    monkeypatch.setattr(images._NamesFile, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
     return SimpleNamespace(path=path, opened=opened, files=lambda: sorted((tmp_path/'home'/'decoded').glob('*')))
 
 def all_of(dls):
@@ -220,9 +220,9 @@ def test_what_was_kept_gives_the_same_batches(large, kwargs):
 @pytest.mark.slow
 def test_a_changed_data_set_is_read_again(large, change):
     opened(large)
-    file = data.train_files(large.path)[7]
+    file = sources.train_files(large.path)[7]
     if change == 'date': os.utime(file, (1, 1))
-    if change == 'content': shutil.copy(data.train_files(large.path)[150], file)
+    if change == 'content': shutil.copy(sources.train_files(large.path)[150], file)
     if change == 'name': file.rename(file.with_stem('another'))
     if change == 'fewer': file.unlink()
     if change == 'more': shutil.copy(file, file.with_stem('another'))
@@ -234,7 +234,7 @@ def test_a_changed_data_set_is_read_again(large, change):
 def test_other_sizes_and_grey_have_files_of_their_own(large):
     opened(large)
     assert opened(large, grey=True) >= 250 and len(large.files()) == 4
-    for f in data.train_files(large.path)[::9]: data.Image.open(f).resize((40, 20)).save(f)
+    for f in sources.train_files(large.path)[::9]: data.Image.open(f).resize((40, 20)).save(f)
     assert opened(large, image_size=24) >= 250 and len(large.files()) == 6
     assert opened(large, image_size=24) < 10
 
@@ -260,10 +260,10 @@ def test_validation_shares_the_memory_of_its_folder(large):
 
 def test_files_of_another_folder_have_a_memory_of_their_own(large, practice):
     dls = data.cifar10_dataloaders(large.path, bs=20)
-    files = [data.test_files(large.path)[3], data.test_files(practice)[5]]
+    files = [sources.test_files(large.path)[3], sources.test_files(practice)[5]]
     dl = data.image_loader(dls, files)
     x, y = dl.one_batch()
-    assert dl.dataset.memory.n == 2 and [dls.vocab[i] for i in y] == list(map(data.class_of, files))
+    assert dl.dataset.memory.n == 2 and [dls.vocab[i] for i in y] == list(map(sources.class_of, files))
     theirs = TfmdDL.do_item(dl, 1)
     assert dl.do_item(1)[0].equal(theirs[0])
 
@@ -271,7 +271,7 @@ def test_files_of_another_folder_have_a_memory_of_their_own(large, practice):
 def test_files_of_another_data_set_where_this_one_has_no_such_folder(large, practice, tmp_path, name):
     shutil.rmtree(large.path/'test')
     if name == 'val': shutil.copytree(practice/'test', large.path/'val')
-    dl = data.image_loader(data.cifar10_dataloaders(large.path, bs=20), [data.test_files(practice)[5]])
+    dl = data.image_loader(data.cifar10_dataloaders(large.path, bs=20), [sources.test_files(practice)[5]])
     assert len(dl.one_batch()[0]) == 1 and dl.dataset.memory.n == 1
 
 def test_worker_processes_make_their_batches_themselves(large, monkeypatch):

@@ -18,9 +18,9 @@ from test_project import notebooks, read, root
 # Code that sets how long a notebook takes, and what stands there here.
 from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
 smaller = {
-    '04_training': {'limit=500': 'limit=200', "'synthetic', 500)": "'synthetic', 200)", 'num_it=40': 'num_it=10'},
-    '05_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
-    '06_interpretation': {**from_memory, 'epochs=10': 'epochs=4'},
+    '05_training': {'limit=500': 'limit=200', "'synthetic', 500)": "'synthetic', 200)", 'num_it=40': 'num_it=10'},
+    '06_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
+    '07_interpretation': {**from_memory, 'epochs=10': 'epochs=4'},
     '07_probing': from_memory,
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
     'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},

@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 from torch import nn
 from torchvision import models
 
-from cifar_fastai import data, probing  # not its names: pytest would take `test_files` for a test
+from cifar_fastai import data, probing, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import Evaluation, evaluate
 from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.models import create_model, list_models
@@ -72,7 +72,7 @@ def result(learn): return evaluate(learn)
 
 def pixels(practice, files=None):
     "Images as floats from 0 to 1, read by PIL alone: (N, 3, H, W)"
-    files = data.test_files(practice) if files is None else files
+    files = sources.test_files(practice) if files is None else files
     return np.stack([np.array(Image.open(f)).transpose(2, 0, 1) for f in files]).astype(np.float32) / 255
 
 
@@ -653,7 +653,7 @@ def test_pictures_of_corruptions(images):
 # ---------------------------------------------------------------------------------------------------- robustness
 
 def test_robustness_is_what_a_hand_computes(learn, practice, result):
-    files, model = data.test_files(practice), learn.model.eval()
+    files, model = sources.test_files(practice), learn.model.eval()
     table = robustness(learn, n=None, levels=[2, 5], seed=3)
     assert table.columns.tolist() == ['corruption', 'level', 'n', 'accuracy', 'low', 'high', 'change']
     assert list(zip(table.corruption, table.level)) == [('clean', 0), *((name, level) for name, level in every([2, 5]))]

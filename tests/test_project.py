@@ -110,7 +110,7 @@ def test_notebook_form(nb):
                                    [cell('# data\n\n> Where images come from', 'markdown'), cell('1 + 1')],
                                    [cell('# data\n\n> Where images come from\n\nMore.', 'markdown'), cell('#| default_exp data')]])
 def test_notebook_form_is_checked(cells):
-    assert list(form_problems(Notebook('nbs/02_data.ipynb', cells)))
+    assert list(form_problems(Notebook('nbs/03_data.ipynb', cells)))
 
 
 @pytest.mark.parametrize('nb', notebooks, ids=repr)
@@ -123,7 +123,7 @@ def test_import_cells_are_pure(nb):
     ('import os\nfrom sys import path', True), ('#| export\ndef f():\n    import os', True), ('x = 1', True),
     ('%matplotlib inline\nx = 1', True)])
 def test_import_cells_are_checked(source, pure):
-    assert bool(list(import_cell_problems(Notebook('nbs/02_data.ipynb', [cell(source)])))) != pure
+    assert bool(list(import_cell_problems(Notebook('nbs/03_data.ipynb', [cell(source)])))) != pure
 
 
 def test_every_module_has_one_notebook():

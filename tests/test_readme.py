@@ -30,8 +30,8 @@ def test_title_and_subtitle():
 
 
 def test_links_to_notebooks_lead_to_the_site_but_not_in_code():
-    assert text(dict(cell_type='markdown', source='[d](02_data.ipynb#x)\n\n```\n[d](02_data.ipynb)\n```')) == (
-        '[d](https://site/data.html#x)\n\n```\n[d](02_data.ipynb)\n```\n')
+    assert text(dict(cell_type='markdown', source='[d](03_data.ipynb#x)\n\n```\n[d](03_data.ipynb)\n```')) == (
+        '[d](https://site/data.html#x)\n\n```\n[d](03_data.ipynb)\n```\n')
 
 
 @pytest.mark.parametrize('cell, expected', [

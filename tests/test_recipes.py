@@ -18,7 +18,7 @@ def test_json_round_trip(name):
 
 @pytest.mark.parametrize('name', list_recipes())
 def test_every_recipe_names_things_that_exist(name):
-    from cifar_fastai.data import list_augmentations
+    from cifar_fastai.augmentation import list_augmentations
     from cifar_fastai.finetuning import parameter_groups
     from cifar_fastai.training import build_model
     recipe = get_recipe(name)

@@ -20,7 +20,8 @@ from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, Sa
 from safetensors.torch import load_file, save_file
 
 from cifar_fastai import models, runs, training
-from cifar_fastai.data import cifar10_dataloaders, count_classes
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.sources import count_classes
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
