@@ -270,6 +270,17 @@ def test_run_folders_that_cannot_be_written(recipe, practice):
     fails(train(recipe, practice, '--out', 'full'), 'full', 'not an empty folder')
     assert Path('file').read_text() == 'mine' and Path('full/thesis.txt').read_text() == 'years of work'
 
+def test_the_bar_is_full_when_an_epoch_ends(recipe, practice, monkeypatch):
+    bars = []
+    class Bar(cli._Bar):
+        def __init__(self, *args):
+            super().__init__(*args)
+            bars.append(self)
+    monkeypatch.setattr(cli, '_Bar', Bar)
+    assert train(recipe, practice, '--out', 'run').code == 0
+    [task] = bars[0].progress.tasks
+    assert task.completed == task.total > 0
+
 def full_disk(monkeypatch, name):
     "Make the disk full from the moment on when the file `name` gets its second line"
     from cifar_fastai.runs import Run
