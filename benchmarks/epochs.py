@@ -18,7 +18,8 @@ from fastai.callback.core import Callback
 
 from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
-from cifar_fastai.training import reuse_memory, train, training_precision
+from cifar_fastai.callbacks import training_precision
+from cifar_fastai.training import reuse_memory, train
 from reproduce import matching, seconds_per_image
 from side_by_side import add_row, count, gpu_name, kind_of_machine, machine, read_images, run_script
 from steps import wait

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.sources import describe_data, find_data
 from cifar_fastai.recipes import get_recipe
-from cifar_fastai.training import build_model, compile_whole, create_learner, optimizer_function, reuse_memory, training_precision
+from cifar_fastai.callbacks import compile_whole, training_precision
+from cifar_fastai.training import build_model, create_learner, optimizer_function, reuse_memory
 from side_by_side import add_row, count, gpu_name, in_turns, machine, medians, run_script
 
 warm_up,matrix = 5,4096

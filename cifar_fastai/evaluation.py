@@ -90,7 +90,7 @@ class Evaluation:
     root:str='' # the data folder, from where pictures are drawn; may be empty
     tta:str='' # which views of each image `probs` are the mean of, one of `list_tta()`; empty: the image alone
     temperature:float=1. # what the logits were divided by, see `with_temperature`
-    fingerprint:str='' # of the images, see `data.fingerprint`; empty if they are no files
+    fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are no files
 
     def __post_init__(self):
         _freeze(self)

@@ -33,7 +33,8 @@ from cifar_fastai import recipes
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.models import create_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
-from cifar_fastai.training import optimizer_function, train, training_precision
+from cifar_fastai.callbacks import training_precision
+from cifar_fastai.training import optimizer_function, train
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
 

@@ -23,7 +23,8 @@ from cifar_fastai import models as our_models
 from cifar_fastai.models import count_parameters, create_model, register_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
-from cifar_fastai.training import L2Penalty, build_model, create_learner, fit_stage, load_run, train
+from cifar_fastai.callbacks import L2Penalty
+from cifar_fastai.training import build_model, create_learner, fit_stage, load_run, train
 from cifar_fastai.weights import create_backbone, list_weights
 
 constant = partial(Stage, epochs=1, schedule='constant')

@@ -19,14 +19,15 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from safetensors.torch import load_file, save_file
 
-from cifar_fastai import models, runs, training
+from cifar_fastai import callbacks, models, optimizers, runs, training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.sources import count_classes
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
-from cifar_fastai.training import NonFiniteLossError, create_learner, fit_stage, load_run, train, training_precision
+from cifar_fastai.callbacks import NonFiniteLossError, training_precision
+from cifar_fastai.training import create_learner, fit_stage, load_run, train
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
 overfitting = tiny.change(model='ladder_0', augment='none')  # 180 images by heart in a few epochs
@@ -182,7 +183,7 @@ def test_weights_go_on_from_their_running_mean(go):
             assert torch.allclose(result, mean, atol=1e-6) and not torch.allclose(result, stepped, atol=1e-6)
 
 def test_the_last_step_is_averaged_whatever_its_number(go):
-    class Calls(training.AverageWeights):
+    class Calls(callbacks.AverageWeights):
         seen = []
         def after_batch(self):
             before = [t.clone() for t in self.now]
@@ -202,28 +203,28 @@ def test_label_smoothing_reaches_the_loss(practice):
 def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
     u,s,v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     s = torch.logspace(0, -1.5, len(s))
-    out = training.orthogonalize(u @ torch.diag(s) @ v)
+    out = optimizers.orthogonalize(u @ torch.diag(s) @ v)
     inside = u.T @ out @ v.T
     assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
-    assert torch.equal(training.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.equal(optimizers.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
     several = torch.randn(3, *shape)
-    assert torch.allclose(training.orthogonalize(several), torch.stack([training.orthogonalize(m) for m in several]), atol=1e-4)
-    in_16_bits = training.orthogonalize(u @ torch.diag(s) @ v, low_precision=True)
+    assert torch.allclose(optimizers.orthogonalize(several), torch.stack([optimizers.orthogonalize(m) for m in several]), atol=1e-4)
+    in_16_bits = optimizers.orthogonalize(u @ torch.diag(s) @ v, low_precision=True)
     assert in_16_bits.dtype == torch.float32 and torch.linalg.svdvals(in_16_bits).sub(1).abs().max() < .4
 
 def test_matrices_of_several_shapes_are_made_orthogonal_together():
     several = [torch.randn(shape) for shape in ((4, 27), (16, 36), (16, 8))]
-    for m,new in zip(several, training.orthogonalize(training._padded(several))):
+    for m,new in zip(several, optimizers.orthogonalize(optimizers._padded(several))):
         rows,columns = m.shape
-        assert torch.allclose(new[:rows, :columns], training.orthogonalize(m), atol=1e-4)
+        assert torch.allclose(new[:rows, :columns], optimizers.orthogonalize(m), atol=1e-4)
         assert not new[rows:].any() and not new[:, columns:].any()
 
 def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
     w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
     other = torch.nn.Parameter(b.detach().clone())
     muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr=.5, bias_lr=3.))
-    opt,sgd = muon([w, b], lr=.1, mom=.8),training.nesterov_sgd([other], lr=.15, mom=.8)
+    opt,sgd = muon([w, b], lr=.1, mom=.8),optimizers.nesterov_sgd([other], lr=.15, mom=.8)
     for _ in range(3):
         before = w.detach().clone()
         w.grad,b.grad = torch.randn_like(w),torch.randn(8)
@@ -237,7 +238,7 @@ def test_muon_takes_no_scale_for_a_filter():
     "ConvNeXt's layer scale is (C, 1, 1), ViT's positions are (1, N, C)"
     for shape in ((96, 1, 1), (1, 5, 4)):
         p,other = (torch.nn.Parameter(torch.full(shape, 1e-6)) for _ in range(2))
-        opt,sgd = training.muon([p], lr=.04, mom=.8),training.nesterov_sgd([other], lr=.04, mom=.8)
+        opt,sgd = optimizers.muon([p], lr=.04, mom=.8),optimizers.nesterov_sgd([other], lr=.04, mom=.8)
         p.grad,other.grad = (torch.full(shape, 1e-3) for _ in range(2))
         opt.step(); sgd.step()
         assert torch.allclose(p, other) and p.max() < 1e-6
@@ -251,13 +252,13 @@ def test_biases_can_have_a_rate_of_their_own():
 
 def test_a_parameter_without_a_gradient_stays_and_gradients_go():
     w,b = torch.nn.Parameter(torch.ones(3, 2)),torch.nn.Parameter(torch.ones(3))
-    opt = training.nesterov_sgd([w, b], lr=.1, wd=.1)
+    opt = optimizers.nesterov_sgd([w, b], lr=.1, wd=.1)
     for _ in range(2):
         w.grad = torch.ones(3, 2)
         opt.step(); opt.zero_grad()
         assert w.grad is None and torch.equal(b.detach(), torch.ones(3))
     sd = opt.state_dict()
-    other = training.nesterov_sgd([w, b], lr=.1, wd=.1)
+    other = optimizers.nesterov_sgd([w, b], lr=.1, wd=.1)
     other.load_state_dict(sd)
     assert torch.equal(other.state[w]['grad_avg'], opt.state[w]['grad_avg'])
 
@@ -285,7 +286,7 @@ def test_the_model_is_compiled_as_one_graph_for_training_batches(go):
             calls.append(torch.is_grad_enabled())
             return graph(*args)
         return compiled
-    plain,learn = go(name='plain'),go(name='compiled', cbs=[training.CompileModel(backend=backend)])
+    plain,learn = go(name='plain'),go(name='compiled', cbs=[callbacks.CompileModel(backend=backend)])
     assert len(graphs) == 1 # of the whole network, for all epochs
     assert calls == [True]*2*len(learn.dls.train)
     assert history(learn).train_loss.tolist() == pytest.approx(history(plain).train_loss.tolist(), abs=1e-4)
@@ -311,12 +312,12 @@ def test_a_callback_is_asked_at_the_events_that_it_has_and_no_others(go, monkeyp
     with pytest.raises(Exception, match='missing after_lunch'): learn('after_lunch')
 
 def test_an_optimizer_takes_no_closure():
-    with pytest.raises(NotImplementedError, match='closure'): training.nesterov_sgd([torch.nn.Parameter(torch.ones(2))], lr=.1).step(lambda: 0)
+    with pytest.raises(NotImplementedError, match='closure'): optimizers.nesterov_sgd([torch.nn.Parameter(torch.ones(2))], lr=.1).step(lambda: 0)
 
 @pytest.mark.parametrize('device, wanted', [('cpu', False), ('cuda', True)])
 def test_a_recipe_compiles_on_cuda_only(device, wanted):
     cbs = training._recipe_cbs(tiny.change(compile=True), SimpleNamespace(device=device))
-    assert any(isinstance(cb, training.CompileModel) for cb in cbs) == wanted
+    assert any(isinstance(cb, callbacks.CompileModel) for cb in cbs) == wanted
 
 @pytest.mark.parametrize('able, wanted', [(True, 'AVX512-BF16'), (False, 'AVX512')])
 def test_processors_of_one_name_are_told_apart(able, wanted, monkeypatch):
@@ -330,8 +331,8 @@ def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, mo
     monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: hardware and not including_emulation)
     asked = tiny.change(mixed_precision=True)
     assert (training_precision(tiny, device), training_precision(asked, device)) == ('fp32', wanted)
-    kind = None if wanted == 'fp32' else training.BFloat16OnCPU if device == 'cpu' else training.MixedPrecisionOnCUDA
-    assert [type(cb) for cb in training._recipe_cbs(asked, SimpleNamespace(device=device)) if isinstance(cb, (MixedPrecision, training.BFloat16OnCPU))] == [kind]*(kind is not None)
+    kind = None if wanted == 'fp32' else callbacks.BFloat16OnCPU if device == 'cpu' else callbacks.MixedPrecisionOnCUDA
+    assert [type(cb) for cb in training._recipe_cbs(asked, SimpleNamespace(device=device)) if isinstance(cb, (MixedPrecision, callbacks.BFloat16OnCPU))] == [kind]*(kind is not None)
 
 class Dtypes(Callback):
     "Of what a layer, the loss and the optimizer see"
@@ -385,7 +386,7 @@ def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeyp
         learn.fit(3, 1e-2)
     assert learn.recorder.losses[-1] < .9*first
 
-class AutocastOfTheCPU(training.MixedPrecisionOnCUDA):
+class AutocastOfTheCPU(callbacks.MixedPrecisionOnCUDA):
     "What is done on CUDA, where there is none"
     def before_fit(self):
         super().before_fit()
@@ -478,9 +479,9 @@ def test_non_finite_loss_stops_and_keeps_what_was_written(go, tmp_path):
 @pytest.fixture
 def accelerator(monkeypatch):
     "The processor, treated as one treats a device that works through a queue; when the losses were looked at"
-    looked, look = [], training.StopOnNonFiniteLoss._look
-    monkeypatch.setattr(training, '_works_behind', lambda device: True)
-    monkeypatch.setattr(training.StopOnNonFiniteLoss, '_look', lambda self: looked.append(self.train_iter) or look(self))
+    looked, look = [], callbacks.StopOnNonFiniteLoss._look
+    monkeypatch.setattr(callbacks, '_works_behind', lambda device: True)
+    monkeypatch.setattr(callbacks.StopOnNonFiniteLoss, '_look', lambda self: looked.append(self.train_iter) or look(self))
     return looked
 
 @pytest.mark.slow
@@ -494,7 +495,7 @@ def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
     behind,plain = Seen(),Seen()
     learn = go(name='behind', cbs=[behind])
     assert accelerator == [5, 10], 'once an epoch'
-    monkeypatch.setattr(training, '_works_behind', lambda device: False)
+    monkeypatch.setattr(callbacks, '_works_behind', lambda device: False)
     other = go(name='plain', cbs=[plain])
     assert [len(e) for e in behind.epochs] == [5, 10] and {type(l) for l in behind.epochs[-1]} == {float}
     assert behind.epochs[-1] == pytest.approx(plain.epochs[-1], rel=1e-5) and history(learn).train_loss.equals(history(other).train_loss)
@@ -506,11 +507,11 @@ def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
 def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epoch, batch, every):
     def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
     with pytest.raises(NonFiniteLossError, match=rf'became nan or infinite in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
-        go(cbs=[At(spoil, epoch, batch), training.StopOnNonFiniteLoss(every)])
+        go(cbs=[At(spoil, epoch, batch), callbacks.StopOnNonFiniteLoss(every)])
 
 def test_mixed_precision_is_left_before_training_stops():
     "or all that the process computes later would be in 16-bit floats"
-    assert training.StopOnNonFiniteLoss.order > MixedPrecision.order
+    assert callbacks.StopOnNonFiniteLoss.order > MixedPrecision.order
 
 def test_losses_of_a_cancelled_fit_are_fetched_too(practice, accelerator, tmp_path):
     from fastai.callback.core import CancelFitException
