@@ -99,7 +99,7 @@ def nothing_is_left():
     before = dict(os.environ), os.getcwd()
     yield
     known = {'PYTEST_CURRENT_TEST', 'TORCH_CPP_LOG_LEVEL',  # the latter is set by the command line for its process
-             'KMP_DUPLICATE_LIB_OK', 'KMP_INIT_AT_FORK', 'TORCHINDUCTOR_CACHE_DIR'}  # and these by torch, when its compiler is imported
+             'KMP_DUPLICATE_LIB_OK', 'KMP_INIT_AT_FORK', 'TORCHINDUCTOR_CACHE_DIR', 'CUDA_MODULE_LOADING'}  # and these by torch
     left = {k for k in before[0].keys() | os.environ.keys() if before[0].get(k) != os.environ.get(k)} - known
     assert not left, f'environment variables that the test changed: {sorted(left)}'
     assert os.getcwd() == before[1], 'the test changed the working folder'

@@ -228,7 +228,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '8.1': [(lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: vocab[int(np.argmax(p))], 'None'), (lambda p, vocab, t: decide(p, vocab, t + 1e-6), 'just enough'), (lambda p, vocab, t: 'cat', 'dog'),
-            (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'TypeError')],
+            (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'With a tensor it stops with')],
     '8.3': [(lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (top_by_value, 'same probability'), (top_by_dict, 'same probability'), (lambda p, vocab, k: top(p, vocab, k) if isinstance(p, list) else top(-p, vocab, k), 'Of a tensor, too'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
             (lambda p, vocab, k: [v for v,_ in top(p, vocab, k)], 'pair'), (lambda p, vocab, k: top(p, vocab, 1), 'as many'), (lambda p, vocab, k: [top(p, vocab, k)[i] for i in range(k)], 'IndexError')],
 }

@@ -450,6 +450,8 @@ def test_files_of_every_kind_that_pillow_reads_are_found(tmp_path):
     kinds = ['png', 'jpg', 'jp2', 'tga', 'qoi', 'webp', 'avif', 'jfif', 'pcx', 'ico', 'dds', 'tif', 'gif', 'bmp', 'ppm']
     folder = tmp_path/'train'/'cat'
     folder.mkdir(parents=True)
+    Image.init()
+    kinds = [kind for kind in kinds if Image.EXTENSION.get(f'.{kind}') in Image.SAVE]  # older versions of Pillow write fewer
     for kind in kinds: Image.new('RGB', (32, 32)).save(folder/f'image.{kind}')
     (folder/'notes.txt').write_text('no image')
     assert sorted(f.suffix[1:] for f in sources.train_files(tmp_path)) == sorted(kinds)
