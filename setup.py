@@ -30,7 +30,7 @@ setup(
     classifiers=lines('classifiers'),
     packages=[*packages, f'{lib}.tutorials', f'{lib}.results'],
     package_dir={f'{lib}.tutorials': 'nbs/tutorials', f'{lib}.results': 'benchmarks/results'},  # the notebooks travel with the package, and what they quote
-    package_data={f'{lib}.tutorials': ['*.ipynb'], f'{lib}.results': ['training.csv']},
+    package_data={lib: ['py.typed'], f'{lib}.tutorials': ['*.ipynb'], f'{lib}.results': ['training.csv']},
     install_requires=lines('requirements'),
     extras_require={key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},

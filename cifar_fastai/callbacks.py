@@ -18,7 +18,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from fastai.learner import AvgSmoothLoss
+from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_float
 from torch import Tensor
@@ -230,40 +230,60 @@ class KeepBest(SaveModelCallback):
 # %% ../nbs/04_callbacks.ipynb #6390b3c7
 class NonFiniteLossError(RuntimeError):
     "A loss became nan or infinite"
+    def __init__(self,
+        what:str, # became of which loss, up to the word before the epoch
+        learn:Learner, # in whose training
+        epoch:int, # counted from 0
+        lr:float, # the learning rate there
+        batch:int|None=None, # of that epoch, counted from 0; None: after the whole epoch
+    ):
+        where = f'epoch {epoch + 1} of {learn.n_epoch}'
+        if batch is not None: where += f', batch {batch + 1} of {learn.n_iter}'
+        super().__init__(f'The {what} {where}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
+        self.epoch,self.batch,self.lr = epoch,batch,lr
 
 class StopOnNonFiniteLoss(Callback):
     "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
-    order,trained = MixedPrecision.order + 1,False # which leaves its 16-bit floats first; whether there was an epoch to look at
+    order = MixedPrecision.order + 1 # which leaves its 16-bit floats first
+    trained = False # whether there was an epoch to look at
+
     def __init__(self,
         every:int=50, # batches, on an accelerator: each look waits for it
     ): self.every = every
 
-    def before_fit(self): self.first,self.trained = None,False # batch with such a loss
+    def before_fit(self): self.first,self.trained = None,False # number of the first batch with such a loss
 
     def after_loss(self):
         if not self.training: return
-        if not _works_behind(self.dls.device): return isfinite(loss := self.loss.item()) or self._stop(f'loss became {loss} in', self.epoch, f', batch {self.iter+1} of {self.n_iter}', self.opt.hypers[-1]['lr'])
-        now = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
-        self.first = now if self.first is None else torch.minimum(self.first, now)
-        if self.train_iter % self.every == self.every - 1: self._look()
+        if _works_behind(self.dls.device): return self._note()
+        loss = self.loss.item()
+        if not isfinite(loss): raise NonFiniteLossError(f'loss became {loss} in', self.learn, self.epoch, self._lr(), self.iter)
 
     def after_train(self):
         self.trained = True
         if self.first is not None: self._look()
 
     def after_fit(self): # nobody has looked at what came of the last step; predictions end here too
-        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])) if self.trained and self.recorder.values else {}
-        self.trained = False
-        if any(cb.last_saved_path and not cb.new_best for cb in self.learn.cbs if isinstance(cb, KeepBest)): return # better weights come back
-        if not isfinite(loss := values.get('valid_loss', 0.)): self._stop(f'validation loss is {loss} after', self.epoch, '', self.opt.hypers[-1]['lr'])
+        looked_at,self.trained = self.trained and self.recorder.values,False
+        better_weights_return = any(cb.last_saved_path and not cb.new_best for cb in self.learn.cbs if isinstance(cb, KeepBest))
+        if not looked_at or better_weights_return: return
+        loss = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])).get('valid_loss', 0.)
+        if not isfinite(loss): raise NonFiniteLossError(f'validation loss is {loss} after', self.learn, self.epoch, self._lr())
+
+    def _lr(self): return self.opt.hypers[-1]['lr']
+
+    def _note(self):
+        "Keep the number of the first bad batch on the device; only now and then wait for it"
+        bad = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
+        self.first = bad if self.first is None else torch.minimum(self.first, bad)
+        if self.train_iter % self.every == self.every - 1: self._look()
 
     def _look(self):
-        if not isfinite(n := self.first.item()): return
+        n = self.first.item()
+        if not isfinite(n): return
         epoch,batch = divmod(int(n), self.n_iter)
-        self._stop('loss became nan or infinite in', epoch, f', batch {batch+1} of {self.n_iter}', self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self.opt.hypers[-1]['lr'])
-
-    def _stop(self, what, epoch, batch, lr):
-        raise NonFiniteLossError(f'The {what} epoch {epoch+1} of {self.n_epoch}{batch}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
+        lr = self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self._lr()
+        raise NonFiniteLossError('loss became nan or infinite in', self.learn, epoch, lr, batch)
 
 # %% ../nbs/04_callbacks.ipynb #f7c108df
 class HistoryWriter(Callback):

@@ -228,15 +228,18 @@ def fit_stage(
     "Train `learn` through one stage of a recipe"
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
-    cbs,lr,loss_func = freeze_to(learn, stage.freeze_to, stage.bn) + _stage_cbs(stage),_rate(stage),learn.loss_func
+    freezing = freeze_to(learn, stage.freeze_to, stage.bn)  # changes what learns, and gives what keeps it so
+    cbs = freezing + _stage_cbs(stage)
     kept = [cb for cb in cbs if isinstance(cb, KeepBest)]
+    lr = _rate(stage)
+    plain_loss = learn.loss_func  # callbacks may wrap it
     try:
         with _taken_back(learn, stage.discard), _best_returns(learn, kept):
             if stage.schedule == 'one_cycle':
                 learn.fit_one_cycle(stage.epochs, lr, div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start, moms=stage.moms, cbs=cbs)
             else: learn.fit(stage.epochs, lr, cbs=cbs)
     finally:
-        learn.loss_func = loss_func
+        learn.loss_func = plain_loss
         for cb in kept: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
 # %% ../nbs/05_training.ipynb #f528eca9

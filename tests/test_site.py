@@ -110,7 +110,7 @@ def test_dark_is_dark(tab, address):
     assert red + green + blue < 200 and errors == []
 
 
-@pytest.mark.parametrize('asked, found', [('orthogonalize', 'training.html'), ('most_confused', 'evaluation.html'), ('Exercise', 'tutorials/')])
+@pytest.mark.parametrize('asked, found', [('orthogonalize', 'optimizers.html'), ('most_confused', 'evaluation.html'), ('Exercise', 'tutorials/')])
 def test_search_finds(tab, address, asked, found):
     page, requests, errors = tab(1280)
     page.goto(f'{address}search.html?q={asked}')
