@@ -82,7 +82,7 @@ def test_docstrings_of_modules_lead_to_a_text(site):
 
 
 def test_parameters_are_no_links(site):
-    rows = re.findall(r'<tr[^>]*>\s*<td><p>(.*?)</p></td>', (site / 'training.html').read_text(encoding='utf-8'), re.S)
+    rows = re.findall(r'<tr[^>]*>\s*<td><p>(.*?)</p></td>', (site / 'models.html').read_text(encoding='utf-8'), re.S)
     assert len(rows) > 50 and not [r for r in rows if '<a ' in r]
 
 
@@ -143,14 +143,14 @@ def test_a_report_in_a_page_follows_the_sites_scheme(tab, address):
 
 
 def test_reference_tells_what_the_source_tells(site):
-    page = {o: (site / f'{o}.html').read_text(encoding='utf-8') for o in ('experiments', 'recipes', 'models', 'training')}
+    page = {o: (site / f'{o}.html').read_text(encoding='utf-8') for o in ('experiments', 'recipes', 'models', 'callbacks')}
     words = {o: re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', text)) for o, text in page.items()}
     assert 'a list of values, or one' in words['experiments'], 'a comment of **kwargs'
     assert 'side in pixels that the network sees' in words['recipes'], "a comment of a dataclass's field"
     assert 'images: Tensor (N, C, H, W), normalised' in words['models'], 'a comment of a method shown by hand'
     assert page['models'].index('id="small_cnn"') < page['models'].index('id="medium_cnn"') < page['models'].index('id="airbench94"'), 'in the order of the source'
     assert 'H / 2**len(widths)' in words['models'], 'stars that are no markdown'
-    assert 'class PlainTensors(Callback)' in words['training'] and 'after_create' not in words['training'], 'nothing that is inherited'
+    assert 'class PlainTensors(Callback)' in words['callbacks'] and 'after_create' not in words['callbacks'], 'nothing that is inherited'
     assert not any('__main__' in o.read_text(encoding='utf-8') for o in site.glob('*.html'))
 
 

@@ -17,6 +17,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.torch_core import set_seed
 from safetensors.torch import load_file, save_file
 
 from cifar_fastai import callbacks, models, optimizers, runs, training
@@ -370,7 +371,7 @@ def test_bfloat16_on_the_cpu_keeps_a_forward_of_the_instances_own(practice, monk
 @pytest.mark.slow
 def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
     "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
-    torch.manual_seed(0)
+    set_seed(0)
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
     learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
     def interrupt(m, args):
