@@ -18,7 +18,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from fastai.learner import AvgSmoothLoss, Learner
+from fastai.learner import AvgSmoothLoss
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import to_float
 from torch import Tensor
@@ -231,15 +231,12 @@ class KeepBest(SaveModelCallback):
 class NonFiniteLossError(RuntimeError):
     "A loss became nan or infinite"
     def __init__(self,
-        what:str, # became of which loss, up to the word before the epoch
-        learn:Learner, # in whose training
-        epoch:int, # counted from 0
-        lr:float, # the learning rate there
+        message:str, # what happened where, and what to do
+        epoch:int|None=None, # counted from 0
         batch:int|None=None, # of that epoch, counted from 0; None: after the whole epoch
+        lr:float|None=None, # the learning rate there
     ):
-        where = f'epoch {epoch + 1} of {learn.n_epoch}'
-        if batch is not None: where += f', batch {batch + 1} of {learn.n_iter}'
-        super().__init__(f'The {what} {where}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.')
+        super().__init__(message)
         self.epoch,self.batch,self.lr = epoch,batch,lr
 
 class StopOnNonFiniteLoss(Callback):
@@ -257,7 +254,7 @@ class StopOnNonFiniteLoss(Callback):
         if not self.training: return
         if _works_behind(self.dls.device): return self._note()
         loss = self.loss.item()
-        if not isfinite(loss): raise NonFiniteLossError(f'loss became {loss} in', self.learn, self.epoch, self._lr(), self.iter)
+        if not isfinite(loss): raise self._error(f'loss became {loss} in', self.epoch, self._lr(), self.iter)
 
     def after_train(self):
         self.trained = True
@@ -268,9 +265,14 @@ class StopOnNonFiniteLoss(Callback):
         better_weights_return = any(cb.last_saved_path and not cb.new_best for cb in self.learn.cbs if isinstance(cb, KeepBest))
         if not looked_at or better_weights_return: return
         loss = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])).get('valid_loss', 0.)
-        if not isfinite(loss): raise NonFiniteLossError(f'validation loss is {loss} after', self.learn, self.epoch, self._lr())
+        if not isfinite(loss): raise self._error(f'validation loss is {loss} after', self.epoch, self._lr())
 
     def _lr(self): return self.opt.hypers[-1]['lr']
+
+    def _error(self, what, epoch, lr, batch=None):
+        where = f'epoch {epoch + 1} of {self.n_epoch}'
+        if batch is not None: where += f', batch {batch + 1} of {self.n_iter}'
+        return NonFiniteLossError(f'The {what} {where}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.', epoch, batch, lr)
 
     def _note(self):
         "Keep the number of the first bad batch on the device; only now and then wait for it"
@@ -283,7 +285,7 @@ class StopOnNonFiniteLoss(Callback):
         if not isfinite(n): return
         epoch,batch = divmod(int(n), self.n_iter)
         lr = self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self._lr()
-        raise NonFiniteLossError('loss became nan or infinite in', self.learn, epoch, lr, batch)
+        raise self._error('loss became nan or infinite in', epoch, lr, batch)
 
 # %% ../nbs/04_callbacks.ipynb #f7c108df
 class HistoryWriter(Callback):
