@@ -26,12 +26,16 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 # %% ../nbs/00_files.ipynb #be5421d0
+@contextmanager
 def _part_of(path):
-    "A name beside `path` for what is being written; those of killed processes go after a day"
+    "A name beside `path` for what is being written, free again at the end; what killed processes left goes after a day"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f'.{escape(path.name)}.*.part'):
         with suppress(FileNotFoundError):  # it has its name by now
             if time.time() - old.stat().st_mtime > 24*60*60: _remove(old)
-    return path.with_name(f'.{path.name}.{uuid4().hex[:8]}.part')
+    part = path.with_name(f'.{path.name}.{uuid4().hex[:8]}.part')
+    try: yield part
+    finally: _remove(part)
 
 def _remove(path):
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
@@ -50,16 +54,13 @@ def atomic_file(
 )->Iterator[Path]: # an empty file beside it, to write to
     "Replace the file `path` by what the body writes, when the body has ended well"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(path)
-    try:
+    with _part_of(path) as part:
         part.touch()
         mode = part.stat().st_mode  # as the umask says; some libraries make files that only their owner can read
         yield part
         part.chmod(mode)
         with part.open('rb+') as f: os.fsync(f.fileno())
         part.replace(path)
-    finally: _remove(part)
 
 # %% ../nbs/00_files.ipynb #b44cf1e2
 def atomic_write(
@@ -78,14 +79,11 @@ def atomic_folder(
 )->Iterator[Path]: # an empty folder beside it, to fill
     "Make the folder `path` of what the body puts there, when the body has ended well; an `OSError` if `path` holds something"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(path)
-    try:
+    with _part_of(path) as part:
         part.mkdir()
         yield part
         if path.exists(): path.rmdir()
         part.rename(path)
-    finally: _remove(part)
 
 # %% ../nbs/00_files.ipynb #56177ead
 def write_json(

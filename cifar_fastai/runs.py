@@ -205,6 +205,9 @@ def evaluation_file(self:Run,
     return self.folder/f'{name.replace(" ", "-")}.npz'
 
 # %% ../nbs/02_runs.ipynb #ce5180dc
+class WeightsElsewhereError(OSError):
+    "The weights could not be written into the run folder; the message says where they are"
+
 @patch
 def save_weights(self:Run,
     model:nn.Module, # on any device
@@ -217,9 +220,6 @@ def save_weights(self:Run,
         kept = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))/self.weights_file.name
         save_file(state, kept)
         raise WeightsElsewhereError(f'Could not write {self.weights_file} ({e}). The weights were kept in {kept}: make room and move them.') from e
-
-class WeightsElsewhereError(OSError):
-    "The weights could not be written into the run folder; the message says where they are"
 
 # %% ../nbs/02_runs.ipynb #501bc704
 @patch
@@ -245,7 +245,7 @@ def training(self:Run,
             if not (self.weights_file.exists() or isinstance(e, WeightsElsewhereError)): self.save_weights(model)
         finally:
             status = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
-            with suppress(OSError): end(status, error=f'{type(e).__name__}: {e}')
+            with suppress(OSError, ValueError): end(status, error=f'{type(e).__name__}: {e}')
         raise
 
 # %% ../nbs/02_runs.ipynb #e68ad15e

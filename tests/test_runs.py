@@ -92,6 +92,13 @@ def test_weights_that_were_saved_are_not_saved_again(run, monkeypatch):
     assert len(calls) == 1 and run.status == 'failed'
 
 
+def test_a_damaged_history_does_not_hide_what_ended_the_training(run):
+    with pytest.raises(ArithmeticError, match='first'), run.training(nn.Linear(2, 2)):
+        run.history_file.write_text('')
+        raise ArithmeticError('first')
+    assert run.weights_file.exists()
+
+
 def test_a_full_disk_is_told_once_and_the_weights_lie_elsewhere(run, tmp_path, monkeypatch):
     model, real = nn.Linear(2, 2), runs.save_file
     def save_file(state, path):
