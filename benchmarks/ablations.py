@@ -39,7 +39,7 @@ as_small_cnn = get_recipe('small_cnn')
 tricks = dict( # what a recipe is without each
     whitening=dict(model='small_cnn_trained_stem'), identities=dict(model='small_cnn_random_filters'),
     muon=dict(optimizer='sgd', lr=as_small_cnn.stages[0].lr, wd=as_small_cnn.wd, moms=as_small_cnn.stages[0].moms),
-    growing_images=dict(sizes=()), alternating_flips=dict(augment='flip_crop'), averaging=dict(average=0), label_smoothing=dict(label_smoothing=0.), bfloat16=dict(mixed_precision=False))
+    growing_images=dict(progressive_resizing=()), alternating_flips=dict(augment='flip_crop'), averaging=dict(lookahead=0), label_smoothing=dict(label_smoothing=0.), bfloat16=dict(mixed_precision=False))
 
 def variants(recipe, epochs):
     "{(trick left out, epochs): recipe}; the two that are in the network can be left out of `small_cnn` only"

@@ -52,7 +52,7 @@ def write_page(learn, dl):
 def count_everything(result, other):
     "Every number and table"
     result.to_dict(),result.top_losses(),result.most_confused(),result.to_frame(),result._repr_html_(),result.per_class(.95)
-    result.between(*result.vocab[:2]),result.most_sure(),result.least_sure(),result.reliability(),result.coverage_at(.9),result.label_errors()
+    result.confused(*result.vocab[:2]),result.most_confident(),result.least_confident(),result.reliability(),result.coverage_at(.9),result.label_errors()
     result.with_temperature(replace(result, split='valid').fit_temperature())
     change = compare(other, result)
     change.per_class(),change.confusion_changes(),change.to_frame(),change._repr_html_()

@@ -59,7 +59,7 @@ def check_machine(runs, device):
 def read_images(recipe, path):
     "Decode all images that the recipe trains and validates with, if they are kept, so that later loaders find them"
     for dl in cifar10_dataloaders(path, bs=recipe.bs, valid=recipe.valid, image_size=recipe.image_size, device='cpu').loaders:
-        if memory := getattr(dl.dataset, 'memory', None): memory.take(range(memory.n))  # larger images are read in every epoch
+        if cache := getattr(dl.dataset, 'cache', None): cache.take(range(cache.n))  # larger images are read in every epoch
 
 def kind_of_machine(device):
     "The columns in which rows of machines as quick as each other are alike; a GPU's rows don't depend on the processor beside it"

@@ -35,7 +35,7 @@ def dataloaders(args, recipe):
     "With all images in memory"
     dls = cifar10_dataloaders(args.data, bs=args.bs or recipe.bs, augment=recipe.augment, stats=recipe.stats, image_size=recipe.image_size,
                               device=args.device, in_memory=True)
-    dls.train_ds.memory.take(range(dls.train_ds.memory.n))
+    dls.train_ds.cache.take(range(dls.train_ds.cache.n))
     return dls
 
 def batches(dl):

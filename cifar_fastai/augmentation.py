@@ -50,7 +50,7 @@ class FlipCrop(RandTransform):
 
 # %% ../nbs/02_augmentation.ipynb #b8493a94
 class Cutout(RandTransform):
-    "Erase one square in each image, at a place of its own: the mean colour, since it comes after `Normalize`"
+    "Erase one square in each image, at a place of its own: the mean color, since it comes after `Normalize`"
     order,split_idx = 100,0
     def __init__(self,
         size:int=8, # side in pixels

@@ -6,8 +6,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
 # %% auto #0
 __all__ = ['PlainTensors', 'PlainLosses', 'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision',
-           'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'check_class_weights', 'ClassWeights', 'ShrinkImages',
-           'AverageWeights', 'CutRates', 'KeepBest', 'NonFiniteLossError', 'StopOnNonFiniteLoss', 'HistoryWriter']
+           'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'check_class_weights', 'ClassWeights',
+           'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest', 'NonFiniteLossError',
+           'StopOnNonFiniteLoss', 'HistoryWriter']
 
 # %% ../nbs/04_callbacks.ipynb #c54af6b0
 import time
@@ -62,7 +63,7 @@ class PlainLosses(Callback):
         if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar: what has arrived
         else: self.recorder.losses[-1] = float(last)
 
-    def after_fit(self): self.after_train() # of a fit that was cancelled
+    def after_fit(self): self.after_train() # of a fit that was canceled
 
     def after_train(self):
         if not self.behind or self.fetched == len(self.recorder.losses): return
@@ -94,7 +95,7 @@ class CompileModel(Callback):
 
     def before_train(self): compile_whole(self.model, **self.kwargs)
     def after_train(self): self.model._compiled_call_impl = None
-    def after_fit(self): self.after_train() # of a fit that was cancelled
+    def after_fit(self): self.after_train() # of a fit that was canceled
 
 # %% ../nbs/04_callbacks.ipynb #b2f7d0c4
 def training_precision(
@@ -180,7 +181,7 @@ class ClassWeights(Callback):
     def after_fit(self): self.learn.loss_func = self.plain
 
 # %% ../nbs/04_callbacks.ipynb #be5a9402
-class ShrinkImages(Callback):
+class ProgressiveResizing(Callback):
     "Shrink training images to one side after another, each for an equal part of the steps"
     def __init__(self,
         sizes:tuple, # sides in pixels
@@ -192,7 +193,7 @@ class ShrinkImages(Callback):
         if x.shape[-1] != side: self.learn.xb = F.interpolate(x, (side, side), mode='bilinear', align_corners=False, antialias=True),*self.xb[1:]
 
 # %% ../nbs/04_callbacks.ipynb #d4170e8b
-class AverageWeights(Callback):
+class Lookahead(Callback):
     "Every so many steps, go on from a running mean of weights and statistics"
     def __init__(self,
         every:int=5, # steps
@@ -211,7 +212,7 @@ class AverageWeights(Callback):
         torch._foreach_copy_(self.now, self.mean)
 
 # %% ../nbs/04_callbacks.ipynb #5b3049bf
-class CutRates(ReduceLROnPlateau):
+class LowerLROnPlateau(ReduceLROnPlateau):
     "fastai's `ReduceLROnPlateau`, which leaves a group's rate alone where it is below `min_lr` already, instead of raising it"
     def after_epoch(self):
         before = [h['lr'] for h in self.opt.hypers]

@@ -210,7 +210,7 @@ def _(count):
     return 'Right. Do this with every new data set: a class with few images is seen late in a mean accuracy.'
 
 # %% ../nbs/09_course.ipynb #b5d041a0
-@exercise('1.2', 'The shape of a batch of 16 colour images of 32x32 pixels')
+@exercise('1.2', 'The shape of a batch of 16 color images of 32x32 pixels')
 def _(shape):
     need(isinstance(shape, (tuple, list)), f'Give a tuple of whole numbers, not {_what(shape)}.')
     shape = tuple(shape)
@@ -222,9 +222,9 @@ def _(shape):
 
 # %% ../nbs/09_course.ipynb #c8ce241e
 @exercise('1.3', 'Bring each channel to mean 0 and standard deviation 1')
-def _(normalise):
+def _(normalize):
     x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))*torch.tensor([1., .5, .2])[:, None, None] + torch.tensor([0., .3, .7])[:, None, None]
-    y = need_tensor(call(normalise, x.clone()), x.shape)
+    y = need_tensor(call(normalize, x.clone()), x.shape)
     over = lambda dims: bool(y.mean(dims).abs().max() < .02 and (y.std(dims) - 1).abs().max() < .02)
     if over((0, 2, 3)):
         need(not over((2, 3)), 'You take mean and standard deviation of each image by itself, so that a dark image becomes as bright as any. Take them over all images: dimensions 0, 2 and 3.')
@@ -513,15 +513,15 @@ def _(recall):
     return 'Right: of the images that are a class, the share that is found.'
 
 # %% ../nbs/09_course.ipynb #9e8a1833
-@exercise('5.3', 'What a change mended, and what it broke')
+@exercise('5.3', 'What a change fixed, and what it broke')
 def _(changes):
     actual,before,after = np.array([0, 0, 1, 1, 2, 2, 0, 1]),np.array([0, 1, 0, 1, 0, 2, 2, 1]),np.array([0, 0, 1, 0, 1, 2, 0, 1])
     found = call(changes, actual, before, after)
-    need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: mended, broken.')
+    need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: fixed, broken.')
     found = tuple(int(n) for n in found)
-    need(found != (1, 3), 'Nearly: mended means wrong before and right after. You have them the other way round.')
-    need(found != (3, 2) and found != (4, 1), 'An image whose answer changed from one wrong class to another is neither mended nor broken.')
-    need(found == (3, 1), f'Of eight images 3 were mended and 1 was broken; you count {found[0]} and {found[1]}.')
+    need(found != (1, 3), 'Nearly: fixed means wrong before and right after. You have them the other way round.')
+    need(found != (3, 2) and found != (4, 1), 'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
+    need(found == (3, 1), f'Of eight images 3 were fixed and 1 was broken; you count {found[0]} and {found[1]}.')
     return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
 
 # %% ../nbs/09_course.ipynb #959c8648
@@ -532,10 +532,10 @@ def _(p_value):
         right = stats.binomtest(fixed, fixed + broken).pvalue
         p = float(call(p_value, fixed, broken))
         sides = [stats.binomtest(fixed, fixed + broken, alternative=o).pvalue for o in ('greater', 'less')]
-        need(not any(math.isclose(p, o, rel_tol=1e-6) for o in sides), f'For {fixed} mended and {broken} broken you have {p:.3g}, which counts one side only. A change for the worse would have surprised you as much: count both.')
-        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} mended and {broken} broken you have {p:.3g}.')
-        need(math.isclose(p, right, rel_tol=.25), f'For {fixed} mended and {broken} broken the probability is {right:.3f}; you have {p:.3f}. It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
-        need(math.isclose(p, right, rel_tol=1e-3), f'Nearly: for {fixed} mended and {broken} broken you have {p:.4f}, and it is {right:.4f}. Is that an approximation by the normal or the chi-squared distribution? With so few the exact binomial one costs nothing.')
+        need(not any(math.isclose(p, o, rel_tol=1e-6) for o in sides), f'For {fixed} fixed and {broken} broken you have {p:.3g}, which counts one side only. A change for the worse would have surprised you as much: count both.')
+        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you have {p:.3g}.')
+        need(math.isclose(p, right, rel_tol=.25), f'For {fixed} fixed and {broken} broken the probability is {right:.3f}; you have {p:.3f}. It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
+        need(math.isclose(p, right, rel_tol=1e-3), f'Nearly: for {fixed} fixed and {broken} broken you have {p:.4f}, and it is {right:.4f}. Is that an approximation by the normal or the chi-squared distribution? With so few the exact binomial one costs nothing.')
     return "Right: McNemar's test. Images that both models have right, or both wrong, say nothing about which is better."
 
 # %% ../nbs/09_course.ipynb #83fae019

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
 # %% auto #0
 __all__ = ['cifar10_stats', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter', 'channel_stats', 'FixedSize',
-           'ResizeBatch', 'cifar10_datablock', 'ImageMemory', 'ImageMemories', 'default_workers', 'reading_size',
+           'ResizeBatch', 'cifar10_datablock', 'ImageCache', 'ImageCaches', 'default_workers', 'reading_size',
            'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
            'test_dataloader', 'split_loader', 'split_name', 'file_names', 'dataset_fingerprint']
 
@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from .augmentation import augmentation
 from .files import cache_folder
-from .images import ColourImage, GreyImage
-from .memory import Memory, MemoryDL, ShuffleDL
+from .images import ColorImage, GrayImage
+from .caching import ItemCache, CachedDL, ShuffleDL
 from .sources import class_of, describe_data, find_data, fingerprint, image_files, split_path, test_files, test_folder_names, train_files
 
 # %% ../nbs/03_data.ipynb #06e1bc94
@@ -117,21 +117,21 @@ class LimitedSplitter:
 # %% ../nbs/03_data.ipynb #cf332bd0
 cifar10_stats = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _known_stats = {'cifar10': cifar10_stats, 'imagenet': tuple(map(tuple, imagenet_stats)), 'unit': None}
-_luma = (0.299, 0.587, 0.114)  # how PIL weighs red, green and blue for grey
+_luma = (0.299, 0.587, 0.114)  # how PIL weighs red, green and blue for gray
 
 def channel_stats(
-    stats:str|tuple|None, # 'cifar10', 'imagenet', 'unit' or None (no normalisation), or a pair (mean, std) with a number per channel
-    grey:bool=False, # images have one channel
+    stats:str|tuple|None, # 'cifar10', 'imagenet', 'unit' or None (no normalization), or a pair (mean, std) with a number per channel
+    gray:bool=False, # images have one channel
 )->tuple|None: # (mean, std), each with a number per channel
-    "Look up the numbers to normalise with"
+    "Look up the numbers to normalize with"
     if isinstance(stats, str) and stats not in _known_stats:
         raise ValueError(f"Unknown stats {stats!r}. Use {', '.join(map(repr, _known_stats))} or a pair (mean, std).")
     stats = _known_stats[stats] if isinstance(stats, str) else stats
     if stats is None: return None
     mean, std = (tuple(np.atleast_1d(s).tolist()) for s in stats)
-    if grey and len(mean) == 3: mean, std = ((float(np.dot(s, _luma)),) for s in (mean, std))
-    if {len(mean), len(std)} != {1 if grey else 3}:
-        raise ValueError(f'stats={stats}: mean and std need {1 if grey else 3} numbers each.')
+    if gray and len(mean) == 3: mean, std = ((float(np.dot(s, _luma)),) for s in (mean, std))
+    if {len(mean), len(std)} != {1 if gray else 3}:
+        raise ValueError(f'stats={stats}: mean and std need {1 if gray else 3} numbers each.')
     return mean, std
 
 # %% ../nbs/03_data.ipynb #8496acdb
@@ -173,16 +173,16 @@ def cifar10_datablock(
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
     image_size:int|None=None, # side in pixels that batches are resized to; None: as they are
-    grey:bool=False, # read images with one channel
+    gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images
     item_size:tuple[int, int]|None=None, # height and width every image is brought to when it is read; None: as they are
 )->DataBlock: # its source is a data set's path
     "Describe how a data set becomes batches"
-    side, numbers = image_size or max(item_size or (32,)), channel_stats(stats, grey)
+    side, numbers = image_size or max(item_size or (32,)), channel_stats(stats, gray)
     tfms = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
     tfms += augmentation(augment, side) if isinstance(augment, str) else list(augment)
     if numbers: tfms.append(Normalize.from_stats(*numbers))
-    return DataBlock(blocks=(ImageBlock(GreyImage if grey else ColourImage), CategoryBlock),
+    return DataBlock(blocks=(ImageBlock(GrayImage if gray else ColorImage), CategoryBlock),
                      get_items=_split_files if valid == 'test' else train_files, get_y=class_of,
                      splitter=_splitter(valid, seed, limit),
                      item_tfms=[FixedSize(item_size)] if item_size else None, batch_tfms=tfms)
@@ -192,14 +192,14 @@ def _open_image(file, image, size):
     x = image.create(file)
     return x if x.shape == size else FixedSize(size).encodes(x)
 
-class ImageMemory(Memory):
-    "A `Memory` of image files and their classes, as the item transforms of our data blocks make them"
+class ImageCache(ItemCache):
+    "A `ItemCache` of image files and their classes, as the item transforms of our data blocks make them"
     def __init__(self,
         files:Sequence[Path], # each in its class folder
-        image:type, # `ColourImage` or `GreyImage`
+        image:type, # `ColorImage` or `GrayImage`
         size:tuple[int, int], # height and width in pixels that they are brought to
         numbers:Mapping[str, int], # of the classes
-        **kwargs, # `file` and `about`, as `Memory` has them
+        **kwargs, # `file` and `about`, as `ItemCache` has them
     ):
         super().__init__(len(files), **kwargs)
         self.files,self.image,self.size,self.numbers = list(files),image,size,numbers
@@ -231,13 +231,13 @@ def _state(files, root, *how):
         digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns}\n'))
     return digest.hexdigest()
 
-class ImageMemories(dict):
-    "The memories of a data set's folders, by the folder's name; each is made when it is first asked for"
+class ImageCaches(dict):
+    "The caches of a data set's folders, by the folder's name; each is made when it is first asked for"
     def __init__(self,
         path:Path, # the data set
-        image:type, # as in `ImageMemory`
-        size:tuple[int, int], # as in `ImageMemory`
-        numbers:Mapping[str, int], # as in `ImageMemory`
+        image:type, # as in `ImageCache`
+        size:tuple[int, int], # as in `ImageCache`
+        numbers:Mapping[str, int], # as in `ImageCache`
         whole:bool=True, # keep all images of a folder together, whichever of them a data set has
     ):
         super().__init__()
@@ -245,7 +245,7 @@ class ImageMemories(dict):
 
     def __missing__(self, folder):
         files = image_files(self.path/folder) if folder and self.whole and (self.path/folder).is_dir() else []
-        self[folder] = ImageMemory(files, *self.how, **(self._file(folder, files) if len(files) >= _worth_keeping else {}))
+        self[folder] = ImageCache(files, *self.how, **(self._file(folder, files) if len(files) >= _worth_keeping else {}))
         return self[folder]
 
     def _file(self, folder, files):
@@ -255,13 +255,13 @@ class ImageMemories(dict):
 
     def give(self,
         dataset, # fastai `Datasets` of image files
-    )->None: # it has `memory` and `rows`, see `MemoryDL`
-        "Let a data set read its images from the memory of their folder, or from one of its own if they lie elsewhere"
+    )->None: # it has `cache` and `rows`, see `CachedDL`
+        "Let a data set read its images from the cache of their folder, or from one of its own if they lie elsewhere"
         items = list(dataset.items)
-        memory = self[split_path(items[0])[0]] if items else ImageMemory(items, *self.how)
-        dataset.rows = [memory.index.get(f) for f in items]
-        if None in dataset.rows: memory, dataset.rows = ImageMemory(items, *self.how), None
-        dataset.memory, dataset.memories = memory, self
+        cache = self[split_path(items[0])[0]] if items else ImageCache(items, *self.how)
+        dataset.rows = [cache.index.get(f) for f in items]
+        if None in dataset.rows: cache, dataset.rows = ImageCache(items, *self.how), None
+        dataset.cache, dataset.caches = cache, self
 
 # %% ../nbs/03_data.ipynb #01630102
 def _positive(name, n):
@@ -278,10 +278,10 @@ def default_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores)
 
-def _n_bytes(info, item_size, limit, grey):
+def _n_bytes(info, item_size, limit, gray):
     "What the training images take in memory"
     n = info.n_train if limit is None else min(limit, info.n_train)
-    return n*item_size[0]*item_size[1]*(1 if grey else 3)
+    return n*item_size[0]*item_size[1]*(1 if gray else 3)
 
 def _room():
     "Four fifths of this machine's memory, in bytes"
@@ -318,9 +318,9 @@ def cifar10_dataloaders(
     image_size:int|None=None, # side in pixels; None: as the images are
     num_workers:int|None=None, # processes that read images when they are not kept in memory; None: see `default_workers`
     device:str|torch.device|None=None, # None: fastai's default
-    grey:bool=False, # read images with one channel
+    gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images, the same share of each class
-    in_memory:bool|None=None, # read each image once and keep it, see `ImageMemory`; None: if `num_workers` is None and they take less than 1 GiB
+    in_memory:bool|None=None, # read each image once and keep it, see `ImageCache`; None: if `num_workers` is None and they take less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
@@ -328,18 +328,18 @@ def cifar10_dataloaders(
     info = describe_data(find_data(source))
     _check_images(info, image_size)
     item_size = reading_size(info.size, image_size)
-    n_bytes = _n_bytes(info, item_size, limit, grey)
+    n_bytes = _n_bytes(info, item_size, limit, gray)
     if in_memory is None: in_memory = num_workers is None and n_bytes < min(2**30, _room())
     if in_memory: _check_room(n_bytes)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
-    block = cifar10_datablock(valid, seed, augment, stats, image_size, grey, limit, item_size)
+    block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
-                            dl_type=MemoryDL if in_memory else ShuffleDL)
+                            dl_type=CachedDL if in_memory else ShuffleDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
     if in_memory:
-        whole = limit is None or _n_bytes(info, item_size, None, grey) < 2**30
-        memories = ImageMemories(info.path, GreyImage if grey else ColourImage, item_size, dls.vocab.o2i, whole)
-        for d in (dls.train_ds, dls.valid_ds): memories.give(d)
+        whole = limit is None or _n_bytes(info, item_size, None, gray) < 2**30
+        caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole)
+        for d in (dls.train_ds, dls.valid_ds): caches.give(d)
     dls.data_info = info
     return dls
 
@@ -365,7 +365,7 @@ def _batch_side(dl):
 def set_augmentation(
     dls:DataLoaders, # as made by `cifar10_dataloaders`; left as they are
     augment:str|list, # one of `list_augmentations()`, or fastai batch transforms
-)->DataLoaders: # the same split, memory and validation loader
+)->DataLoaders: # the same split, cache and validation loader
     "Change the augmentation of the training images"
     tfms = augmentation(augment, _batch_side(dls.train)) if isinstance(augment, str) else list(augment)
     res = copy(dls)
@@ -380,7 +380,7 @@ def image_loader(
 )->TfmdDL: # batches of images and labels, in the order of `files`
     "Make a loader for some images, without augmentation"
     dl = dls.test_dl(files, with_labels=True, **kwargs)
-    if memories := vars(dls.train_ds).get('memories'): memories.give(dl.dataset)
+    if caches := vars(dls.train_ds).get('caches'): caches.give(dl.dataset)
     return dl
 
 def test_dataloader(

@@ -79,7 +79,7 @@ def _freeze(evaluation):
 # %% ../nbs/06_evaluation.ipynb #90e4b644
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    "What a model said about labelled images, and how right it was."
+    "What a model said about labeled images, and how right it was."
     probs:np.ndarray # (N, C) float32, rows add up to 1
     targets:np.ndarray # (N,) int64, positions in `vocab`
     losses:np.ndarray # (N,) float32, cross-entropy of each image in nats
@@ -207,13 +207,13 @@ def _class_number(evaluation, name):
     return evaluation.vocab.index(name)
 
 @patch
-def between(
+def confused(
     self:Evaluation,
     a:str, # a class
     b:str, # another
 )->pd.DataFrame: # columns file, actual, predicted, loss, and the probability of either, `P(cat)`; the index is the position in `files`
     "The images of two classes that were taken for each other."
-    _check(a != b, f'between is about two classes, got {a!r} twice.')
+    _check(a != b, f'confused is about two classes, got {a!r} twice.')
     i, j = _class_number(self, a), _class_number(self, b)
     rows = np.flatnonzero(np.isin(self.targets, (i, j)) & np.isin(self.predictions, (i, j)) & (self.targets != self.predictions))
     table = self.to_frame().iloc[rows].drop(columns='probability').assign(**{f'P({a})': self.probs[rows, i], f'P({b})': self.probs[rows, j]})
@@ -227,7 +227,7 @@ def _by_probability(evaluation, k, correct, sign):
     return evaluation.to_frame().iloc[order[:k]]
 
 @patch
-def most_sure(
+def most_confident(
     self:Evaluation,
     k:int=9, # how many images, > 0; all of them if there are fewer
     correct:bool|None=None, # True: only right ones, False: only wrong ones
@@ -236,7 +236,7 @@ def most_sure(
     return _by_probability(self, k, correct, -1)
 
 @patch
-def least_sure(
+def least_confident(
     self:Evaluation,
     k:int=9, # how many images, > 0; all of them if there are fewer
     correct:bool|None=None, # True: only right ones, False: only wrong ones
@@ -323,7 +323,7 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
     "Images whose label may be wrong, by confident learning: candidates, not facts."
     _check(self.split != 'train', 'These are training images, and a model learns wrong labels, too. '
            'Evaluate images that it has not seen: the validation or the test images.')
-    _check(len(np.unique(self.targets)) > 1, f'All of these images are labelled {self.vocab[self.targets[0]]!r}. '
+    _check(len(np.unique(self.targets)) > 1, f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
            'Confident learning compares classes, so it needs images of two at least.')
     filter, rank = _import_cleanlab()
     probs = self.probs / self.probs.sum(1, keepdims=True)
@@ -569,7 +569,7 @@ class Comparison:
     def __len__(self): return len(self.before)
 
     @property
-    def mended(self)->np.ndarray: # positions in `before.files`
+    def fixed(self)->np.ndarray: # positions in `before.files`
         "The images that only `after` has right."
         return np.flatnonzero(self.after.correct & ~self.before.correct)
 
@@ -581,12 +581,12 @@ class Comparison:
     @property
     def change(self)->float: # between -1 and 1
         "Accuracy of `after` less that of `before`."
-        return (len(self.mended) - len(self.broken)) / len(self)
+        return (len(self.fixed) - len(self.broken)) / len(self)
 
     @property
     def p_value(self)->float: # between 0 and 1
         "McNemar's exact test: how likely so uneven a change is if neither is better."
-        return float(mcnemar_exact(len(self.mended), len(self.broken)))
+        return float(mcnemar_exact(len(self.fixed), len(self.broken)))
 
     def __repr__(self): return _comparison_summary(self)
     def _repr_html_(self): return _comparison_html(self)
@@ -627,21 +627,21 @@ def interval(
     confidence:float=0.95, # between 0 and 1
 )->tuple[float, float]: # (low, high), between -1 and 1
     "Bounds for the change in accuracy."
-    low, high = paired_interval(len(self.mended), len(self.broken), len(self), confidence)
+    low, high = paired_interval(len(self.fixed), len(self.broken), len(self), confidence)
     return float(low), float(high)
 
 # %% ../nbs/06_evaluation.ipynb #a160af0a
 def _per_group(flags, groups, n): return np.bincount(groups[flags], minlength=n)
 
-def _changes(mended, broken, n, confidence): # -> columns of the tables below
-    low, high = paired_interval(mended, broken, n, confidence)
-    return dict(change=_ratio(mended - broken, n), low=low, high=high, mended=mended, broken=broken, p_value=mcnemar_exact(mended, broken))
+def _changes(fixed, broken, n, confidence): # -> columns of the tables below
+    low, high = paired_interval(fixed, broken, n, confidence)
+    return dict(change=_ratio(fixed - broken, n), low=low, high=high, fixed=fixed, broken=broken, p_value=mcnemar_exact(fixed, broken))
 
 @patch
 def per_class(
     self:Comparison,
     confidence:float=0.95, # of the interval, between 0 and 1
-)->pd.DataFrame: # columns class, n, before, after (recall), change, low, high, mended, broken, p_value, p_corrected
+)->pd.DataFrame: # columns class, n, before, after (recall), change, low, high, fixed, broken, p_value, p_corrected
     "How recall changed in each class."
     n, targets, before, after = len(self.before.vocab), self.before.targets, self.before.correct, self.after.correct
     images = np.bincount(targets, minlength=n)
@@ -671,9 +671,9 @@ def confusion_changes(
 # %% ../nbs/06_evaluation.ipynb #057ad6e2
 @patch
 def to_frame(self:Comparison)->pd.DataFrame: # columns file, actual, before, after (predicted classes), outcome
-    "One row for each image; the outcome is right, wrong, mended or broken."
+    "One row for each image; the outcome is right, wrong, fixed or broken."
     vocab = np.array(self.before.vocab, dtype=object)
-    outcomes = np.array([['wrong', 'mended'], ['broken', 'right']], dtype=object)
+    outcomes = np.array([['wrong', 'fixed'], ['broken', 'right']], dtype=object)
     return pd.DataFrame({'file': self.before.files, 'actual': vocab[self.before.targets], 'before': vocab[self.before.predictions],
                          'after': vocab[self.after.predictions], 'outcome': outcomes[self.before.correct.astype(int), self.after.correct.astype(int)]})
 
@@ -682,7 +682,7 @@ def _comparison_summary(comparison):
     low, high = comparison.interval()
     return (f'Comparison of {len(comparison):,} images: accuracy {comparison.before.accuracy:.2%} -> {comparison.after.accuracy:.2%} '
             f'({comparison.change:+.2%}, 95% interval {low:+.2%} to {high:+.2%}, McNemar p = {comparison.p_value:.2g}), '
-            f'{len(comparison.mended):,} mended, {len(comparison.broken):,} broken')
+            f'{len(comparison.fixed):,} fixed, {len(comparison.broken):,} broken')
 
 def _p_text(p): return '<0.001' if p < .001 else f'{p:.3f}'
 

@@ -526,7 +526,7 @@ def diff_runs(
     return pd.DataFrame(dict(field=different, a=[a.get(k) for k in different], b=[b.get(k) for k in different]), dtype=object)
 
 # %% ../nbs/08_experiments.ipynb #96e1b4d0
-def _labelled(runs, by): # -> list of (label, finished runs)
+def _labeled(runs, by): # -> list of (label, finished runs)
     "The finished runs of each configuration, called by what differs between configurations"
     by,groups = _configurations(read_runs(runs), by)
     groups = [(key, group[group.status == 'finished']) for key,group in groups]
@@ -560,7 +560,7 @@ def plot_learning_curves(
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
     "Draw each configuration against epochs: the mean of its runs, and a band from the lowest to the highest"
-    groups = [(label, _curves(group, metric)) for label,group in _labelled(runs, by)]
+    groups = [(label, _curves(group, metric)) for label,group in _labeled(runs, by)]
     if ax is None: ax = plt.subplots(figsize=(7, 4), layout='constrained')[1]
     for i,(label,curves) in enumerate(groups):
         _draw_curves(ax, curves, label, line_colors[i % len(line_colors)], line_styles[i % len(line_styles)], line_markers[i % len(line_markers)])
@@ -581,7 +581,7 @@ def plot_accuracies(
 )->Axes:
     "Draw the final accuracy of each run, and mean and interval of each configuration"
     if split not in ('valid', 'test'): raise ValueError(f"split must be 'valid' or 'test', got {split!r}")
-    groups = [(label, group.get(f'{split}_accuracy', pd.Series(dtype=float)).dropna()) for label,group in _labelled(runs, by)]
+    groups = [(label, group.get(f'{split}_accuracy', pd.Series(dtype=float)).dropna()) for label,group in _labeled(runs, by)]
     groups = sorted([g for g in groups if len(g[1])], key=lambda g: g[1].mean())
     if not groups: raise ValueError(f'None of these runs has a {split} accuracy. run_grid(..., test=True) evaluates finished runs on the test images.')
     if ax is None: ax = plt.subplots(figsize=(7, 1.2 + .42*len(groups)), layout='constrained')[1]

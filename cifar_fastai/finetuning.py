@@ -26,7 +26,7 @@ _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
 _instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
 
 class _ToMinusOneToOne(nn.Module):
-    "What GoogLeNet and Inception do before their layers: images normalised with ImageNet's statistics become from -1 to 1"
+    "What GoogLeNet and Inception do before their layers: images normalized with ImageNet's statistics become from -1 to 1"
     def forward(self, x:Tensor): return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in zip(x.unbind(1), *imagenet_stats)], 1)
 
 def _timm_body(backbone):
@@ -74,7 +74,7 @@ def add_new_head(
     in_channels:int|None=None, # of the images; None: as the body's first convolution has it
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
-    "Put a new head on a body, initialised as fastai does"
+    "Put a new head on a body, initialized as fastai does"
     head = create_head(_n_features(body, _in_channels(body) if in_channels is None else in_channels), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))

@@ -97,7 +97,7 @@ def _named(name):
 def read_image(
     path:str|os.PathLike, # a file of any format that Pillow reads
     size:tuple[int, int]|None=None, # height and width that it will be brought to; a huge JPEG is then decoded at a fraction of its size
-    channels:int=3, # 3 for colour, 1 for grey
+    channels:int=3, # 3 for color, 1 for gray
 )->Image.Image: # of mode 'RGB' or 'L', upright
     "Read an image file, or raise an `UnreadableImageError`"
     with _named(path): why = _no_file(Path(path))
@@ -115,7 +115,7 @@ def _check_values(a, kind):
     if a.dtype.kind != 'f': raise ValueError(f'{kind} of {a.dtype} is no image: give uint8 (0 to 255) or floats (0 to 1).')
     if not np.isfinite(a).all(): raise ValueError(f'{kind} with nan or infinite values is no image.')
     if a.min() < -1e-5 or a.max() > 1 + 1e-5:
-        raise ValueError(f'Floats must be from 0 to 1, got {a.min():.4g} to {a.max():.4g}. Divide by 255 if 255 is white; do not normalise.')
+        raise ValueError(f'Floats must be from 0 to 1, got {a.min():.4g} to {a.max():.4g}. Divide by 255 if 255 is white; do not normalize.')
 
 def _check_shape(a, kind, shape):
     if a.ndim in (2, 3) and a.size and (a.ndim == 2 or a.shape[2] in (1, 3, 4)): return
@@ -160,7 +160,7 @@ def _float_pixels(a, size, channels):
 def image_pixels(
     x:str|os.PathLike|Image.Image|np.ndarray|Tensor, # an image of any kind
     size:tuple[int, int]=(32, 32), # height and width
-    channels:int=3, # 3 for colour, 1 for grey
+    channels:int=3, # 3 for color, 1 for gray
 )->Tensor: # (channels, height, width), floats from 0 to 1
     "Bring an image of any kind to a size, as training does it"
     if isinstance(x, (str, os.PathLike)): return _image_pixels(read_image(x, size, channels), size, channels)
@@ -186,7 +186,7 @@ class ClassifierInfo:
     vocab:tuple[str, ...] # classes, in the order of the network's outputs
     mean:tuple[float, ...] # of each channel; taken from pixels that run from 0 to 1
     std:tuple[float, ...] # of each channel; what is left is divided by it
-    channels:int # 3 for colour, 1 for grey
+    channels:int # 3 for color, 1 for gray
     item_size:tuple[int, int] # height and width that images are read at
     image_size:int # side of what the network sees; a batch is resized if `item_size` is another
     variant:str = '' # the data that it was trained on
@@ -296,7 +296,7 @@ class Classifier:
     "A trained network, ready to be asked about images"
     def __init__(self,
         info:ClassifierInfo, # what the network is and how images are prepared for it
-        model:nn.Module, # (N, C, H, W) normalised images -> (N, classes) scores
+        model:nn.Module, # (N, C, H, W) normalized images -> (N, classes) scores
         device:str|torch.device|None=None, # 'cpu', 'cuda'; None for the best there is
     ):
         self.info,self.device = info,_usable_device(device)
@@ -310,7 +310,7 @@ class Classifier:
 
     def __repr__(self):
         i = self.info
-        kind,data = ('grey' if i.channels == 1 else 'colour'),f', trained on {i.variant}' if i.variant else ''
+        kind,data = ('gray' if i.channels == 1 else 'color'),f', trained on {i.variant}' if i.variant else ''
         return f'Classifier({i.recipe.model}, {len(i.vocab)} classes, {i.image_size}x{i.image_size} {kind}{data}, on {self.device})'
 
 # %% ../nbs/07_inference.ipynb #07aea133

@@ -51,24 +51,24 @@ def f1_interval(
 
 # %% ../nbs/00_metrics.ipynb #1b0bb028
 def mcnemar_exact(
-    mended:int|np.ndarray, # images that only the second model has right
+    fixed:int|np.ndarray, # images that only the second model has right
     broken:int|np.ndarray, # images that only the first has right
 )->float|np.ndarray: # two-sided p-value; 1 where nothing changed
     "How likely so uneven a change is if neither model is better."
-    _check_counts(mended=mended, broken=broken)
-    return np.minimum(2 * binom.cdf(np.minimum(mended, broken), np.add(mended, broken), .5), 1)
+    _check_counts(fixed=fixed, broken=broken)
+    return np.minimum(2 * binom.cdf(np.minimum(fixed, broken), np.add(fixed, broken), .5), 1)
 
 # %% ../nbs/00_metrics.ipynb #ba843d83
 def paired_interval(
-    mended:int|np.ndarray, # images that only the second model has right
+    fixed:int|np.ndarray, # images that only the second model has right
     broken:int|np.ndarray, # images that only the first has right
     n:int|np.ndarray, # images in all, those on which both agree included
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between -1 and 1
     "Bounds for the difference of two accuracies on the same images, the second less the first."
     z, n = _z(confidence), np.asarray(n)
-    _check_counts(mended=mended, broken=broken, unchanged=n - mended - broken)
-    up, down = np.add(mended, 1) / (n + 2), np.add(broken, 1) / (n + 2)
+    _check_counts(fixed=fixed, broken=broken, unchanged=n - fixed - broken)
+    up, down = np.add(fixed, 1) / (n + 2), np.add(broken, 1) / (n + 2)
     half = z * np.sqrt((up + down - (up - down)**2) / (n + 2))
     return np.maximum(up - down - half, -1), np.minimum(up - down + half, 1)
 

@@ -45,9 +45,9 @@ def list_models(
 def create_model(
     name:str, # one of `list_models()`
     n_out:int=10, # number of classes
-    in_channels:int=3, # 3 for colour, 1 for grey
+    in_channels:int=3, # 3 for color, 1 for gray
     image_size:int=32, # side of the square images in pixels; networks that flatten their features need it
-    keras:bool=False, # initialise as Keras does, and use its BatchNorm constants
+    keras:bool=False, # initialize as Keras does, and use its BatchNorm constants
     **kwargs, # what else the builder takes
 )->nn.Module: # (N, in_channels, image_size, image_size) -> (N, n_out) scores before softmax
     "Build the network `name`, untrained"
@@ -113,7 +113,7 @@ def multiply_adds(
 def keras_defaults(
     model:nn.Module, # changed in place
 )->nn.Module: # `model`
-    "Give `model` Keras' initialisation and BatchNorm constants"
+    "Give `model` Keras' initialization and BatchNorm constants"
     for m in model.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(m.weight)
@@ -203,7 +203,7 @@ class PatchWhitening(nn.Module):
 
     @torch.no_grad()
     def fit(self,
-        images:Tensor, # (N, C, H, W), normalised, not augmented; some hundreds are enough
+        images:Tensor, # (N, C, H, W), normalized, not augmented; some hundreds are enough
         eps:float=5e-4, # keeps directions in which there is next to nothing from being blown up
     )->None:
         "Set the filters from the patches of `images`"
@@ -221,7 +221,7 @@ def conv_block(
     nf:int, # filters
     stride:int=1, # 2 halves the resolution
     pool:bool=False, # halve it with a 2x2 max-pool after the convolution
-    norm:Callable=nn.BatchNorm2d, # `norm(nf)` makes the normalisation
+    norm:Callable=nn.BatchNorm2d, # `norm(nf)` makes the normalization
     act:Callable|None=None, # `act()` makes the activation; None: ReLU
 )->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
     "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"

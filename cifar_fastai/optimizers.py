@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/optimizers.html.md"""
 
 # %% auto #0
 __all__ = ['GroupOptimizer', 'add_l2_gradients', 'sum_gradients', 'nesterov_steps', 'nesterov_sgd', 'orthogonalize',
-           'shrink_weights', 'muon_steps', 'muon']
+           'decoupled_weight_decay', 'muon_steps', 'muon']
 
 # %% ../nbs/00_optimizers.ipynb #e4afdb30
 from functools import partial
@@ -59,11 +59,11 @@ def nesterov_steps(
     states, # a dictionary for each, of `sum_gradients`
     lr, # learning rate
     mom, # momentum
-    bias_lr=1., # the rate of biases and norms, as a multiple of `lr`
+    bias_lr_mult=1., # the rate of biases and norms, as a multiple of `lr`
     **kwargs, # what others use
 )->None:
     "Move parameters along their gradients and `mom` times the running sums"
-    for is_bias,rate in (False, lr), (True, lr*bias_lr):
+    for is_bias,rate in (False, lr), (True, lr*bias_lr_mult):
         moved = [(p, p.grad, s['grad_avg']) for p,s in zip(params, states) if (p.ndim < 2) == is_bias]
         if not moved: continue
         ps,grads,sums = map(list, zip(*moved))
@@ -75,10 +75,10 @@ def nesterov_sgd(
     lr:float, # learning rate
     mom:float=.9, # momentum
     wd:float=0., # weight decay as an L2 gradient: `wd * p` is added to the gradient
-    bias_lr:float=1., # the rate of biases and norms, as a multiple of `lr`
+    bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "SGD with Nesterov momentum; the same steps as `torch.optim.SGD(nesterov=True)`"
-    return GroupOptimizer(params, [add_l2_gradients, sum_gradients, partial(nesterov_steps, bias_lr=bias_lr)], lr=lr, mom=mom, wd=wd)
+    return GroupOptimizer(params, [add_l2_gradients, sum_gradients, partial(nesterov_steps, bias_lr_mult=bias_lr_mult)], lr=lr, mom=mom, wd=wd)
 
 # %% ../nbs/00_optimizers.ipynb #1d7f9a35
 def orthogonalize(
@@ -106,7 +106,7 @@ def orthogonalize(
     return (x.mT if m.shape[-2] > m.shape[-1] else x).reshape(m.shape).to(m.dtype)
 
 # %% ../nbs/00_optimizers.ipynb #90ab3e6d
-def shrink_weights(
+def decoupled_weight_decay(
     params, # parameters; changed in place
     states, # a dictionary for each
     lr, # learning rate
@@ -126,14 +126,14 @@ def muon_steps(
     states, # a dictionary for each, of `sum_gradients`
     lr, # learning rate
     mom, # momentum
-    sgd_lr=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
-    bias_lr=1., # the rate of biases and norms, as a multiple of that
+    sgd_lr_mult=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr_mult=1., # the rate of biases and norms, as a multiple of that
     **kwargs, # what others use
 )->None:
     "Move filters along their orthogonalized Nesterov momentum, and what is no filter as `nesterov_steps` does"
     filters,rest = [],[]
     for p,s in zip(params, states): (rest if p.ndim < 4 else filters).append((p, s))
-    if rest: nesterov_steps(*zip(*rest), lr*sgd_lr, mom, bias_lr)
+    if rest: nesterov_steps(*zip(*rest), lr*sgd_lr_mult, mom, bias_lr_mult)
     together = [filters] if filters and filters[0][0].is_cuda else [[f] for f in filters] # a processor's cores are busy with one
     for some in together:
         steps = [torch.add(p.grad, s['grad_avg'], alpha=mom).flatten(1) for p,s in some]
@@ -146,8 +146,8 @@ def muon(
     lr:float, # learning rate
     mom:float=.95, # momentum
     wd:float=0., # weight decay, decoupled: weights shrink by `lr * wd` at each step
-    sgd_lr:float=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
-    bias_lr:float=1., # the rate of biases and norms, as a multiple of that
+    sgd_lr_mult:float=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of that
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
-    return GroupOptimizer(params, [shrink_weights, sum_gradients, partial(muon_steps, sgd_lr=sgd_lr, bias_lr=bias_lr)], lr=lr, mom=mom, wd=wd)
+    return GroupOptimizer(params, [decoupled_weight_decay, sum_gradients, partial(muon_steps, sgd_lr_mult=sgd_lr_mult, bias_lr_mult=bias_lr_mult)], lr=lr, mom=mom, wd=wd)

@@ -215,7 +215,7 @@ def _classes(target, said, chunk): # -> class numbers of a chunk of images
 # %% ../nbs/07_probing.ipynb #bf7ae5f0
 def grad_cam(
     learn:Learner, # a classifier with convolutions; left as it was
-    images:Sequence, # positions in `split`, as in an `Evaluation` of it, or files of labelled images
+    images:Sequence, # positions in `split`, as in an `Evaluation` of it, or files of labeled images
     target:str|Sequence='predicted', # `'predicted'`, `'actual'`, a class, or a class number for each image
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
     layer:str|None=None, # a name from `learn.model.named_modules()`; None: see `find_cam_layer`
@@ -249,7 +249,7 @@ def _tiles(n, axes): # -> (n, 3) axes
     return np.array([[fig.add_subplot(grid[i // across, 4 * (i % across) + j]) for j in range(3)] for i in range(n)])
 
 # %% ../nbs/07_probing.ipynb #a96ea2ec
-def _draw_heat(ax, image, heat): # -> what a colour bar needs
+def _draw_heat(ax, image, heat): # -> what a color bar needs
     extent = (-.5, image.width - .5, image.height - .5, -.5)
     ax.imshow(image.convert('L'), cmap='gray', extent=extent, interpolation='nearest')
     return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=.3 + .45 * heat, extent=extent)
@@ -371,7 +371,7 @@ def _apart(points, width, height): # -> the points, some of them moved up
 # %% ../nbs/07_probing.ipynb #20b7aeb4
 _most_labels = 30  # more classes would hide what is drawn
 
-def _label_classes(ax, xy, targets, vocab, colours):
+def _label_classes(ax, xy, targets, vocab, colors):
     present = np.unique(targets)
     if len(present) > _most_labels: return
     wide, high = np.ptp(xy, 0)
@@ -383,7 +383,7 @@ def _label_classes(ax, xy, targets, vocab, colours):
     ax.set_ylim(top=max(ax.get_ylim()[1], spots[:, 1].max() + height))
     for c, (x, y) in zip(present, spots):
         ax.text(x, y, literal(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
-                bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colours[c], linewidth=1.6, alpha=.75))
+                bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colors[c], linewidth=1.6, alpha=.75))
 
 # %% ../nbs/07_probing.ipynb #21cc2800
 def plot_embedding(
@@ -391,21 +391,21 @@ def plot_embedding(
     evaluation:Evaluation, # of the same n images, in the same order, such as `Features.evaluation`
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw images as points, coloured by actual class, with a ring around those that are predicted wrongly; up to 30 classes are named."
+    "Draw images as points, colored by actual class, with a ring around those that are predicted wrongly; up to 30 classes are named."
     xy = np.asarray(xy)
     _check(xy.ndim == 2 and xy.shape[1] == 2, f'plot_embedding needs points (n, 2), as embed gives them, got {xy.shape}.')
     _check(len(xy) == len(evaluation), f'There are {len(xy):,} points, but {len(evaluation):,} images in the evaluation. '
            'Use that of the same images: found = features(learn), then plot_embedding(embed(found), found.evaluation).')
     if ax is None: ax = plt.subplots(figsize=(7.6, 6.4), layout='constrained')[1]
-    colours, wrong = class_colors(len(evaluation.vocab)), evaluation.predictions != evaluation.targets
-    _draw_points(ax, xy, evaluation.targets, ~wrong, colours, s=11, alpha=.75, linewidths=0, label=f'right ({(~wrong).sum():,})')
-    _draw_points(ax, xy, evaluation.targets, wrong, colours, s=30, edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3, label=f'wrong ({wrong.sum():,})')
-    _label_classes(ax, xy, evaluation.targets, evaluation.vocab, colours)
+    colors, wrong = class_colors(len(evaluation.vocab)), evaluation.predictions != evaluation.targets
+    _draw_points(ax, xy, evaluation.targets, ~wrong, colors, s=11, alpha=.75, linewidths=0, label=f'right ({(~wrong).sum():,})')
+    _draw_points(ax, xy, evaluation.targets, wrong, colors, s=30, edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3, label=f'wrong ({wrong.sum():,})')
+    _label_classes(ax, xy, evaluation.targets, evaluation.vocab, colors)
     _finish_embedding(ax, evaluation)
     return ax
 
-def _draw_points(ax, xy, targets, which, colours, **look):
-    ax.scatter(*xy[which].T, c=[colours[c] for c in targets[which]], **look)
+def _draw_points(ax, xy, targets, which, colors, **look):
+    ax.scatter(*xy[which].T, c=[colors[c] for c in targets[which]], **look)
 
 def _finish_embedding(ax, evaluation):
     for handle in ax.legend(title='prediction', edgecolor='none', framealpha=.9, loc='best').legend_handles: handle.set_facecolor('#bbbbbb')
@@ -479,7 +479,7 @@ def _check_images(x):
     _check(x.ndim == 4 and x.shape[1] in (1, 3) and len(x), f'corrupt takes images (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}. images[None] makes a batch of one.')
     if x.dtype == torch.uint8: return
     if not x.is_floating_point(): raise TypeError(f'corrupt takes images of bytes or of floats from 0 to 1, got {x.dtype}.')
-    _check(((x >= -1e-3) & (x <= 1 + 1e-3)).all(), f'corrupt takes images before normalisation, floats from 0 to 1 or bytes, got {x.min():.2f} to {x.max():.2f}.')
+    _check(((x >= -1e-3) & (x <= 1 + 1e-3)).all(), f'corrupt takes images before normalization, floats from 0 to 1 or bytes, got {x.min():.2f} to {x.max():.2f}.')
 
 def _as_tensor(images): # an array is copied: torch takes neither read-only ones nor views that run backwards
     return (torch.from_numpy(np.array(images, order='C')) if isinstance(images, np.ndarray) else images).as_subclass(Tensor)
@@ -489,7 +489,7 @@ def _generators(images, seed):
 
 # %% ../nbs/07_probing.ipynb #fcb816da
 def corrupt(
-    images:Tensor|np.ndarray, # (N, C, H, W) with 1 or 3 channels: bytes, or floats from 0 to 1 (before normalisation)
+    images:Tensor|np.ndarray, # (N, C, H, W) with 1 or 3 channels: bytes, or floats from 0 to 1 (before normalization)
     name:str, # one of `list_corruptions()`
     level:int, # 1 (mild) to 5 (strong)
     seed:int=0, # of what is random: noise, and the direction of a shift
@@ -568,7 +568,7 @@ def _evaluate_corrupted(learn, dl, name, level, seed, bs):
     return said
 
 def _check_pipeline(dl):
-    _check(isinstance(dl, TfmdDL), 'robustness corrupts images before they are normalised, so it needs a DataLoader of fastai\'s data blocks, '
+    _check(isinstance(dl, TfmdDL), 'robustness corrupts images before they are normalized, so it needs a DataLoader of fastai\'s data blocks, '
            f'whose batch transforms it can see; got {type(dl).__name__}.')
 
 # %% ../nbs/07_probing.ipynb #2239a831
@@ -607,11 +607,11 @@ def _draw_bars(ax, x, rows, **look):
     ax.errorbar(x, accuracy, yerr=np.maximum([accuracy - 100 * rows.low, 100 * rows.high - accuracy], 0), elinewidth=.9, capsize=2, ls='none', markersize=4.5, **look)
 
 def _draw_line(ax, clean, rows, look, offset): # -> its end
-    colour, marker = look
+    color, marker = look
     rows = rows.sort_values('level')
     x, y = [*clean.level, *(rows.level + offset)], [*(100 * clean.accuracy), *(100 * rows.accuracy)]
-    ax.plot(x, y, color=colour, lw=1.6)
-    _draw_bars(ax, rows.level + offset, rows, color=colour, marker=marker)
+    ax.plot(x, y, color=color, lw=1.6)
+    _draw_bars(ax, rows.level + offset, rows, color=color, marker=marker)
     return x[-1], y[-1]
 
 # %% ../nbs/07_probing.ipynb #7096e345

@@ -66,22 +66,22 @@ class Stage:
     bn:str = 'train' # BatchNorm of frozen layers, or of the whole body if none is frozen: 'train' as ever, 'stats' for statistics only, 'frozen' for neither
     class_weights:tuple = () # {class: weight} of the training loss; 1 for the classes not named
     grad_clip:float = 0. # gradients are scaled down to this norm; 0 for never
-    sizes:tuple[int, ...] = () # sides in pixels that training images are shrunk to, each for an equal part of the steps: (24, 32); () for never
-    average:int = 0 # every so many steps, training goes on from a running mean of the weights; 0 for never
+    progressive_resizing:tuple[int, ...] = () # sides in pixels that training images are shrunk to, each for an equal part of the steps: (24, 32); () for never
+    lookahead:int = 0 # every so many steps, training goes on from a running mean of the weights; 0 for never
     augment:str|None = None # another preset from here on; None goes on with the one before
     reset_opt:bool = False # begin with a new optimizer, whose momentum and statistics are those of the first step
     discard:bool = False # return to the weights from before, once it is measured what this stage would give
 
     def __post_init__(self):
-        _tuples(self, moms=tuple, sizes=lambda s: (s,) if isinstance(s, int) else tuple(s), lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
+        _tuples(self, moms=tuple, progressive_resizing=lambda s: (s,) if isinstance(s, int) else tuple(s), lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
         check = lambda *a,**k: _number('Stage', *a, **k)
         check('epochs', self.epochs, 1, whole=True)
         _check_lr(self.lr)
         check('pct_start', self.pct_start, 0, 1)
         check('plateau_factor', self.plateau_factor, 1e-6, 1)
         for n in ('div', 'div_final'): check(n, getattr(self, n), 1)
-        for n in ('plateau_patience', 'early_stopping', 'average'): check(n, getattr(self, n), 0, whole=True)
-        for n in self.sizes: check('sizes', n, 1, whole=True)
+        for n in ('plateau_patience', 'early_stopping', 'lookahead'): check(n, getattr(self, n), 0, whole=True)
+        for n in self.progressive_resizing: check('progressive_resizing', n, 1, whole=True)
         for n in ('min_lr', 'grad_clip'): check(n, getattr(self, n), 0)
         for c,w in self.class_weights: check(f'class_weights of {c!r}', w, 0)
         _one_of('Stage', 'schedule', self.schedule, schedules)
@@ -120,19 +120,19 @@ class Recipe:
     groups:tuple[str, ...] = () # layers at which a new parameter group begins: 'layer3', 'head'
     image_size:int = 32 # side in pixels that the network sees
     augment:str = 'flip_crop' # preset, one of `data.list_augmentations()`
-    stats:str|tuple = 'cifar10' # normalisation: 'cifar10', 'imagenet', 'unit' (0 to 1, no more) or (means, stds)
+    stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1, no more) or (means, stds)
     valid:float|int|str = .1 # part or number of the training images kept for validation; 'test' only to repeat what others did
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
-    sgd_lr:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
-    bias_lr:float = 1. # 'sgd' and 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
+    sgd_lr_mult:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
+    bias_lr_mult:float = 1. # 'sgd' and 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
     wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
     l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1
     mixed_precision:bool = False # 16-bit floats where they do, on hardware that multiplies them: CUDA, and CPUs with AVX512-BF16
     compile:bool = False # `torch.compile` the network, for as long as it is trained; on CUDA only
-    keras:bool = False # Keras' initialisation (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
+    keras:bool = False # Keras' initialization (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
 
     def __post_init__(self):
         _tuples(self, stages=lambda s: (s,) if isinstance(s, Stage) else tuple(s), groups=tuple, weights=str,
@@ -140,12 +140,12 @@ class Recipe:
         owner = f'Recipe {self.name!r}'
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
         for n in ('bs', 'image_size'): _number(owner, n, getattr(self, n), 1, whole=True)
-        for n in ('wd', 'l2', 'sgd_lr', 'bias_lr'): _number(owner, n, getattr(self, n), 0)
+        for n in ('wd', 'l2', 'sgd_lr_mult', 'bias_lr_mult'): _number(owner, n, getattr(self, n), 0)
         _number(owner, 'label_smoothing', self.label_smoothing, 0, 1)
         _one_of(owner, 'optimizer', self.optimizer, optimizers)
         for s in self.stages:
             _one_of(owner, 'freeze_to of a stage', s.freeze_to, ('', *self.groups))
-            for n in s.sizes: _number(owner, 'sizes of a stage', n, 1, self.image_size, whole=True)
+            for n in s.progressive_resizing: _number(owner, 'progressive_resizing of a stage', n, 1, self.image_size, whole=True)
 
     @property
     def epochs(self)->int: # early stopping may make it fewer
@@ -155,14 +155,14 @@ class Recipe:
     def change(self,
         **changes, # fields of `Recipe`; `epochs`, `lr` and Stage's other fields change the stage, if there is just one
     )->'Recipe': # a new one; this one stays as it is
-        "A copy with some choices changed; with another `image_size`, `sizes` of its stages change in proportion"
+        "A copy with some choices changed; with another `image_size`, `progressive_resizing` of its stages change in proportion"
         stage = {k:changes.pop(k) for k in list(changes) if k in _stage_names()}
         for k in changes: _known(k)
         if stage and len(self.stages) > 1:
             raise ValueError(f'{self.name!r} has {len(self.stages)} stages, so {", ".join(stage)} is not clear; give stages=(...) instead')
         if stage and 'stages' in changes: raise ValueError(f'stages and {", ".join(stage)} were both given, and it is not clear which counts; put everything into stages=(...)')
         stages,side = self.stages,changes.get('image_size')
-        if isinstance(side, int) and side > 0: stages = tuple(replace(s, sizes=tuple(max(1, round(n*side/self.image_size)) for n in s.sizes)) for s in stages)
+        if isinstance(side, int) and side > 0: stages = tuple(replace(s, progressive_resizing=tuple(max(1, round(n*side/self.image_size)) for n in s.progressive_resizing)) for s in stages)
         if stage: changes['stages'] = (replace(stages[0], **stage),)
         elif stages != self.stages: changes.setdefault('stages', stages)
         return replace(self, **changes)
@@ -181,16 +181,22 @@ class Recipe:
     def from_json(cls,
         text:str, # what `to_json` wrote
     )->'Recipe': # an equal one
-        "Read what `to_json` wrote; anything else is a `ValueError`"
+        "Read what `to_json` wrote, an older version's too; anything else is a `ValueError`"
         try:
-            d = parse_json(text, 'This is not a recipe: the text')
-            for k in [*d, *(k for s in d['stages'] for k in s)]: _known(k)
-            return cls(**d | dict(stages=tuple(Stage(**s) for s in d['stages']), head=d.get('head') and Head(**d['head'])))
+            d = _present_names(parse_json(text, 'This is not a recipe: the text'))
+            stages = [_present_names(s) for s in d['stages']]
+            head = d.get('head')
+            for name in [*d, *(name for s in stages for name in s)]: _known(name)
+            return cls(**d | dict(stages=tuple(Stage(**s) for s in stages), head=Head(**head) if head else None))
         except (TypeError, KeyError) as e: raise ValueError(f'This is not a recipe as to_json writes it: {e}') from None
 
 # %% ../nbs/01_recipes.ipynb #0f9a96dd
 def _names(cls): return [f.name for f in fields(cls)]
 def _stage_names(): return [n for n in _names(Stage) if n not in _names(Recipe)]
+
+_former_names = dict(sizes='progressive_resizing', average='lookahead', sgd_lr='sgd_lr_mult', bias_lr='bias_lr_mult')
+
+def _present_names(d): return {_former_names.get(k, k): v for k,v in d.items()}
 
 def _known(name):
     "Refuse a field that neither a recipe nor a stage has"
@@ -233,20 +239,20 @@ register_recipe(Recipe(
     augment='flip_crop', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/01_recipes.ipynb #c6a2e8d1
-def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr=4., wd=.05, moms=(.95, .85, .95), sizes=(24, 32), augment='alternating_flip_crop_2', label_smoothing=.2, **kwargs):
+def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr_mult=4., wd=.05, moms=(.95, .85, .95), progressive_resizing=(24, 32), augment='alternating_flip_crop_2', label_smoothing=.2, **kwargs):
     "Few epochs, with Muon"
-    return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, sizes=sizes),
-                  augment=augment, valid=.02, bs=bs, optimizer='muon', sgd_lr=sgd_lr, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
+    return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, progressive_resizing=progressive_resizing),
+                  augment=augment, valid=.02, bs=bs, optimizer='muon', sgd_lr_mult=sgd_lr_mult, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'three to six minutes on two cores with 16-bit arithmetic'))
 register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores', label_smoothing=.1))
-register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores', lr=.06, sizes=(16, 24, 32), label_smoothing=.1))
+register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores', lr=.06, progressive_resizing=(16, 24, 32), label_smoothing=.1))
 register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores', augment='alternating_flip_crop'))
 
 # %% ../nbs/01_recipes.ipynb #0e94b7ac
 for _goal,_epochs,_augment in (94, 8, 'alternating_flip_crop_2'), (95, 15, 'alternating_flip_crop_2'), (96, 30, 'alternating_cutout'):
     register_recipe(_speedrun(
-        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr=8., wd=.06, moms=(.6, .6, .6), sizes=(),
+        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr_mult=8., wd=.06, moms=(.6, .6, .6), progressive_resizing=(),
         augment=_augment, source='airbench, with Muon', compile=True))
 
 # %% ../nbs/01_recipes.ipynb #5b044cde

@@ -44,11 +44,11 @@ from .runs import Run
 from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
-_ink = '#0b0c0d'  # stands for the colour of the text around the chart
+_ink = '#0b0c0d'  # stands for the color of the text around the chart
 _look = {'svg.fonttype': 'none', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'legend.facecolor': 'none',
          'axes.titlesize': 10, **{name: _ink for name in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')}}
 _orange, _line = 'var(--orange, #a84a00)', 'var(--line, #d8dde3)'  # the second one is for a page without the report's own style
-_colours = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#a84a00': _orange, '#d55e00': _orange, '#767676': 'var(--muted, #5c6570)',
+_colors = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#a84a00': _orange, '#d55e00': _orange, '#767676': 'var(--muted, #5c6570)',
             '#e5e5e5': _line, '#d9d9d9': _line, '#882255': 'var(--wine, #882255)',
             '#332288': 'var(--indigo, #332288)', '#117733': 'var(--green, #117733)'}
 
@@ -56,7 +56,7 @@ def _as_svg(figure, name):
     text = StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}): figure.savefig(text, format='svg', metadata={'Date': None})
     svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', text.getvalue()[text.getvalue().index('<svg'):])
-    svg = re.sub('|'.join(_colours), lambda m: _colours[m[0]], svg)
+    svg = re.sub('|'.join(_colors), lambda m: _colors[m[0]], svg)
     return re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
 
 def chart(
@@ -106,7 +106,7 @@ def tiles(
     images:list[Image.Image], # those larger than 48 pixels are made 96 pixels large at most
     captions:list[list[str]], # lines of text below each image
     alts:list[str], # what each image is, for a reader who cannot see it
-    right:list[bool]|None=None, # whether the model is right, which a colour shows
+    right:list[bool]|None=None, # whether the model is right, which a color shows
 )->Markup:
     "Show pictures on a page."
     kinds = [''] * len(images) if right is None else ['right' if o else 'wrong' for o in right]
@@ -197,7 +197,7 @@ def _pairs(result, k): # -> the k pairs of classes that are mixed up most, both 
     order = np.argsort(-both, axis=None, kind='stable')[:k]
     return [(result.vocab[i], result.vocab[j]) for i, j in zip(*np.unravel_index(order, both.shape)) if both[i, j]]
 
-@_section('Confusion', 'Rows are what an image shows, columns what the model says. Only mistakes are coloured. First the images, then the share of each row.')
+@_section('Confusion', 'Rows are what an image shows, columns what the model says. Only mistakes are colored. First the images, then the share of each row.')
 def _confusion(page):
     pairs = pd.DataFrame(page.result.most_confused(), columns=['actual', 'predicted', 'images'])
     if not len(pairs): raise _Skip('The model confuses nothing.')
@@ -223,10 +223,10 @@ def _pictures(result, positions, captions=None):
 
 # %% ../nbs/09_report.ipynb #1a3b4628
 @_section('The most confused pairs', 'The images of the classes that are mixed up most, both ways, the worst mistakes first; below each the probabilities of the two.')
-def _between(page):
+def _confused(page):
     result, parts = page.result, []
     for a, b in _pairs(result, 3):
-        frame = result.between(a, b)
+        frame = result.confused(a, b)
         for actual, other in ((a, b), (b, a)):
             rows = frame[frame.actual == actual]
             parts.append(Markup('<h3>{} taken for {} ({:,})</h3>').format(actual, other, len(rows)))
@@ -241,7 +241,7 @@ def _sure(page):
     result, worst = page.result, page.result.top_losses(12)
     captions = [[f'loss {loss:.2f}', *_caption(result, i)] for i, loss in zip(worst.index, worst.loss)]
     parts = [Markup('<h3>The highest losses</h3>'), _pictures(result, worst.index, captions)]
-    for title, frame in (('The surest mistakes', result.most_sure(18, False)), ('The least sure answers', result.least_sure(12)),
+    for title, frame in (('The surest mistakes', result.most_confident(18, False)), ('The least sure answers', result.least_confident(12)),
                          ('Right answers, chosen at random', result.to_frame()[result.correct].sample(min(12, int(result.correct.sum())), random_state=0))):
         if len(frame): parts += [Markup('<h3>{}</h3>').format(title), _pictures(result, frame.index)]
     return Markup('').join(parts)
@@ -251,10 +251,10 @@ def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
     if missing: raise _Skip(f'This needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
 
-def _heated(image, heat): # the image in grey with the heat over it
+def _heated(image, heat): # the image in gray with the heat over it
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))[..., None]
-    grey, alpha = np.asarray(image.convert('L').convert('RGB')) / 255, .3 + .45 * heat
-    return Image.fromarray(np.uint8(255 * ((1 - alpha) * grey + alpha * colormaps['inferno'](heat[..., 0])[..., :3])))
+    gray, alpha = np.asarray(image.convert('L').convert('RGB')) / 255, .3 + .45 * heat
+    return Image.fromarray(np.uint8(255 * ((1 - alpha) * gray + alpha * colormaps['inferno'](heat[..., 0])[..., :3])))
 
 @_section('Where it looks', 'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model named and for the one it should have named. Evidence beside the thing means that the background speaks. Each map is scaled to its own highest heat: compare places, not brightness. It shows where, not what, and as coarsely as the feature maps it is made of.')
 def _attention(page):
@@ -318,7 +318,7 @@ def _robustness(page):
     return chart(lambda ax: plot_robustness(frame, ax), f'Accuracy against level; the worst is {last.corruption}, with {last.accuracy:.1%} at level {last.level}.', (5.6, 4)) + table(
         _in_points(frame.drop(columns=['low', 'high'])), {'accuracy'})
 
-@_section('What it sees alike', 'Images laid out by the features that the last layer sees (t-SNE), coloured by class; mistakes have a ring. Neighbours are alike to the network; distances between clusters mean nothing.')
+@_section('What it sees alike', 'Images laid out by the features that the last layer sees (t-SNE), colored by class; mistakes have a ring. Neighbors are alike to the network; distances between clusters mean nothing.')
 def _features(page):
     found = features(page.learn, page.result.split, n=1000)
     xy = embed(found)
@@ -337,15 +337,15 @@ def _changes(page):
     if page.change is None: raise _Skip('')
     change = page.change
     low, high = change.interval()
-    parts = [_text("{} against {} before: accuracy {} against {}, a change of {} points (95% interval {} to {}; McNemar's exact test p = {}). {} images mended, {} broken.",
+    parts = [_text("{} against {} before: accuracy {} against {}, a change of {} points (95% interval {} to {}; McNemar's exact test p = {}). {} images fixed, {} broken.",
                    page.name, page.other_run.folder.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
-                   f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.mended):,}', f'{len(change.broken):,}'),
+                   f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.fixed):,}', f'{len(change.broken):,}'),
              chart(lambda ax: plot_comparison(change, ax=ax), 'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * len(page.result.vocab))),
              table(_changes_of_classes(change), {'before', 'after'}),
              chart(lambda ax: plot_confusion_changes(change, ax), 'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)) if len(page.result.vocab) <= 30 else '',
              table(change.confusion_changes().head(15))]
     frame = change.to_frame()
-    for outcome in ('mended', 'broken'):
+    for outcome in ('fixed', 'broken'):
         chosen = np.random.default_rng(0).permutation(getattr(change, outcome))[:12]
         captions = [[f'is {frame.actual[i]}', f'before {frame.before[i]}', f'after {frame.after[i]}'] for i in chosen]
         if len(chosen): parts += [Markup('<h3>{} ({:,}), some at random</h3>').format(outcome.capitalize(), len(getattr(change, outcome))), _pictures(change.after, chosen, captions)]

@@ -316,7 +316,7 @@ def _annotations(folder):
 def sort_tiny_imagenet(
     folder:str|Path, # as its authors pack it: `train/`, `val/images`, `val/val_annotations.txt` and `test/images`
 )->Path: # `folder`
-    "Move validation images into class folders, in place, and rename the unlabelled `test` to `unlabelled`"
+    "Move validation images into class folders, in place, and rename the unlabeled `test` to `unlabeled`"
     folder = Path(folder)
     images = folder/'val'/'images'
     for name, label in _annotations(folder):
@@ -326,7 +326,7 @@ def sort_tiny_imagenet(
         dst.parent.mkdir(exist_ok=True)
         src.rename(dst)
     if images.is_dir() and not any(images.iterdir()): images.rmdir()
-    if (folder/'test'/'images').is_dir(): (folder/'test').rename(folder/'unlabelled')
+    if (folder/'test'/'images').is_dir(): (folder/'test').rename(folder/'unlabeled')
     return folder
 
 # %% ../nbs/02_sources.ipynb #39552f22

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from .files import atomic_folder, read_json, write_json
 
 # %% auto #0
-__all__ = ['cifar10_classes', 'best_possible_accuracy', 'draw_image', 'make_synthetic']
+__all__ = ['cifar10_classes', 'bayes_accuracy', 'draw_image', 'make_synthetic']
 
 # %% ../nbs/01_synthetic.ipynb #bf0f36c4
 cifar10_classes = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
@@ -45,41 +45,41 @@ class _Pen:
         if self.flip: z = -z.conj()
         return (self.origin + self.turn * z).view(float).astype(int).tolist()
 
-    def polygon(self, colour, *points): self.draw.polygon(self.pixels(points), fill=colour)
+    def polygon(self, color, *points): self.draw.polygon(self.pixels(points), fill=color)
 
-    def blob(self, colour, centre, rx, ry=None, tilt=0.):
+    def blob(self, color, center, rx, ry=None, tilt=0.):
         "Fill an ellipse of radii `rx` and `ry`."
         turn, ry = cmath.rect(.5, tilt), ry or rx
         ring = turn * (rx + ry) * _circle + turn * (rx - ry) * _circle.conj()
-        self.draw.polygon(self.pixels(centre + ring), fill=colour)
+        self.draw.polygon(self.pixels(center + ring), fill=color)
 
-    def solid(self, colour, centre, rx, ry, tilt=0.):
+    def solid(self, color, center, rx, ry, tilt=0.):
         "Fill an ellipse that is lit from above."
-        self.blob(_shade(colour, .78), centre, rx, ry, tilt)
-        self.blob(colour, centre - .18j * ry, .92 * rx, .8 * ry, tilt)
+        self.blob(_shade(color, .78), center, rx, ry, tilt)
+        self.blob(color, center - .18j * ry, .92 * rx, .8 * ry, tilt)
 
-    def line(self, colour, width, *points):
-        self.draw.line(self.pixels(points), fill=colour, width=max(1, round(width * abs(self.turn))), joint='curve')
+    def line(self, color, width, *points):
+        self.draw.line(self.pixels(points), fill=color, width=max(1, round(width * abs(self.turn))), joint='curve')
 
     def between(self, low, high): return low + (high - low) * self.rng.random()
     def chance(self, p): return self.rng.random() < p
     def pick(self, options): return options[int(self.rng.random() * len(options))]
-    def colour(self, options, spread=20):
+    def color(self, options, spread=20):
         "Pick one of `options` and vary its brightness, and a little its hue."
         shift = self.between(-spread, spread)
         return tuple(min(255, max(0, int(v + shift + self.between(-6, 6)))) for v in self.pick(options))
 
-def _shade(colour, k): return tuple([int(v * k) for v in colour])
+def _shade(color, k): return tuple([int(v * k) for v in color])
 def _mix(a, b, t): return tuple([int(x + (y - x) * t) for x, y in zip(a, b)])
 
 # %% ../nbs/01_synthetic.ipynb #f34c2942
 def _clouds(pen, horizon):
     for _ in range(pen.rng.integers(0, 4)):
-        z, r, white = complex(pen.rng.random(), pen.between(.05, .8)), pen.between(.05, .11), pen.colour([(240, 243, 248)], 10)
+        z, r, white = complex(pen.rng.random(), pen.between(.05, .8)), pen.between(.05, .11), pen.color([(240, 243, 248)], 10)
         for dx, k in ((-1.1, .55), (0, .75), (1, .55)): pen.blob(white, z + dx * r, 1.3 * r, k * r)
 
 def _hills(pen, horizon):
-    green = pen.colour([(92, 138, 84), (120, 150, 96), (96, 120, 130)])
+    green = pen.color([(92, 138, 84), (120, 150, 96), (96, 120, 130)])
     for _ in range(2): pen.blob(green, complex(pen.rng.random(), horizon + .06), pen.between(.3, .6), pen.between(.1, .22))
 
 def _grass(pen, horizon):
@@ -89,7 +89,7 @@ def _grass(pen, horizon):
 
 def _trees(pen, horizon):
     for _ in range(pen.rng.integers(3, 7)):
-        x, leaf = pen.rng.random(), pen.colour([(44, 92, 52), (62, 108, 50), (92, 104, 44)])
+        x, leaf = pen.rng.random(), pen.color([(44, 92, 52), (62, 108, 50), (92, 104, 44)])
         pen.line((86, 66, 48), pen.between(.03, .05), complex(x, horizon - .3), complex(x, horizon + pen.between(0, .08)))
         pen.blob(leaf, complex(x, horizon - pen.between(.25, .4)), pen.between(.1, .16), pen.between(.16, .24))
 
@@ -100,7 +100,7 @@ def _firs(pen, horizon):
             pen.polygon((52, 92, 82), z + top * h * 1j, z + h * complex(-w, low), z + h * complex(w, low))
 
 def _dunes(pen, horizon):
-    for _ in range(2): pen.blob(pen.colour([(214, 182, 128)]), complex(pen.rng.random(), horizon + .12), .5, pen.between(.12, .2))
+    for _ in range(2): pen.blob(pen.color([(214, 182, 128)]), complex(pen.rng.random(), horizon + .12), .5, pen.between(.12, .2))
 
 def _waves(pen, horizon):
     for _ in range(7):
@@ -111,16 +111,16 @@ def _waves(pen, horizon):
 def _lilies(pen, horizon):
     for _ in range(pen.rng.integers(2, 6)):
         z, r = complex(pen.rng.random(), pen.rng.random()), pen.between(.08, .16)
-        pen.blob(pen.colour([(84, 150, 84), (60, 126, 80)]), z, r, r / 2)
-    if pen.chance(.5): pen.blob(pen.colour([(240, 170, 200), (245, 240, 250)]), z - .04j, .05, .04)
+        pen.blob(pen.color([(84, 150, 84), (60, 126, 80)]), z, r, r / 2)
+    if pen.chance(.5): pen.blob(pen.color([(240, 170, 200), (245, 240, 250)]), z - .04j, .05, .04)
 
 # %% ../nbs/01_synthetic.ipynb #7408d557
-def _rectangle(pen, colour, x, y, w, h): pen.polygon(colour, complex(x, y), complex(x + w, y), complex(x + w, y + h), complex(x, y + h))
+def _rectangle(pen, color, x, y, w, h): pen.polygon(color, complex(x, y), complex(x + w, y), complex(x + w, y + h), complex(x, y + h))
 
 def _houses(pen, horizon):
     x = -.05
     while x < 1:
-        w, h, wall = pen.between(.14, .26), pen.between(.12, .42), pen.colour([(150, 130, 120), (120, 128, 142), (170, 140, 110)], 20)
+        w, h, wall = pen.between(.14, .26), pen.between(.12, .42), pen.color([(150, 130, 120), (120, 128, 142), (170, 140, 110)], 20)
         _rectangle(pen, wall, x, horizon - h, w, h)
         for k in (.22, .62): _rectangle(pen, _shade(wall, .72), x + k * w, horizon - h + .05, .04, h - .09)
         x += w + pen.between(0, .04)
@@ -130,9 +130,9 @@ def _lane(pen, horizon):
     for k in range(5): pen.line((225, 220, 200), .025, complex(x + .3 * k, y), complex(x + .3 * k + .17, y))
 
 def _rug(pen, horizon):
-    frame = pen.colour([(120, 170, 210), (220, 200, 150), (150, 110, 90)])
+    frame = pen.color([(120, 170, 210), (220, 200, 150), (150, 110, 90)])
     _rectangle(pen, frame, pen.between(0, .76), horizon - pen.between(.34, .54), .24, .24)
-    pen.blob(pen.colour([(170, 70, 70), (80, 100, 150), (190, 170, 130)]), complex(pen.between(.3, .7), .92), .5, .12)
+    pen.blob(pen.color([(170, 70, 70), (80, 100, 150), (190, 170, 130)]), complex(pen.between(.3, .7), .92), .5, .12)
 
 _places = { # sky above, sky below, ground far, ground near, range of the horizon, details
     'sky':    ((78, 140, 214), (190, 218, 240), None, None, (1, 1), [_clouds]),
@@ -148,8 +148,8 @@ _places = { # sky above, sky below, ground far, ground near, range of the horizo
 }
 
 def _gradient(pen, above, below, y0, y1):
-    colours = bytes(pen.colour([above], 26) + pen.colour([below], 26))
-    column = Image.frombytes('RGB', (1, 2), colours).resize((1, max(1, round((y1 - y0) * pen.n))), Image.Resampling.BILINEAR)
+    colors = bytes(pen.color([above], 26) + pen.color([below], 26))
+    column = Image.frombytes('RGB', (1, 2), colors).resize((1, max(1, round((y1 - y0) * pen.n))), Image.Resampling.BILINEAR)
     pen.image.paste(column.resize((pen.n, column.height), Image.Resampling.NEAREST), (0, round(y0 * pen.n)))
 
 def _paint_place(pen, name):
@@ -176,7 +176,7 @@ _glass, _window, _lamp = (64, 88, 110), (114, 141, 160), (255, 244, 190)
 def _draw_airplane(pen):
     _paint_place(pen, pen.pick(['sky', 'sky', 'sky', 'desert', 'sea']))
     pen.place(pen.between(.36, .64), pen.between(.35, .62), pen.between(.26, .46), pen.between(-.45, .3), pen.chance(.5))
-    hull, trim = pen.colour([(236, 238, 242), (206, 212, 220), (236, 226, 200)]), pen.colour(_paints)
+    hull, trim = pen.color([(236, 238, 242), (206, 212, 220), (236, 226, 200)]), pen.color(_paints)
     far = _shade(hull, .72)
     pen.polygon(far, -.05 - .1j, -.45 - .62j, -.6 - .62j, -.35 - .05j)              # far wing
     pen.polygon(trim, -.62 - .05j, -.98 - .5j, -.8 - .5j, -.4 - .1j)                # fin
@@ -196,7 +196,7 @@ def _wheels(pen, xs, y, r):
 def _draw_automobile(pen):
     _paint_place(pen, pen.pick(['street', 'road', 'desert', 'snow']))
     pen.place(pen.between(.4, .6), pen.between(.62, .76), pen.between(.25, .4), pen.between(-.06, .06), pen.chance(.5))
-    paint, back, front = pen.colour(_paints), pen.between(-.85, -.5), pen.between(.1, .32)
+    paint, back, front = pen.color(_paints), pen.between(-.85, -.5), pen.between(.1, .32)
     pen.blob((58, 58, 52), .42j, 1.05, .09)                                         # shadow
     pen.polygon(paint, back, back + .18 - .48j, front - .08 - .48j, front + .25)    # cabin
     pen.polygon(_glass, back + .12, back + .24 - .4j, -.2 - .4j, -.2)
@@ -225,46 +225,46 @@ def _draw_truck(pen):
     pen.place(pen.between(.42, .58), pen.between(.54, .66), pen.between(.32, .48), pen.between(-.05, .05), pen.chance(.5))
     pen.blob((58, 58, 52), .66j, 1.1, .09)                                          # shadow
     _rectangle(pen, (50, 50, 56), -1, .35, 1.95, .15)
-    pen.pick([_box, _box, _tank, _logs])(pen, pen.colour(_paints))
-    pen.polygon(pen.colour(_paints), .42 + .42j, .42 - .5j, .78 - .5j, .96 - .05j, 1 + .42j)   # cab
+    pen.pick([_box, _box, _tank, _logs])(pen, pen.color(_paints))
+    pen.polygon(pen.color(_paints), .42 + .42j, .42 - .5j, .78 - .5j, .96 - .05j, 1 + .42j)   # cab
     pen.polygon(_window, .56 - .08j, .56 - .4j, .75 - .4j, .87 - .08j)
     pen.blob(_lamp, .95 + .28j, .06)
     _wheels(pen, (-.75, -.3, .68), .5, .19)
 
 # %% ../nbs/01_synthetic.ipynb #8b15ddab
 def _sails(pen):
-    canvas = pen.colour([(246, 242, 230), (236, 214, 180), (220, 90, 70)])
+    canvas = pen.color([(246, 242, 230), (236, 214, 180), (220, 90, 70)])
     pen.line((96, 70, 48), .05, -.1j, -1.25j)
     pen.polygon(canvas, .06 - 1.2j, .06 - .22j, .8 - .22j)
     pen.polygon(_shade(canvas, .86), -.06 - 1.05j, -.06 - .22j, -.75 - .22j)
 
 def _funnels(pen):
-    paint = pen.colour(_paints[:3])
+    paint = pen.color(_paints[:3])
     for x in (-.35, .1): pen.polygon(paint, x - .4j, x - .06 - .95j, x + .16 - .95j, x + .2 - .4j)
     for k in range(3): pen.blob((176, 176, 180), complex(-.4 - .25 * k, -1.05 - .1 * k), .14 + .05 * k, .1)
-    pen.polygon(pen.colour([(240, 240, 238)], 10), -.75 - .1j, -.68 - .45j, .5 - .45j, .62 - .1j)
+    pen.polygon(pen.color([(240, 240, 238)], 10), -.75 - .1j, -.68 - .45j, .5 - .45j, .62 - .1j)
     pen.line(_glass, .06, -.62 - .3j, .48 - .3j)
 
 def _containers(pen):
     for k in range(6):
-        for y in range(pen.rng.integers(1, 4)): _rectangle(pen, pen.colour(_paints), -.6 + .26 * k, -.31 - .22 * y, .24, .21)
+        for y in range(pen.rng.integers(1, 4)): _rectangle(pen, pen.color(_paints), -.6 + .26 * k, -.31 - .22 * y, .24, .21)
     _rectangle(pen, (240, 240, 238), -.9, -.85, .26, .75)
     pen.line(_glass, .08, -.88 - .72j, -.66 - .72j)
 
 def _draw_ship(pen):
     horizon = _paint_place(pen, 'sea')
     pen.place(pen.between(.4, .6), horizon + pen.between(.06, .18), pen.between(.27, .46), pen.between(-.07, .07), pen.chance(.5))
-    hull = pen.colour(_paints)
+    hull = pen.color(_paints)
     pen.pick([_sails, _funnels, _containers])(pen)
     pen.polygon(hull, -.95 - .1j, 1 - .16j, .78 + .25j, -.85 + .25j)
     pen.polygon(_mix(hull, (150, 40, 40), .7), -.89 + .12j, .86 + .12j, .78 + .27j, -.85 + .27j)
     for x in (-.7, -.1, .5): pen.blob((206, 224, 232), x + .3j, .4, .05)            # foam
 
 # %% ../nbs/01_synthetic.ipynb #eef37580
-def _head_of_bird(pen, coat, centre):
-    pen.polygon((240, 160, 50), centre + .2 - .1j, centre + .56 + .06j, centre + .16 + .16j)   # beak
-    pen.solid(coat, centre, .28, .28)
-    pen.blob((20, 20, 24), centre + .1 - .06j, .07)
+def _head_of_bird(pen, coat, center):
+    pen.polygon((240, 160, 50), center + .2 - .1j, center + .56 + .06j, center + .16 + .16j)   # beak
+    pen.solid(coat, center, .28, .28)
+    pen.blob((20, 20, 24), center + .1 - .06j, .07)
 
 def _perched(pen, coat, breast):
     lean = pen.between(-.15, .15) * 1j
@@ -288,15 +288,15 @@ def _flying(pen, coat, breast):
 def _draw_bird(pen):
     _paint_place(pen, pen.pick(['sky', 'forest', 'meadow', 'snow']))
     pen.place(pen.between(.36, .64), pen.between(.4, .6), pen.between(.22, .4), pen.between(-.2, .2), pen.chance(.5))
-    coat = pen.colour([(60, 110, 190), (236, 200, 60), (60, 56, 60), (150, 110, 80), (236, 236, 236), (196, 60, 50), (90, 160, 90)])
-    pen.pick([_perched, _flying])(pen, coat, _mix(coat, pen.colour([(240, 236, 220), (230, 110, 50)]), .8))
+    coat = pen.color([(60, 110, 190), (236, 200, 60), (60, 56, 60), (150, 110, 80), (236, 236, 236), (196, 60, 50), (90, 160, 90)])
+    pen.pick([_perched, _flying])(pen, coat, _mix(coat, pen.color([(240, 236, 220), (230, 110, 50)]), .8))
 
 # %% ../nbs/01_synthetic.ipynb #822c83e4
 def _draw_frog(pen):
     place = pen.pick(['pond', 'pond', 'meadow', 'forest'])
     _paint_place(pen, place)
     pen.place(pen.between(.4, .6), pen.between(.5, .68), pen.between(.25, .42), pen.between(-.12, .12))
-    skin = pen.colour([(96, 168, 62), (72, 140, 66), (140, 168, 60), (120, 130, 60), (60, 160, 110)])
+    skin = pen.color([(96, 168, 62), (72, 140, 66), (140, 168, 60), (120, 130, 60), (60, 160, 110)])
     if place == 'pond': pen.blob((54, 120, 74), .5j, 1.3, .45)                      # lily pad
     for pen.flip in (False, True):
         pen.blob(_shade(skin, .7), .72 + .28j, .36, .3)                             # thigh
@@ -319,7 +319,7 @@ def _legs(pen, coat, xs, top, foot, width):
 def _draw_horse(pen):
     _paint_place(pen, pen.pick(['meadow', 'meadow', 'desert', 'snow', 'forest']))
     pen.place(pen.between(.4, .58), pen.between(.52, .64), pen.between(.28, .45), pen.between(-.08, .08), pen.chance(.5))
-    coat = pen.colour([(140, 80, 44), (96, 56, 36), (50, 44, 44), (228, 224, 216), (206, 164, 96), (150, 150, 156)])
+    coat = pen.color([(140, 80, 44), (96, 56, 36), (50, 44, 44), (228, 224, 216), (206, 164, 96), (150, 150, 156)])
     hair, nod = pen.pick([_shade(coat, .45), (40, 32, 30), (236, 226, 196)]), pen.between(-.1, .25) * 1j
     _legs(pen, coat, (-.55, -.4, .36, .52), .15, .85, .13)
     pen.line(hair, .16, -.68 - .1j, -.92 + .1j, -.92 + .5j)                         # tail
@@ -341,7 +341,7 @@ def _antlers(pen, horn, head):
 def _draw_deer(pen):
     _paint_place(pen, pen.pick(['forest', 'forest', 'meadow', 'snow']))
     pen.place(pen.between(.4, .58), pen.between(.56, .68), pen.between(.28, .42), pen.between(-.06, .06), pen.chance(.5))
-    coat, pale = pen.colour([(176, 116, 64), (150, 100, 62), (196, 140, 84), (130, 96, 70)]), (240, 230, 210)
+    coat, pale = pen.color([(176, 116, 64), (150, 100, 62), (196, 140, 84), (130, 96, 70)]), (240, 230, 210)
     head = .66 - .68j + pen.between(-.08, .12) * 1j
     _legs(pen, coat, (-.45, -.34, .3, .42), .1, .82, .085)
     pen.blob(pale, -.62 - .05j, .14, .2)                                            # tail
@@ -349,7 +349,7 @@ def _draw_deer(pen):
     if pen.chance(.6):
         for z in (-.4 - .06j, -.2 + .04j, -.1j, .14 + .06j, -.3 + .12j): pen.blob(pale, z, .055)
     pen.polygon(coat, .2 - .08j, head - .2, head + .06j, .5 + .14j)                 # neck
-    _antlers(pen, pen.colour([(226, 206, 170), (110, 84, 60)]), head)
+    _antlers(pen, pen.color([(226, 206, 170), (110, 84, 60)]), head)
     pen.blob(coat, head, .27, .14, .4)
     pen.blob(_shade(coat, .7), head - .3 - .04j, .16, .07, .3)                      # ear
     pen.blob((28, 22, 20), head + .24 + .12j, .07)
@@ -388,7 +388,7 @@ def _portrait(pen, coat, patch, t, x, y, scale, tilt):
 def _draw_pet(pen, dogness):
     t = dogness * dogness * (3 - 2 * dogness)      # more of the typical, less of the in-between
     _paint_place(pen, pen.pick(['room', 'room', 'meadow', 'snow']))
-    coat = pen.colour(_furs)
+    coat = pen.color(_furs)
     patch, pose = pen.pick([_shade(coat, .7), _mix(coat, (240, 236, 230), .7), coat]), pen.pick([_sitting, _portrait])
     pose(pen, coat, patch, t, pen.between(.38, .62), pen.between(.5, .62), pen.between(.28, .44), pen.between(-.18, .18))
     _draw_head(pen, coat, patch, t)
@@ -398,7 +398,7 @@ def _draw_cat(pen): _draw_pet(pen, pen.between(0, .625))
 def _draw_dog(pen): _draw_pet(pen, pen.between(.375, 1))
 
 # %% ../nbs/01_synthetic.ipynb #28cd8752
-best_possible_accuracy = .96 # on average: eight classes of ten, and four fifths of the other two
+bayes_accuracy = .96 # on average: eight classes of ten, and four fifths of the other two
 
 # %% ../nbs/01_synthetic.ipynb #89bcbeb9
 _drawings = dict(airplane=_draw_airplane, automobile=_draw_automobile, bird=_draw_bird, cat=_draw_cat, deer=_draw_deer,
@@ -415,7 +415,7 @@ def _drawing(label):
 
 def draw_image(
     label:str, # one of `cifar10_classes`
-    rng:np.random.Generator, # decides everything else: place, colours, pose, light, noise
+    rng:np.random.Generator, # decides everything else: place, colors, pose, light, noise
     size:int=32, # pixels a side, at least 1
 )->Image.Image: # RGB, `size` x `size`
     "Draw one picture of the class `label`."

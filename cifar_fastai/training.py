@@ -32,8 +32,8 @@ from fastai.torch_core import set_seed, to_device
 from torch import nn
 
 from .augmentation import augmentation
-from .callbacks import (AlternatingFlips, AverageWeights, BFloat16OnCPU, ClassWeights, CompileModel, CutRates, HistoryWriter, KeepBest, L2Penalty,
-                                    MixedPrecisionOnCUDA, PlainLosses, PlainTensors, ShrinkImages, StopOnNonFiniteLoss, check_class_weights, training_precision)
+from .callbacks import (AlternatingFlips, Lookahead, BFloat16OnCPU, ClassWeights, CompileModel, LowerLROnPlateau, HistoryWriter, KeepBest, L2Penalty,
+                                    MixedPrecisionOnCUDA, PlainLosses, PlainTensors, ProgressiveResizing, StopOnNonFiniteLoss, check_class_weights, training_precision)
 from .data import cifar10_dataloaders, image_loader, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
@@ -45,11 +45,11 @@ from .weights import create_backbone, find_weights, list_backbones, load_weights
 
 # %% ../nbs/05_training.ipynb #a81192cd
 def optimizer_function(
-    recipe:Recipe, # its `optimizer`, `sgd_lr`, `bias_lr` and `keras` count
+    recipe:Recipe, # its `optimizer`, `sgd_lr_mult`, `bias_lr_mult` and `keras` count
 )->partial: # `f(params, lr=...)` gives the optimizer
     "The optimizer that `recipe` names, ready for `Learner(opt_func=...)`"
-    if recipe.optimizer == 'sgd': return partial(nesterov_sgd, bias_lr=recipe.bias_lr)
-    if recipe.optimizer == 'muon': return partial(muon, sgd_lr=recipe.sgd_lr, bias_lr=recipe.bias_lr)
+    if recipe.optimizer == 'sgd': return partial(nesterov_sgd, bias_lr_mult=recipe.bias_lr_mult)
+    if recipe.optimizer == 'muon': return partial(muon, sgd_lr_mult=recipe.sgd_lr_mult, bias_lr_mult=recipe.bias_lr_mult)
     if recipe.optimizer == 'adamw': return partial(Adam)
     return partial(Adam, mom=.9, sqr_mom=.999, eps=1e-7 if recipe.keras else 1e-8, decouple_wd=False)
 
@@ -129,11 +129,11 @@ def _check_stages(recipe, dls):
 
 def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
-    for side in sorted({n for stage in recipe.stages for n in stage.sizes}):
+    for side in sorted({n for stage in recipe.stages for n in stage.progressive_resizing}):
         try:
             with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
         except RuntimeError as e:
-            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `sizes` of a stage asks for ({e}).') from None
+            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `progressive_resizing` of a stage asks for ({e}).') from None
 
 def _opt_groups(recipe): return partial(parameter_groups, starts=recipe.groups)
 
@@ -147,7 +147,7 @@ def _recipe_cbs(recipe, dls):
     return cbs
 
 class QuickLearner(Learner):
-    "fastai's `Learner`, which asks a callback only at events that it has a method for, and tells callbacks of a batch that failed as of one that was cancelled"
+    "fastai's `Learner`, which asks a callback only at events that it has a method for, and tells callbacks of a batch that failed as of one that was canceled"
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
         except BaseException: # Ctrl-C too
@@ -194,12 +194,12 @@ def _stage_cbs(stage):
     "fastai's callbacks for what a stage asks for"
     cbs,best = [],stage.keep_best or (stage.early_stopping and stage.early_stopping_monitor)
     if stage.schedule == 'reduce_on_plateau':
-        cbs.append(CutRates(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
+        cbs.append(LowerLROnPlateau(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
     if best: cbs.append(KeepBest(best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
     if stage.early_stopping: cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
-    if stage.sizes: cbs.append(ShrinkImages(stage.sizes))
-    if stage.average: cbs.append(AverageWeights(stage.average))
+    if stage.progressive_resizing: cbs.append(ProgressiveResizing(stage.progressive_resizing))
+    if stage.lookahead: cbs.append(Lookahead(stage.lookahead))
     if stage.class_weights: cbs.append(ClassWeights(dict(stage.class_weights)))
     return cbs
 

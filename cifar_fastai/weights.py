@@ -71,14 +71,14 @@ def _take_channels(model, in_channels):
     same = {k: getattr(conv, k) for k in ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')}
     parent,_,child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, nn.Conv2d(in_channels, bias=conv.bias is not None, **same))
-    if hasattr(model, 'transform_input'): model.transform_input = False # which is for colours
+    if hasattr(model, 'transform_input'): model.transform_input = False # which is for colors
     return model
 
 # %% ../nbs/03_weights.ipynb #3ae9a01e
 def create_backbone(
     name:str, # one of `list_backbones()`
     n_out:int, # number of classes
-    in_channels:int=3, # 3 for colour, 1 for grey
+    in_channels:int=3, # 3 for color, 1 for gray
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out) scores before softmax
     "Build a network of torchvision or timm, untrained"
     for k,v in dict(n_out=n_out, in_channels=in_channels).items():
@@ -316,7 +316,7 @@ def _body_of(state, model):
 
 # %% ../nbs/03_weights.ipynb #9e8f2c8c
 def _adapt_channels(state, model):
-    "Make the weights of a convolution for colour fit one for other channels; the name of what was changed"
+    "Make the weights of a convolution for color fit one for other channels; the name of what was changed"
     name,conv = _first_conv(model) or ('', None)
     key,n = f'{name}.weight',getattr(conv, 'in_channels', 3)
     w = state.get(key)

@@ -122,12 +122,12 @@ def test_shift_stays_in_its_range_and_repeats_the_border():
 
 def test_rotation_keeps_the_centre_and_stays_in_its_range():
     line = torch.zeros(256, 1, 41, 41)
-    line[:, :, 20, 20:] = 1  # from the centre to the right border
+    line[:, :, 20, 20:] = 1  # from the center to the right border
     out = torch.Tensor(apply(augmentation.affine_augmentation(max_deg=15), TensorImage(line)))[:, 0]
     assert (out[:, 20, 20] > .6).all()
     right, left = out[:, :, 30], out[:, :, 10]
     rows = torch.where(right.amax(1, keepdim=True) > .3, right, left).argmax(1) - 20
-    assert 2 <= rows.max() <= 3 and -3 <= rows.min() <= -2  # 10 pixels from the centre: tan(15 degrees) is 2.7
+    assert 2 <= rows.max() <= 3 and -3 <= rows.min() <= -2  # 10 pixels from the center: tan(15 degrees) is 2.7
 
 
 def test_zoom_stays_in_its_range():

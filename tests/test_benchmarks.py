@@ -306,7 +306,7 @@ def test_images_are_read_before_anything_is_timed(practice, monkeypatch):
     class Images:
         n = 3
         def take(self, rows): took.append(list(rows))
-    loaders = [SimpleNamespace(dataset=SimpleNamespace(**kept)) for kept in (dict(memory=Images()), dict(memory=Images()), {})]
+    loaders = [SimpleNamespace(dataset=SimpleNamespace(**kept)) for kept in (dict(cache=Images()), dict(cache=Images()), {})]
     monkeypatch.setattr(side_by_side, 'cifar10_dataloaders', lambda *args, **kwargs: SimpleNamespace(loaders=loaders))
     side_by_side.read_images(two_stages, practice)
     assert took == [[0, 1, 2]]*2
@@ -319,7 +319,7 @@ def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch
 
 @pytest.mark.slow
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
-    recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, sizes=(16,), average=1)
+    recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, progressive_resizing=(16,), lookahead=1)
     assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
     others = ablations.variants(get_recipe('speedrun_long'), [16])  # of another network, and with larger shifts
     assert not {('whitening', 16), ('identities', 16)} & set(others) and others['alternating_flips', 16].augment == 'flip_crop'

@@ -606,7 +606,7 @@ def test_report_against_another_run(folder, trained):
     result = run('report', trained.folder, '--against', folder, '--out', 'both.html')
     assert result.code == 0 and result.out == 'Written: both.html\n' and not result.err
     page = Path('both.html').read_text(encoding='utf-8')
-    assert 'Against another run' in page and '0 images mended, 0 broken' in page
+    assert 'Against another run' in page and '0 images fixed, 0 broken' in page
 
 @pytest.mark.slow
 def test_report_of_one_split(folder):
@@ -633,7 +633,7 @@ def odd_images(folder):
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
-    rgb.convert('L').save(folder/'grey.png')
+    rgb.convert('L').save(folder/'gray.png')
     rgb.convert('P').save(folder/'palette.gif')
     rgb.convert('RGBA').save(folder/'alpha.png')
     rgb.convert('CMYK').save(folder/'cmyk.jpg')

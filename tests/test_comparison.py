@@ -30,10 +30,10 @@ def pair():
 def test_counts_and_test_over_all_images(pair):
     before, after = pair
     change = compare(before, after)
-    assert set(change.mended) == {i for i in range(3000) if after.correct[i] and not before.correct[i]}
+    assert set(change.fixed) == {i for i in range(3000) if after.correct[i] and not before.correct[i]}
     assert set(change.broken) == {i for i in range(3000) if before.correct[i] and not after.correct[i]}
     assert change.change == pytest.approx(after.accuracy - before.accuracy)
-    b, c = len(change.mended), len(change.broken)
+    b, c = len(change.fixed), len(change.broken)
     assert change.p_value == pytest.approx(mcnemar([[0, b], [c, 0]], exact=True).pvalue)
     low, high = change.interval()
     assert low < change.change < high and change.interval(.5)[0] > low
@@ -42,13 +42,13 @@ def test_counts_and_test_over_all_images(pair):
 def test_class_by_class(pair):
     before, after = pair
     change, table = compare(before, after), compare(before, after).per_class()
-    assert list(table['class']) == cifar10 and table.mended.sum() == len(change.mended) and table.broken.sum() == len(change.broken)
+    assert list(table['class']) == cifar10 and table.fixed.sum() == len(change.fixed) and table.broken.sum() == len(change.broken)
     for i, row in enumerate(table.itertuples()):
         here = before.targets == i
-        mended, broken = (after.correct & ~before.correct & here).sum(), (before.correct & ~after.correct & here).sum()
-        assert (row.n, row.mended, row.broken) == (here.sum(), mended, broken)
+        fixed, broken = (after.correct & ~before.correct & here).sum(), (before.correct & ~after.correct & here).sum()
+        assert (row.n, row.fixed, row.broken) == (here.sum(), fixed, broken)
         assert (row.before, row.after) == pytest.approx((before.correct[here].mean(), after.correct[here].mean()))
-        assert row.p_value == pytest.approx(mcnemar([[0, mended], [broken, 0]], exact=True).pvalue)
+        assert row.p_value == pytest.approx(mcnemar([[0, fixed], [broken, 0]], exact=True).pvalue)
         assert row.change == pytest.approx(row.after - row.before) and row.low < row.change < row.high
     np.testing.assert_allclose(table.p_corrected, multipletests(table.p_value, method='holm')[1])
 
@@ -69,13 +69,13 @@ def test_a_pair_that_trades_places_is_no_change():
     before, after = make(targets, np.where(np.arange(200) < 50, 5, 3)), make(targets, np.where(np.arange(200) >= 150, 5, 3))
     change = compare(before, after)
     assert change.p_value == 1 and not len(change.confusion_changes())
-    assert len(change.mended) == len(change.broken) == 50
+    assert len(change.fixed) == len(change.broken) == 50
 
 
 def test_outcomes_of_each_image(pair):
     change = compare(*pair)
     table = change.to_frame()
-    assert table.index[table.outcome == 'mended'].tolist() == change.mended.tolist()
+    assert table.index[table.outcome == 'fixed'].tolist() == change.fixed.tolist()
     assert table.index[table.outcome == 'broken'].tolist() == change.broken.tolist()
     assert (table.outcome == 'right').sum() == (pair[0].correct & pair[1].correct).sum()
 
@@ -153,7 +153,7 @@ def test_other_data_and_images_named_twice_are_refused(pair):
 
 def test_it_reads_well(pair):
     change = compare(*pair)
-    assert '3,000 images: accuracy' in repr(change) and f'{len(change.mended)} mended' in repr(change)
+    assert '3,000 images: accuracy' in repr(change) and f'{len(change.fixed)} fixed' in repr(change)
     assert '<table' in change._repr_html_()
 
 

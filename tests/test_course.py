@@ -36,7 +36,7 @@ def any_images(groups):
     order = np.random.default_rng(0).permutation(len(groups))
     return order[120:],order[:120]
 
-def neighbours(groups):
+def neighbors(groups):
     "Knows only copies that lie side by side"
     runs = [[i for i,_ in run] for _,run in groupby(enumerate(groups), key=lambda o: o[1])]
     valid = set(np.random.default_rng(0).permutation(len(runs))[:len(runs)//5].tolist())
@@ -59,7 +59,7 @@ def steepest_of_means(lrs, losses, n=9):
     means = losses.unfold(0, n, 1).mean(1)
     return lrs[n//2:][(means[n:] - means[:-n]).argmin() + n//2]
 
-# 3. Augmentation and regularisation
+# 3. Augmentation and regularization
 def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
 def coin_of_numpy(x): return np.stack([o[..., ::-1] if np.random.rand() < .5 else o for o in x.numpy()])
 def first_valley(h): return next(epoch for epoch,loss,later in zip(h.epoch, h.valid_loss, h.valid_loss[1:]) if later > loss)
@@ -180,7 +180,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
     '1.3': [(lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
-    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbours, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
+    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
     '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
@@ -209,7 +209,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '5.2': [(lambda counts: counts.diagonal()/counts.sum(0), 'precision'), (lambda counts: counts.diagonal()/counts.sum(), 'all images'), (lambda counts: .5, 'one number for each'),
             (lambda counts: np.ones(3), '.847')],
     '5.3': [(lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
-            (lambda actual, before, after: (3, 2), 'neither mended'), (lambda *a: 4, 'two numbers')],
+            (lambda actual, before, after: (3, 2), 'neither fixed'), (lambda *a: 4, 'two numbers')],
     '5.4': [(lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
             (lambda fixed, broken: .5, 'throws of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
     '6.1': [(lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.0056'),

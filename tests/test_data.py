@@ -93,21 +93,21 @@ def test_limit_keeps_validation_and_balance(practice):
 
 # --- statistics
 
-@pytest.mark.parametrize('stats, grey, want', [
+@pytest.mark.parametrize('stats, gray, want', [
     ('cifar10', False, data.cifar10_stats), ('unit', False, None), (None, True, None), ((.5, .2), True, ((.5,), (.2,))),
     ('imagenet', False, ((.485, .456, .406), (.229, .224, .225))),
 ])
-def test_stats(stats, grey, want): assert data.channel_stats(stats, grey) == want
+def test_stats(stats, gray, want): assert data.channel_stats(stats, gray) == want
 
 
-def test_grey_stats_are_weighted():
-    (mean,), (std,) = data.channel_stats('cifar10', grey=True)
+def test_gray_stats_are_weighted():
+    (mean,), (std,) = data.channel_stats('cifar10', gray=True)
     assert mean == pytest.approx(.299*.4914 + .587*.4822 + .114*.4465) and .24 < std < .25
 
 
-@pytest.mark.parametrize('stats, grey', [('cifar', False), ((.5, .2), False), (((.5, .5), (.2, .2)), True)])
-def test_bad_stats(stats, grey):
-    with pytest.raises(ValueError, match='stats'): data.channel_stats(stats, grey)
+@pytest.mark.parametrize('stats, gray', [('cifar', False), ((.5, .2), False), (((.5, .5), (.2, .2)), True)])
+def test_bad_stats(stats, gray):
+    with pytest.raises(ValueError, match='stats'): data.channel_stats(stats, gray)
 
 
 # --- batches
@@ -120,7 +120,7 @@ def test_real_fastai_objects(dls, practice):
     assert dls.path == practice and dls.data_info == sources.describe_data(practice)
 
 
-def test_pixels_are_normalised(dls):
+def test_pixels_are_normalized(dls):
     x, y = next(iter(dls.valid))
     mean, std = (torch.tensor(s)[:, None, None] for s in data.cifar10_stats)
     for file, got, label in zip(dls.valid_ds.items, x, y):
@@ -180,8 +180,8 @@ def test_what_workers_need_can_be_pickled(practice):
 
 
 def test_memory_reads_each_image_once_and_changes_nothing(practice, monkeypatch):
-    opened, create = [], images.ColourImage.create.__func__
-    monkeypatch.setattr(images.ColourImage, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
+    opened, create = [], images.ColorImage.create.__func__
+    monkeypatch.setattr(images.ColorImage, 'create', classmethod(lambda cls, fn, **kwargs: opened.append(fn) or create(cls, fn, **kwargs)))
     def epochs(**kwargs):
         set_seed(5)
         dls = data.cifar10_dataloaders(practice, bs=60, **kwargs)
@@ -194,7 +194,7 @@ def test_memory_reads_each_image_once_and_changes_nothing(practice, monkeypatch)
     assert not torch.equal(torch.cat(first).sort(0)[0], torch.cat(second).sort(0)[0])  # augmented afresh
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(grey=True, stats='unit'), dict(image_size=48)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(gray=True, stats='unit'), dict(image_size=48)], ids=str)
 def test_batches_from_memory_are_those_of_fastai(practice, kwargs):
     "Values, types and order, with and without labels, and the last batch as long as it is"
     ours = data.cifar10_dataloaders(practice, bs=48, augment='none', in_memory=True, **kwargs)
@@ -213,7 +213,7 @@ def test_memory_keeps_what_fits_no_pattern(practice):
     class AddOne(ItemTransform):
         def encodes(self, items): return [(x, y + 1) for x, y in items]
     block = DataBlock((ImageBlock, RegressionBlock), get_items=sources.train_files, get_y=lambda f: float(len(f.stem)))
-    dls = block.dataloaders(practice, bs=8, dl_type=data.MemoryDL, num_workers=0, before_batch=AddOne())
+    dls = block.dataloaders(practice, bs=8, dl_type=data.CachedDL, num_workers=0, before_batch=AddOne())
     x, y = dls.one_batch()
     assert x.shape == (8, 3, 32, 32) and y.dtype == torch.float
     by_hand = [dls.valid.do_item(i)[1].item() for i in range(3)]
@@ -248,12 +248,12 @@ def test_image_size(practice, size, shape):
 def test_memory_and_loaders_hold_images_as_they_were_read(practice, fixed):
     if fixed:
         block = data.cifar10_datablock(augment='flip_crop', image_size=224, item_size=(32, 32))
-        dls = block.dataloaders(practice, bs=8, dl_type=data.MemoryDL, num_workers=0)
+        dls = block.dataloaders(practice, bs=8, dl_type=data.CachedDL, num_workers=0)
     else: dls = data.cifar10_dataloaders(practice, bs=8, image_size=224, augment='flip_crop')
     assert any(isinstance(t, data.FixedSize) for t in dls.train.after_item.fs)
     assert dls.one_batch()[0].shape == dls.valid.one_batch()[0].shape == (8, 3, 224, 224)
     for dl in dls:
-        m = dl.dataset.memory
+        m = dl.dataset.cache
         images, classes = m.parts
         assert m.n == (len(dl.dataset) if fixed else 200) and images.rows.shape == (m.n, 32, 32, 3) and images.rows.dtype == torch.uint8
         assert classes.rows.shape == (m.n,) and sum(m.known) >= 8
@@ -284,7 +284,7 @@ def test_set_augmentation_is_as_if_made_with_it(practice, name, image_size):
     new = data.set_augmentation(old, name)
     assert described(new.train) == described(fresh.train) and described(old.train) == before != described(new.train)
     assert list(new.train_ds.items) == list(fresh.train_ds.items) and list(new.valid_ds.items) == list(fresh.valid_ds.items)
-    assert (new.bs, new.drop_last, new.shuffle, type(new.train), new.device) == (16, True, True, data.MemoryDL, old.device)
+    assert (new.bs, new.drop_last, new.shuffle, type(new.train), new.device) == (16, True, True, data.CachedDL, old.device)
     assert isinstance(new, DataLoaders) and (new.path, new.data_info, list(new.vocab), new.c) == (old.path, old.data_info, list(old.vocab), 10)
     assert new.one_batch()[0].shape == fresh.one_batch()[0].shape and len(new.train) == len(fresh.train)
 
@@ -293,7 +293,7 @@ def test_set_augmentation_shares_memory_and_validation(practice, monkeypatch):
     old = data.cifar10_dataloaders(practice, bs=180, augment='rotate_shift_flip')
     batch = old.one_batch()[0]
     def fail(*args, **kwargs): raise AssertionError('read again')
-    monkeypatch.setattr(images.ColourImage, 'create', fail)
+    monkeypatch.setattr(images.ColorImage, 'create', fail)
     new = data.set_augmentation(old, 'none')
     assert new.valid is old.valid and new.train_ds is old.train_ds and new.train is not old.train and len(new) == len(old) == 2
     a, b = new.one_batch()[0], new.one_batch()[0]
@@ -315,11 +315,11 @@ def test_a_learner_goes_on_under_another_augmentation(practice):
         learn.fit(1)
         learn.dls = data.set_augmentation(dls, 'aug_transforms_crop')
         learn.fit(1)
-    assert len(learn.recorder.values) == 1 and all(learn.dls.train_ds.memory.known)
+    assert len(learn.recorder.values) == 1 and all(learn.dls.train_ds.cache.known)
 
 
-def test_grey(practice):
-    dls = data.cifar10_dataloaders(practice, bs=8, grey=True)
+def test_gray(practice):
+    dls = data.cifar10_dataloaders(practice, bs=8, gray=True)
     assert dls.one_batch()[0].shape == (8, 1, 32, 32)
     dls.show_batch()
 
@@ -400,7 +400,7 @@ def test_real_data():
     assert set(sources.count_classes(files[i] for i in valid).values()) == {500}
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(grey=True, stats='unit'), dict(image_size=48), dict(odd=True, image_size=24)], ids=str)
+@pytest.mark.parametrize('kwargs', [{}, dict(gray=True, stats='unit'), dict(image_size=48), dict(odd=True, image_size=24)], ids=str)
 def test_quick_reading_gives_what_fastais_transforms_give(practice, tmp_path, kwargs):
     "The same tensors, of the same types and layout in memory, for training, validation and test images"
     kwargs, path = dict(kwargs), practice
@@ -411,7 +411,7 @@ def test_quick_reading_gives_what_fastais_transforms_give(practice, tmp_path, kw
     dls = data.cifar10_dataloaders(path, bs=8, in_memory=True, **kwargs)
     test = data.test_dataloader(dls)
     for dl in (dls.train, dls.valid, test):
-        assert isinstance(dl.dataset.memory, data.ImageMemory)
+        assert isinstance(dl.dataset.cache, data.ImageCache)
         for i in range(0, len(dl.dataset), 3):
             for ours, theirs in zip(dl.do_item(i), TfmdDL.do_item(dl, i)):
                 assert type(ours) is type(theirs) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)

@@ -194,14 +194,14 @@ def test_bounds_of_each_class_agree_with_statsmodels(case):
 
 def test_images_of_two_classes_both_ways():
     result = fake(2000, 4, vocab=['cat', 'dog', 'frog', 'ship'])
-    table = result.between('cat', 'dog')
+    table = result.confused('cat', 'dog')
     counts = {(a, b): n for a, b, n in result.most_confused()}
     assert len(table) == counts['cat', 'dog'] + counts['dog', 'cat'] > 20
     assert table.groupby(['actual', 'predicted']).size().to_dict() == {pair: counts[pair] for pair in (('cat', 'dog'), ('dog', 'cat'))}
     for i, row in table.iterrows():
         assert (row.file, row['P(cat)'], row['P(dog)'], row.loss) == (result.files[i], result.probs[i, 0], result.probs[i, 1], result.losses[i])
     assert all(group.loss.is_monotonic_decreasing for _, group in table.groupby('actual'))
-    assert set(result.between('dog', 'cat').index) == set(table.index) and result.between('dog', 'cat').actual.iloc[0] == 'dog'
+    assert set(result.confused('dog', 'cat').index) == set(table.index) and result.confused('dog', 'cat').actual.iloc[0] == 'dog'
 
 
 @pytest.mark.parametrize('correct', [None, True, False])
@@ -209,9 +209,9 @@ def test_most_and_least_sure(correct):
     result = fake()
     fits = np.ones(len(result), bool) if correct is None else (result.predictions == result.targets) == correct
     expected = np.sort(result.probs.max(1)[fits])
-    np.testing.assert_array_equal(result.least_sure(7, correct).probability, expected[:7])
-    np.testing.assert_array_equal(result.most_sure(7, correct).probability, expected[::-1][:7])
-    assert fits[result.most_sure(7, correct).index].all() and len(result.most_sure(10**6, correct)) == fits.sum()
+    np.testing.assert_array_equal(result.least_confident(7, correct).probability, expected[:7])
+    np.testing.assert_array_equal(result.most_confident(7, correct).probability, expected[::-1][:7])
+    assert fits[result.most_confident(7, correct).index].all() and len(result.most_confident(10**6, correct)) == fits.sum()
 
 
 def test_temperature_changes_how_sure_but_not_of_what():
@@ -690,7 +690,7 @@ class BF16OnCPU(MixedPrecision):
     def after_fit(self): self.autocast = None
 
 
-def test_callbacks_that_shape_inference_are_honoured_and_left_alone(dls):
+def test_callbacks_that_shape_inference_are_honored_and_left_alone(dls):
     learn = make_learner(dls, cbs=[Darken()])
     learn.darken.n = 0
     result = evaluate(learn)
@@ -700,7 +700,7 @@ def test_callbacks_that_shape_inference_are_honoured_and_left_alone(dls):
     assert learn.darken.n == 0 and learn.darken.learn is learn
 
 
-def test_mixed_precision_is_honoured(dls):
+def test_mixed_precision_is_honored(dls):
     learn, types = make_learner(dls, fit=False), []
     plain = evaluate(learn)
     learn.add_cb(BF16OnCPU())
@@ -712,7 +712,7 @@ def test_mixed_precision_is_honoured(dls):
     assert not np.array_equal(result.probs, plain.probs)
 
 
-def test_channels_last_is_honoured(dls):
+def test_channels_last_is_honored(dls):
     learn, formats = make_learner(dls, fit=False), []
     plain = evaluate(learn)
     learn.add_cb(ChannelsLast())
@@ -842,4 +842,4 @@ def test_no_loss_is_minus_zero():
 
 def test_label_errors_need_two_classes():
     result = Evaluation([[.9, .1], [.2, .8]], [1, 1], [2.3, .2], ['a.png', 'b.png'], ['cat', 'dog'], 'valid')
-    with pytest.raises(ValueError, match="All of these images are labelled 'dog'"): result.label_errors()
+    with pytest.raises(ValueError, match="All of these images are labeled 'dog'"): result.label_errors()

@@ -433,8 +433,8 @@ def test_recipes_of_one_name_are_not_averaged(fake, go, grid, practice):
 
 def test_descriptions_and_fields_that_came_later_do_not_make_another_recipe():
     one = experiments._as_json(tiny)
-    younger = {k: v for k,v in one.items() if k != 'bias_lr'} | dict(stages=[{k: v for k,v in one['stages'][0].items() if k != 'average'}])
-    fingerprints = [experiments._fingerprint(r) for r in (one, younger, experiments._as_json(tiny.change(description='x')), experiments._as_json(tiny.change(average=5)))]
+    younger = {k: v for k,v in one.items() if k != 'bias_lr_mult'} | dict(stages=[{k: v for k,v in one['stages'][0].items() if k != 'lookahead'}])
+    fingerprints = [experiments._fingerprint(r) for r in (one, younger, experiments._as_json(tiny.change(description='x')), experiments._as_json(tiny.change(lookahead=5)))]
     assert len(set(fingerprints[:3])) == 1 and len(set(fingerprints)) == 2
     assert len({experiments._fingerprint(experiments._as_json(tiny.change(grad_clip=g))) for g in (1, 1.)}) == 1
 

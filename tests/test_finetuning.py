@@ -62,7 +62,7 @@ def test_resnet34():
 
 @pytest.mark.parametrize('recipe,parameters', [('xception_finetuned', 20_861_480 + 2048*10 + 10), ('efficientnet_b2_finetuned', 7_768_562 + 1408*10 + 10)])
 def test_keras_applications(recipe, parameters):
-    "As Keras counts them without their top, statistics included; EfficientNet's seven numbers of normalisation are not the network's here"
+    "As Keras counts them without their top, statistics included; EfficientNet's seven numbers of normalization are not the network's here"
     assert count_parameters(build_model(get_recipe(recipe), 10, pretrained=False)).total == parameters
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet34', 'resnet50'])

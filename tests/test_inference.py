@@ -36,7 +36,7 @@ tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=1, lr=3e-3), bs
 
 
 def picture(seed=0, size=(32, 32), mode='RGB'):
-    "Smooth random colours as a PIL image; `size` is height and width"
+    "Smooth random colors as a PIL image; `size` is height and width"
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC).convert(mode)
 
@@ -103,12 +103,12 @@ cases = dict(
     not_square=(dict(image_size=24), dict(sizes=((20, 28),)), {}),
     all_sizes=(dict(image_size=24), dict(sizes=((20, 28), (40, 24), (24, 24))), {}),
     jpeg=({}, dict(ending='.jpg'), {}),
-    grey_files=({}, dict(mode='L'), {}),
+    gray_files=({}, dict(mode='L'), {}),
     palette_files=({}, dict(mode='P'), {}),
     cmyk_files=({}, dict(mode='CMYK', ending='.tif'), {}),
-    grey=({}, dict(mode='L'), dict(grey=True)),
-    grey_from_colour=(dict(stats='unit'), {}, dict(grey=True)),
-    grey_from_palette=({}, dict(mode='P'), dict(grey=True)),
+    gray=({}, dict(mode='L'), dict(gray=True)),
+    gray_from_color=(dict(stats='unit'), {}, dict(gray=True)),
+    gray_from_palette=({}, dict(mode='P'), dict(gray=True)),
 )
 
 @pytest.mark.parametrize('case', cases)
@@ -182,7 +182,7 @@ def test_prediction_in_words():
 
 
 def test_classifier_in_words(classifier):
-    assert repr(classifier) == 'Classifier(ladder_0, 10 classes, 32x32 colour, trained on synthetic, on cpu)'
+    assert repr(classifier) == 'Classifier(ladder_0, 10 classes, 32x32 color, trained on synthetic, on cpu)'
 
 
 # ------------------------------------------------------------------------------------------- what it takes
@@ -203,7 +203,7 @@ def test_one_image_in_every_form(classifier, practice):
     assert array.flags.writeable and image.mode == 'RGB' and type(image).__name__ == 'PngImageFile'
 
 
-def test_grey_in_every_form(classifier):
+def test_gray_in_every_form(classifier):
     array = np.array(picture(mode='L'))
     tensor = torch.from_numpy(array)
     wanted = classifier.probabilities(picture(mode='L'))
@@ -232,7 +232,7 @@ def test_many_images_in_every_form(classifier, practice):
     (torch.full((3, 32, 32), float('nan')), 'nan or infinite'),
     (np.full((32, 32, 3), np.inf), 'nan or infinite'),
     (torch.full((3, 32, 32), 1.5), 'from 0 to 1, got 1.5 to 1.5'),
-    (torch.full((3, 32, 32), -.5), 'do not normalise'),
+    (torch.full((3, 32, 32), -.5), 'do not normalize'),
     (np.zeros((3, 32, 32), np.uint8), r'An array of shape \(3, 32, 32\) is no image'),
     (torch.zeros(32, 32, 3), r'A tensor of shape \(32, 32, 3\) is no image'),
     (torch.zeros(2, 32, 32), r'A tensor of shape \(2, 32, 32\)'),
@@ -275,11 +275,11 @@ def transparent_palette():
 white,red,blue = (255,)*3,(255, 0, 0),(0, 0, 255)
 odd = {  # image, what it must become
     'bilevel': (Image.fromarray(shades(False, True)), [(0,)*3, white]),
-    'grey': (Image.fromarray(np.uint8(shades(0, 100, 255))), [(0,)*3, (100,)*3, white]),
-    'grey+alpha': (Image.fromarray(np.uint8(np.dstack([shades(0, 100, 7), shades(255, 255, 0)]))), [(0,)*3, (100,)*3, white]),
-    'colour+alpha': (Image.fromarray(np.uint8([[(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)]]*2)), [red, white, (204,)*3]),
+    'gray': (Image.fromarray(np.uint8(shades(0, 100, 255))), [(0,)*3, (100,)*3, white]),
+    'gray+alpha': (Image.fromarray(np.uint8(np.dstack([shades(0, 100, 7), shades(255, 255, 0)]))), [(0,)*3, (100,)*3, white]),
+    'color+alpha': (Image.fromarray(np.uint8([[(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)]]*2)), [red, white, (204,)*3]),
     'premultiplied': (Image.new('RGBA', (2, 2), red).convert('RGBa'), [red, red]),
-    'premultiplied grey': (Image.new('LA', (2, 2), (9, 255)).convert('La'), [(9,)*3]*2),
+    'premultiplied gray': (Image.new('LA', (2, 2), (9, 255)).convert('La'), [(9,)*3]*2),
     'palette': (transparent_palette().copy().convert('RGB').convert('P', palette=Image.Palette.ADAPTIVE), None),
     'transparent palette': (transparent_palette(), [white, red, blue]),
     '16-bit': (Image.fromarray(np.uint16(shades(0, 257*100, 65535))), [(0,)*3, (100,)*3, white]),
@@ -313,12 +313,12 @@ formats = [('1', '.png'), ('L', '.png'), ('LA', '.png'), ('P', '.png'), ('RGBA',
 
 @pytest.mark.parametrize('mode,ending', formats)
 def test_files_of_every_mode_show_the_same_picture(mode, ending, tmp_path):
-    grey = picture(2, (40, 60), 'L')
-    image = Image.fromarray(np.asarray(grey, np.uint16)*257) if mode == 'I;16' else grey.convert(mode)
+    gray = picture(2, (40, 60), 'L')
+    image = Image.fromarray(np.asarray(gray, np.uint16)*257) if mode == 'I;16' else gray.convert(mode)
     image.save(tmp_path/f'odd{ending}')
     found = np.asarray(read_image(tmp_path/f'odd{ending}', channels=1), float)
     assert found.shape == (40, 60)
-    assert abs(found - np.asarray(grey, float)).mean() < (128 if mode == '1' else 8)
+    assert abs(found - np.asarray(gray, float)).mean() < (128 if mode == '1' else 8)
     assert found.std() > 20
 
 
@@ -336,9 +336,9 @@ def test_photos_are_turned_upright(orientation, tmp_path):
         assert abs(np.asarray(found, float) - np.asarray(upright, float)).mean() < 4
 
 
-@pytest.mark.parametrize('grey', [False, True])
+@pytest.mark.parametrize('gray', [False, True])
 @pytest.mark.parametrize('in_memory', [True, False])
-def test_training_reads_files_as_a_classifier_does(in_memory, grey, tmp_path):
+def test_training_reads_files_as_a_classifier_does(in_memory, gray, tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     kinds = [(picture(2, (40, 40)).convert('RGB') if mode == 'RGB' else picture(2, (40, 40), 'L').convert(mode), ending, {}) for mode,ending in formats if mode != 'I;16' and ending != '.tga']
@@ -347,13 +347,13 @@ def test_training_reads_files_as_a_classifier_does(in_memory, grey, tmp_path):
     for folder in 'train/cat', 'train/dog', 'test/cat', 'test/dog':
         (tmp_path/folder).mkdir(parents=True)
         for i,(image,ending,options) in enumerate(kinds): image.save(tmp_path/folder/f'{i}{ending}', **options)
-    dls = data.cifar10_dataloaders(tmp_path, bs=7, valid=.5, augment='none', stats=None, in_memory=in_memory, num_workers=0, grey=grey, device='cpu')
+    dls = data.cifar10_dataloaders(tmp_path, bs=7, valid=.5, augment='none', stats=None, in_memory=in_memory, num_workers=0, gray=gray, device='cpu')
     for dl in dls.valid, data.test_dataloader(dls):
         batches = torch.cat([b[0].as_subclass(torch.Tensor) for b in dl])
-        for x,file in zip(batches, dl.dataset.items, strict=True): assert torch.equal(x, image_pixels(file, (40, 40), 1 if grey else 3)), file
+        for x,file in zip(batches, dl.dataset.items, strict=True): assert torch.equal(x, image_pixels(file, (40, 40), 1 if gray else 3)), file
     assert len(batches) == 2*len(kinds)
     x, = (b[0].as_subclass(torch.Tensor) for b in dls.test_dl([image for image,_,_ in kinds], bs=len(kinds)))
-    for pixels,(image,_,_) in zip(x, kinds, strict=True): assert torch.equal(pixels, image_pixels(image, (40, 40), 1 if grey else 3))
+    for pixels,(image,_,_) in zip(x, kinds, strict=True): assert torch.equal(pixels, image_pixels(image, (40, 40), 1 if gray else 3))
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')
@@ -776,10 +776,10 @@ def test_floats_with_transparency_lie_on_white_too():
         assert (image_pixels(x) - torch.tensor([1, .8, .8])[:, None, None]).abs().max() < .005
 
 
-@pytest.mark.parametrize('colour, grey', [((1, 0, 0), .299), ((0, 1, 0), .587), ((0, 0, 1), .114)])
-def test_floats_become_grey_as_images_do(colour, grey):
-    a = np.full((32, 32, 3), colour, np.float32)
-    for x in (a, np.uint8(a*255)): assert (image_pixels(x, channels=1) - grey).abs().max() < .005
+@pytest.mark.parametrize('color, gray', [((1, 0, 0), .299), ((0, 1, 0), .587), ((0, 0, 1), .114)])
+def test_floats_become_gray_as_images_do(color, gray):
+    a = np.full((32, 32, 3), color, np.float32)
+    for x in (a, np.uint8(a*255)): assert (image_pixels(x, channels=1) - gray).abs().max() < .005
 
 
 @pytest.mark.parametrize('channels', [1, 3])

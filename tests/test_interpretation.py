@@ -12,7 +12,7 @@ from torch import nn
 
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import Evaluation, compare, evaluate
-from cifar_fastai.interpretation import (plot_between, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
+from cifar_fastai.interpretation import (plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
                                          plot_history, plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability, plot_top_losses)
 
 
@@ -33,7 +33,7 @@ def fake(targets, predictions, vocab=('cat', 'dog', 'frog'), root='', files=None
 
 @pytest.fixture
 def pictures(tmp_path):
-    "Right and wrong answers to images that lie in a folder, each of one colour: its position"
+    "Right and wrong answers to images that lie in a folder, each of one color: its position"
     result = fake([0, 0, 0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 0, 1, 2, 0], root=tmp_path)
     for i, name in enumerate(result.files):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def test_cells_are_the_counts(pictures):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted class', 'actual class') and '8 images' in ax.get_title()
 
 
-@pytest.mark.parametrize('plot', [plot_confusion_matrix, plot_per_class, plot_top_losses, lambda e: plot_between(e, *e.vocab[:2]), lambda e: plot_comparison(compare(e, e))])
+@pytest.mark.parametrize('plot', [plot_confusion_matrix, plot_per_class, plot_top_losses, lambda e: plot_confused(e, *e.vocab[:2]), lambda e: plot_comparison(compare(e, e))])
 def test_names_are_no_mathematics(plot, pictures):
     "Matplotlib takes what stands between two dollars for a formula, and stops where it is none"
     vocab = ['US$ $', 'a $x_2$ b', '$$']
@@ -73,7 +73,7 @@ def test_names_are_no_mathematics(plot, pictures):
     assert shown and all(t.count('$') == t.count(r'\$') for t in shown)
 
 
-def test_colour_is_for_mistakes(pictures):
+def test_color_is_for_mistakes(pictures):
     image = plot_confusion_matrix(pictures).images[0]
     assert image.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()
     assert image.get_clim() == (0, 2)
@@ -97,8 +97,8 @@ def test_degenerate_matrices_are_drawn(targets, predictions, vocab, normalize):
 
 def test_dark_cells_have_light_text(pictures):
     ax = plot_confusion_matrix(pictures)
-    colours = {tuple(map(int, reversed(t.get_position()))): t.get_color() for t in ax.texts}
-    assert colours[0, 1] == 'white' and colours[2, 0] == colours[1, 1] == 'black'
+    colors = {tuple(map(int, reversed(t.get_position()))): t.get_color() for t in ax.texts}
+    assert colors[0, 1] == 'white' and colors[2, 0] == colors[1, 1] == 'black'
 
 
 # ---------------------------------------------------------------------------------------------------- history
@@ -301,19 +301,19 @@ def test_a_class_without_images_is_not_drawn(): assert set(labels(plot_per_class
 
 
 def test_two_classes_both_ways(pictures):
-    axes = plot_between(pictures, 'cat', 'dog', k=3)
+    axes = plot_confused(pictures, 'cat', 'dog', k=3)
     above, below = [[ax for ax in row if ax.images] for row in axes]
     assert axes.shape == (2, 3) and sorted(drawn(above)) == [1, 2] and drawn(below) == [4]
     p = pictures.probs[4]
     assert below[0].get_title() == f'cat {p[0]:.0%}\ndog {p[1]:.0%}'
     assert below[0].figure.get_suptitle() == 'actual dog, taken for cat: 1'
-    with pytest.raises(ValueError, match="Unknown class 'cow'. The classes are cat, dog, frog"): plot_between(pictures, 'cat', 'cow')
-    with pytest.raises(ValueError, match='at least 1, got 0'): plot_between(pictures, 'cat', 'dog', k=0)
+    with pytest.raises(ValueError, match="Unknown class 'cow'. The classes are cat, dog, frog"): plot_confused(pictures, 'cat', 'cow')
+    with pytest.raises(ValueError, match='at least 1, got 0'): plot_confused(pictures, 'cat', 'dog', k=0)
 
 
 def test_any_images_in_the_order_asked_for(pictures):
     assert drawn(plot_images(pictures, [5, 0, 3])) == [5, 0, 3]
-    assert drawn(plot_images(pictures, pictures.most_sure(3))) == list(pictures.most_sure(3).index)
+    assert drawn(plot_images(pictures, pictures.most_confident(3))) == list(pictures.most_confident(3).index)
     assert drawn(plot_images(pictures, range(8), k=2)) == [0, 1]
 
 
@@ -364,14 +364,14 @@ def test_marks_of_a_weak_model_do_not_lie_on_each_other():
 
 @pytest.fixture
 def change(pictures):
-    "A cat is mended, a dog and a frog broken"
+    "A cat is fixed, a dog and a frog broken"
     after = fake([0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 1, 0, 0, 1, 0, 0], root=pictures.root)
     return compare(pictures, after)
 
 
 def test_change_of_each_class(change):
     ax, table = plot_comparison(change), change.per_class().sort_values('change', kind='stable')
-    assert labels(ax) == [f'{o[0]}  +{o[1]} \N{MINUS SIGN}{o[2]}' for o in zip(table['class'], table.mended, table.broken)]
+    assert labels(ax) == [f'{o[0]}  +{o[1]} \N{MINUS SIGN}{o[2]}' for o in zip(table['class'], table.fixed, table.broken)]
     points = np.concatenate([bars.lines[0].get_xydata() for bars in ax.containers])
     np.testing.assert_allclose(points[points[:, 1].argsort()][:, 0], 100*table.change)
     assert f'p = {change.p_value:.2g}' in ax.get_title() and 'percentage points' in ax.get_xlabel()
@@ -381,15 +381,15 @@ def test_change_of_each_mistake(change):
     ax = plot_confusion_changes(change)
     counts = change.after.confusion_matrix() - change.before.confusion_matrix()
     assert cells(ax) == {(i, j): f'{n:+d}'.replace('-', '\N{MINUS SIGN}') for (i, j), n in np.ndenumerate(counts) if n}
-    assert ax.get_title() == '1 images mended, 2 broken' and ax.images[0].get_clim() == (-1, 1)
+    assert ax.get_title() == '1 images fixed, 2 broken' and ax.images[0].get_clim() == (-1, 1)
 
 
 def test_changed_images(change):
-    mended, = plot_changed(change)
-    assert drawn([mended]) == [1] and mended.get_title().startswith('before dog') and '\nafter cat' in mended.get_title()
+    fixed, = plot_changed(change)
+    assert drawn([fixed]) == [1] and fixed.get_title().startswith('before dog') and '\nafter cat' in fixed.get_title()
     assert sorted(drawn(plot_changed(change, 'broken'))) == [3, 6]
-    with pytest.raises(ValueError, match="Unknown outcome 'fixed'. Allowed: 'mended', 'broken'"): plot_changed(change, 'fixed')
-    with pytest.raises(ValueError, match='No images were mended'): plot_changed(compare(change.before, change.before))
+    with pytest.raises(ValueError, match="Unknown outcome 'mended'. Allowed: 'fixed', 'broken'"): plot_changed(change, 'mended')
+    with pytest.raises(ValueError, match='No images were fixed'): plot_changed(compare(change.before, change.before))
 
 
 @pytest.mark.parametrize('plot', [plot_per_class, plot_reliability, plot_coverage])
@@ -450,7 +450,7 @@ def test_captions_of_long_names_lie_apart(pictures):
         found, whole = boxes([ax.title for ax in axes])
         assert not any(a.overlaps(b) for i, a in enumerate(found) for b in found[:i]) and all(b.x0 >= 0 and b.x1 <= whole.x1 for b in found)
     for k in (1, 5):
-        axes = plot_between(long, *vocab[:3:2], k=k)
+        axes = plot_confused(long, *vocab[:3:2], k=k)
         found, whole = boxes([row[0].figure._suptitle for row in axes])
         assert all(b.x0 >= 0 and b.x1 <= whole.x1 for b in found)
         for row in axes:

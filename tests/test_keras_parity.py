@@ -117,7 +117,7 @@ def test_batch_norm_constants(name):
     assert all((m.eps, m.momentum) == (eps, pytest.approx(1 - momentum)) for m in norms)
 
 @each_network
-def test_initialisation(name):
+def test_initialization(name):
     "Glorot's bound is as tight for ours as for the weights that Keras drew; all else begins as in Keras"
     torch.manual_seed(0)
     ours = all_tensors(create_model(name, keras=True))

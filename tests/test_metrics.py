@@ -48,16 +48,16 @@ def test_mcnemar_agrees_with_statsmodels():
 
 
 def test_paired_interval_by_hand():
-    # a change of 1 mended and 7 broken among 21: (2/23, 8/23), difference -6/23, standard error .126274
+    # a change of 1 fixed and 7 broken among 21: (2/23, 8/23), difference -6/23, standard error .126274
     assert paired_interval(1, 7, 21) == pytest.approx((-6/23 - 1.959964*.1262726, -6/23 + 1.959964*.1262726), abs=1e-5)
 
 
 @pytest.mark.parametrize('up, down, n', [(.05, .04, 1000), (.02, .02, 100), (.1, .03, 10_000)])  # wider than need be where few images change
 def test_paired_interval_covers_the_true_difference(up, down, n):
-    mended, broken, _ = np.random.default_rng(0).multinomial(n, [up, down, 1 - up - down], 4000).T
-    low, high = paired_interval(mended, broken, n)
+    fixed, broken, _ = np.random.default_rng(0).multinomial(n, [up, down, 1 - up - down], 4000).T
+    low, high = paired_interval(fixed, broken, n)
     assert .94 < ((low <= up - down) & (up - down <= high)).mean() < (.96 if n*up > 10 else 1)
-    narrow = paired_interval(mended, broken, n, .5)
+    narrow = paired_interval(fixed, broken, n, .5)
     assert (narrow[0] > low).all() and (narrow[1] < high).all()
 
 
@@ -155,7 +155,7 @@ def test_coverage_agrees_with_a_loop():
 
 @pytest.mark.parametrize('call, said', [
     (lambda: wilson_interval(1, 2, 1), 'between 0 and 1, got 1'), (lambda: wilson_interval(3, 2), 'failures .* must not be negative'),
-    (lambda: mcnemar_exact(-1, 2), 'mended .* must not be negative'), (lambda: paired_interval(2, 2, 3), 'unchanged .* must not be negative'),
+    (lambda: mcnemar_exact(-1, 2), 'fixed .* must not be negative'), (lambda: paired_interval(2, 2, 3), 'unchanged .* must not be negative'),
     (lambda: reliability(np.ones(2), np.ones(2), 0), 'at least 1, got 0')])
 def test_bad_input_is_named(call, said):
     with pytest.raises(ValueError, match=said): call()

@@ -76,7 +76,7 @@ def pixels(practice, files=None):
     return np.stack([np.array(Image.open(f)).transpose(2, 0, 1) for f in files]).astype(np.float32) / 255
 
 
-def normalised(images):
+def normalized(images):
     mean, std = (np.array(o, dtype=np.float32)[:, None, None] for o in data.cifar10_stats)
     return (images - mean) / std
 
@@ -174,7 +174,7 @@ def test_heat_is_what_a_hand_computes(practice, dls, side, target):
     numbers = [1, 0, 9, 5, 3]
     classes = {'predicted': said.predictions[positions], 'actual': said.targets[positions], 'dog': [said.vocab.index('dog')] * 5, 'numbers': numbers}[target]
     heat = grad_cam(learn, positions, numbers if target == 'numbers' else target, bs=2)
-    expected = heat_by_hand(maps(normalised(pixels(practice))[positions]), w[classes], 32)
+    expected = heat_by_hand(maps(normalized(pixels(practice))[positions]), w[classes], 32)
     assert heat.dtype == np.float32 and heat.shape == (5, 32, 32)
     np.testing.assert_allclose(heat, expected, atol=2e-4)
     assert heat.max() == 1
@@ -322,7 +322,7 @@ class Images(torch.utils.data.Dataset):
 @pytest.fixture
 def in_memory(practice, result):
     "A learner whose data are plain tensors, the images of `result`"
-    dl = DataLoader(Images(normalised(pixels(practice)), result.targets), bs=10)
+    dl = DataLoader(Images(normalized(pixels(practice)), result.targets), bs=10)
     dls = DataLoaders(dl, dl, path=practice)
     dls.vocab = result.vocab
     return dls
@@ -473,8 +473,8 @@ def test_groups_stay_apart(method):
 
 def test_pca_is_the_two_widest_directions():
     values, _ = clusters()
-    centred = values - values.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = values - values.mean(0)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)
     np.testing.assert_allclose(abs(embed(values, 'pca')), abs(u[:, :2] * s[:2]), rtol=1e-2, atol=.05)
 
 
@@ -587,9 +587,9 @@ def test_blur_is_that_of_scipy(images, size, level):
 
 @pytest.mark.parametrize('level', range(1, 6))
 def test_noise_has_its_deviation_and_no_bias(level):
-    grey = np.full((4, 3, 64, 64), 128, np.uint8)
-    grey[:, 0, 0, 0] = range(4)  # else the images were the same
-    out = corrupt(grey, 'noise', level)[:, :, 1:] / 255 - 128 / 255
+    gray = np.full((4, 3, 64, 64), 128, np.uint8)
+    gray[:, 0, 0, 0] = range(4)  # else the images were the same
+    out = corrupt(gray, 'noise', level)[:, :, 1:] / 255 - 128 / 255
     assert out.std() == pytest.approx(strength('noise', level), rel=.03) and abs(out.mean()) < .003
     assert np.corrcoef(out.reshape(4, -1))[np.triu_indices(4, 1)] == pytest.approx(0, abs=.05)
 
@@ -602,10 +602,10 @@ def test_jpeg_is_that_of_pillow(images, level):
 
 
 @pytest.mark.parametrize('level', [1, 5])
-def test_contrast_moves_towards_the_mean_grey(images, level):
+def test_contrast_moves_toward_the_mean_gray(images, level):
     x, factor = images / 255, strength('contrast', level)
-    grey = np.einsum('nchw,c->nhw', x, (.299, .587, .114)).mean((1, 2))[:, None, None, None]
-    np.testing.assert_allclose(corrupt(images, 'contrast', level) / 255, grey + factor * (x - grey), atol=.6 / 255)
+    gray = np.einsum('nchw,c->nhw', x, (.299, .587, .114)).mean((1, 2))[:, None, None, None]
+    np.testing.assert_allclose(corrupt(images, 'contrast', level) / 255, gray + factor * (x - gray), atol=.6 / 255)
 
 
 @pytest.mark.parametrize('size', [32, 48])
@@ -622,7 +622,7 @@ def test_shift_moves_by_whole_pixels(images, size, level):
 
 @pytest.mark.parametrize('shape', [(2, 1, 32, 32), (1, 3, 5, 9), (1, 3, 1, 1), (2, 3, 96, 64)])
 @pytest.mark.parametrize('name, level', every([5]))
-def test_other_sizes_and_grey(shape, name, level):
+def test_other_sizes_and_gray(shape, name, level):
     given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert corrupt(given, name, level).shape == shape
 
@@ -635,8 +635,8 @@ def test_what_cannot_be_corrupted(images):
     for bad in (images[0], images[:0], images[:, :2]):
         with pytest.raises(ValueError, match=r'takes images \(N, C, H, W\) with 1 or 3 channels'): corrupt(bad, 'blur', 1)
     with pytest.raises(TypeError, match='bytes or of floats from 0 to 1, got torch.int64'): corrupt(images.astype(np.int64), 'blur', 1)
-    for bad in (normalised(images / 255), images.astype(np.float32), np.full((1, 3, 4, 4), np.nan)):
-        with pytest.raises(ValueError, match='before normalisation'): corrupt(bad, 'blur', 1)
+    for bad in (normalized(images / 255), images.astype(np.float32), np.full((1, 3, 4, 4), np.nan)):
+        with pytest.raises(ValueError, match='before normalization'): corrupt(bad, 'blur', 1)
 
 
 def test_pictures_of_corruptions(images):
@@ -660,7 +660,7 @@ def test_robustness_is_what_a_hand_computes(learn, practice, result):
     images = (pixels(practice, files) * 255).round().astype(np.uint8)
     for _, row in table.iterrows():
         x = images if row.level == 0 else corrupt(images, row.corruption, row.level, seed=3)
-        with torch.no_grad(): said = model(torch.from_numpy(normalised(x.astype(np.float32) / 255))).argmax(1).numpy()
+        with torch.no_grad(): said = model(torch.from_numpy(normalized(x.astype(np.float32) / 255))).argmax(1).numpy()
         right = int((said == result.targets).sum())
         assert row.accuracy == pytest.approx(right / 50) and row.n == 50
         assert (row.low, row.high) == pytest.approx(tuple(binomtest(right, 50).proportion_ci(method='wilson')))

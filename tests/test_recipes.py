@@ -39,9 +39,9 @@ def test_change():
 
 def test_sizes_grow_with_the_image():
     recipe = get_recipe('speedrun')
-    assert recipe.stages[0].sizes == (24, 32)
-    assert recipe.change(image_size=64).stages[0].sizes == (48, 64) and recipe.change(image_size=16, epochs=1).stages[0].sizes == (12, 16)
-    assert recipe.change(image_size=64, sizes=(32,)).stages[0].sizes == (32,) and recipe.change(image_size=64, stages=one).stages == (one,)
+    assert recipe.stages[0].progressive_resizing == (24, 32)
+    assert recipe.change(image_size=64).stages[0].progressive_resizing == (48, 64) and recipe.change(image_size=16, epochs=1).stages[0].progressive_resizing == (12, 16)
+    assert recipe.change(image_size=64, progressive_resizing=(32,)).stages[0].progressive_resizing == (32,) and recipe.change(image_size=64, stages=one).stages == (one,)
     assert recipe.change(bs=8).stages == recipe.stages == recipe.change(image_size=32).stages
 
 def test_change_of_stage_needs_one_stage():
@@ -61,8 +61,8 @@ def test_stages_and_their_fields_at_once_are_refused():
     (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'muon', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
     (dict(plateau_monitor='loss'), 'plateau_monitor must be one of'), (dict(keep_best='best'), 'keep_best must be one of'), (dict(bn='off'), 'bn must be one of'),
     (dict(lr=(1e-2, 1e-3)), r'lr must be a number or \(low, high\)'), (dict(lr=(1, 2, 3)), 'lr must be a number'), (dict(class_weights=dict(cat=-1)), "class_weights of 'cat' must be"),
-    (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(average=2.5), 'average must be a whole number'),
-    (dict(sizes=(24, 33)), 'sizes of a stage must be a whole number from 1 to 32, got 33'), (dict(sizes=(0, 32)), 'sizes must be'), (dict(freeze_to='head'), "freeze_to of a stage must be one of '', got 'head'"),
+    (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(lookahead=2.5), 'lookahead must be a whole number'),
+    (dict(progressive_resizing=(24, 33)), 'progressive_resizing of a stage must be a whole number from 1 to 32, got 33'), (dict(progressive_resizing=(0, 32)), 'progressive_resizing must be'), (dict(freeze_to='head'), "freeze_to of a stage must be one of '', got 'head'"),
     (dict(stages=()), 'stages is empty'), (dict(plateau_factor=2), 'plateau_factor'), (dict(plateau_factor=0), 'plateau_factor')])
 def test_bad_choices(change, message):
     with pytest.raises(ValueError, match=message): get_recipe('small_cnn', **change)
@@ -70,7 +70,7 @@ def test_bad_choices(change, message):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UnknownNameError, match=r"Did you mean 'small_cnn'\? list_recipes\(\)"): get_recipe('smal_cnn')
     with pytest.raises(UnknownNameError, match="Unknown recipe field 'augmnt'. Did you mean 'augment'"): get_recipe('small_cnn', augmnt='none')
-    with pytest.raises(UnknownNameError, match='Unknown recipe field'): Recipe.from_json(json.dumps(dict(name='x', model='y', stages=[], colour=1)))
+    with pytest.raises(UnknownNameError, match='Unknown recipe field'): Recipe.from_json(json.dumps(dict(name='x', model='y', stages=[], color=1)))
 
 def test_names_are_taken_once():
     with pytest.raises(ValueError, match='registered already'): register_recipe(get_recipe('small_cnn'))

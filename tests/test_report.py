@@ -87,7 +87,7 @@ def test_the_comparison_is_that_of_the_runs(runs, text):
     before, after = (load_evaluation(o.run_dir/'test.npz') for o in runs)
     said = shown(section(text, 'changes'))
     assert f'accuracy {after.accuracy:.2%} against {before.accuracy:.2%}' in said
-    assert f'{(after.correct & ~before.correct).sum():,} images mended, {(before.correct & ~after.correct).sum():,} broken' in said
+    assert f'{(after.correct & ~before.correct).sum():,} images fixed, {(before.correct & ~after.correct).sum():,} broken' in said
     first = compare(before, after).per_class().iloc[0]
     assert f'{100*first.low:+.1f} to {100*first.high:+.1f}'.replace('-', '\N{MINUS SIGN}') in rows(section(text, 'changes'))[0]
 
@@ -257,7 +257,7 @@ def test_page_in_a_browser(opened, page, width, scheme):
     assert tab.evaluate("Promise.all([...document.images].map(o => o.decode().then(() => o.naturalWidth > 0))).then(o => o.length > 50 && o.every(Boolean))")
     assert not re.search('#(000000|444444|0b0c0d)', tab.locator('#robustness').inner_html())  # would be lost in the dark
     ground, ink = tab.evaluate("(o => [o.backgroundColor, o.color])(getComputedStyle(document.body))")
-    brightness = lambda colour: sum(map(int, re.findall(r'\d+', colour)[:3]))
+    brightness = lambda color: sum(map(int, re.findall(r'\d+', color)[:3]))
     assert (brightness(ground) > brightness(ink)) == (scheme == 'light')
     assert tab.evaluate("getComputedStyle(document.querySelector('#classes svg text')).fill") == ink
 

@@ -225,7 +225,7 @@ def test_tiny_imagenet_as_its_authors_pack_it(tmp_path, bare_machine):
         info = sources.describe_data(found)
         assert (info.classes, info.n_train, info.n_test, info.size, info.test_folder) == (('n01', 'n02'), 8, 5, (64, 64), 'val')
         assert {f.name: sources.class_of(f) for f in sources.test_files(found)} == {f'val_{i}.JPEG': ('n01', 'n02')[i % 2] for i in range(5)}
-        assert (found/'unlabelled'/'images'/'test_0.JPEG').is_file()
+        assert (found/'unlabeled'/'images'/'test_0.JPEG').is_file()
 
 
 @pytest.mark.parametrize('labels', [{'val_0.JPEG': 'n03'}, {'val_0.JPEG': '../n01'}, {'../../train/n01/images/0000.JPEG': 'n02'}], ids=str)
@@ -300,7 +300,7 @@ def test_size_is_that_of_upright_pictures(tmp_path, ending):
     exif[0x0112] = 6  # turned by a quarter
     for f in folder.rglob(f'*{ending}'): Image.open(f).save(f, exif=exif)
     assert sources.describe_data(folder).size == (40, 48)
-    assert images.ColourImage.create(next(folder.rglob(f'*{ending}'))).shape == (40, 48)
+    assert images.ColorImage.create(next(folder.rglob(f'*{ending}'))).shape == (40, 48)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -310,7 +310,7 @@ def test_tiffs_are_turned_once(tmp_path, orientation):
     exif[0x0112] = orientation
     for f in folder.rglob('*.tif'): picture(size=(24, 40)).save(f, exif=exif, compression='tiff_lzw')
     upright = ImageOps.exif_transpose(Image.open(f))
-    found = images.ColourImage.create(f)
+    found = images.ColorImage.create(f)
     assert np.array_equal(found, upright) and sources.describe_data(folder).size == found.shape
 
 
@@ -340,7 +340,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
         return open_image(f, *args, **kwargs)
     monkeypatch.setattr(data.Image, 'open', fail)
     assert sources.describe_data(folder, verify=True).unreadable == (bad,)
-    with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): images.ColourImage.create(bad)
+    with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): images.ColorImage.create(bad)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')

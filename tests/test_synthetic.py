@@ -15,7 +15,7 @@ from PIL import Image
 
 import cifar_fastai.synthetic as synthetic
 from cifar_fastai.evaluation import Evaluation
-from cifar_fastai.synthetic import best_possible_accuracy, cifar10_classes, draw_image, make_synthetic
+from cifar_fastai.synthetic import bayes_accuracy, cifar10_classes, draw_image, make_synthetic
 
 small = dict(n_train=2, n_test=1)
 rng = np.random.default_rng
@@ -31,7 +31,7 @@ def digest(images):
 
 @pytest.fixture
 def pictures(monkeypatch):
-    "Grey squares in no time, for tests of the folders; `pictures.before[n]` is called before picture n."
+    "Gray squares in no time, for tests of the folders; `pictures.before[n]` is called before picture n."
     class Pictures:
         def __init__(self): self.drawn, self.before = 0, {}
 
@@ -70,7 +70,7 @@ def test_same_scene_at_any_size(label):
 
 @pytest.mark.parametrize('label', cifar10_classes)
 def test_pictures_of_a_class_vary(label):
-    "No pixel keeps its colour, and no two pictures are nearly alike."
+    "No pixel keeps its color, and no two pictures are nearly alike."
     x = np.stack([np.asarray(draw_image(label, rng(i)), float) for i in range(30)])
     assert x.std(0).min() > 10
     distances = abs(x[:, None] - x).mean((2, 3, 4)) + 255 * np.eye(30)
@@ -94,7 +94,7 @@ def test_only_dogness_tells_cats_from_dogs():
     cat, dog = synthetic._draw_cat, synthetic._draw_dog
     assert digest([pet(cat, .8)]) == digest([pet(dog, .2)])      # dogness .5
     assert digest([pet(cat, .1)]) != digest([pet(dog, .9)])
-    assert best_possible_accuracy == pytest.approx(.96)
+    assert bayes_accuracy == pytest.approx(.96)
 
 
 @pytest.mark.parametrize('label, hint', [('kat', "Did you mean 'cat'?"), ('Truck', "Did you mean 'truck'?"), ('', 'all ten'), (3, 'all ten'), (['cat'], 'all ten')])
@@ -306,8 +306,8 @@ def test_small_cnn_confuses_cats_and_dogs(tmp_path, one_thread):
     losses = F.cross_entropy(logits, y_test, reduction='none')
     files = [f'{i}.png' for i in range(len(y_test))]
     said = Evaluation(logits.softmax(1).numpy(), y_test.numpy(), losses.numpy(), files, list(cifar10_classes))
-    assert .85 < said.accuracy < best_possible_accuracy + .02
+    assert .85 < said.accuracy < bayes_accuracy + .02
     both = np.triu(said.confusion_matrix() + said.confusion_matrix().T, 1)
     cat_dog, others = both[cifar10_classes.index('cat'), cifar10_classes.index('dog')], np.sort(both, axis=None)[::-1][1]
     assert cat_dog == both.max() and cat_dog > 2 * others
-    assert set(said.most_confused()[0][:2]) == {'cat', 'dog'} and len(said.between('cat', 'dog')) == cat_dog
+    assert set(said.most_confused()[0][:2]) == {'cat', 'dog'} and len(said.confused('cat', 'dog')) == cat_dog

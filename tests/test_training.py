@@ -157,13 +157,13 @@ class Watch(Callback):
 @pytest.mark.slow
 def test_training_images_grow_and_validation_images_are_whole(go):
     watch = Watch(lambda cb: (cb.training, cb.xb[0].shape[-1]))
-    learn = go(tiny.change(model='small_cnn', bs=60, sizes=(16, 24, 32)), cbs=[watch])
+    learn = go(tiny.change(model='small_cnn', bs=60, progressive_resizing=(16, 24, 32)), cbs=[watch])
     assert [side for training,side in watch.seen if training] == [16, 16, 24, 24, 32, 32]
-    assert {side for training,side in watch.seen if not training} == {32} and learn.recipe.stages[0].sizes == (16, 24, 32)
+    assert {side for training,side in watch.seen if not training} == {32} and learn.recipe.stages[0].progressive_resizing == (16, 24, 32)
 
 @pytest.mark.parametrize('model, sizes, message', [('ladder_0', (24, 32), 'ladder_0 does not take images of 24x24'), ('small_cnn', (2, 32), 'small_cnn does not take images of 2x2')])
 def test_sizes_that_a_network_does_not_take_are_refused_at_once(practice, model, sizes, message):
-    stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, sizes=sizes)]
+    stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, progressive_resizing=sizes)]
     with pytest.raises(ValueError, match=message): create_learner(tiny.change(model=model, stages=stages), cifar10_dataloaders(practice, bs=60))
 
 def test_weights_go_on_from_their_running_mean(go):
@@ -174,7 +174,7 @@ def test_weights_go_on_from_their_running_mean(go):
         order = -10
         def before_train(self): self.begin = getattr(self, 'begin', None) if self.epoch else where(self)
     before,after = Before(lambda cb: (cb.training, where(cb))),Watch(lambda cb: (cb.training, where(cb)))
-    go(tiny.change(average=2), cbs=[before, after])
+    go(tiny.change(lookahead=2), cbs=[before, after])
     mean = before.begin
     for n,((_,stepped),(_,result)) in enumerate([(b, a) for b,a in zip(before.seen, after.seen) if b[0]], 1):
         if n % 2: assert torch.equal(result, stepped)
@@ -184,7 +184,7 @@ def test_weights_go_on_from_their_running_mean(go):
             assert torch.allclose(result, mean, atol=1e-6) and not torch.allclose(result, stepped, atol=1e-6)
 
 def test_the_last_step_is_averaged_whatever_its_number(go):
-    class Calls(callbacks.AverageWeights):
+    class Calls(callbacks.Lookahead):
         seen = []
         def after_batch(self):
             before = [t.clone() for t in self.now]
@@ -224,7 +224,7 @@ def test_matrices_of_several_shapes_are_made_orthogonal_together():
 def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
     w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
     other = torch.nn.Parameter(b.detach().clone())
-    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr=.5, bias_lr=3.))
+    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr_mult=.5, bias_lr_mult=3.))
     opt,sgd = muon([w, b], lr=.1, mom=.8),optimizers.nesterov_sgd([other], lr=.15, mom=.8)
     for _ in range(3):
         before = w.detach().clone()
@@ -246,7 +246,7 @@ def test_muon_takes_no_scale_for_a_filter():
 
 def test_biases_can_have_a_rate_of_their_own():
     w,b = torch.nn.Parameter(torch.zeros(3, 2)),torch.nn.Parameter(torch.zeros(3))
-    opt = training.optimizer_function(tiny.change(optimizer='sgd', bias_lr=4.))([w, b], lr=.1, mom=0.)
+    opt = training.optimizer_function(tiny.change(optimizer='sgd', bias_lr_mult=4.))([w, b], lr=.1, mom=0.)
     w.grad,b.grad = torch.ones(3, 2),torch.ones(3)
     opt.step()
     assert w.tolist() == [[pytest.approx(-.1)]*2]*3 and b.tolist() == [pytest.approx(-.4)]*3
@@ -452,8 +452,8 @@ def test_learner_is_fastais(practice):
         preds,targets = learn.get_preds()
     assert preds.shape == (20, 10) and preds.sum(1).allclose(torch.ones(20), atol=1e-5) and len(targets) == 20
 
-def test_grey_images_get_a_grey_network(practice):
-    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0, grey=True, stats='unit'))
+def test_gray_images_get_a_gray_network(practice):
+    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0, gray=True, stats='unit'))
     assert learn.model.body.stem.filters.shape[1] == 1
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
 
@@ -514,7 +514,7 @@ def test_mixed_precision_is_left_before_training_stops():
     "or all that the process computes later would be in 16-bit floats"
     assert callbacks.StopOnNonFiniteLoss.order > MixedPrecision.order
 
-def test_losses_of_a_cancelled_fit_are_fetched_too(practice, accelerator, tmp_path):
+def test_losses_of_a_canceled_fit_are_fetched_too(practice, accelerator, tmp_path):
     from fastai.callback.core import CancelFitException
     def cancel(learn): raise CancelFitException
     learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[At(cancel, 1, 2)])

@@ -337,9 +337,9 @@ def test_counters_of_batchnorm_do_not_matter(state):
                                                 (4, lambda w: torch.cat([w, torch.zeros(24, 1, 3, 3)], 1))])
 def test_other_channels_are_adapted_as_fastai_does(channels, expected, state):
     from fastai.vision.learner import _load_pretrained_weights
-    model, theirs, colour = create_backbone(net, 10, channels), nn.Conv2d(channels, 24, 3), nn.Conv2d(3, 24, 3)
-    colour.weight.data = state['conv1.0.weight']
-    _load_pretrained_weights(theirs, colour)
+    model, theirs, color = create_backbone(net, 10, channels), nn.Conv2d(channels, 24, 3), nn.Conv2d(3, 24, 3)
+    color.weight.data = state['conv1.0.weight']
+    _load_pretrained_weights(theirs, color)
     report = load_weights(model, state)
     assert report.adapted == ('conv1.0.weight',) and 'adapted to the number of channels: conv1.0.weight' in str(report)
     assert torch.equal(model.conv1[0].weight, expected(state['conv1.0.weight']))

@@ -13,8 +13,8 @@ from fastai.torch_core import TensorCategory, TensorImage, set_seed
 from fastai.vision.augment import Flip, Resize
 from torch import nn
 
-from cifar_fastai import data, images, memory, sources  # not their names: pytest would take `test_files` for a test
-from cifar_fastai.memory import Memory, MemoryDL, Rows
+from cifar_fastai import caching, data, images, sources  # not their names: pytest would take `test_files` for a test
+from cifar_fastai.caching import ItemCache, CachedDL, Rows
 
 cpu, meta = torch.device('cpu'), torch.device('meta')
 
@@ -43,7 +43,7 @@ def values(batch): return [part.flatten(1)[:, 0].tolist() if part.ndim > 1 else 
 
 def test_each_item_is_read_once():
     read = Squares()
-    m = Memory(5, read)
+    m = ItemCache(5, read)
     assert values(m.take([3, 1, 3])) == [[3, 1, 3], [9, 1, 9]] and m.left == 3
     assert values(m.take([1, 2])) == [[1, 2], [1, 4]] and m.left == 2
     m.take([0, 4])
@@ -54,7 +54,7 @@ def test_an_item_that_cannot_be_read_is_asked_for_again():
     def read(i):
         if i == 1 and not healed: raise ValueError('item 1')
         return torch.tensor(i),
-    healed, m = False, Memory(3, read)
+    healed, m = False, ItemCache(3, read)
     with pytest.raises(ValueError, match='item 1'): m.take([0, 1, 2])
     healed = True
     assert values(m.take([2, 1, 0])) == [[2, 1, 0]] and m.left == 0
@@ -62,12 +62,12 @@ def test_an_item_that_cannot_be_read_is_asked_for_again():
 
 @pytest.mark.parametrize('items', [[torch.tensor(3), torch.tensor(2.5)], [torch.ones(3), torch.ones(1)], [torch.ones(1), torch.ones(3)]], ids=['type', 'fewer', 'more'])
 def test_items_that_are_not_alike_are_refused(items):
-    with pytest.raises(ValueError, match='Item 1 has a part of shape .* all alike'): Memory(2, lambda i: (items[i],)).take([0, 1])
+    with pytest.raises(ValueError, match='Item 1 has a part of shape .* all alike'): ItemCache(2, lambda i: (items[i],)).take([0, 1])
 
 
 @pytest.mark.parametrize('item, kind', [(torch.ones(2), 'is a Tensor;'), ((torch.ones(2), 'cat'), r"is a tuple of \['Tensor', 'str'\];")])
 def test_items_that_are_no_tuples_of_tensors_are_refused(item, kind):
-    with pytest.raises(TypeError, match=f'Item 0 {kind} what is kept in memory is a tuple of tensors'): Memory(2, lambda i: item).take([0])
+    with pytest.raises(TypeError, match=f'Item 0 {kind} what is kept in memory is a tuple of tensors'): ItemCache(2, lambda i: item).take([0])
 
 
 @pytest.mark.parametrize('in_memory', [True, False])
@@ -86,7 +86,7 @@ def test_other_transforms_of_items_are_applied(practice, in_memory):
 
 
 def test_batches_are_made_on_the_device_once_all_is_known():
-    m = Memory(3, Squares())
+    m = ItemCache(3, Squares())
     assert m.take([0, 1], meta)[0].device == cpu
     m.take([2])
     assert [part.device for part in m.take([0, 1], meta)] == [meta]*2 and m.take([0, 1], cpu)[0].device == cpu
@@ -95,20 +95,20 @@ def test_batches_are_made_on_the_device_once_all_is_known():
 
 
 def test_an_accelerator_without_room_is_spared(monkeypatch):
-    m = Memory(3, Squares())
+    m = ItemCache(3, Squares())
     m.take([0, 1, 2])
     gpu, n_bytes = torch.device('cuda'), 3*(6*4 + 8)
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (2*n_bytes - 1, 10**6))
-    assert memory._on_accelerator(m.parts, gpu) is None and m.take([1], gpu)[0].device == cpu
+    assert caching._on_accelerator(m.parts, gpu) is None and m.take([1], gpu)[0].device == cpu
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (2*n_bytes, 10**6))
-    if torch.cuda.is_available(): assert memory._on_accelerator(m.parts, gpu)[0].rows.is_cuda
+    if torch.cuda.is_available(): assert caching._on_accelerator(m.parts, gpu)[0].rows.is_cuda
     else:
-        with pytest.raises((RuntimeError, AssertionError)): memory._on_accelerator(m.parts, gpu)  # it tries
+        with pytest.raises((RuntimeError, AssertionError)): caching._on_accelerator(m.parts, gpu)  # it tries
 
 
 def test_the_last_tenth_is_read_at_once():
     read = Squares()
-    m = Memory(20, read)
+    m = ItemCache(20, read)
     m.take(list(range(17)))
     assert m.left == 3
     m.take([17])
@@ -118,11 +118,11 @@ def test_the_last_tenth_is_read_at_once():
 @pytest.fixture
 def kept(tmp_path):
     "A file with three items in it"
-    Memory(3, Squares(), tmp_path/'kept.safetensors', 'squares').take([0, 1, 2])
+    ItemCache(3, Squares(), tmp_path/'kept.safetensors', 'squares').take([0, 1, 2])
     return tmp_path/'kept.safetensors'
 
 def test_the_file_is_there_when_all_is_known(tmp_path):
-    m = Memory(3, Squares(), tmp_path/'new'/'it.safetensors', 'squares')
+    m = ItemCache(3, Squares(), tmp_path/'new'/'it.safetensors', 'squares')
     m.take([0, 1])
     assert not (tmp_path/'new').exists()
     m.take([2])
@@ -130,7 +130,7 @@ def test_the_file_is_there_when_all_is_known(tmp_path):
 
 def test_the_next_memory_reads_the_file(kept):
     read = Squares()
-    m = Memory(3, read, kept, 'squares')
+    m = ItemCache(3, read, kept, 'squares')
     assert values(m.take([2, 0])) == [[2, 0], [4, 0]] and m.left == 0 and read.seen == [2] and bytes(m.known) == b'\1\1\1'
 
 @pytest.mark.parametrize('damage', ['another', 'cut', 'noise', 'empty', 'folder', 'shape', 'part', 'plain'])
@@ -142,14 +142,14 @@ def test_a_file_that_does_not_fit_is_replaced(kept, damage):
     if damage == 'empty': kept.write_bytes(b'')
     if damage == 'folder': kept.unlink(); kept.mkdir()
     if damage == 'shape': n = 4
-    if damage == 'part': memory.save_file({'0': torch.rand(3, 2, 3)}, kept, dict(about=about))
-    if damage == 'plain': memory.save_file({'0': torch.rand(3, 2, 3), '1': torch.arange(3)}, kept)
+    if damage == 'part': caching.save_file({'0': torch.rand(3, 2, 3)}, kept, dict(about=about))
+    if damage == 'plain': caching.save_file({'0': torch.rand(3, 2, 3), '1': torch.arange(3)}, kept)
     read = Squares()
-    m = Memory(n, read, kept, about)
+    m = ItemCache(n, read, kept, about)
     assert values(m.take(list(range(n)))) == [list(range(n)), [i**2 for i in range(n)]] and sorted(set(read.seen)) == list(range(n))
     if damage != 'folder':
         again = Squares()
-        Memory(n, again, kept, about).take([1])
+        ItemCache(n, again, kept, about).take([1])
         assert again.seen == [1]
     assert not list(kept.parent.glob('*.part'))
 
@@ -157,21 +157,21 @@ def test_a_file_that_does_not_fit_is_replaced(kept, damage):
 def test_without_room_there_is_no_file_and_no_error(tmp_path, monkeypatch, refusal):
     file = tmp_path/'sub'/'it.safetensors'
     if refusal == 'full': monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
-    if refusal == 'error': monkeypatch.setattr(memory, 'save_file', lambda *args, **kwargs: (_ for _ in ()).throw(OSError('no space left')))
+    if refusal == 'error': monkeypatch.setattr(caching, 'save_file', lambda *args, **kwargs: (_ for _ in ()).throw(OSError('no space left')))
     if refusal == 'folder is a file': (tmp_path/'sub').write_text('')
-    m = Memory(3, Squares(), file)
+    m = ItemCache(3, Squares(), file)
     assert values(m.take([0, 1, 2]))[1] == [0, 1, 4] and m.left == 0 and not file.exists()
     assert refusal == 'folder is a file' or not os.listdir(tmp_path/'sub')
 
 def test_what_is_mapped_is_not_written_to(kept):
     before = kept.read_bytes()
-    m = Memory(3, Squares(), kept, 'squares')
+    m = ItemCache(3, Squares(), kept, 'squares')
     m.take([0])
     m.parts[0].rows.fill_(7)
     assert kept.read_bytes() == before
 
 def test_a_memory_can_be_pickled(kept):
-    m = Memory(3, Squares(), kept, 'squares')
+    m = ItemCache(3, Squares(), kept, 'squares')
     m.take([0], meta)
     assert values(pickle.loads(pickle.dumps(m)).take([2])) == [[2], [4]] and meta in m.copies
 
@@ -231,9 +231,9 @@ def test_a_changed_data_set_is_read_again(large, change):
     assert opened(large) >= 190 and len(large.files()) == 2  # the old file is gone
     assert opened(large) < 10
 
-def test_other_sizes_and_grey_have_files_of_their_own(large):
+def test_other_sizes_and_gray_have_files_of_their_own(large):
     opened(large)
-    assert opened(large, grey=True) >= 250 and len(large.files()) == 4
+    assert opened(large, gray=True) >= 250 and len(large.files()) == 4
     for f in sources.train_files(large.path)[::9]: data.Image.open(f).resize((40, 20)).save(f)
     assert opened(large, image_size=24) >= 250 and len(large.files()) == 6
     assert opened(large, image_size=24) < 10
@@ -253,17 +253,17 @@ def test_two_data_sets_of_one_name(large, tmp_path):
 
 def test_validation_shares_the_memory_of_its_folder(large):
     dls = data.cifar10_dataloaders(large.path, bs=20)
-    assert dls.train_ds.memory is dls.valid_ds.memory and dls.train_ds.memory.n == 200
+    assert dls.train_ds.cache is dls.valid_ds.cache and dls.train_ds.cache.n == 200
     assert sorted(dls.train_ds.rows + dls.valid_ds.rows) == list(range(200))
     a, b = (data.test_dataloader(dls) for _ in range(2))
-    assert a.dataset.memory is b.dataset.memory is not dls.train_ds.memory
+    assert a.dataset.cache is b.dataset.cache is not dls.train_ds.cache
 
 def test_files_of_another_folder_have_a_memory_of_their_own(large, practice):
     dls = data.cifar10_dataloaders(large.path, bs=20)
     files = [sources.test_files(large.path)[3], sources.test_files(practice)[5]]
     dl = data.image_loader(dls, files)
     x, y = dl.one_batch()
-    assert dl.dataset.memory.n == 2 and [dls.vocab[i] for i in y] == list(map(sources.class_of, files))
+    assert dl.dataset.cache.n == 2 and [dls.vocab[i] for i in y] == list(map(sources.class_of, files))
     theirs = TfmdDL.do_item(dl, 1)
     assert dl.do_item(1)[0].equal(theirs[0])
 
@@ -272,14 +272,14 @@ def test_files_of_another_data_set_where_this_one_has_no_such_folder(large, prac
     shutil.rmtree(large.path/'test')
     if name == 'val': shutil.copytree(practice/'test', large.path/'val')
     dl = data.image_loader(data.cifar10_dataloaders(large.path, bs=20), [sources.test_files(practice)[5]])
-    assert len(dl.one_batch()[0]) == 1 and dl.dataset.memory.n == 1
+    assert len(dl.one_batch()[0]) == 1 and dl.dataset.cache.n == 1
 
 def test_worker_processes_make_their_batches_themselves(large, monkeypatch):
     dl = data.cifar10_dataloaders(large.path, bs=20).train
-    dl.dataset.memory.take(range(200))
+    dl.dataset.cache.take(range(200))
     asked = []
-    monkeypatch.setattr(memory, 'get_worker_info', lambda: 'a worker')
-    monkeypatch.setattr(data.ImageMemory, 'take', lambda self, idxs, device=None: asked.append(device) or Memory.take(self, idxs))
+    monkeypatch.setattr(caching, 'get_worker_info', lambda: 'a worker')
+    monkeypatch.setattr(data.ImageCache, 'take', lambda self, idxs, device=None: asked.append(device) or ItemCache.take(self, idxs))
     dl.one_batch()
     assert asked == [None]
 
@@ -287,5 +287,5 @@ def test_too_large_for_memory_is_refused(practice, monkeypatch):
     monkeypatch.setattr(os, 'sysconf', lambda name: {'SC_PHYS_PAGES': 150, 'SC_PAGE_SIZE': 4096}[name])
     with pytest.raises(ValueError, match=r'four fifths of what this machine has. Use in_memory=False, or limit='): data.cifar10_dataloaders(practice, in_memory=True)
     assert data.cifar10_dataloaders(practice, limit=100, bs=10, in_memory=True).one_batch()
-    assert isinstance(data.cifar10_dataloaders(practice, limit=100).train, MemoryDL) and not isinstance(data.cifar10_dataloaders(practice).train, MemoryDL)
-    assert not isinstance(data.cifar10_dataloaders(practice, in_memory=False, num_workers=0).train, MemoryDL)
+    assert isinstance(data.cifar10_dataloaders(practice, limit=100).train, CachedDL) and not isinstance(data.cifar10_dataloaders(practice).train, CachedDL)
+    assert not isinstance(data.cifar10_dataloaders(practice, in_memory=False, num_workers=0).train, CachedDL)
