@@ -27,7 +27,8 @@ from .inference import Classifier, load_classifier, save_classifier
 from .interpretation import (plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
                                          plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability, plot_top_losses)
 from .models import count_parameters, create_model, list_models, multiply_adds, register_model
-from .probing import corrupt, embed, features, grad_cam, list_corruptions, plot_embedding, plot_grad_cam, plot_robustness, robustness, show_corruptions
+from .probing import embed, features, grad_cam, plot_embedding, plot_grad_cam
+from .robustness import corrupt, list_corruptions, plot_robustness, robustness, show_corruptions
 from .recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
 from .report import write_report
 from .runs import Run, list_runs

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/plotting.html.md"""
 # %% auto #0
 __all__ = ['blue', 'orange', 'green', 'pink', 'sky', 'amber', 'black', 'line_colors', 'line_styles', 'line_markers',
            'dark_orange', 'wine', 'gray', 'grid_color', 'masked_color', 'bar_color', 'class_colors', 'plain_axes',
-           'percent_axis', 'literal', 'percent']
+           'percent_axis', 'literal', 'percent', 'labels_apart']
 
 # %% ../nbs/01_plotting.ipynb #eb05b78b
 from matplotlib import colormaps
@@ -61,3 +61,19 @@ def percent(
 )->str: # a whole percentage; '<1%' for what would be 0%
     "Write a probability for a caption"
     return '<1%' if p < .01 else f'{p:.0%}'
+
+def labels_apart(
+    points:np.ndarray, # (n, 2): where labels would stand
+    width:float, # of a label, in the units of the points
+    height:float, # likewise
+)->np.ndarray: # (n, 2); some of them moved up
+    "Make room for labels, so that none covers another"
+    placed = {}
+    for i in np.argsort(points[:, 1], kind='stable'):
+        x,y = points[i]
+        while True:
+            in_the_way = [b for a,b in placed.values() if abs(a - x) < width and abs(b - y) < height*.999]
+            if not in_the_way: break
+            y = max(in_the_way) + height
+        placed[i] = x,y
+    return np.array([placed[i] for i in range(len(points))]).reshape(-1, 2)

@@ -39,7 +39,8 @@ from .interpretation import (plot_comparison, plot_confusion_changes, plot_confu
                                          plot_per_class, plot_reliability)
 from .metrics import wilson_interval
 from .plotting import percent
-from .probing import embed, features, grad_cam, plot_embedding, plot_robustness, robustness
+from .probing import embed, features, grad_cam, plot_embedding
+from .robustness import plot_robustness, robustness
 from .runs import Run
 from .training import load_run
 

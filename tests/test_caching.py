@@ -234,7 +234,7 @@ def test_a_changed_data_set_is_read_again(large, change):
 def test_other_sizes_and_gray_have_files_of_their_own(large):
     opened(large)
     assert opened(large, gray=True) >= 250 and len(large.files()) == 4
-    for f in sources.train_files(large.path)[::9]: data.Image.open(f).resize((40, 20)).save(f)
+    for f in sources.train_files(large.path)[::9]: images.Image.open(f).resize((40, 20)).save(f)
     assert opened(large, image_size=24) >= 250 and len(large.files()) == 6
     assert opened(large, image_size=24) < 10
 

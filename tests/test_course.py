@@ -14,7 +14,7 @@ from fastai.layers import ConvLayer, ResBlock
 from torch import nn
 from torch.nn import functional as F
 
-from cifar_fastai import course
+from cifar_fastai.grading import exercise, exercise_registry, need
 from cifar_fastai.course import check, exercises, tutorial_folder, tutorials
 
 @pytest.fixture(autouse=True)
@@ -277,13 +277,13 @@ def test_damaged_progress_is_told(tmp_path):
 
 def test_an_exercise_of_ones_own():
     try:
-        @course.exercise('99.1', 'Say yes')
+        @exercise('99.1', 'Say yes')
         def _(answer):
-            course.need(answer == 'yes', 'Try the other word.')
+            need(answer == 'yes', 'Try the other word.')
             return 'Right.'
         assert check('99.1', 'yes') and check('99.1', 'no').text == 'Try the other word.'
-        with pytest.raises(ValueError, match='registered already'): course.exercise('99.1', 'Again')(print)
-    finally: course._exercises.pop('99.1', None)
+        with pytest.raises(ValueError, match='registered already'): exercise('99.1', 'Again')(print)
+    finally: exercise_registry.pop('99.1', None)
 
 def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
 

@@ -250,12 +250,12 @@ def test_memory_and_loaders_hold_images_as_they_were_read(practice, fixed):
         block = data.cifar10_datablock(augment='flip_crop', image_size=224, item_size=(32, 32))
         dls = block.dataloaders(practice, bs=8, dl_type=data.CachedDL, num_workers=0)
     else: dls = data.cifar10_dataloaders(practice, bs=8, image_size=224, augment='flip_crop')
-    assert any(isinstance(t, data.FixedSize) for t in dls.train.after_item.fs)
+    assert any(isinstance(t, images.FixedSize) for t in dls.train.after_item.fs)
     assert dls.one_batch()[0].shape == dls.valid.one_batch()[0].shape == (8, 3, 224, 224)
     for dl in dls:
         m = dl.dataset.cache
-        images, classes = m.parts
-        assert m.n == (len(dl.dataset) if fixed else 200) and images.rows.shape == (m.n, 32, 32, 3) and images.rows.dtype == torch.uint8
+        pixels, classes = m.parts
+        assert m.n == (len(dl.dataset) if fixed else 200) and pixels.rows.shape == (m.n, 32, 32, 3) and pixels.rows.dtype == torch.uint8
         assert classes.rows.shape == (m.n,) and sum(m.known) >= 8
     assert [t.pad for t in data.random_tfms(dls.train)] == [28]
     plain = data.cifar10_dataloaders(practice, bs=8, image_size=224, in_memory=False, num_workers=0)

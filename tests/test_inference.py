@@ -24,9 +24,10 @@ from fastai.vision.data import ImageBlock
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
-from cifar_fastai import data, inference, sources  # not their names: pytest would take `test_files` for a test
+from cifar_fastai import data, images, inference, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import evaluate
-from cifar_fastai.inference import Prediction, UnreadableImageError, image_pixels, load_classifier, plain_image, read_image, save_classifier
+from cifar_fastai.images import UnreadableImageError, image_pixels, plain_image, read_image
+from cifar_fastai.inference import Prediction, load_classifier, save_classifier
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.runs import Run
@@ -372,13 +373,13 @@ def test_of_an_animation_the_first_frame_counts(ending, tmp_path):
 
 
 def test_a_huge_jpeg_is_decoded_at_a_fraction(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, '_huge', 1_000_000)
+    monkeypatch.setattr(images, '_huge', 1_000_000)
     picture(5, (1000, 1400)).save(file := tmp_path/'photo.jpg', quality=95)
     assert read_image(file).size == (1400, 1000)
     assert read_image(file, (32, 32)).size == (700, 500)  # half is still more than 8 times of what is needed
     monkeypatch.undo()
     whole = image_pixels(file)
-    monkeypatch.setattr(inference, '_huge', 1_000_000)
+    monkeypatch.setattr(images, '_huge', 1_000_000)
     assert (image_pixels(file) - whole).abs().max() < .02
 
 

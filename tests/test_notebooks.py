@@ -22,6 +22,7 @@ smaller = {
     '06_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
     '07_interpretation': {**from_memory, 'epochs=10': 'epochs=4'},
     '07_probing': from_memory,
+    '07_robustness': from_memory,
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
     'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
     'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50'},

@@ -435,7 +435,7 @@ def shown(notebook, source):
     ('01_models', 'costs = model_table()', list_models()),
     ('01_recipes', 'for r in map(get_recipe, list_recipes())', list_recipes()),
     ('07_probing', 'for name in list_models()', list_models()),
-    *(('09_course', f'exercises({n})[[', list(exercises(n).title)) for n in range(1, len(tutorials()) + 1)),
+    *(('08_exercises', f'e.tutorial == {n}]', list(exercises(n).title)) for n in range(1, len(tutorials()) + 1)),
     ('09_course', "tutorials().set_index('tutorial')", list(tutorials().about)),
 ], ids=lambda o: o if isinstance(o, str) else '')
 def test_saved_lists_are_whole(notebook, source, names):

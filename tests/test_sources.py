@@ -338,7 +338,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
     def fail(f, *args, **kwargs):
         if f == bad: raise RuntimeError('Failed to decode image')
         return open_image(f, *args, **kwargs)
-    monkeypatch.setattr(data.Image, 'open', fail)
+    monkeypatch.setattr(images.Image, 'open', fail)
     assert sources.describe_data(folder, verify=True).unreadable == (bad,)
     with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): images.ColorImage.create(bad)
 
