@@ -15,6 +15,14 @@ from fnmatch import fnmatchcase
 # %% ../nbs/00_registry.ipynb #4352a464
 class UnknownNameError(ValueError):
     "A name that nothing is registered under"
+    def __init__(self,
+        problem:str, # what was asked for, and the nearest name that there is
+        lister:str='', # what shows all names: 'list_models()'
+    ):
+        super().__init__(problem, lister)
+        self.problem,self.lister = problem,lister
+
+    def __str__(self): return f'{self.problem} {self.lister} shows all.' if self.lister else self.problem
 
 # %% ../nbs/00_registry.ipynb #bef01fa5
 class Registry(dict):
@@ -29,7 +37,7 @@ class Registry(dict):
     def __missing__(self, name):
         near = get_close_matches(str(name), self, n=1, cutoff=0.4)
         hint = f" Did you mean '{near[0]}'?" if near else ''
-        raise UnknownNameError(f'Unknown {self.kind} {name!r}.{hint} {self.lister} shows all.')
+        raise UnknownNameError(f'Unknown {self.kind} {name!r}.{hint}', self.lister)
 
     def add(self,
         name:str, # what it will be asked for by

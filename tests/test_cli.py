@@ -25,11 +25,12 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from cifar_fastai import __version__, cli
+from cifar_fastai import __version__, cli, terminal
 from cifar_fastai.augmentation import list_augmentations
 from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
+from cifar_fastai.registry import UnknownNameError
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
 names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict', 'course']
@@ -184,11 +185,10 @@ def test_damaged_recipe_file(text, says, practice):
     Path('my.json').write_bytes(text if isinstance(text, bytes) else text.encode())
     fails(train('my.json', practice), 'my.json holds no recipe', says)
 
-@pytest.mark.parametrize('text, says', [
-    ("Take it from train/ (evaluate with split='valid').", 'Take it from train/ (evaluate with --split valid).'),
-    ("give a file: weights='path/to/w.pth'", 'give a file: --weights path/to/w.pth'), ('pass image_size=..., the side', 'pass --image-size ..., the side'),
-    ("Unknown split 'tset'. Allowed: 'test', 'valid', None.", "Unknown split 'tset'. Allowed: 'test', 'valid'.")])
-def test_messages_speak_of_options(text, says): assert cli._one_line(ValueError(text)) == says
+@pytest.mark.parametrize('lister, says', [('list_models()', '`cifar-fastai models`'), ('list_augmentations()', '`cifar-fastai train --help`'),
+                                          ('list_tta()', 'list_tta()')])
+def test_listings_become_commands(lister, says):
+    assert terminal.explain(UnknownNameError("Unknown name 'x'. Did you mean 'y'?", lister)) == f"Unknown name 'x'. Did you mean 'y'? {says} shows all."
 
 def test_recipe_with_an_unknown_model(practice):
     Path('my.json').write_text(tiny.to_json().replace('ladder_0', 'ladder_00'))
@@ -272,11 +272,11 @@ def test_run_folders_that_cannot_be_written(recipe, practice):
 
 def test_the_bar_is_full_when_an_epoch_ends(recipe, practice, monkeypatch):
     bars = []
-    class Bar(cli._Bar):
+    class Bar(terminal._Bar):
         def __init__(self, *args):
             super().__init__(*args)
             bars.append(self)
-    monkeypatch.setattr(cli, '_Bar', Bar)
+    monkeypatch.setattr(terminal, '_Bar', Bar)
     assert train(recipe, practice, '--out', 'run').code == 0
     [task] = bars[0].progress.tasks
     assert task.completed == task.total > 0
@@ -335,7 +335,7 @@ def test_ctrl_c(recipe, practice):
     out,err = process.communicate(timeout=120)
     n = len(pd.read_csv('run/history.csv'))
     assert process.returncode == 130 and n >= 1
-    assert err == f'Stopped. What was finished is in run: history.csv ({cli._count(n, "epoch")}) and the weights.\n'
+    assert err == f'Stopped. What was finished is in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
@@ -345,14 +345,14 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     "As when the processes of an epoch are being started: torch's iterator then lacks what its `__del__` asks for"
     class HalfMade:
         def __del__(self): raise AttributeError('_shutdown')
-    say,complaints = cli._Report.say,[]
+    say,complaints = terminal.TrainingProgress.say,[]
     def at_first_epoch(self, text):
         say(self, text)
         if ' 1/2 ' in text:
             half = HalfMade()  # noqa: F841  it is alive when the signal comes
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(.1)
-    monkeypatch.setattr(cli._Report, 'say', at_first_epoch)
+    monkeypatch.setattr(terminal.TrainingProgress, 'say', at_first_epoch)
     monkeypatch.setattr(sys, 'unraisablehook', complaints.append)
     result = train(recipe, practice, '--out', 'run')
     gc.collect()
@@ -364,9 +364,9 @@ def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     "As when the processes of an epoch are cleared away: what is raised in a `__del__` is lost"
     class Drops:
         def __del__(self): os.kill(os.getpid(), signal.SIGINT); time.sleep(.1)
-    say,before = cli._Report.say,signal.getsignal(signal.SIGINT)  # which a background job of a shell ignores
+    say,before = terminal.TrainingProgress.say,signal.getsignal(signal.SIGINT)  # which a background job of a shell ignores
     def at_first_epoch(self, text): say(self, text); ' 1/2 ' in text and Drops()
-    monkeypatch.setattr(cli._Report, 'say', at_first_epoch)
+    monkeypatch.setattr(terminal.TrainingProgress, 'say', at_first_epoch)
     result = train(recipe, practice, '--out', 'run')
     assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
     assert signal.getsignal(signal.SIGINT) is before
@@ -523,8 +523,8 @@ def test_epochs_count_on_over_stages(practice):
 def test_progress_in_a_terminal(recipe, practice, monkeypatch):
     screen = io.StringIO()
     def console(): return Console(file=screen, force_terminal=True, width=100, height=30, force_jupyter=False)
-    monkeypatch.setattr(cli, '_console', console)
-    monkeypatch.setattr(cli.time, 'perf_counter', lambda now=iter(range(10**6)): next(now))  # a second at each look
+    monkeypatch.setattr(terminal, '_console', console)
+    monkeypatch.setattr(terminal.time, 'perf_counter', lambda now=iter(range(10**6)): next(now))  # a second at each look
     assert train(recipe, practice, '--no-test').code == 0
     text = re.sub(r'\x1b\[[\d;?]*[a-zA-Z]', '', screen.getvalue())
     assert re.search(r'epoch 2/2 .*\d+% loss \d\.\d{3}  \d+:\d\d left', text) and '2/2' in text.splitlines()[-1] + text
@@ -728,10 +728,10 @@ def test_predict_a_file_whose_name_is_no_text(trained):
 
 # How messages are translated
 
-def test_messages_for_python_are_translated():
-    "Each is in a message of another module, and each command that takes its place is there"
-    sources = [p.read_text() for p in Path(cli.__file__).parent.glob('*.py') if p.name not in ('cli.py', '_modidx.py')]
-    for call, command in cli._commands.items():
+def test_commands_that_list_are_there():
+    "Each takes the place of a function that a message of another module names"
+    sources = [p.read_text() for p in Path(cli.__file__).parent.glob('*.py') if p.name not in ('cli.py', 'terminal.py', '_modidx.py')]
+    for call, command in terminal._listing_commands.items():
         assert any(call in source for source in sources) and command.strip('`').split()[1] in names
 
 # course
