@@ -35,96 +35,112 @@ class Verdict(NamedTuple):
         mark = {True: '✓', False: '✗', None: '·'}[self.right]
         return f'{mark} {self.number}  {self.text}'
 
-def _try(exercise, answer):
-    "Whether an answer is right, and what to say; the random numbers that follow are not changed by it"
-    try:
-        with torch.random.fork_rng(devices=[]): return True,exercise.attempt(answer)
-    except Hint as e: return False,str(e)
-    except Exception as e: return False,f'What you gave could not be tried ({type(e).__name__}: {e}). Is it of the kind that the exercise asks for?'
-
-def _unwritten(): ...
-
-def _waiting(answer):
-    "What to do before there is an answer; None if there is one"
-    if answer is ...: return 'put your answer in the place of `...`'
-    if isinstance(answer, FunctionType) and answer.__name__ != '<lambda>' and answer.__code__.co_code == _unwritten.__code__.co_code and answer.__code__.co_consts == _unwritten.__code__.co_consts:
-        return f'write what `{answer.__name__}` does in the place of `...`, and run the cell again'
-
+# %% ../nbs/09_course.ipynb #5fbe9950
 def check(
     number:str, # of the exercise: '2.3'
     answer:object=..., # what the exercise asks for; `...`, or a function whose body is that: nothing yet
 )->Verdict: # what is shown in a notebook; true if the answer is right
     "Say whether `answer` solves an exercise, and give a hint if not; an exercise that is not there is a `ValueError`"
     exercise = exercise_registry[number]
-    if waiting := _waiting(answer): return Verdict(number, None, f'{exercise.title}: {waiting}')
+    if to_do := _to_do(answer): return Verdict(number, None, f'{exercise.title}: {to_do}')
     right,text = _try(exercise, answer)
-    _keep(number, right)
+    _count_attempt(number, right)
     return Verdict(number, right, text)
+
+# %% ../nbs/09_course.ipynb #981243e5
+def _try(exercise, answer): # -> (whether it is right, what to say)
+    try:
+        with torch.random.fork_rng(devices=[]): return True, exercise.attempt(answer)
+    except Hint as e: return False, str(e)
+    except Exception as e:
+        error = f'{type(e).__name__}: {e}'
+        return False, f'What you gave could not be tried ({error}). Is it of the kind that the exercise asks for?'
+
+# %% ../nbs/09_course.ipynb #268c0854
+def _empty(): ...
+
+def _is_empty(f):
+    if not isinstance(f, FunctionType) or f.__name__ == '<lambda>': return False
+    code = f.__code__
+    empty = _empty.__code__
+    return code.co_code == empty.co_code and code.co_consts == empty.co_consts
+
+def _to_do(answer):
+    "Say what to do before there is an answer; None if there is one"
+    if answer is ...: return 'put your answer in the place of `...`'
+    if _is_empty(answer): return f'write what `{answer.__name__}` does in the place of `...`, and run the cell again'
 
 # %% ../nbs/09_course.ipynb #8f4b614d
 def progress_file(
 )->Path: # course.json in the folder that CIFAR_FASTAI_HOME names, else in ~/.local/share/cifar_fastai; need not exist
     "Where what you have solved is kept"
-    return Path(os.environ.get('CIFAR_FASTAI_HOME') or '~/.local/share/cifar_fastai').expanduser().absolute()/'course.json'
+    folder = os.environ.get('CIFAR_FASTAI_HOME') or '~/.local/share/cifar_fastai'
+    return Path(folder).expanduser().absolute()/'course.json'
+
+# %% ../nbs/09_course.ipynb #5042a36a
+_not_tried = dict(attempts=0, right=False)
 
 def _read_progress():
-    "{number: {attempts, right}} of what was tried on this machine"
+    "Read {number: {attempts, right}}, what was tried on this machine"
     path = progress_file()
     if not path.exists(): return {}
     try: return read_json(path)
     except ValueError as e: raise ValueError(f'{e}. Remove it; your progress is then counted anew.') from e
 
-def _keep(number, right):
-    "Count an attempt; an exercise that was right once stays so"
-    progress,path = _read_progress(),progress_file()
-    before = progress.get(number, dict(attempts=0, right=False))
-    progress[number] = dict(attempts=before['attempts'] + (not before['right']), right=before['right'] or right)
-    write_json(path, progress)
+# %% ../nbs/09_course.ipynb #1bb62850
+def _count_attempt(number, right):
+    progress = _read_progress()
+    before = progress.get(number, _not_tried)
+    if not before['right']: progress[number] = dict(attempts=before['attempts'] + 1, right=right)
+    write_json(progress_file(), progress)
 
+# %% ../nbs/09_course.ipynb #a59f2038
 def exercises(
     tutorial:int|None=None, # only those of this one; None: all
 )->pd.DataFrame: # columns tutorial, exercise, title, attempts, right
     "All exercises, and how far you are"
     progress = _read_progress()
-    nothing = dict(attempts=0, right=False)
-    rows = [dict(tutorial=e.tutorial, exercise=e.number, title=e.title, **progress.get(e.number, nothing)) for e in exercise_registry.values()]
+    rows = [dict(tutorial=e.tutorial, exercise=e.number, title=e.title, **progress.get(e.number, _not_tried))
+            for e in exercise_registry.values()]
     found = pd.DataFrame(rows, columns=['tutorial', 'exercise', 'title', 'attempts', 'right'])
     if tutorial is None: return found
-    if tutorial not in set(found.tutorial): raise ValueError(f'There is no tutorial {tutorial!r}; those with exercises are {sorted(set(found.tutorial))}')
+    known = set(found.tutorial)
+    if tutorial not in known:
+        raise ValueError(f'There is no tutorial {tutorial!r}; those with exercises are {sorted(known)}')
     return found[found.tutorial == tutorial].reset_index(drop=True)
 
 # %% ../nbs/09_course.ipynb #48512f81
+def _packaged(installed, in_clone):
+    "Find what comes with the package: beside its modules, or elsewhere in a clone"
+    here = Path(cifar_fastai.__file__).parent
+    return next(p for p in (here/installed, here.parent/in_clone) if p.exists())
+
 def tutorial_folder()->Path: # of the notebooks that came with the package
     "Where the tutorials are: in the installed package, or in a clone"
-    here = Path(cifar_fastai.__file__).parent
-    return next(p for p in (here/'tutorials', here.parent/'nbs'/'tutorials') if p.is_dir())
+    return _packaged('tutorials', 'nbs/tutorials')
 
+# %% ../nbs/09_course.ipynb #6645e1f0
 def measured_runs()->pd.DataFrame: # a row a run: recipe, data, accuracies, seconds, hardware, versions
-    "The trainings that these pages speak of, as they were measured: benchmarks/results/training.csv, which comes with the package"
-    here = Path(cifar_fastai.__file__).parent
-    return pd.read_csv(next(p for p in (here/'results'/'training.csv', here.parent/'benchmarks'/'results'/'training.csv') if p.is_file()))
+    "The trainings that these pages speak of, as they were measured: benchmarks/results/training.csv"
+    return pd.read_csv(_packaged('results/training.csv', 'benchmarks/results/training.csv'))
 
-def _cells(path): return read_json(path)['cells']
+# %% ../nbs/09_course.ipynb #ca5d5b4e
+def _tutorial_files(): return sorted(tutorial_folder().glob('[0-9]*.ipynb'))
 
 def tutorials()->pd.DataFrame: # columns tutorial, file, title, about, exercises, right
     "All tutorials, and how many of their exercises were right"
-    done,rows = exercises().groupby('tutorial').right,[]
-    for path in sorted(tutorial_folder().glob('[0-9]*.ipynb')):
-        title,_,about = ''.join(_cells(path)[0]['source']).partition('\n')
-        rows.append(dict(tutorial=int(path.name[:2]), file=path.name, title=title.lstrip('# '), about=about.strip().lstrip('> ')))
-    counts = done.agg(['size', 'sum']).rename(columns=dict(size='exercises', sum='right')).astype(int)
-    return pd.DataFrame(rows).join(counts, on='tutorial').fillna(dict(exercises=0, right=0)).astype(dict(exercises=int, right=int))
+    rows = []
+    for path in _tutorial_files():
+        first_cell = ''.join(read_json(path)['cells'][0]['source'])
+        title,_,about = first_cell.partition('\n')
+        rows.append(dict(tutorial=int(path.name[:2]), file=path.name,
+                         title=title.lstrip('# '), about=about.strip().lstrip('> ')))
+    right = exercises().groupby('tutorial').right
+    counts = right.agg(exercises='size', right='sum')
+    found = pd.DataFrame(rows).join(counts, on='tutorial')
+    return found.fillna(dict(exercises=0, right=0)).astype(dict(exercises=int, right=int))
 
 # %% ../nbs/09_course.ipynb #12647025
-def _site():
-    "Address of the documentation, with / at its end"
-    urls = dict(u.split(', ', 1) for u in metadata('cifar_fastai').get_all('Project-URL'))
-    return urls['Documentation'].rstrip('/') + '/'
-
-def _links_to_site(text):
-    "Links to pages that are no tutorials lead to the site"
-    return re.sub(r'\]\(\.\./(?:\d+_)?(\w+)\.ipynb', lambda m: f']({_site()}{m[1]}.html', text)
-
 def copy_tutorials(
     folder:str|Path, # new, or one with tutorials in it
 )->list[Path]: # those that were written; what was there already is not among them
@@ -132,6 +148,18 @@ def copy_tutorials(
     folder = Path(folder)
     if folder.is_file(): raise FileExistsError(f'{folder} is a file. Name a folder to copy the tutorials to.')
     folder.mkdir(parents=True, exist_ok=True)
-    new = [p for p in sorted(tutorial_folder().glob('[0-9]*.ipynb')) if not (folder/p.name).exists()]
-    for path in new: (folder/path.name).write_text(_links_to_site(path.read_text(encoding='utf-8')), encoding='utf-8')
+    new = [p for p in _tutorial_files() if not (folder/p.name).exists()]
+    for path in new:
+        text = _links_to_site(path.read_text(encoding='utf-8'))
+        (folder/path.name).write_text(text, encoding='utf-8')
     return [folder/p.name for p in new]
+
+# %% ../nbs/09_course.ipynb #277d3edd
+def _site():
+    "Address of the documentation, with / at its end"
+    urls = dict(u.split(', ', 1) for u in metadata('cifar_fastai').get_all('Project-URL'))
+    return urls['Documentation'].rstrip('/') + '/'
+
+def _links_to_site(text):
+    "Have links to pages that are no tutorials lead to the site"
+    return re.sub(r'\]\(\.\./(?:\d+_)?(\w+)\.ipynb', lambda m: f']({_site()}{m[1]}.html', text)

@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/08_exercises.ipynb #8498a74b
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 from numbers import Number
@@ -21,18 +22,26 @@ from PIL import Image
 from torch import nn, Tensor
 from torch.nn import functional as F
 
-from .grading import Hint, call, cause_of, exercise, exercise_registry, kind_of, need, need_number, need_tensor
+from .grading import (Hint, call, cause_of, exercise, exercise_registry, kind_of, need, need_number,
+                                  need_tensor)
+
+# %% ../nbs/08_exercises.ipynb #ee558839
+def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
 
 # %% ../nbs/08_exercises.ipynb #f2cc619a
 @exercise('1.1', 'Count the images of each class')
 def _(count):
-    files = [Path('cifar10/train')/c/f'{i}.png' for c,n in dict(cat=3, dog=5, ship=1).items() for i in range(n)]
+    right = dict(cat=3, dog=5, ship=1)
+    files = [Path('cifar10/train')/c/f'{i}.png' for c,n in right.items() for i in range(n)]
     counts = call(count, files)
     need(isinstance(counts, Mapping), f'Return a dictionary from class to number, not {kind_of(counts)}.')
     counts = {c: n for c,n in counts.items() if n} # a class without images may be named or not
-    need('train' not in counts, 'You counted the folder `train`. The class is the folder the file is in: `file.parent.name`.')
-    need(set(counts) == {'cat', 'dog', 'ship'}, f'For files of cat, dog and ship your classes are {sorted(map(str, counts))}. Take them from the files that are given.')
-    need(counts == dict(cat=3, dog=5, ship=1), f'For 3 cats, 5 dogs and 1 ship you count {counts}.')
+    need('train' not in counts,
+         'You counted the folder `train`. The class is the folder the file is in: `file.parent.name`.')
+    need(set(counts) == set(right),
+         f'For files of cat, dog and ship your classes are {sorted(map(str, counts))}. '
+         'Take them from the files that are given.')
+    need(counts == right, f'For 3 cats, 5 dogs and 1 ship you count {counts}.')
     return 'Right. Do this with every new data set: a class with few images is seen late in a mean accuracy.'
 
 # %% ../nbs/08_exercises.ipynb #b5d041a0
@@ -40,7 +49,8 @@ def _(count):
 def _(shape):
     need(isinstance(shape, (tuple, list)), f'Give a tuple of whole numbers, not {kind_of(shape)}.')
     shape = tuple(shape)
-    need(shape != (16, 32, 32, 3), 'That is how files and Matplotlib have it. PyTorch has the channels before height and width.')
+    need(shape != (16, 32, 32, 3),
+         'That is how files and Matplotlib have it. PyTorch has the channels before height and width.')
     need(shape != (3, 32, 32), 'That is one image. What stands in front of it in a batch?')
     need(len(shape) == 4, f'There are four sizes: images, channels, height, width. You gave {len(shape)}.')
     need(shape == (16, 3, 32, 32), f'{shape} is not it. In which order are images, channels, height and width?')
@@ -49,51 +59,73 @@ def _(shape):
 # %% ../nbs/08_exercises.ipynb #c8ce241e
 @exercise('1.3', 'Bring each channel to mean 0 and standard deviation 1')
 def _(normalize):
-    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))*torch.tensor([1., .5, .2])[:, None, None] + torch.tensor([0., .3, .7])[:, None, None]
+    spread = torch.tensor([1., .5, .2])[:, None, None]
+    offset = torch.tensor([0., .3, .7])[:, None, None]
+    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))*spread + offset
     y = need_tensor(call(normalize, x.clone()), x.shape)
-    over = lambda dims: bool(y.mean(dims).abs().max() < .02 and (y.std(dims) - 1).abs().max() < .02)
-    if over((0, 2, 3)):
-        need(not over((2, 3)), 'You take mean and standard deviation of each image by itself, so that a dark image becomes as bright as any. Take them over all images: dimensions 0, 2 and 3.')
+    def normalized(*dims): return bool(y.mean(dims).abs().max() < .02 and (y.std(dims) - 1).abs().max() < .02)
+    if normalized(0, 2, 3):
+        need(not normalized(2, 3),
+             'You take mean and standard deviation of each image by itself, '
+             'so that a dark image becomes as bright as any. Take them over all images: dimensions 0, 2 and 3.')
         return 'Right: over images, height and width, one mean and one deviation for each channel.'
-    need(not over((0, 1, 2, 3)), 'You take one mean and one deviation for all channels together. Keep dimension 1, that of the channels, apart.')
-    means,stds = y.mean((0, 2, 3)).tolist(),y.std((0, 2, 3)).tolist()
-    raise Hint(f'The means of your channels are {_list(means)} and their deviations {_list(stds)}. Subtract the mean first, then divide by the deviation; shapes like (1, 3, 1, 1) broadcast.')
-
-def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
+    need(not normalized(0, 1, 2, 3),
+         'You take one mean and one deviation for all channels together. '
+         'Keep dimension 1, that of the channels, apart.')
+    means = _list(y.mean((0, 2, 3)).tolist())
+    stds = _list(y.std((0, 2, 3)).tolist())
+    raise Hint(f'The means of your channels are {means} and their deviations {stds}. '
+               'Subtract the mean first, then divide by the deviation; shapes like (1, 3, 1, 1) broadcast.')
 
 # %% ../nbs/08_exercises.ipynb #036c5083
 @exercise('1.4', 'A split that keeps copies of a picture together')
 def _(split):
     pictures = [f'picture {i//3}' for i in range(600)] # three copies of each, in order
-    train,valid = _sides(split, pictures)
-    need(.1 <= len(valid)/600 <= .3, f'{len(valid)/600:.0%} of the images are for validation; about a fifth was asked for.')
-    need(min(valid) < 300 <= max(valid), 'All your validation images come from one end of the list. Files are often sorted by class, so mix the pictures first.')
-    _sides(split, [f'picture {i % 200}' for i in range(600)], ', which need not lie side by side in the list,')
-    again = lambda pictures: [_indices(s) for s in _pair(call(split, pictures))] == [train, valid]
-    need(again(list(pictures)), 'The second call divides otherwise than the first. Use a seed, or two runs cannot be compared.')
-    need(again([_NextDay(p) for p in pictures]), 'It would divide otherwise tomorrow: a `set` of names has another order each time Python starts. Put the names in order first: `sorted(set(pictures))`.')
+    train,valid = _whole_pictures(split, pictures)
+    need(.1 <= len(valid)/600 <= .3,
+         f'{len(valid)/600:.0%} of the images are for validation; about a fifth was asked for.')
+    need(min(valid) < 300 <= max(valid),
+         'All your validation images come from one end of the list. '
+         'Files are often sorted by class, so mix the pictures first.')
+    scattered = [f'picture {i % 200}' for i in range(600)]
+    _whole_pictures(split, scattered, where=', which need not lie side by side in the list,')
+    need(_split_indices(split, pictures) == [train, valid],
+         'The second call divides otherwise than the first. Use a seed, or two runs cannot be compared.')
+    need(_split_indices(split, [_NextDay(p) for p in pictures]) == [train, valid],
+         'It would divide otherwise tomorrow: a `set` of names has another order each time Python starts. '
+         'Put the names in order first: `sorted(set(pictures))`.')
     return 'Right: no picture is on both sides, and it comes out the same every time.'
 
-def _sides(split, pictures, where=''): # -> lists of indices: train, valid
-    "Raise `Hint` unless every image is on one side, with all copies of its picture"
-    train,valid = (_indices(s) for s in _pair(call(split, list(pictures))))
-    need(sorted(train + valid) == list(range(600)), f'600 images went in; {len(set(train + valid))} different ones came out, {len(set(train) & set(valid))} of them on both sides. Each belongs to one side.')
-    both = {pictures[i] for i in train} & {pictures[i] for i in valid}
-    need(not both, f'{len(both)} pictures have copies{where} on both sides, such as {min(both, default=None)!r}: the validation would ask for what was learned by heart. Divide the different pictures first, then the images.')
-    return train,valid
+# %% ../nbs/08_exercises.ipynb #ac1b86d0
+def _split_indices(split, pictures): # -> [train, valid], two lists of int
+    "Call `split`; raise `Hint` unless it returns two lists of indices"
+    sides = call(split, list(pictures))
+    need(isinstance(sides, (tuple, list)) and len(sides) == 2, 'Return two lists of indices: train, valid.')
+    return [_indices(side) for side in sides]
 
+def _indices(side):
+    is_list = isinstance(side, (list, tuple, range, np.ndarray, Tensor))
+    need(is_list and not any(isinstance(i, str) for i in side),
+         'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
+    return [int(i) for i in side]
+
+def _whole_pictures(split, pictures, where=''): # -> [train, valid]
+    "Raise `Hint` unless every image is on one side, with all copies of its picture"
+    train,valid = _split_indices(split, pictures)
+    need(sorted(train + valid) == list(range(600)),
+         f'600 images went in; {len(set(train + valid))} different ones came out, '
+         f'{len(set(train) & set(valid))} of them on both sides. Each belongs to one side.')
+    both = {pictures[i] for i in train} & {pictures[i] for i in valid}
+    if both:
+        raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: the validation '
+                   'would ask for what was learned by heart. Divide the different pictures first, then the images.')
+    return [train, valid]
+
+# %% ../nbs/08_exercises.ipynb #80cf2808
 class _NextDay(str):
     "A name with the hash that it might have when Python is started anew, and so with another place in a set"
     def __hash__(self): return hash(('another day', str(self)))
     def __eq__(self, other): return str(self) == str(other)
-
-def _pair(answer):
-    need(isinstance(answer, (tuple, list)) and len(answer) == 2, 'Return two lists of indices: train, valid.')
-    return answer
-
-def _indices(side):
-    need(isinstance(side, (list, tuple, range, np.ndarray, Tensor)) and not any(isinstance(i, str) for i in side), 'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
-    return [int(i) for i in side]
 
 # %% ../nbs/08_exercises.ipynb #7c5af2a7
 @exercise('2.1', 'What comes out of a convolution with stride 2')
@@ -105,23 +137,31 @@ def _(shape):
     need(shape != (16, 16, 16), 'That is one image; there are eight.')
     need(shape != (8, 3, 16, 16), 'Height and width are right. How many filters are there? Each makes one channel.')
     need(len(shape) == 4, f'There are four sizes: images, channels, height, width. You gave {len(shape)}.')
-    need(shape == (8, 16, 16, 16), f'{shape} is not it. Try it: `nn.Conv2d(3, 16, 3, stride=2, padding=1)(torch.zeros(8, 3, 32, 32)).shape`.')
+    need(shape == (8, 16, 16, 16),
+         f'{shape} is not it. Try it: `nn.Conv2d(3, 16, 3, stride=2, padding=1)(torch.zeros(8, 3, 32, 32)).shape`.')
     return 'Right: eight images, a channel for each filter, and half the height and width.'
 
 # %% ../nbs/08_exercises.ipynb #35ab053b
 @exercise('2.2', 'How many parameters that convolution has')
 def _(n):
-    need_number(n, 448, 'Each of the 16 filters has 3 x 3 weights for each of the 3 channels coming in, and one bias.', {
-        432: 'Those are the weights. Each filter has a bias too.', 144: 'A filter looks at all channels that come in, and there are three.',
-        160: 'A filter looks at all channels that come in, and there are three.', 28: 'That is one filter. How many are there?',
-        448*4: 'The size of a number in memory does not matter; count numbers.', 448*32*32: 'The same filters are used at every place: the size of the image does not matter.'})
+    all_channels = 'A filter looks at all channels that come in, and there are three.'
+    near = {
+        432: 'Those are the weights. Each filter has a bias too.',
+        144: all_channels,
+        160: all_channels,
+        28: 'That is one filter. How many are there?',
+        448*4: 'The size of a number in memory does not matter; count numbers.',
+        448*32*32: 'The same filters are used at every place: the size of the image does not matter.'}
+    hint = 'Each of the 16 filters has 3 x 3 weights for each of the 3 channels coming in, and one bias.'
+    need_number(n, 448, hint, near)
     return 'Right: 16 x (3 x 3 x 3 + 1). The size of the image plays no part.'
 
 # %% ../nbs/08_exercises.ipynb #1e98fbaa
 @exercise('2.3', 'A network of your own with at most 100,000 parameters')
 def _(model):
     if not isinstance(model, nn.Module): model = call(model)
-    need(isinstance(model, nn.Module), f'Give a network (an nn.Module), or a function that builds one, not {kind_of(model)}.')
+    need(isinstance(model, nn.Module),
+         f'Give a network (an nn.Module), or a function that builds one, not {kind_of(model)}.')
     model = deepcopy(model) # gradients and modes of the one that was given stay as they are
     torch.manual_seed(0)
     x = torch.randn(8, 3, 32, 32)
@@ -129,17 +169,37 @@ def _(model):
     idle = _idle_after_steps(model, x)
     y = model(x)
     n = sum(p.numel() for p in model.parameters())
-    need(n <= 100_000, f'It has {n:,} parameters. Where are most of them? A linear layer after flattening a large image has one for each pixel and class; pool first.')
+    need(n <= 100_000,
+         f'It has {n:,} parameters. Where are most of them? '
+         'A linear layer after flattening a large image has one for each pixel and class; pool first.')
     need(any(isinstance(m, nn.Conv2d) for m in model.modules()), 'There is no convolution in it.')
-    need(not (torch.allclose(y.sum(1), torch.ones(8), atol=1e-4) and bool((y >= 0).all())), 'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
-    need(not (bool((y >= 0).all()) and bool((y == 0).any())), 'No score of your network is negative: does it end in a ReLU? That takes from a class its way to say no. End with the linear layer.')
-    need(not idle, f'No gradient reaches {", ".join(idle[:3])}. Is that layer used, and does everything after it let something through?')
+    adds_up_to_1 = torch.allclose(y.sum(1), torch.ones(8), atol=1e-4)
+    never_negative = bool((y >= 0).all())
+    if never_negative and adds_up_to_1:
+        raise Hint('Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
+    if never_negative and bool((y == 0).any()):
+        raise Hint('No score of your network is negative: does it end in a ReLU? '
+                   'That takes from a class its way to say no. End with the linear layer.')
+    need(not idle,
+         f'No gradient reaches {", ".join(idle[:3])}. '
+         'Is that layer used, and does everything after it let something through?')
     need(not torch.equal(y[0], y[1]), 'It says the same of every image.')
     need_tensor(model.eval()(x[:1]), (1, 10))
     return f'Right: {n:,} parameters, ten scores, and every layer learns.'
 
+# %% ../nbs/08_exercises.ipynb #681e3a91
+def _scores(model, x):
+    "Give what a network makes of images; raise `Hint` if its layers do not fit"
+    try: return model(x)
+    except Exception as e:
+        flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
+        raise Hint(f'Given {len(x)} images, your network ends in {type(e).__name__}: '
+                   f'{e}.{flat} Give it such a batch yourself, `torch.zeros({", ".join(map(str, x.shape))})`, '
+                   'one layer after another, and look at the shapes.') from e
+
+# %% ../nbs/08_exercises.ipynb #e940276f
 def _idle_after_steps(model, x, n=3):
-    "The parameters that no gradient reached in some steps: behind what begins at zero, as the ends of branches may, it is not the first that does"
+    "Name the parameters that no gradient reached in `n` steps"
     reached = set()
     for _ in range(n):
         model.zero_grad()
@@ -150,38 +210,52 @@ def _idle_after_steps(model, x, n=3):
             p.data -= .01*p.grad
     return [name for name,_ in model.named_parameters() if name not in reached]
 
-def _scores(model, x):
-    "What a network makes of images; `Hint` if its layers do not fit"
-    try: return model(x)
-    except Exception as e:
-        flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
-        raise Hint(f'Given {len(x)} images, your network ends in {type(e).__name__}: {e}.{flat} Give it such a batch yourself, `torch.zeros({", ".join(map(str, x.shape))})`, one layer after another, and look at the shapes.') from e
-
 # %% ../nbs/08_exercises.ipynb #e73b2d71
 @exercise('2.4', 'The loss of a network that knows nothing')
 def _(loss):
-    need_number(loss, math.log(10), 'Such a network gives each of the ten classes a tenth. The loss is the negative logarithm of what it gives to the right one.', {
-        .1: 'That is what it gives to the right class. The loss is the negative logarithm of it.', .9: 'That is how often it is wrong. The loss is the negative logarithm of what it gives to the right class.',
-        1: 'Nearly: take the natural logarithm, `math.log`.', -math.log(10): 'Nearly: the loss is the *negative* logarithm.', math.log2(10): 'Nearly: take the natural logarithm, `math.log`.'}, tolerance=.005)
+    near = {
+        .1: 'That is what it gives to the right class. The loss is the negative logarithm of it.',
+        .9: 'That is how often it is wrong. The loss is the negative logarithm of what it gives to the right class.',
+        1: 'Nearly: take the natural logarithm, `math.log`.',
+        -math.log(10): 'Nearly: the loss is the *negative* logarithm.',
+        math.log2(10): 'Nearly: take the natural logarithm, `math.log`.'}
+    hint = ('Such a network gives each of the ten classes a tenth. '
+            'The loss is the negative logarithm of what it gives to the right one.')
+    need_number(loss, math.log(10), hint, near, tolerance=.005)
     return 'Right: log 10, about 2.303. A first loss far above that means that something is wrong.'
 
 # %% ../nbs/08_exercises.ipynb #4c624643
 @exercise('2.5', 'Read a learning-rate finder')
 def _(pick):
     for best,below,above,n in (3e-3, 1e3, 30, 101), (3e-1, 1e5, 10, 80), (1e-2, 20, 100, 70):
-        lrs,rng = np.geomspace(best/below, best*above, n),np.random.default_rng(0)
-        losses = 2.3 - 1.2/(1 + np.exp(-3*np.log10(lrs/best) - 3)) + np.minimum(.5*np.maximum(lrs/best - 1, 0)**1.5, 9) + rng.uniform(-.06, .06, n)*(lrs < best/50)
+        lrs = np.geomspace(best/below, best*above, n)
+        losses = _finder_losses(lrs, best)
         _need_rate(call(pick, torch.tensor(lrs), torch.tensor(losses)), lrs, lrs[losses.argmin()])
-    return 'Right: well below the lowest loss, where it still falls fast. On single curves such rules differ by a factor of ten; when in doubt, take the smaller rate.'
+    return ('Right: well below the lowest loss, where it still falls fast. '
+            'On single curves such rules differ by a factor of ten; when in doubt, take the smaller rate.')
+
+# %% ../nbs/08_exercises.ipynb #9605ee4e
+def _finder_losses(lrs, best):
+    "Draw the curve of a finder: noise far below the rate `best`, a steep fall about there, and a rise above"
+    fall = 1.2/(1 + np.exp(-3*np.log10(lrs/best) - 3))
+    rise = np.minimum(.5*np.maximum(lrs/best - 1, 0)**1.5, 9)
+    noise = np.random.default_rng(0).uniform(-.06, .06, len(lrs))*(lrs < best/50)
+    return 2.3 - fall + rise + noise
 
 def _need_rate(lr, lrs, lowest):
     "Raise `Hint` unless `lr` lies where a curve over `lrs` with its minimum at `lowest` falls steeply"
-    lr = lr.item() if isinstance(lr, (Tensor, np.generic)) and math.prod(lr.shape) == 1 else lr
+    if isinstance(lr, (Tensor, np.generic)) and math.prod(lr.shape) == 1: lr = lr.item()
     need(isinstance(lr, Number), f'Return a learning rate, a number, not {kind_of(lr)}.')
-    need(not isinstance(lr, int) or lr < lrs[-1], f'{lr} is higher than all rates of the curve. Is it a place in the list? The rate is `lrs[{lr}]`.')
-    need(lr < lowest*1.5, f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where the loss rises again.')
-    need(lr < lowest*.7, f'You choose {lr:.2g}, where the loss is lowest. There a step is nearly too large already; go where it falls fastest, or divide by ten.')
-    need(lr > lowest/200, f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where hardly anything is learned yet. (Single losses jump up and down there; the steepest fall from one to the next may be nothing but that.)')
+    if isinstance(lr, int) and not lr < lrs[-1]:
+        raise Hint(f'{lr} is higher than all rates of the curve. Is it a place in the list? The rate is `lrs[{lr}]`.')
+    need(lr < lowest*1.5,
+         f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where the loss rises again.')
+    need(lr < lowest*.7,
+         f'You choose {lr:.2g}, where the loss is lowest. '
+         'There a step is nearly too large already; go where it falls fastest, or divide by ten.')
+    need(lr > lowest/200,
+         f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where hardly anything is learned yet. '
+         '(Single losses jump up and down there; the steepest fall from one to the next may be nothing but that.)')
 
 # %% ../nbs/08_exercises.ipynb #e859e331
 @exercise('3.1', 'Mirror each image with a probability of one half')
@@ -190,28 +264,43 @@ def _(flip):
     x = torch.rand(200, 3, 4, 5)
     before = x.clone()
     y = need_tensor(call(flip, x), x.shape)
-    need(torch.equal(x, before), 'The images that were given have changed. Others may still need them: work on a copy (`x.clone()`).')
-    same,mirrored,upside = ((y == o).flatten(1).all(1) for o in (x, x.flip(-1), x.flip(-2)))
-    need(not upside.any(), 'Some images stand on their head. Left and right are in the last dimension.')
-    need(bool((same | mirrored).all()), f'{int((~(same | mirrored)).sum())} of 200 images are neither as they were nor mirrored. Are channels or images mixed up?')
+    need(torch.equal(x, before),
+         'The images that were given have changed. Others may still need them: work on a copy (`x.clone()`).')
+    def matches(images): return (y == images).flatten(1).all(1) # (200,) bool
+    same = matches(x)
+    mirrored = matches(x.flip(-1))
+    need(not matches(x.flip(-2)).any(), 'Some images stand on their head. Left and right are in the last dimension.')
+    neither = int((~(same | mirrored)).sum())
+    need(neither == 0,
+         f'{neither} of 200 images are neither as they were nor mirrored. Are channels or images mixed up?')
     need(bool(mirrored.any()), 'No image was mirrored.')
     need(bool(same.any()), 'All images are mirrored. Throw a coin for each of them.')
-    need(60 <= int(mirrored.sum()) <= 140, f'{int(mirrored.sum())} of 200 images are mirrored; about half was asked for.')
-    need(not torch.equal(y, need_tensor(call(flip, x), x.shape)), 'The second call mirrors the same images. Throw the coins anew each time.')
+    n = int(mirrored.sum())
+    need(60 <= n <= 140, f'{n} of 200 images are mirrored; about half was asked for.')
+    again = need_tensor(call(flip, x), x.shape)
+    need(not torch.equal(y, again), 'The second call mirrors the same images. Throw the coins anew each time.')
     return 'Right: a coin for each image, and the originals stay as they are.'
 
 # %% ../nbs/08_exercises.ipynb #a2793965
 @exercise('3.2', 'The epoch to keep')
 def _(best):
-    history = pd.DataFrame(dict(epoch=range(1, 7), train_loss=[1.9, 1.4, 1., .7, .4, .2], valid_loss=[1.8, 1.4, 1.5, 1.2, 1.5, 1.9]))
+    train_loss = [1.9, 1.4, 1., .7, .4, .2]
+    valid_loss = [1.8, 1.4, 1.5, 1.2, 1.5, 1.9]
+    history = pd.DataFrame(dict(epoch=range(1, 7), train_loss=train_loss, valid_loss=valid_loss))
     found = call(best, history.copy())
-    need(not isinstance(found, (pd.Series, pd.DataFrame)), f'Return one number, not {kind_of(found)}: `.iloc[0]` takes it out of a column.')
-    need_number(found, 4, 'Look for the smallest `valid_loss`, and return the `epoch` of that row.', {
-        6: 'At the last epoch the loss of the training images is smallest. They are known by heart by then; which loss tells about new images?',
+    need(not isinstance(found, (pd.Series, pd.DataFrame)),
+         f'Return one number, not {kind_of(found)}: `.iloc[0]` takes it out of a column.')
+    near = {
+        6: 'At the last epoch the loss of the training images is smallest. '
+           'They are known by heart by then; which loss tells about new images?',
         3: 'Nearly: that is the number of the row, which counts from 0. Return what stands under `epoch`.',
-        2: 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.', 1.2: 'That is the loss. In which epoch was it?'})
-    backwards = history.iloc[::-1].reset_index(drop=True)
-    need_number(call(best, backwards), 4, 'It works only if the rows begin with epoch 1. Return what stands under `epoch` in the row of the smallest loss.')
+        2: 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.',
+        1.2: 'That is the loss. In which epoch was it?'}
+    need_number(found, 4, 'Look for the smallest `valid_loss`, and return the `epoch` of that row.', near)
+    found = call(best, history.iloc[::-1].reset_index(drop=True))
+    hint = ('It works only if the rows begin with epoch 1. '
+            'Return what stands under `epoch` in the row of the smallest loss.')
+    need_number(found, 4, hint)
     return 'Right. What was learned after that epoch was the training images themselves.'
 
 # %% ../nbs/08_exercises.ipynb #73f333e9
@@ -219,10 +308,17 @@ def _(best):
 def _(smooth):
     targets = torch.tensor([2, 0, 1]) # the last of the four classes is not among them
     y = need_tensor(call(smooth, targets, .2, 4), (3, 4)).float()
-    need(bool(((y.sum(1) - 1).abs() < 1e-4).all()), f'Each row must add up to 1; yours add up to {_list(y.sum(1).tolist())}.')
-    need(y.argmax(1).tolist() == targets.tolist(), f'The classes are 2, 0 and 1, and the largest of your rows are at {y.argmax(1).tolist()}.')
-    need(not math.isclose(y[0, 2], .8, abs_tol=1e-4), 'Nearly: you share out the smoothing among the *other* classes. As it was published, and in PyTorch, all classes get an equal part, the right one too.')
-    need(bool((y - (.8*F.one_hot(targets, 4) + .05)).abs().max() < 1e-4), f'With a smoothing of .2 and four classes the right one must get .85 and each other .05; your first row is {_list(y[0].tolist())}.')
+    sums = y.sum(1)
+    largest = y.argmax(1).tolist()
+    need(bool(((sums - 1).abs() < 1e-4).all()), f'Each row must add up to 1; yours add up to {_list(sums.tolist())}.')
+    need(largest == targets.tolist(), f'The classes are 2, 0 and 1, and the largest of your rows are at {largest}.')
+    need(not math.isclose(y[0, 2], .8, abs_tol=1e-4),
+         'Nearly: you share out the smoothing among the *other* classes. '
+         'As it was published, and in PyTorch, all classes get an equal part, the right one too.')
+    right = .8*F.one_hot(targets, 4) + .05
+    need(bool((y - right).abs().max() < 1e-4),
+         'With a smoothing of .2 and four classes the right one must get .85 and each other .05; '
+         f'your first row is {_list(y[0].tolist())}.')
     return 'Right: of a smoothing s, the right one of n classes gets 1 - s + s/n, and each other s/n.'
 
 # %% ../nbs/08_exercises.ipynb #28147b21
@@ -230,46 +326,72 @@ def _(smooth):
 def _(dropout):
     torch.manual_seed(0)
     x = torch.ones(20_000)
-    y,again = (need_tensor(call(dropout, x, .25, True), x.shape).clone() for _ in range(2))
-    need(bool((x == 1).all()), 'The tensor that was given has changed. The layers before may still need it: work on a copy.')
+    y = need_tensor(call(dropout, x, .25, True), x.shape).clone()
+    again = need_tensor(call(dropout, x, .25, True), x.shape).clone()
+    need(bool((x == 1).all()),
+         'The tensor that was given has changed. The layers before may still need it: work on a copy.')
     dropped = float((y == 0).float().mean())
-    need(not math.isclose(dropped, .75, abs_tol=.03), 'You keep a quarter and drop the rest. `p` is the share that is dropped.')
-    need(math.isclose(dropped, .25, abs_tol=.03), f'{dropped:.0%} of the values are 0 in training; with p=.25 it should be a quarter.')
-    need(not math.isclose(float(y.max()), 1, abs_tol=1e-3), 'Nearly: what is kept must be made larger, so that the mean stays what it is after training, when nothing is dropped.')
-    need(math.isclose(float(y.mean()), 1, abs_tol=.03), f'The mean was 1 and is {float(y.mean()):.2f}. Divide what is kept by the share that is kept.')
-    need(not torch.equal(y == 0, again == 0), 'The second call drops the same numbers as the first. Which ones must be chance, anew at each step: `torch.rand_like(x)`.')
-    need(torch.equal(torch.as_tensor(call(dropout, x, .25, False)), x), 'After training nothing may be dropped or scaled: return what came in.')
+    need(not math.isclose(dropped, .75, abs_tol=.03),
+         'You keep a quarter and drop the rest. `p` is the share that is dropped.')
+    need(math.isclose(dropped, .25, abs_tol=.03),
+         f'{dropped:.0%} of the values are 0 in training; with p=.25 it should be a quarter.')
+    need(not math.isclose(float(y.max()), 1, abs_tol=1e-3),
+         'Nearly: what is kept must be made larger, so that the mean stays what it is after training, '
+         'when nothing is dropped.')
+    mean = float(y.mean())
+    need(math.isclose(mean, 1, abs_tol=.03),
+         f'The mean was 1 and is {mean:.2f}. Divide what is kept by the share that is kept.')
+    need(not torch.equal(y == 0, again == 0),
+         'The second call drops the same numbers as the first. '
+         'Which ones must be chance, anew at each step: `torch.rand_like(x)`.')
+    after_training = torch.as_tensor(call(dropout, x, .25, False))
+    need(torch.equal(after_training, x), 'After training nothing may be dropped or scaled: return what came in.')
     return 'Right: the mean is the same in both.'
 
 # %% ../nbs/08_exercises.ipynb #b8861ea8
 def _body_and_head():
+    "Build a small network for ten classes"
     torch.manual_seed(0)
-    model = nn.Sequential()
-    model.add_module('body', nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU()))
-    model.add_module('head', nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 10)))
-    nn.init.normal_(model.head[2].running_mean)
-    return model
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                         nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 10))
+    nn.init.normal_(head[2].running_mean) # as if trained, so that a new BatchNorm in its place would be seen
+    return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/08_exercises.ipynb #4f4f0205
 @exercise('4.1', 'A new head for four classes')
 def _(new_head):
-    model,x = _body_and_head(),torch.randn(2, 3, 16, 16)
-    before = {k: v.clone() for k,v in model.body.state_dict().items()}
+    model = _body_and_head()
+    x = torch.randn(2, 3, 16, 16)
+    before = deepcopy(model.body.state_dict())
     given = model.head[:-1].eval()(model.body.eval()(x)) # to the last layer
-    need(not isinstance(new_head, nn.Module), 'Give a function that takes a network and a number of classes, not a layer.')
+    need(not isinstance(new_head, nn.Module),
+         'Give a function that takes a network and a number of classes, not a layer.')
     returned = call(new_head, model.train(), 4)
     need(isinstance(returned, nn.Module), f'Return the network, not {kind_of(returned)}.')
-    need(not any(tuple(m.weight.shape) == (10, 12) for m in returned.modules() if isinstance(m, nn.Linear)), 'The old layer for ten classes is still there. Put the new one in its place.')
-    need(hasattr(returned, 'body') and hasattr(returned, 'head'), 'What you return has no `body` and `head`. Change the network that is given, and return it.')
+    for m in returned.modules():
+        if isinstance(m, nn.Linear) and m.weight.shape == (10, 12):
+            raise Hint('The old layer for ten classes is still there. Put the new one in its place.')
+    need(hasattr(returned, 'body') and hasattr(returned, 'head'),
+         'What you return has no `body` and `head`. Change the network that is given, and return it.')
     need_tensor(returned.eval()(x), (2, 4))
-    kept = {k: v for k,v in returned.state_dict().items() if k.startswith('body.')}
-    need(len(kept) == len(before) and all(torch.equal(v, kept[f'body.{k}']) for k,v in before.items()), 'The body has changed. What it has learned is what you want to keep.')
-    seen = []
-    for m in returned.head.modules():
-        if isinstance(m, nn.Linear): m.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    returned(x)
-    need(len(seen) == 1 and seen[0].shape == given.shape and torch.allclose(seen[0], given, atol=1e-5), 'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
+    after = {k.removeprefix('body.'): v for k,v in returned.state_dict().items() if k.startswith('body.')}
+    unchanged = len(after) == len(before) and all(torch.equal(v, after[k]) for k,v in before.items())
+    need(unchanged, 'The body has changed. What it has learned is what you want to keep.')
+    seen = _linear_inputs(returned, x)
+    need(len(seen) == 1 and seen[0].shape == given.shape and torch.allclose(seen[0], given, atol=1e-5),
+         'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
     return 'Right: a new last layer on what the body has learned.'
+
+# %% ../nbs/08_exercises.ipynb #de00b3e4
+def _linear_inputs(model, x):
+    "Collect what reaches the linear layers of the head when `model` is given `x`"
+    seen = []
+    def keep(layer, args): seen.append(args[0])
+    for m in model.head.modules():
+        if isinstance(m, nn.Linear): m.register_forward_pre_hook(keep)
+    model(x)
+    return seen
 
 # %% ../nbs/08_exercises.ipynb #58b61976
 @exercise('4.2', 'Freeze a body, with its statistics')
@@ -277,26 +399,40 @@ def _(freeze):
     model = _body_and_head().train()
     returned = freeze(model) if callable(freeze) else call(freeze)
     if isinstance(returned, nn.Module): model = returned
-    need(hasattr(model, 'body') and hasattr(model, 'head'), 'What you return has no `body` and `head`. Change the model that is given, or return it whole.')
-    before = {k: v.clone() for k,v in model.body.state_dict().items()}
+    need(hasattr(model, 'body') and hasattr(model, 'head'),
+         'What you return has no `body` and `head`. Change the model that is given, or return it whole.')
+    before = deepcopy(model.body.state_dict())
     loose = [name for name,p in model.body.named_parameters() if p.requires_grad]
-    need(not loose, f'{", ".join(loose[:3])} of the body can still learn: `requires_grad_(False)` is for every parameter of it.')
-    need(all(p.requires_grad for p in model.head.parameters()), 'The head is frozen too, so that nothing is left to learn.')
-    need(all(m.training for m in model.head.modules()), 'The head is in evaluation mode too, where BatchNorm and dropout do not do what they do in training. Put only the body there: `model.body.eval()`.')
+    need(not loose,
+         f'{", ".join(loose[:3])} of the body can still learn: `requires_grad_(False)` is for every parameter of it.')
+    need(all(p.requires_grad for p in model.head.parameters()),
+         'The head is frozen too, so that nothing is left to learn.')
+    need(all(m.training for m in model.head.modules()),
+         'The head is in evaluation mode too, where BatchNorm and dropout do not do what they do in training. '
+         'Put only the body there: `model.body.eval()`.')
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], .1)
     F.cross_entropy(model(torch.randn(16, 3, 16, 16)*3 + 1), torch.arange(16) % 10).backward()
     optimizer.step()
-    moved = [k for k,v in model.body.state_dict().items() if not torch.equal(v, before[k]) and not k.endswith('num_batches_tracked')]
-    need(not moved, f'The weights stay, but {", ".join(moved[:1])} moved: BatchNorm in training mode takes the statistics of every batch, gradient or not. Put those layers into evaluation mode: `.eval()`.')
+    for name,value in model.body.state_dict().items():
+        if name.endswith('num_batches_tracked') or torch.equal(value, before[name]): continue
+        raise Hint(f'The weights stay, but {name} moved: BatchNorm in training mode takes the statistics of every '
+                   'batch, gradient or not. Put those layers into evaluation mode: `.eval()`.')
     return 'Right: neither weights nor statistics move, and the head learns.'
 
 # %% ../nbs/08_exercises.ipynb #c5af087d
 @exercise('4.3', 'How much of a ResNet34 with a frozen body learns')
 def _(n):
-    need_number(n, 5130, 'Only the last layer learns: a weight for each of 512 features and each of 10 classes, and a bias for each class.', {
-        5120: 'Nearly: each class has a bias too.', 21_289_802: 'That is the whole network. Which part of it is not frozen?', 21_284_672: 'That is the body, which is frozen.',
-        513_000: 'That is the head for the thousand classes of ImageNet. How many are there here?', 512_000: 'That is for the thousand classes of ImageNet. How many are there here?'})
-    return 'Right: 512 x 10 + 10, a quarter of a thousandth of the network. That is why it can be learned from few images.'
+    near = {
+        5120: 'Nearly: each class has a bias too.',
+        21_289_802: 'That is the whole network. Which part of it is not frozen?',
+        21_284_672: 'That is the body, which is frozen.',
+        513_000: 'That is the head for the thousand classes of ImageNet. How many are there here?',
+        512_000: 'That is for the thousand classes of ImageNet. How many are there here?'}
+    hint = ('Only the last layer learns: a weight for each of 512 features and each of 10 classes, '
+            'and a bias for each class.')
+    need_number(n, 5130, hint, near)
+    return ('Right: 512 x 10 + 10, a quarter of a thousandth of the network. '
+            'That is why it can be learned from few images.')
 
 # %% ../nbs/08_exercises.ipynb #d725d680
 @exercise('4.4', 'Discriminative learning rates')
@@ -305,27 +441,42 @@ def _(rates):
         found = [float(r) for r in call(rates, n, low, high)]
         need(len(found) == n, f'For {n} groups you return {len(found)} rates.')
         right = np.geomspace(low, high, n)
-        need(not np.allclose(found, right[::-1]), 'The largest rate is for the head, which is the last group and knows nothing yet; the first layers need to change least.')
-        need(math.isclose(found[0], low, rel_tol=1e-6) and math.isclose(found[-1], high, rel_tol=1e-6), f'They go from {found[0]:.2g} to {found[-1]:.2g}; from {low:.2g} to {high:.2g} was asked for.')
-        need(not np.allclose(found, np.linspace(low, high, n)), 'Nearly: the differences are equal, so that all but the first are about as large as the last. Make the *ratios* equal.')
-        need(np.allclose(found, right), f'From each group to the next the rate should grow by the same factor; yours grow by {_list([b/a for a,b in zip(found, found[1:])])}.')
+        need(not np.allclose(found, right[::-1]),
+             'The largest rate is for the head, which is the last group and knows nothing yet; '
+             'the first layers need to change least.')
+        ends_fit = math.isclose(found[0], low, rel_tol=1e-6) and math.isclose(found[-1], high, rel_tol=1e-6)
+        need(ends_fit,
+             f'They go from {found[0]:.2g} to {found[-1]:.2g}; from {low:.2g} to {high:.2g} was asked for.')
+        need(not np.allclose(found, np.linspace(low, high, n)),
+             'Nearly: the differences are equal, so that all but the first are about as large as the last. '
+             'Make the *ratios* equal.')
+        factors = [b/a for a,b in zip(found, found[1:])]
+        need(np.allclose(found, right),
+             f'From each group to the next the rate should grow by the same factor; yours grow by {_list(factors)}.')
     return 'Right: each group learns so many times as fast as the one before it.'
 
 # %% ../nbs/08_exercises.ipynb #009bdcbc
-_counts,_animals = np.array([[50, 6, 3], [14, 45, 9], [4, 8, 70]]),['bird', 'cat', 'dog']
+_counts = np.array([[50, 6, 3], [14, 45, 9], [4, 8, 70]]) # rows: what the images are; columns: what they are taken for
+_animals = ['bird', 'cat', 'dog']
 
 # %% ../nbs/08_exercises.ipynb #593e3aaf
 @exercise('5.1', 'The pair that is confused most')
 def _(most):
-    before = _counts.copy()
-    found = call(most, before, list(_animals))
-    need(isinstance(found, (tuple, list)) and len(found) == 3, 'Return three things: the class they are, the class they are taken for, and how many.')
+    given = _counts.copy()
+    found = call(most, given, list(_animals))
+    need(isinstance(found, (tuple, list)) and len(found) == 3,
+         'Return three things: the class they are, the class they are taken for, and how many.')
     actual,predicted,n = found
-    need(np.array_equal(before, _counts), 'The table that was given has changed. Work on a copy.')
+    need(np.array_equal(given, _counts), 'The table that was given has changed. Work on a copy.')
     need(actual != predicted, 'What is on the diagonal is right. Leave it out.')
-    need((actual, predicted) != ('bird', 'cat'), 'Nearly: rows are what the images are, columns what they are taken for.')
-    need((actual, predicted) == ('cat', 'bird'), f'{actual} taken for {predicted} happened {_counts[_animals.index(actual), _animals.index(predicted)] if {actual, predicted} <= set(_animals) else 0} times; another pair happened more often.')
-    need_number(n, 14, 'The pair is right, the number is not.', {20: 'That is both directions together. How many cats were taken for birds?'})
+    need((actual, predicted) != ('bird', 'cat'),
+         'Nearly: rows are what the images are, columns what they are taken for.')
+    known = {actual, predicted} <= set(_animals)
+    times = _counts[_animals.index(actual), _animals.index(predicted)] if known else 0
+    need((actual, predicted) == ('cat', 'bird'),
+         f'{actual} taken for {predicted} happened {times} times; another pair happened more often.')
+    near = {20: 'That is both directions together. How many cats were taken for birds?'}
+    need_number(n, 14, 'The pair is right, the number is not.', near)
     return 'Right. Such a pair says where to look; it does not say why.'
 
 # %% ../nbs/08_exercises.ipynb #b7ef185c
@@ -333,21 +484,29 @@ def _(most):
 def _(recall):
     found = np.asarray(call(recall, _counts.copy()), dtype=float)
     need(found.shape == (3,), f'Return one number for each of the three classes; the shape of yours is {found.shape}.')
-    need(not np.allclose(found, np.diag(_counts)/_counts.sum(0)), 'That is the precision: of those taken for a cat, how many are cats. Recall asks how many of the cats were found.')
-    need(not np.allclose(found, np.diag(_counts)/_counts.sum()), 'Divide by the images of the class, not by all images.')
-    need(np.allclose(found, np.diag(_counts)/_counts.sum(1)), f'For the first class 50 of 59 are right, which is .847; you have {found[0]:.3f}.')
+    hits = np.diag(_counts)
+    need(not np.allclose(found, hits/_counts.sum(0)),
+         'That is the precision: of those taken for a cat, how many are cats. '
+         'Recall asks how many of the cats were found.')
+    need(not np.allclose(found, hits/_counts.sum()), 'Divide by the images of the class, not by all images.')
+    need(np.allclose(found, hits/_counts.sum(1)),
+         f'For the first class 50 of 59 are right, which is .847; you have {found[0]:.3f}.')
     return 'Right: of the images that are a class, the share that is found.'
 
 # %% ../nbs/08_exercises.ipynb #9e8a1833
 @exercise('5.3', 'What a change fixed, and what it broke')
 def _(changes):
-    actual,before,after = np.array([0, 0, 1, 1, 2, 2, 0, 1]),np.array([0, 1, 0, 1, 0, 2, 2, 1]),np.array([0, 0, 1, 0, 1, 2, 0, 1])
+    actual = np.array([0, 0, 1, 1, 2, 2, 0, 1])
+    before = np.array([0, 1, 0, 1, 0, 2, 2, 1])
+    after  = np.array([0, 0, 1, 0, 1, 2, 0, 1])
     found = call(changes, actual, before, after)
     need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: fixed, broken.')
-    found = tuple(int(n) for n in found)
-    need(found != (1, 3), 'Nearly: fixed means wrong before and right after. You have them the other way round.')
-    need(found != (3, 2) and found != (4, 1), 'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
-    need(found == (3, 1), f'Of eight images 3 were fixed and 1 was broken; you count {found[0]} and {found[1]}.')
+    fixed,broken = (int(n) for n in found)
+    need((fixed, broken) != (1, 3),
+         'Nearly: fixed means wrong before and right after. You have them the other way round.')
+    need((fixed, broken) not in [(3, 2), (4, 1)],
+         'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
+    need((fixed, broken) == (3, 1), f'Of eight images 3 were fixed and 1 was broken; you count {fixed} and {broken}.')
     return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
 
 # %% ../nbs/08_exercises.ipynb #959c8648
@@ -357,24 +516,39 @@ def _(p_value):
     for fixed,broken in (15, 5), (30, 22), (4, 12), (5, 5):
         right = stats.binomtest(fixed, fixed + broken).pvalue
         p = float(call(p_value, fixed, broken))
-        sides = [stats.binomtest(fixed, fixed + broken, alternative=o).pvalue for o in ('greater', 'less')]
-        need(not any(math.isclose(p, o, rel_tol=1e-6) for o in sides), f'For {fixed} fixed and {broken} broken you have {p:.3g}, which counts one side only. A change for the worse would have surprised you as much: count both.')
-        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you have {p:.3g}.')
-        need(math.isclose(p, right, rel_tol=.25), f'For {fixed} fixed and {broken} broken the probability is {right:.3f}; you have {p:.3f}. It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
-        need(math.isclose(p, right, rel_tol=1e-3), f'Nearly: for {fixed} fixed and {broken} broken you have {p:.4f}, and it is {right:.4f}. Is that an approximation by the normal or the chi-squared distribution? With so few the exact binomial one costs nothing.')
-    return "Right: McNemar's test. Images that both models have right, or both wrong, say nothing about which is better."
+        for side in ('greater', 'less'):
+            one_sided = stats.binomtest(fixed, fixed + broken, alternative=side).pvalue
+            need(not math.isclose(p, one_sided, rel_tol=1e-6),
+                 f'For {fixed} fixed and {broken} broken you have {p:.3g}, which counts one side only. '
+                 'A change for the worse would have surprised you as much: count both.')
+        need(0 <= p <= 1,
+             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you have {p:.3g}.')
+        need(math.isclose(p, right, rel_tol=.25),
+             f'For {fixed} fixed and {broken} broken the probability is {right:.3f}; you have {p:.3f}. '
+             f'It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
+        need(math.isclose(p, right, rel_tol=1e-3),
+             f'Nearly: for {fixed} fixed and {broken} broken you have {p:.4f}, and it is {right:.4f}. '
+             'Is that an approximation by the normal or the chi-squared distribution? '
+             'With so few the exact binomial one costs nothing.')
+    return ("Right: McNemar's test. Images that both models have right, or both wrong, "
+            "say nothing about which is better.")
 
 # %% ../nbs/08_exercises.ipynb #83fae019
 @exercise('6.1', 'Mean and spread of some seeds')
 def _(summary):
     accuracies = [.861, .868, .857]
     found = call(summary, list(accuracies))
-    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2, 'Return two numbers: mean, standard deviation.')
+    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
+         'Return two numbers: mean, standard deviation.')
     mean,std = map(float, found)
-    need(math.isclose(mean, np.mean(accuracies), abs_tol=1e-6), f'The mean of .861, .868 and .857 is .862; you have {mean:.4f}.')
-    need(not math.isclose(std, np.std(accuracies), abs_tol=1e-6), 'Nearly: you divide by the number of runs. Three runs lie closer to their own mean than to the true one; divide by one less (`ddof=1`).')
+    need(math.isclose(mean, np.mean(accuracies), abs_tol=1e-6),
+         f'The mean of .861, .868 and .857 is .862; you have {mean:.4f}.')
+    need(not math.isclose(std, np.std(accuracies), abs_tol=1e-6),
+         'Nearly: you divide by the number of runs. '
+         'Three runs lie closer to their own mean than to the true one; divide by one less (`ddof=1`).')
     need(not math.isclose(std, np.var(accuracies, ddof=1), abs_tol=1e-7), 'That is the variance; take its root.')
-    need(math.isclose(std, np.std(accuracies, ddof=1), abs_tol=1e-6), f'The standard deviation of .861, .868 and .857 is .0056; you have {std:.4f}.')
+    need(math.isclose(std, np.std(accuracies, ddof=1), abs_tol=1e-6),
+         f'The standard deviation of .861, .868 and .857 is .0056; you have {std:.4f}.')
     return 'Right. A figure without its spread is half a figure.'
 
 # %% ../nbs/08_exercises.ipynb #032d5a61
@@ -383,34 +557,60 @@ def _(interval):
     from scipy import stats
     a = np.array([.861, .868, .857])
     found = call(interval, a.tolist())
-    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2, 'Return two numbers: the lower and the upper end.')
+    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
+         'Return two numbers: the lower and the upper end.')
     low,high = map(float, found)
     need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
-    need(math.isclose((low + high)/2, a.mean(), abs_tol=1e-5), f'The interval lies around the mean, .862; the middle of yours is {(low + high)/2:.4f}.')
-    half,std,t = (high - low)/2,a.std(ddof=1),stats.t.ppf(.975, 2)
-    is_ = lambda right: math.isclose(half, right, rel_tol=.02)
-    need(not is_(1.96*std/3**.5) and not is_(2*std/3**.5), 'Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; take the value of the t distribution for two degrees of freedom, 4.30.')
-    need(not is_(t*std), 'Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.')
-    need(not is_(1.96*std), 'That is for one run, and for a spread that is known. Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
-    need(not is_(t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
-    need(is_(t*std/3**.5), f'Your interval is {_list([low, high])}; it should reach {t*std/3**.5:.4f} to either side: t x standard deviation / root of the number of runs.')
+    middle = (low + high)/2
+    need(math.isclose(middle, a.mean(), abs_tol=1e-5),
+         f'The interval lies around the mean, .862; the middle of yours is {middle:.4f}.')
+    std = a.std(ddof=1)
+    t = stats.t.ppf(.975, 2)
+    right = t*std/3**.5
+    def reaches(half): return math.isclose((high - low)/2, half, rel_tol=.02)
+    need(not reaches(1.96*std/3**.5) and not reaches(2*std/3**.5),
+         'Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
+         'take the value of the t distribution for two degrees of freedom, 4.30.')
+    need(not reaches(t*std),
+         'Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.')
+    need(not reaches(1.96*std),
+         'That is for one run, and for a spread that is known. '
+         'Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
+    need(not reaches(t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
+    need(reaches(right),
+         f'Your interval is {_list([low, high])}; it should reach {right:.4f} to either side: '
+         't x standard deviation / root of the number of runs.')
     return 'Right, and wide: with three runs a difference of a point can be nothing.'
 
 # %% ../nbs/08_exercises.ipynb #d3672966
 @exercise('6.3', 'Report a choice honestly')
 def _(report):
-    runs = pd.DataFrame(dict(recipe=['a', 'b', 'c', 'd'], valid_accuracy=[.84, .86, .85, .83], test_accuracy=[.849, .851, .860, .842]))
-    need_number(call(report, runs.copy()), .851, 'Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', {
-        .86: 'That is either the best of the test accuracies, in which case the test images made the choice, or the validation accuracy that made it. What is asked for is the test accuracy of the recipe that is best on the *validation* images.',
-        **dict.fromkeys([.849, .842], 'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.')})
+    valid_accuracy = [.84, .86, .85, .83]
+    test_accuracy = [.849, .851, .860, .842]
+    runs = pd.DataFrame(dict(recipe=['a', 'b', 'c', 'd'], valid_accuracy=valid_accuracy, test_accuracy=test_accuracy))
+    not_highest = 'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.'
+    near = {
+        .86: 'That is either the best of the test accuracies, '
+             'in which case the test images made the choice, or the validation accuracy that made it. '
+             'What is asked for is the test accuracy of the recipe that is best on the *validation* images.',
+        .849: not_highest,
+        .842: not_highest}
+    found = call(report, runs)
+    need_number(found, .851, 'Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
     return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
 
 # %% ../nbs/08_exercises.ipynb #0f6547ce
 @exercise('7.1', 'The multiply-adds of a convolution')
 def _(n):
-    need_number(n, 1_179_648, 'At each of the 16x16 places each of the 32 filters multiplies 3x3 pixels of each of 16 channels.', {
-        2*1_179_648: 'Those are single operations. One multiplication and one addition together are one multiply-add.', 4608: 'That is one place. The filters are laid at 16x16 of them.',
-        1_179_648//16: 'Each filter looks at all 16 channels, at each of 16x16 places. One of the two is missing.', 1_179_648//32: 'That is one filter of 32.', 1_179_648//9: 'Each filter is 3x3 pixels large.', 16*32*9*14*14: 'With a padding of 1 there are as many places as pixels: 16x16.'})
+    near = {
+        2*1_179_648: 'Those are single operations. One multiplication and one addition together are one multiply-add.',
+        4608: 'That is one place. The filters are laid at 16x16 of them.',
+        1_179_648//16: 'Each filter looks at all 16 channels, at each of 16x16 places. One of the two is missing.',
+        1_179_648//32: 'That is one filter of 32.',
+        1_179_648//9: 'Each filter is 3x3 pixels large.',
+        16*32*9*14*14: 'With a padding of 1 there are as many places as pixels: 16x16.'}
+    hint = 'At each of the 16x16 places each of the 32 filters multiplies 3x3 pixels of each of 16 channels.'
+    need_number(n, 1_179_648, hint, near)
     return 'Right: 16 x 32 x 9 x 256.'
 
 # %% ../nbs/08_exercises.ipynb #c4679ff0
@@ -418,18 +618,26 @@ def _(n):
 def _(size):
     sizes = (16, 24, 32)
     found = [call(size, step, 9, sizes) for step in range(9)]
-    need(all(s in sizes for s in found), f'In nine steps your sizes are {found}; only 16, 24 and 32 were given.')
-    need(len(set(found)) == 3, f'In nine steps your sizes are {found}; each of the three should have its part.')
-    need(found == [16]*3 + [24]*3 + [32]*3, f'In nine steps your sizes are {found}. Each size has an equal part, in the order given.')
+    yours = f'In nine steps your sizes are {found}'
+    need(all(s in sizes for s in found), f'{yours}; only 16, 24 and 32 were given.')
+    need(len(set(found)) == 3, f'{yours}; each of the three should have its part.')
+    need(found == [16]*3 + [24]*3 + [32]*3, f'{yours}. Each size has an equal part, in the order given.')
     found = [call(size, step, 100, (24, 32)) for step in range(100)]
-    need(found == [24]*50 + [32]*50, f'With two sizes and a hundred steps, the first of 32 pixels should be step 50, and is {found.index(32) if 32 in found else "none"}.')
+    first = found.index(32) if 32 in found else 'none'
+    need(found == [24]*50 + [32]*50,
+         f'With two sizes and a hundred steps, the first of 32 pixels should be step 50, and is {first}.')
+    last_of_ten = 'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it'
     try: last = call(size, 9, 10, sizes)
-    except Exception as e: raise Hint(f'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it stops with {type(cause_of(e) or e).__name__}. It must work for numbers of steps that do not divide.') from e
-    need(last == 32, f'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it returns {last}, and should return 32.')
+    except Exception as e:
+        error = type(cause_of(e) or e).__name__
+        raise Hint(f'{last_of_ten} stops with {error}. It must work for numbers of steps that do not divide.') from e
+    need(last == 32, f'{last_of_ten} returns {last}, and should return 32.')
     for steps in 5, 11:
         found = [call(size, step, steps, sizes) for step in range(steps)]
         counts = [found.count(s) for s in sizes]
-        need(found == sorted(found) and max(counts) - min(counts) <= 1, f'Of {steps} steps, {counts[0]} are for 16 pixels, {counts[1]} for 24 and {counts[2]} for 32. Where the steps do not divide, the parts should differ by one step at most.')
+        need(found == sorted(found) and max(counts) - min(counts) <= 1,
+             f'Of {steps} steps, {counts[0]} are for 16 pixels, {counts[1]} for 24 and {counts[2]} for 32. '
+             'Where the steps do not divide, the parts should differ by one step at most.')
     return 'Right. It works for a number of steps that does not divide, too.'
 
 # %% ../nbs/08_exercises.ipynb #a3a87039
@@ -439,47 +647,75 @@ def _(whiten):
     patches = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
     patches -= patches.mean(0)
     w = call(whiten, patches.clone())
-    need(not isinstance(w, Tensor) or w.shape != (5000, 5000), 'You return a filter for each patch. The variables of `torch.cov` are rows, so give it `patches.T`.')
+    if isinstance(w, Tensor) and w.shape == (5000, 5000):
+        raise Hint('You return a filter for each patch. The variables of `torch.cov` are rows, so give it `patches.T`.')
     w = need_tensor(w, (6, 6)).float()
+    identity = torch.eye(6)
+    def close(a, b): return torch.allclose(a, b, atol=.02)
     cov = torch.cov((patches @ w.T).T)
-    need(not torch.allclose(cov, torch.diag(cov.diag()), atol=.02) or torch.allclose(cov, torch.eye(6), atol=.02), f'The outputs are not correlated any more, but their variances are {_list(cov.diag().tolist())}. Divide each direction by its standard deviation, the root of its eigenvalue.')
+    if close(cov, identity): return 'Right: the outputs have variance 1 and do not depend on each other.'
+    if close(cov, torch.diag(cov.diag())):
+        raise Hint(f'The outputs are not correlated any more, but their variances are {_list(cov.diag().tolist())}. '
+                   'Divide each direction by its standard deviation, the root of its eigenvalue.')
     swapped = torch.cov((patches @ w).T)
-    need(not torch.allclose(swapped, torch.eye(6), atol=.02) or torch.allclose(cov, torch.eye(6), atol=.02), 'Nearly: the filters must be the rows of what you return; transpose it.')
-    need(torch.allclose(cov, torch.eye(6), atol=.02), f'With your filters the covariance of the outputs differs from the identity by up to {(cov - torch.eye(6)).abs().max():.2g}. The filters are the eigenvectors of the covariance of the patches, each divided by the root of its eigenvalue.')
-    return 'Right: the outputs have variance 1 and do not depend on each other.'
+    if close(swapped, identity): raise Hint('Nearly: the filters must be the rows of what you return; transpose it.')
+    raise Hint('With your filters the covariance of the outputs differs from the identity by '
+               f'up to {(cov - identity).abs().max():.2g}. The filters are the eigenvectors of the covariance of the '
+               'patches, each divided by the root of its eigenvalue.')
 
 # %% ../nbs/08_exercises.ipynb #4b623ed3
 @exercise('7.4', 'Alternating flips')
 def _(alternate):
     torch.manual_seed(0)
-    x,first = torch.rand(6, 3, 4, 5),torch.tensor([True, False, False, True, True, False])
+    x = torch.rand(6, 3, 4, 5)
+    first = torch.tensor([True, False, False, True, True, False])
     for epoch in range(4):
         y = need_tensor(call(alternate, x.clone(), epoch, first.clone()), x.shape)
+        same = (y == x).flatten(1).all(1)
         mirrored = (y == x.flip(-1)).flatten(1).all(1)
-        need(bool((mirrored | (y == x).flatten(1).all(1)).all()), f'In epoch {epoch} some images are neither as they were nor mirrored.')
-        need(epoch > 0 or torch.equal(mirrored, first), f'In epoch 0 those that `first` says should be mirrored: {first.tolist()}; you mirror {mirrored.tolist()}.')
-        need(torch.equal(mirrored, first ^ bool(epoch % 2)), f'In epoch {epoch} you mirror {mirrored.tolist()}. In each epoch all images are to be the other way round than in the one before.')
+        need(bool((mirrored | same).all()), f'In epoch {epoch} some images are neither as they were nor mirrored.')
+        if epoch == 0:
+            need(torch.equal(mirrored, first),
+                 f'In epoch 0 those that `first` says should be mirrored: {first.tolist()}; '
+                 f'you mirror {mirrored.tolist()}.')
+        need(torch.equal(mirrored, first ^ bool(epoch % 2)),
+             f'In epoch {epoch} you mirror {mirrored.tolist()}. '
+             'In each epoch all images are to be the other way round than in the one before.')
     return 'Right: two epochs in a row, and every image was seen both ways.'
 
 # %% ../nbs/08_exercises.ipynb #3682d802
 @exercise('8.1', 'Any picture as a batch')
 def _(prepare):
     rng = np.random.default_rng(0)
-    pictures = dict(RGB=(32, 32), L=(48, 40), RGBA=(64, 64), P=(200, 100))
-    for mode,size in pictures.items():
+    for mode,size in dict(RGB=(32, 32), L=(48, 40), RGBA=(64, 64), P=(200, 100)).items():
         picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
         x = call(prepare, picture)
         where = f'For a picture of {size[0]}x{size[1]} pixels in mode {mode!r}'
         need(isinstance(x, Tensor), f'Return a tensor, not {kind_of(x)}.')
-        need(tuple(x.shape) != (1, 32, 32, 3), 'The channels come before height and width: `permute`.')
-        need(tuple(x.shape) != (3, 32, 32), 'A network takes batches: put a dimension of 1 in front (`x[None]`).')
-        need(tuple(x.shape) == (1, 3, 32, 32), f'{where} you return the shape {tuple(x.shape)}, and it should be (1, 3, 32, 32). `picture.convert("RGB")` and `picture.resize((32, 32))` help.')
+        shape = tuple(x.shape)
+        need(shape != (1, 32, 32, 3), 'The channels come before height and width: `permute`.')
+        need(shape != (3, 32, 32), 'A network takes batches: put a dimension of 1 in front (`x[None]`).')
+        need(shape == (1, 3, 32, 32),
+             f'{where} you return the shape {shape}, and it should be (1, 3, 32, 32). '
+             '`picture.convert("RGB")` and `picture.resize((32, 32))` help.')
         need(x.is_floating_point(), f'{where} the numbers are {x.dtype}; a network wants floating-point ones.')
-        need(float(x.max()) <= 1 and float(x.min()) >= 0, f'{where} the values go from {float(x.min()):.3g} to {float(x.max()):.3g}, and should lie between 0 and 1.')
-        if mode == 'RGB': need(torch.allclose(x[0].permute(1, 2, 0), torch.tensor(np.asarray(picture)/255, dtype=x.dtype), atol=.01), 'The shape is right, but pixels are not where they were. `permute` moves dimensions; `reshape` and `view` mix pixels up. And a byte of 255 is a 1.')
-    x = float(call(prepare, Image.new('RGB', (32, 32), (60, 60, 60))).max())
-    need(math.isclose(x, 60/255, abs_tol=.01), f'A picture that is 60 in every byte becomes {x:.3g}, and should become 60/255 = .235. Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.')
+        low = float(x.min())
+        high = float(x.max())
+        need(high <= 1 and low >= 0,
+             f'{where} the values go from {low:.3g} to {high:.3g}, and should lie between 0 and 1.')
+        if mode == 'RGB': _need_pixels(x, picture)
+    brightest = float(call(prepare, Image.new('RGB', (32, 32), (60, 60, 60))).max())
+    need(math.isclose(brightest, 60/255, abs_tol=.01),
+         f'A picture that is 60 in every byte becomes {brightest:.3g}, and should become 60/255 = .235. '
+         'Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.')
     return 'Right, whatever comes.'
+
+def _need_pixels(x, picture):
+    "Raise `Hint` unless each pixel of `picture` is at its place in the batch `x`"
+    right = torch.tensor(np.asarray(picture)/255, dtype=x.dtype)
+    need(torch.allclose(x[0].permute(1, 2, 0), right, atol=.01),
+         'The shape is right, but pixels are not where they were. '
+         '`permute` moves dimensions; `reshape` and `view` mix pixels up. And a byte of 255 is a 1.')
 
 # %% ../nbs/08_exercises.ipynb #ab8529a2
 @exercise('8.2', 'Scores to probabilities')
@@ -487,42 +723,60 @@ def _(probabilities):
     scores = torch.tensor([[1., 2., 3.], [1000., 0., -1000.]])
     y = need_tensor(call(probabilities, scores[:1]), (1, 3)).float()
     need(bool((y.sum(1) - 1).abs().max() < 1e-4), f'They must add up to 1; yours add up to {float(y.sum()):.3f}.')
-    need(torch.allclose(y, scores[:1].softmax(1), atol=1e-5), f'For scores of 1, 2 and 3 they are .090, .245 and .665; you have {_list(y[0].tolist())}.')
+    need(torch.allclose(y, scores[:1].softmax(1), atol=1e-5),
+         f'For scores of 1, 2 and 3 they are .090, .245 and .665; you have {_list(y[0].tolist())}.')
     y = need_tensor(call(probabilities, scores), (2, 3)).float()
-    need(bool(y.isfinite().all()), 'With a score of 1000 something is no number any more: `exp(1000)` is infinite. Subtract the largest score of the row first; that changes nothing else.')
-    need(torch.allclose(y, scores.softmax(1), atol=1e-5), 'With one image it works, with two it does not: add up over the classes, dimension 1, and keep that dimension.')
+    need(bool(y.isfinite().all()),
+         'With a score of 1000 something is no number any more: `exp(1000)` is infinite. '
+         'Subtract the largest score of the row first; that changes nothing else.')
+    need(torch.allclose(y, scores.softmax(1), atol=1e-5),
+         'With one image it works, with two it does not: '
+         'add up over the classes, dimension 1, and keep that dimension.')
     return 'Right, also for large scores.'
 
 # %% ../nbs/08_exercises.ipynb #2aba2423
-def _works(f, kind):
-    "What `f` returns; if it stops, the hint that its probabilities were of that kind"
+def _with_kind(kind, f):
+    "Call `f`; if it stops, the hint says that its probabilities were `kind`"
     try: return f()
     except Exception as e:
-        if (cause := cause_of(e)) is None: raise
-        raise Hint(f'The probabilities may be a list or a tensor. With {kind} it stops with {type(cause).__name__}: {cause}') from cause
+        cause = cause_of(e)
+        if cause is None: raise
+        raise Hint('The probabilities may be a list or a tensor. '
+                   f'With {kind} it stops with {type(cause).__name__}: {cause}') from cause
 
+# %% ../nbs/08_exercises.ipynb #8a2c067d
 @exercise('8.3', 'The likeliest classes')
 def _(top):
-    found = _works(lambda: call(top, [.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2), 'a list')
+    found = _with_kind('a list', lambda: call(top, [.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2))
     need(isinstance(found, (list, tuple)) and len(found) == 2, 'Return a list with as many pairs as were asked for.')
     need(all(isinstance(o, (list, tuple)) and len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
-    names = [o[0] for o in found]
+    names = [name for name,_ in found]
     need(names != ['frog', 'cat'], 'Those are the unlikeliest.')
     need(names != ['ship', 'dog'], 'Nearly: the likeliest comes first.')
     need(names == ['dog', 'ship'], f'The likeliest two are dog and ship; you return {names}.')
-    need([float(o[1]) for o in found] == [.5, .25], f'The probabilities are .5 and .25; you return {_list([float(o[1]) for o in found])}.')
-    need(sorted(o[0] for o in call(top, [.4, .2, .4], ['cat', 'dog', 'ship'], 2)) == ['cat', 'ship'], 'Two classes may have the same probability, and both are wanted then. Sort positions, or pairs of probability and class; do not look a class up by its probability.')
-    found = _works(lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1), 'a tensor')
-    need([o[0] for o in found] == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {[o[0] for o in found]}.')
-    need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2, 'If more are asked for than there are classes, return all there are.')
+    probabilities = [float(p) for _,p in found]
+    need(probabilities == [.5, .25], f'The probabilities are .5 and .25; you return {_list(probabilities)}.')
+    equals = call(top, [.4, .2, .4], ['cat', 'dog', 'ship'], 2)
+    need(sorted(o[0] for o in equals) == ['cat', 'ship'],
+         'Two classes may have the same probability, and both are wanted then. '
+         'Sort positions, or pairs of probability and class; do not look a class up by its probability.')
+    found = _with_kind('a tensor', lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1))
+    names = [o[0] for o in found]
+    need(names == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {names}.')
+    need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2,
+         'If more are asked for than there are classes, return all there are.')
     return 'Right.'
 
 # %% ../nbs/08_exercises.ipynb #8cbee9d6
 @exercise('8.4', 'Answer, or say that you do not know')
 def _(decide):
     vocab = ['cat', 'dog', 'ship']
-    need(_works(lambda: call(decide, [.2, .7, .1], vocab, .6), 'a list') == 'dog', 'With .7 for the dog and a threshold of .6 the answer is dog.')
-    need(decide([.4, .35, .25], vocab, .6) is None, 'With .4 at most and a threshold of .6 there is no answer: return None.')
-    need(decide([.6, .3, .1], vocab, .6) == 'cat', 'With .6 for the cat and a threshold of .6 it is just enough: the answer is cat.')
-    need(_works(lambda: decide(torch.tensor([.1, .1, .8]), vocab, .5), 'a tensor') == 'ship', 'It works for a list, but not for a tensor.')
+    answer = _with_kind('a list', lambda: call(decide, [.2, .7, .1], vocab, .6))
+    need(answer == 'dog', 'With .7 for the dog and a threshold of .6 the answer is dog.')
+    need(decide([.4, .35, .25], vocab, .6) is None,
+         'With .4 at most and a threshold of .6 there is no answer: return None.')
+    need(decide([.6, .3, .1], vocab, .6) == 'cat',
+         'With .6 for the cat and a threshold of .6 it is just enough: the answer is cat.')
+    answer = _with_kind('a tensor', lambda: decide(torch.tensor([.1, .1, .8]), vocab, .5))
+    need(answer == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'

@@ -25,6 +25,7 @@ from .registry import Registry
 class Hint(Exception):
     "What an answer lacks, in words that help"
 
+# %% ../nbs/07_grading.ipynb #08fb7b9a
 class Exercise(NamedTuple):
     "Something to do, and a way to try whether it was done"
     number:str # 'tutorial.exercise': '2.3'
@@ -36,6 +37,7 @@ class Exercise(NamedTuple):
         "Number of the tutorial it belongs to"
         return int(self.number.split('.')[0])
 
+# %% ../nbs/07_grading.ipynb #814f8085
 exercise_registry = Registry('exercise', 'exercises()')
 
 def exercise(
@@ -48,6 +50,7 @@ def exercise(
         return f
     return register
 
+# %% ../nbs/07_grading.ipynb #71dec0a9
 def need(
     ok:bool, # whether this much is right
     hint:str, # what to say if not: what was found, and where to look
@@ -67,7 +70,8 @@ def need_number(
     if isinstance(answer, (Tensor, np.ndarray)) and math.prod(answer.shape) == 1: answer = answer.item()
     need(isinstance(answer, Number) and not isinstance(answer, bool), f'Give a number, not {kind_of(answer)}.')
     if math.isclose(answer, right, rel_tol=tolerance): return
-    for wrong,why in near.items(): need(not math.isclose(answer, wrong, rel_tol=max(tolerance, 1e-6)), why)
+    for wrong,its_hint in near.items():
+        if math.isclose(answer, wrong, rel_tol=max(tolerance, 1e-6)): raise Hint(its_hint)
     raise Hint(hint)
 
 # %% ../nbs/07_grading.ipynb #2258ce12
@@ -75,8 +79,10 @@ def kind_of(
     answer:object, # what was given
 )->str: # 'a list', 'an int'
     "Name the kind of an answer, for hints"
+    if callable(answer) and not isinstance(answer, nn.Module): return 'the function itself: call it first'
     name = type(answer).__name__
-    return 'the function itself: call it first' if callable(answer) and not isinstance(answer, nn.Module) else f'{"an" if name[0] in "aeiou" else "a"} {name}'
+    article = 'an' if name[0] in 'aeiou' else 'a'
+    return f'{article} {name}'
 
 # %% ../nbs/07_grading.ipynb #68c5c444
 def call(
@@ -84,13 +90,42 @@ def call(
     *args, # what to call it with
 )->object: # what it returns
     "Call a function that is an answer; `Hint` if it is none, or returns nothing"
-    need(callable(f), f'Give the function itself, as in check(number, my_function). What came is {kind_of(f)}; did you call it already?')
-    _bind(f, args)
+    need(callable(f),
+         'Give the function itself, as in check(number, my_function). '
+         f'What came is {kind_of(f)}; did you call it already?')
+    _need_binding(f, args)
     try: out = f(*args)
     except Hint: raise
-    except Exception as e: raise Hint(f'Your {_kind(f)} ended in {type(e).__name__}: {e}. It was called with {", ".join(map(_sketch, args)) or "nothing"}. Call it yourself, with something small, and look where that happens.') from e
+    except Exception as e:
+        raise Hint(f'Your {_network_or_function(f)} ended in {type(e).__name__}: {e}. '
+                   f'It was called with {_sketches(args)}. '
+                   'Call it yourself, with something small, and look where that happens.') from e
     need(out is not None, 'Your function returns nothing. Does it end with `return`, and did you write its body?')
     return out
+
+# %% ../nbs/07_grading.ipynb #1d3fff2b
+def _network_or_function(f): return 'network' if isinstance(f, nn.Module) else 'function'
+
+# %% ../nbs/07_grading.ipynb #6ac5ab28
+def _need_binding(f, args):
+    "Raise `Hint` if `f` does not take as many things as it is called with"
+    forward = f.forward if isinstance(f, nn.Module) else f
+    try: inspect.signature(forward).bind(*args)
+    except ValueError: pass # some built-in functions have no signature
+    except TypeError as e:
+        things = 'thing' if len(args) == 1 else 'things'
+        raise Hint(f'Your {_network_or_function(f)} is called with {len(args)} {things}: {_sketches(args)}. '
+                   f'It does not take that: {e}.') from e
+
+# %% ../nbs/07_grading.ipynb #ee1d92fa
+def _sketch(x):
+    "Describe an argument in a few words"
+    if isinstance(x, (Tensor, np.ndarray)): return f'{kind_of(x)} of shape {tuple(x.shape)}'
+    if isinstance(x, (list, tuple)) and len(x) > 5: return f'{kind_of(x)} of {len(x)}'
+    text = repr(x)
+    return text if len(text) < 60 else kind_of(x)
+
+def _sketches(args): return ', '.join(map(_sketch, args)) or 'nothing'
 
 # %% ../nbs/07_grading.ipynb #911d9b34
 def cause_of(
@@ -99,24 +134,6 @@ def cause_of(
     "Tell what a function that is an answer ended in"
     return e.__cause__ if isinstance(e, Hint) else e
 
-# %% ../nbs/07_grading.ipynb #1d3fff2b
-def _kind(f): return 'network' if isinstance(f, nn.Module) else 'function'
-
-# %% ../nbs/07_grading.ipynb #6ac5ab28
-def _bind(f, args):
-    "Raise `Hint` if `f` does not take as many things as it is called with"
-    try: inspect.signature(f.forward if isinstance(f, nn.Module) else f).bind(*args)
-    except TypeError as e: raise Hint(f'Your {_kind(f)} is called with {len(args)} {"thing" if len(args) == 1 else "things"}: {", ".join(map(_sketch, args)) or "nothing"}. It does not take that: {e}.') from e
-    except ValueError: pass # some built-in functions have no signature
-
-# %% ../nbs/07_grading.ipynb #ee1d92fa
-def _sketch(x):
-    "What an argument was, in a few words"
-    if isinstance(x, (Tensor, np.ndarray)): return f'{kind_of(x)} of shape {tuple(x.shape)}'
-    if isinstance(x, (list, tuple)) and len(x) > 5: return f'{kind_of(x)} of {len(x)}'
-    text = repr(x)
-    return text if len(text) < 60 else kind_of(x)
-
 # %% ../nbs/07_grading.ipynb #4f658803
 def need_tensor(
     x:object, # what a function returned
@@ -124,5 +141,6 @@ def need_tensor(
 )->Tensor: # `x`, as a tensor
     "Raise `Hint` unless `x` is a tensor or an array of that shape"
     need(isinstance(x, (Tensor, np.ndarray)), f'Return a tensor, not {kind_of(x)}.')
-    need(tuple(x.shape) == tuple(shape), f'The shape of what you return is {tuple(x.shape)}, and should be {tuple(shape)}.')
+    need(tuple(x.shape) == tuple(shape),
+         f'The shape of what you return is {tuple(x.shape)}, and should be {tuple(shape)}.')
     return torch.as_tensor(x)

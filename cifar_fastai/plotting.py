@@ -17,12 +17,25 @@ from matplotlib.colors import to_hex
 import numpy as np
 
 # %% ../nbs/01_plotting.ipynb #2803d781
-blue,orange,green,pink,sky,amber,black = '#0072b2','#d55e00','#009e73','#cc79a7','#56b4e9','#e69f00','#000000'  # Okabe and Ito
+# Okabe and Ito
+blue = '#0072b2'
+orange = '#d55e00'
+green = '#009e73'
+pink = '#cc79a7'
+sky = '#56b4e9'
+amber = '#e69f00'
+black = '#000000'
 line_colors = blue,orange,green,pink,sky,amber,black
-line_styles,line_markers = ('-', '--', '-.'),'osD^vPX'
+line_styles = ('-', '--', '-.')
+line_markers = 'osD^vPX'
+
+# %% ../nbs/01_plotting.ipynb #ae2b0ebc
 dark_orange = '#a84a00'  # for text, which needs more contrast than a line
-wine,gray = '#882255','#767676'
-grid_color,masked_color,bar_color = '#e5e5e5','#ececec','#d9d9d9'
+wine = '#882255'
+gray = '#767676'
+grid_color = '#e5e5e5'
+masked_color = '#ececec'
+bar_color = '#d9d9d9'
 
 # %% ../nbs/01_plotting.ipynb #d43e854b
 _muted = '#332288 #88ccee #44aa99 #117733 #999933 #ddcc77 #cc6677 #882255 #aa4499 #777777'.split()
@@ -31,7 +44,8 @@ def class_colors(
     n:int, # of classes
 )->list[str]: # '#rrggbb'; those of ten classes or fewer are easy to tell apart
     "Choose a color for each class"
-    return _muted[:n] if n <= len(_muted) else [to_hex(color) for color in colormaps['viridis'](np.linspace(0, 1, n))]
+    if n <= len(_muted): return _muted[:n]
+    return [to_hex(color) for color in colormaps['viridis'](np.linspace(0, 1, n))]
 
 # %% ../nbs/01_plotting.ipynb #28efd198
 def plain_axes(
@@ -43,6 +57,7 @@ def plain_axes(
     ax.grid(axis=grid, color=grid_color, lw=.8)
     ax.set_axisbelow(True)
 
+# %% ../nbs/01_plotting.ipynb #11ce1063
 def percent_axis(
     axis:Axis, # `ax.xaxis` or `ax.yaxis`, of fractions between 0 and 1; changed
 )->None:
@@ -56,12 +71,14 @@ def literal(
     "Have matplotlib draw a text as it is"
     return text.replace('$', r'\$')
 
+# %% ../nbs/01_plotting.ipynb #c7b819cd
 def percent(
     p:float, # between 0 and 1
 )->str: # a whole percentage; '<1%' for what would be 0%
     "Write a probability for a caption"
     return '<1%' if p < .01 else f'{p:.0%}'
 
+# %% ../nbs/01_plotting.ipynb #c6135eb9
 def labels_apart(
     points:np.ndarray, # (n, 2): where labels would stand
     width:float, # of a label, in the units of the points

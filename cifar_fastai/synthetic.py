@@ -1,4 +1,4 @@
-"""A small picture book of the ten CIFAR-10 classes: drawn, not downloaded, and with an answer that is known before anything is trained.
+"""A picture book of the ten CIFAR-10 classes: drawn, not downloaded, and with an answer that is known before training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/synthetic.html.md"""
 
@@ -24,20 +24,41 @@ __all__ = ['cifar10_classes', 'bayes_accuracy', 'draw_image', 'make_synthetic']
 cifar10_classes = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 
 # %% ../nbs/01_synthetic.ipynb #e059ae25
+class _Chance:
+    "Make random choices, all of them from one generator."
+    def __init__(self, rng): self.rng = rng
+
+    def between(self, low, high): return low + (high - low) * self.rng.random()
+    def chance(self, p): return self.rng.random() < p
+    def pick(self, options): return options[int(self.rng.random() * len(options))]
+    def color(self, options, spread=20):
+        "Pick one of `options` and vary its brightness, and a little its hue."
+        shift = self.between(-spread, spread)
+        channels = [int(v + shift + self.between(-6, 6)) for v in self.pick(options)]
+        return tuple(min(255, max(0, v)) for v in channels)
+
+# %% ../nbs/01_synthetic.ipynb #ea6be7e6
 _oversample = 3
 _circle = np.exp(2j * np.pi * np.arange(16) / 16)
 
-class _Pen:
-    "Draws shapes given in an object's own frame: x to the front, y down, about -1 to 1."
+class _Pen(_Chance):
+    "Draw shapes given in an object's own frame: x to the front, y down, about -1 to 1."
     def __init__(self, rng, size):
-        self.rng, self.n = rng, size * _oversample
+        super().__init__(rng)
+        self.n = size * _oversample
         self.image = Image.new('RGB', (self.n, self.n))
         self.draw = ImageDraw.Draw(self.image)
         self.place(0, 0, 1)
 
     def place(self, x, y, scale, tilt=0., flip=False):
         "Put the frame's origin at (`x`, `y`), as shares of the picture; `tilt` is in radians."
-        self.origin, self.turn, self.flip = complex(x, y) * self.n, cmath.rect(scale * self.n, tilt), flip
+        self.origin = complex(x, y) * self.n
+        self.turn = cmath.rect(scale * self.n, tilt)
+        self.flip = flip
+
+    def place_within(self, x, y, scale, tilt):
+        "Put the frame somewhere within these ranges; it looks left as often as right."
+        self.place(self.between(*x), self.between(*y), self.between(*scale), self.between(*tilt), self.chance(.5))
 
     def pixels(self, points):
         # whole numbers, because versions of Pillow differ in how they round
@@ -49,7 +70,8 @@ class _Pen:
 
     def blob(self, color, center, rx, ry=None, tilt=0.):
         "Fill an ellipse of radii `rx` and `ry`."
-        turn, ry = cmath.rect(.5, tilt), ry or rx
+        turn = cmath.rect(.5, tilt)
+        ry = ry or rx
         ring = turn * (rx + ry) * _circle + turn * (rx - ry) * _circle.conj()
         self.draw.polygon(self.pixels(center + ring), fill=color)
 
@@ -61,79 +83,102 @@ class _Pen:
     def line(self, color, width, *points):
         self.draw.line(self.pixels(points), fill=color, width=max(1, round(width * abs(self.turn))), joint='curve')
 
-    def between(self, low, high): return low + (high - low) * self.rng.random()
-    def chance(self, p): return self.rng.random() < p
-    def pick(self, options): return options[int(self.rng.random() * len(options))]
-    def color(self, options, spread=20):
-        "Pick one of `options` and vary its brightness, and a little its hue."
-        shift = self.between(-spread, spread)
-        return tuple(min(255, max(0, int(v + shift + self.between(-6, 6)))) for v in self.pick(options))
-
+# %% ../nbs/01_synthetic.ipynb #cafef9e6
 def _shade(color, k): return tuple([int(v * k) for v in color])
 def _mix(a, b, t): return tuple([int(x + (y - x) * t) for x, y in zip(a, b)])
 
 # %% ../nbs/01_synthetic.ipynb #f34c2942
 def _clouds(pen, horizon):
     for _ in range(pen.rng.integers(0, 4)):
-        z, r, white = complex(pen.rng.random(), pen.between(.05, .8)), pen.between(.05, .11), pen.color([(240, 243, 248)], 10)
+        z = complex(pen.rng.random(), pen.between(.05, .8))
+        r = pen.between(.05, .11)
+        white = pen.color([(240, 243, 248)], 10)
         for dx, k in ((-1.1, .55), (0, .75), (1, .55)): pen.blob(white, z + dx * r, 1.3 * r, k * r)
 
+# %% ../nbs/01_synthetic.ipynb #47a9cf7a
 def _hills(pen, horizon):
     green = pen.color([(92, 138, 84), (120, 150, 96), (96, 120, 130)])
-    for _ in range(2): pen.blob(green, complex(pen.rng.random(), horizon + .06), pen.between(.3, .6), pen.between(.1, .22))
+    for _ in range(2):
+        z = complex(pen.rng.random(), horizon + .06)
+        pen.blob(green, z, pen.between(.3, .6), pen.between(.1, .22))
 
+# %% ../nbs/01_synthetic.ipynb #f9b95749
 def _grass(pen, horizon):
     for _ in range(8):
-        z, h = complex(pen.rng.random(), pen.between(horizon + .05, 1)), pen.between(.03, .06)
+        z = complex(pen.rng.random(), pen.between(horizon + .05, 1))
+        h = pen.between(.03, .06)
         pen.line((70, 118, 48), .012, z - h - 1j * h, z, z + h / 2 - 1j * h)
 
+# %% ../nbs/01_synthetic.ipynb #7d78b350
 def _trees(pen, horizon):
     for _ in range(pen.rng.integers(3, 7)):
-        x, leaf = pen.rng.random(), pen.color([(44, 92, 52), (62, 108, 50), (92, 104, 44)])
-        pen.line((86, 66, 48), pen.between(.03, .05), complex(x, horizon - .3), complex(x, horizon + pen.between(0, .08)))
-        pen.blob(leaf, complex(x, horizon - pen.between(.25, .4)), pen.between(.1, .16), pen.between(.16, .24))
+        x = pen.rng.random()
+        leaf = pen.color([(44, 92, 52), (62, 108, 50), (92, 104, 44)])
+        width = pen.between(.03, .05)
+        root = complex(x, horizon + pen.between(0, .08))
+        pen.line((86, 66, 48), width, complex(x, horizon - .3), root)
+        crown = complex(x, horizon - pen.between(.25, .4))
+        pen.blob(leaf, crown, pen.between(.1, .16), pen.between(.16, .24))
 
+# %% ../nbs/01_synthetic.ipynb #6b737335
 def _firs(pen, horizon):
     for _ in range(pen.rng.integers(1, 5)):
-        z, h = complex(pen.rng.random(), horizon + pen.between(-.02, .05)), pen.between(.18, .36)
+        z = complex(pen.rng.random(), horizon + pen.between(-.02, .05))
+        h = pen.between(.18, .36)
         for top, low, w in ((-1, -.45, .22), (-.7, -.12, .32)):
             pen.polygon((52, 92, 82), z + top * h * 1j, z + h * complex(-w, low), z + h * complex(w, low))
 
+# %% ../nbs/01_synthetic.ipynb #b6e4b3ea
 def _dunes(pen, horizon):
-    for _ in range(2): pen.blob(pen.color([(214, 182, 128)]), complex(pen.rng.random(), horizon + .12), .5, pen.between(.12, .2))
+    for _ in range(2):
+        sand = pen.color([(214, 182, 128)])
+        pen.blob(sand, complex(pen.rng.random(), horizon + .12), .5, pen.between(.12, .2))
 
+# %% ../nbs/01_synthetic.ipynb #7cb932ae
 def _waves(pen, horizon):
     for _ in range(7):
-        x, y = pen.rng.random(), pen.between(horizon + .03, 1)
+        x = pen.rng.random()
+        y = pen.between(horizon + .03, 1)
         w = .04 + .1 * (y - horizon)
         pen.line((190, 214, 226), .014, complex(x - w, y), complex(x, y - w / 4), complex(x + w, y))
 
+# %% ../nbs/01_synthetic.ipynb #6d641910
 def _lilies(pen, horizon):
     for _ in range(pen.rng.integers(2, 6)):
-        z, r = complex(pen.rng.random(), pen.rng.random()), pen.between(.08, .16)
+        z = complex(pen.rng.random(), pen.rng.random())
+        r = pen.between(.08, .16)
         pen.blob(pen.color([(84, 150, 84), (60, 126, 80)]), z, r, r / 2)
-    if pen.chance(.5): pen.blob(pen.color([(240, 170, 200), (245, 240, 250)]), z - .04j, .05, .04)
+    if pen.chance(.5): # the last one flowers
+        pen.blob(pen.color([(240, 170, 200), (245, 240, 250)]), z - .04j, .05, .04)
 
 # %% ../nbs/01_synthetic.ipynb #7408d557
-def _rectangle(pen, color, x, y, w, h): pen.polygon(color, complex(x, y), complex(x + w, y), complex(x + w, y + h), complex(x, y + h))
+def _rectangle(pen, color, x, y, w, h):
+    pen.polygon(color, complex(x, y), complex(x + w, y), complex(x + w, y + h), complex(x, y + h))
 
+# %% ../nbs/01_synthetic.ipynb #7d18673c
 def _houses(pen, horizon):
     x = -.05
     while x < 1:
-        w, h, wall = pen.between(.14, .26), pen.between(.12, .42), pen.color([(150, 130, 120), (120, 128, 142), (170, 140, 110)], 20)
+        w = pen.between(.14, .26)
+        h = pen.between(.12, .42)
+        wall = pen.color([(150, 130, 120), (120, 128, 142), (170, 140, 110)], 20)
         _rectangle(pen, wall, x, horizon - h, w, h)
         for k in (.22, .62): _rectangle(pen, _shade(wall, .72), x + k * w, horizon - h + .05, .04, h - .09)
         x += w + pen.between(0, .04)
 
+# %% ../nbs/01_synthetic.ipynb #d8c01212
 def _lane(pen, horizon):
-    x, y = pen.between(-.3, 0), pen.between(.9, .97)
+    x = pen.between(-.3, 0)
+    y = pen.between(.9, .97)
     for k in range(5): pen.line((225, 220, 200), .025, complex(x + .3 * k, y), complex(x + .3 * k + .17, y))
 
+# %% ../nbs/01_synthetic.ipynb #54b2b899
 def _rug(pen, horizon):
     frame = pen.color([(120, 170, 210), (220, 200, 150), (150, 110, 90)])
     _rectangle(pen, frame, pen.between(0, .76), horizon - pen.between(.34, .54), .24, .24)
     pen.blob(pen.color([(170, 70, 70), (80, 100, 150), (190, 170, 130)]), complex(pen.between(.3, .7), .92), .5, .12)
 
+# %% ../nbs/01_synthetic.ipynb #6371ca73
 _places = { # sky above, sky below, ground far, ground near, range of the horizon, details
     'sky':    ((78, 140, 214), (190, 218, 240), None, None, (1, 1), [_clouds]),
     'meadow': ((120, 176, 226), (206, 226, 240), (120, 164, 78), (96, 146, 60), (.35, .6), [_hills, _grass]),
@@ -147,11 +192,14 @@ _places = { # sky above, sky below, ground far, ground near, range of the horizo
     'room':   ((214, 200, 178), (196, 180, 160), (160, 118, 82), (136, 98, 66), (.5, .68), [_rug]),
 }
 
+# %% ../nbs/01_synthetic.ipynb #119b09d3
 def _gradient(pen, above, below, y0, y1):
     colors = bytes(pen.color([above], 26) + pen.color([below], 26))
-    column = Image.frombytes('RGB', (1, 2), colors).resize((1, max(1, round((y1 - y0) * pen.n))), Image.Resampling.BILINEAR)
-    pen.image.paste(column.resize((pen.n, column.height), Image.Resampling.NEAREST), (0, round(y0 * pen.n)))
+    height = max(1, round((y1 - y0) * pen.n))
+    column = Image.frombytes('RGB', (1, 2), colors).resize((1, height), Image.Resampling.BILINEAR)
+    pen.image.paste(column.resize((pen.n, height), Image.Resampling.NEAREST), (0, round(y0 * pen.n)))
 
+# %% ../nbs/01_synthetic.ipynb #1c5c60f5
 def _paint_place(pen, name):
     "Fill the picture and return the height of the horizon."
     above, below, far, near, horizons, details = _places[name]
@@ -163,20 +211,26 @@ def _paint_place(pen, name):
 
 # %% ../nbs/01_synthetic.ipynb #9dbee9d9
 def _photograph(pen, size):
-    image = pen.image.reduce(_oversample).filter(ImageFilter.BoxBlur(pen.between(0, .5) * size / 32))
+    blur = ImageFilter.BoxBlur(pen.between(0, .5) * size / 32)
+    image = pen.image.reduce(_oversample).filter(blur)
     light = np.float32([pen.between(.96, 1.04) for _ in 'rgb']) * np.float32(pen.between(.8, 1.12))
     grain = np.float32(pen.between(.03, .12))
-    pixels = np.asarray(image) * light + grain * pen.rng.integers(-128, 128, (size, size, 3), np.int8)
+    noise = pen.rng.integers(-128, 128, (size, size, 3), np.int8)
+    pixels = np.asarray(image) * light + grain * noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/01_synthetic.ipynb #6fd225da
-_paints = [(196, 40, 40), (36, 84, 170), (238, 196, 50), (240, 240, 240), (40, 130, 80), (40, 42, 50), (180, 186, 194), (228, 120, 40), (120, 190, 210)]
-_glass, _window, _lamp = (64, 88, 110), (114, 141, 160), (255, 244, 190)
+_paints = [(196, 40, 40), (36, 84, 170), (238, 196, 50), (240, 240, 240), (40, 130, 80),
+           (40, 42, 50), (180, 186, 194), (228, 120, 40), (120, 190, 210)]
+_glass = (64, 88, 110)
+_window = (114, 141, 160)
+_lamp = (255, 244, 190)
 
 def _draw_airplane(pen):
     _paint_place(pen, pen.pick(['sky', 'sky', 'sky', 'desert', 'sea']))
-    pen.place(pen.between(.36, .64), pen.between(.35, .62), pen.between(.26, .46), pen.between(-.45, .3), pen.chance(.5))
-    hull, trim = pen.color([(236, 238, 242), (206, 212, 220), (236, 226, 200)]), pen.color(_paints)
+    pen.place_within((.36, .64), (.35, .62), (.26, .46), (-.45, .3))
+    hull = pen.color([(236, 238, 242), (206, 212, 220), (236, 226, 200)])
+    trim = pen.color(_paints)
     far = _shade(hull, .72)
     pen.polygon(far, -.05 - .1j, -.45 - .62j, -.6 - .62j, -.35 - .05j)              # far wing
     pen.polygon(trim, -.62 - .05j, -.98 - .5j, -.8 - .5j, -.4 - .1j)                # fin
@@ -193,10 +247,13 @@ def _wheels(pen, xs, y, r):
         pen.blob((32, 32, 36), complex(x, y), r)
         pen.blob((176, 178, 184), complex(x, y), r / 2)
 
+# %% ../nbs/01_synthetic.ipynb #323ff146
 def _draw_automobile(pen):
     _paint_place(pen, pen.pick(['street', 'road', 'desert', 'snow']))
-    pen.place(pen.between(.4, .6), pen.between(.62, .76), pen.between(.25, .4), pen.between(-.06, .06), pen.chance(.5))
-    paint, back, front = pen.color(_paints), pen.between(-.85, -.5), pen.between(.1, .32)
+    pen.place_within((.4, .6), (.62, .76), (.25, .4), (-.06, .06))
+    paint = pen.color(_paints)
+    back = pen.between(-.85, -.5)
+    front = pen.between(.1, .32)
     pen.blob((58, 58, 52), .42j, 1.05, .09)                                         # shadow
     pen.polygon(paint, back, back + .18 - .48j, front - .08 - .48j, front + .25)    # cabin
     pen.polygon(_glass, back + .12, back + .24 - .4j, -.2 - .4j, -.2)
@@ -213,19 +270,23 @@ def _box(pen, paint):
     _rectangle(pen, _shade(paint, .78), -1, .1, 1.36, .25)
     for x in (-.66, -.32, .02): pen.line(_shade(paint, .8), .03, complex(x, top), x + .3j)
 
+# %% ../nbs/01_synthetic.ipynb #63ceb158
 def _tank(pen, paint): pen.solid(_mix(paint, (210, 214, 220), .5), -.33 - .13j, .68, .46)
 
+# %% ../nbs/01_synthetic.ipynb #a5fb0ead
 def _logs(pen, paint):
     for y in (.2j, -.04j, -.28j, -.52j):
         pen.line((150, 104, 62), .2, -.98 + y, .32 + y)
         pen.blob((216, 176, 120), -.96 + y, .1)
 
+# %% ../nbs/01_synthetic.ipynb #c85784bd
 def _draw_truck(pen):
     _paint_place(pen, pen.pick(['street', 'road', 'desert', 'snow']))
-    pen.place(pen.between(.42, .58), pen.between(.54, .66), pen.between(.32, .48), pen.between(-.05, .05), pen.chance(.5))
+    pen.place_within((.42, .58), (.54, .66), (.32, .48), (-.05, .05))
     pen.blob((58, 58, 52), .66j, 1.1, .09)                                          # shadow
     _rectangle(pen, (50, 50, 56), -1, .35, 1.95, .15)
-    pen.pick([_box, _box, _tank, _logs])(pen, pen.color(_paints))
+    load = pen.pick([_box, _box, _tank, _logs])
+    load(pen, pen.color(_paints))
     pen.polygon(pen.color(_paints), .42 + .42j, .42 - .5j, .78 - .5j, .96 - .05j, 1 + .42j)   # cab
     pen.polygon(_window, .56 - .08j, .56 - .4j, .75 - .4j, .87 - .08j)
     pen.blob(_lamp, .95 + .28j, .06)
@@ -238,6 +299,7 @@ def _sails(pen):
     pen.polygon(canvas, .06 - 1.2j, .06 - .22j, .8 - .22j)
     pen.polygon(_shade(canvas, .86), -.06 - 1.05j, -.06 - .22j, -.75 - .22j)
 
+# %% ../nbs/01_synthetic.ipynb #fc133ffb
 def _funnels(pen):
     paint = pen.color(_paints[:3])
     for x in (-.35, .1): pen.polygon(paint, x - .4j, x - .06 - .95j, x + .16 - .95j, x + .2 - .4j)
@@ -245,17 +307,23 @@ def _funnels(pen):
     pen.polygon(pen.color([(240, 240, 238)], 10), -.75 - .1j, -.68 - .45j, .5 - .45j, .62 - .1j)
     pen.line(_glass, .06, -.62 - .3j, .48 - .3j)
 
+# %% ../nbs/01_synthetic.ipynb #1aa3e91e
 def _containers(pen):
     for k in range(6):
-        for y in range(pen.rng.integers(1, 4)): _rectangle(pen, pen.color(_paints), -.6 + .26 * k, -.31 - .22 * y, .24, .21)
+        for level in range(pen.rng.integers(1, 4)):
+            _rectangle(pen, pen.color(_paints), -.6 + .26 * k, -.31 - .22 * level, .24, .21)
     _rectangle(pen, (240, 240, 238), -.9, -.85, .26, .75)
     pen.line(_glass, .08, -.88 - .72j, -.66 - .72j)
 
+# %% ../nbs/01_synthetic.ipynb #0e8cb9f5
 def _draw_ship(pen):
     horizon = _paint_place(pen, 'sea')
-    pen.place(pen.between(.4, .6), horizon + pen.between(.06, .18), pen.between(.27, .46), pen.between(-.07, .07), pen.chance(.5))
+    x = pen.between(.4, .6)
+    y = horizon + pen.between(.06, .18)
+    pen.place(x, y, pen.between(.27, .46), pen.between(-.07, .07), pen.chance(.5))
     hull = pen.color(_paints)
-    pen.pick([_sails, _funnels, _containers])(pen)
+    rig = pen.pick([_sails, _funnels, _containers])
+    rig(pen)
     pen.polygon(hull, -.95 - .1j, 1 - .16j, .78 + .25j, -.85 + .25j)
     pen.polygon(_mix(hull, (150, 40, 40), .7), -.89 + .12j, .86 + .12j, .78 + .27j, -.85 + .27j)
     for x in (-.7, -.1, .5): pen.blob((206, 224, 232), x + .3j, .4, .05)            # foam
@@ -266,6 +334,7 @@ def _head_of_bird(pen, coat, center):
     pen.solid(coat, center, .28, .28)
     pen.blob((20, 20, 24), center + .1 - .06j, .07)
 
+# %% ../nbs/01_synthetic.ipynb #f82d5bd0
 def _perched(pen, coat, breast):
     lean = pen.between(-.15, .15) * 1j
     pen.line((96, 72, 50), .14, -1.6 + .8j + lean, 1.6 + .8j - lean)                # branch
@@ -276,6 +345,7 @@ def _perched(pen, coat, breast):
     pen.blob(_shade(coat, .68), -.2 + .08j, .42, .2, -.6)                           # wing
     _head_of_bird(pen, coat, .42 - .5j)
 
+# %% ../nbs/01_synthetic.ipynb #d241e4ca
 def _flying(pen, coat, breast):
     lift = pen.between(.5, 1) * 1j
     pen.polygon(_shade(coat, .6), .3 - .05j, .1 - lift, -.5 - .9 * lift, -.2 - .02j)           # far wing
@@ -285,11 +355,15 @@ def _flying(pen, coat, breast):
     pen.polygon(_shade(coat, .8), .25 + .02j, -.15 - 1.1 * lift, -.85 - .9 * lift, -.3 + .06j) # near wing
     _head_of_bird(pen, coat, .62 - .12j)
 
+# %% ../nbs/01_synthetic.ipynb #1f963feb
 def _draw_bird(pen):
     _paint_place(pen, pen.pick(['sky', 'forest', 'meadow', 'snow']))
-    pen.place(pen.between(.36, .64), pen.between(.4, .6), pen.between(.22, .4), pen.between(-.2, .2), pen.chance(.5))
-    coat = pen.color([(60, 110, 190), (236, 200, 60), (60, 56, 60), (150, 110, 80), (236, 236, 236), (196, 60, 50), (90, 160, 90)])
-    pen.pick([_perched, _flying])(pen, coat, _mix(coat, pen.color([(240, 236, 220), (230, 110, 50)]), .8))
+    pen.place_within((.36, .64), (.4, .6), (.22, .4), (-.2, .2))
+    coat = pen.color([(60, 110, 190), (236, 200, 60), (60, 56, 60), (150, 110, 80),
+                      (236, 236, 236), (196, 60, 50), (90, 160, 90)])
+    pose = pen.pick([_perched, _flying])
+    breast = _mix(coat, pen.color([(240, 236, 220), (230, 110, 50)]), .8)
+    pose(pen, coat, breast)
 
 # %% ../nbs/01_synthetic.ipynb #822c83e4
 def _draw_frog(pen):
@@ -298,12 +372,12 @@ def _draw_frog(pen):
     pen.place(pen.between(.4, .6), pen.between(.5, .68), pen.between(.25, .42), pen.between(-.12, .12))
     skin = pen.color([(96, 168, 62), (72, 140, 66), (140, 168, 60), (120, 130, 60), (60, 160, 110)])
     if place == 'pond': pen.blob((54, 120, 74), .5j, 1.3, .45)                      # lily pad
-    for pen.flip in (False, True):
+    for pen.flip in (False, True): # each side
         pen.blob(_shade(skin, .7), .72 + .28j, .36, .3)                             # thigh
         pen.blob(skin, .72 + .56j, .4, .1)                                          # foot
     pen.solid(skin, .12j, .72, .5)
     pen.blob(_mix(skin, (236, 236, 180), .6), .32j, .46, .28)                       # belly
-    for pen.flip in (False, True):
+    for pen.flip in (False, True): # each side
         pen.line(skin, .14, .36 + .2j, .32 + .58j, .5 + .6j)
         pen.solid(skin, .4 - .38j, .22, .24)
         pen.blob((250, 236, 130), .4 - .4j, .15)                                    # eye
@@ -314,13 +388,16 @@ def _draw_frog(pen):
 def _legs(pen, coat, xs, top, foot, width):
     for x, k in zip(xs, (.92, .68, .92, .68)):
         step = pen.between(-.16, .16)
-        pen.line(_shade(coat, k), width, complex(x, top), complex(x + step / 2, (top + foot) / 2), complex(x + step, foot))
+        knee = complex(x + step / 2, (top + foot) / 2)
+        pen.line(_shade(coat, k), width, complex(x, top), knee, complex(x + step, foot))
 
+# %% ../nbs/01_synthetic.ipynb #ba92c1a8
 def _draw_horse(pen):
     _paint_place(pen, pen.pick(['meadow', 'meadow', 'desert', 'snow', 'forest']))
-    pen.place(pen.between(.4, .58), pen.between(.52, .64), pen.between(.28, .45), pen.between(-.08, .08), pen.chance(.5))
+    pen.place_within((.4, .58), (.52, .64), (.28, .45), (-.08, .08))
     coat = pen.color([(140, 80, 44), (96, 56, 36), (50, 44, 44), (228, 224, 216), (206, 164, 96), (150, 150, 156)])
-    hair, nod = pen.pick([_shade(coat, .45), (40, 32, 30), (236, 226, 196)]), pen.between(-.1, .25) * 1j
+    hair = pen.pick([_shade(coat, .45), (40, 32, 30), (236, 226, 196)])
+    nod = pen.between(-.1, .25) * 1j
     _legs(pen, coat, (-.55, -.4, .36, .52), .15, .85, .13)
     pen.line(hair, .16, -.68 - .1j, -.92 + .1j, -.92 + .5j)                         # tail
     pen.solid(coat, -.08 + .05j, .68, .32)
@@ -338,10 +415,12 @@ def _antlers(pen, horn, head):
         pen.line(horn, .06, z - .16 - .32j, z - .42 - .6j)
         pen.line(horn, .06, z - .2 - .42j, z + .12 - .62j)
 
+# %% ../nbs/01_synthetic.ipynb #00b2b9f1
 def _draw_deer(pen):
     _paint_place(pen, pen.pick(['forest', 'forest', 'meadow', 'snow']))
-    pen.place(pen.between(.4, .58), pen.between(.56, .68), pen.between(.28, .42), pen.between(-.06, .06), pen.chance(.5))
-    coat, pale = pen.color([(176, 116, 64), (150, 100, 62), (196, 140, 84), (130, 96, 70)]), (240, 230, 210)
+    pen.place_within((.4, .58), (.56, .68), (.28, .42), (-.06, .06))
+    coat = pen.color([(176, 116, 64), (150, 100, 62), (196, 140, 84), (130, 96, 70)])
+    pale = (240, 230, 210)
     head = .66 - .68j + pen.between(-.08, .12) * 1j
     _legs(pen, coat, (-.45, -.34, .3, .42), .1, .82, .085)
     pen.blob(pale, -.62 - .05j, .14, .2)                                            # tail
@@ -362,16 +441,17 @@ def _draw_head(pen, coat, patch, t):
     ear = .32 - .32j
     tip = ear + cmath.rect(.54 + .06 * t, -1.3 + 2.75 * t)
     pen.solid(coat, 0j, .56, .5)
-    for pen.flip in (False, True):
+    for pen.flip in (False, True): # each side
         pen.polygon(_shade(coat, .7), .1 - .44j, tip, .52 - .14j)
         pen.blob(_shade(coat, .7), ear + .6 * (tip - ear), .1 + .1 * t)
     pen.blob(patch, (.2 + .05 * t) * 1j, .2 + .12 * t, .14 + .14 * t)               # muzzle
     pen.blob((226, 110, 120), .36j, .08, .02 + .16 * t)                             # tongue
     pen.blob(_mix((232, 130, 140), (26, 22, 22), t), (.12 + .03 * t) * 1j, .06 + .07 * t, .05 + .04 * t)
-    for pen.flip in (False, True):
+    for pen.flip in (False, True): # each side
         pen.blob(_mix((176, 210, 90), (96, 60, 36), t), .24 - .1j, .14 - .05 * t)
         pen.blob((14, 14, 16), .24 - .1j, .045 + .02 * t, .1 - .02 * t)
 
+# %% ../nbs/01_synthetic.ipynb #b466d6e3
 def _sitting(pen, coat, patch, t, x, y, scale, tilt):
     pen.place(x, y, scale, tilt, pen.chance(.5))
     pen.line(coat, .1 + .09 * t, -.35 + .65j, -.8 + .6j, complex(-1, -.4 + .6 * t)) # tail
@@ -380,17 +460,24 @@ def _sitting(pen, coat, patch, t, x, y, scale, tilt):
     for leg in (-.22, .2): pen.line(_shade(coat, .9), .17, leg + .35j, leg + .05 + .86j)
     pen.place(x, y - .32 * scale, .8 * scale, tilt)
 
+# %% ../nbs/01_synthetic.ipynb #4e06015a
 def _portrait(pen, coat, patch, t, x, y, scale, tilt):
     pen.place(x, y, scale, tilt)
     pen.solid(coat, .9j, .75, .6)
     pen.place(x, y, 1.15 * scale, tilt)
 
+# %% ../nbs/01_synthetic.ipynb #53d31c41
 def _draw_pet(pen, dogness):
     t = dogness * dogness * (3 - 2 * dogness)      # more of the typical, less of the in-between
     _paint_place(pen, pen.pick(['room', 'room', 'meadow', 'snow']))
     coat = pen.color(_furs)
-    patch, pose = pen.pick([_shade(coat, .7), _mix(coat, (240, 236, 230), .7), coat]), pen.pick([_sitting, _portrait])
-    pose(pen, coat, patch, t, pen.between(.38, .62), pen.between(.5, .62), pen.between(.28, .44), pen.between(-.18, .18))
+    patch = pen.pick([_shade(coat, .7), _mix(coat, (240, 236, 230), .7), coat])
+    pose = pen.pick([_sitting, _portrait])
+    x = pen.between(.38, .62)
+    y = pen.between(.5, .62)
+    scale = pen.between(.28, .44)
+    tilt = pen.between(-.18, .18)
+    pose(pen, coat, patch, t, x, y, scale, tilt)
     _draw_head(pen, coat, patch, t)
 
 # %% ../nbs/01_synthetic.ipynb #87cbc743
@@ -405,14 +492,17 @@ _drawings = dict(airplane=_draw_airplane, automobile=_draw_automobile, bird=_dra
                  dog=_draw_dog, frog=_draw_frog, horse=_draw_horse, ship=_draw_ship, truck=_draw_truck)
 
 def _check_whole(name, value, least):
-    if not isinstance(value, Integral) or value < least: raise ValueError(f'{name} must be a whole number of at least {least}, not {value!r}.')
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f'{name} must be a whole number of at least {least}, not {value!r}.')
 
+# %% ../nbs/01_synthetic.ipynb #ab76a983
 def _drawing(label):
     if isinstance(label, str) and label in _drawings: return _drawings[label]
     near = difflib.get_close_matches(str(label).lower(), cifar10_classes, 1)
     hint = f'Did you mean {near[0]!r}? ' if near else ''
     raise ValueError(f'Unknown class {label!r}. {hint}cifar10_classes holds all ten: {", ".join(cifar10_classes)}.')
 
+# %% ../nbs/01_synthetic.ipynb #557824af
 def draw_image(
     label:str, # one of `cifar10_classes`
     rng:np.random.Generator, # decides everything else: place, colors, pose, light, noise
@@ -422,7 +512,8 @@ def draw_image(
     drawing = _drawing(label)
     _check_whole('size', size, 1)
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f'rng must be a numpy.random.Generator, not {type(rng).__name__}; numpy.random.default_rng(0) makes one.')
+        raise TypeError(f'rng must be a numpy.random.Generator, not {type(rng).__name__}; '
+                        'numpy.random.default_rng(0) makes one.')
     pen = _Pen(rng, size)
     drawing(pen)
     return _photograph(pen, size)
@@ -451,16 +542,20 @@ def _read_record(folder):
     except (OSError, ValueError): return None
     return made if made.pop('variant', None) == 'synthetic' else None
 
+# %% ../nbs/01_synthetic.ipynb #148044ea
 def _missing(folder, made):
     "Name the first class folder that has lost pictures, if one has."
     for split in _splits:
         for label in cifar10_classes:
-            n, wanted = len(list((folder / split / label).glob('*.png'))), made[f'n_{split}']
+            n = len(list((folder / split / label).glob('*.png')))
+            wanted = made[f'n_{split}']
             if n != wanted: return f'{split}/{label} has {n} of {wanted} pictures'
 
+# %% ../nbs/01_synthetic.ipynb #5a0f188e
 def _holds(folder, wanted):
     "Is the set `wanted` at `folder`? No, if there is nothing; an error, if there is something else."
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
+    if not folder.exists(): return False
+    if folder.is_dir() and not any(folder.iterdir()): return False
     made = _read_record(folder)
     if made is None: problem = 'is not a practice set'
     elif made != wanted: problem = f'is a practice set made with {made}, not with {wanted}'
@@ -477,14 +572,14 @@ def make_synthetic(
     size:int=32, # pixels a side, at least 1
 )->Path: # `path`, with train/<class>/NNNN.png and test/<class>/NNNN.png
     "Make the practice set at `path`, unless it is there already."
-    path, wanted = Path(path).expanduser(), dict(n_train=n_train, n_test=n_test, seed=seed, size=size)
+    path = Path(path).expanduser()
+    wanted = dict(n_train=n_train, n_test=n_test, seed=seed, size=size)
     for name, value in wanted.items(): _check_whole(name, value, 0 if name == 'seed' else 1)
     wanted = {name: int(value) for name, value in wanted.items()}
-    if not _holds(path, wanted): _make_at(path.resolve(), wanted)
-    return path
-
-def _make_at(path, wanted):
+    if _holds(path, wanted): return path
+    target = path.resolve()
     try:
-        with atomic_folder(path) as part: _write_set(part, wanted)
-    except OSError:  # another process was first
-        if not _holds(path, wanted): raise
+        with atomic_folder(target) as part: _write_set(part, wanted)
+    except OSError: # another process was first
+        if not _holds(target, wanted): raise
+    return path
