@@ -109,6 +109,7 @@ def _indices(side):
          'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
     return [int(i) for i in side]
 
+# %% ../nbs/08_exercises.ipynb #5b40229f
 def _whole_pictures(split, pictures, where=''): # -> [train, valid]
     "Raise `Hint` unless every image is on one side, with all copies of its picture"
     train,valid = _split_indices(split, pictures)
@@ -242,6 +243,7 @@ def _finder_losses(lrs, best):
     noise = np.random.default_rng(0).uniform(-.06, .06, len(lrs))*(lrs < best/50)
     return 2.3 - fall + rise + noise
 
+# %% ../nbs/08_exercises.ipynb #781c4002
 def _need_rate(lr, lrs, lowest):
     "Raise `Hint` unless `lr` lies where a curve over `lrs` with its minimum at `lowest` falls steeply"
     if isinstance(lr, (Tensor, np.generic)) and math.prod(lr.shape) == 1: lr = lr.item()
@@ -710,6 +712,7 @@ def _(prepare):
          'Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.')
     return 'Right, whatever comes.'
 
+# %% ../nbs/08_exercises.ipynb #e624c482
 def _need_pixels(x, picture):
     "Raise `Hint` unless each pixel of `picture` is at its place in the batch `x`"
     right = torch.tensor(np.asarray(picture)/255, dtype=x.dtype)

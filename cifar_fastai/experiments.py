@@ -14,11 +14,12 @@ import re
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from glob import escape
 from hashlib import sha1
 from inspect import signature
 from io import StringIO
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,81 +46,88 @@ from .training import load_run, train
 
 # %% ../nbs/08_experiments.ipynb #26a978be
 def _values(axis, given):
-    "The values of one axis: a list, range or array holds several, anything else is one"
+    "List the values of one axis: a list, range or array holds several, anything else is one"
     if isinstance(given, np.ndarray): given = given.tolist()
     values = list(given) if isinstance(given, (list, range)) else [given]
     if not values: raise ValueError(f'{axis} is empty, so there is nothing to train. Give at least one value.')
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
+# %% ../nbs/08_experiments.ipynb #a0405a04
+def _check_known(name, known, kind, lister):
+    "Refuse a name that is not one of `known`, and suggest the nearest"
+    registry = Registry(kind, lister)
+    registry.update(dict.fromkeys(known))
+    registry[name]
+
+_recipe_fields = [field.name for cls in (Recipe, Stage) for field in fields(cls)]
 _not_axes = ('name', 'description', 'source')  # they change nothing in a training
 
+# %% ../nbs/08_experiments.ipynb #676986b4
 def _check_axis(name):
     "Refuse what is no field of a recipe or of a stage"
-    allowed = Registry('axis', 'The page on recipes')
-    allowed.update({f.name: f for cls in (Recipe, Stage) for f in fields(cls)} | dict.fromkeys(signature(run_grid).parameters))
-    del allowed['axes']
-    allowed[name]
-    if name in _not_axes: raise ValueError(f'{name} is no axis: it changes nothing in a training. Two recipes of your own go into `recipes` as a list.')
+    arguments = [argument for argument in signature(run_grid).parameters if argument != 'axes']
+    _check_known(name, [*_recipe_fields, *arguments], 'axis', 'The page on recipes')
+    if name in _not_axes: raise ValueError(f'{name} is no axis: it changes nothing in a training. '
+                                           'Two recipes of your own go into `recipes` as a list.')
 
 # %% ../nbs/08_experiments.ipynb #3b92b3f3
 def _seeds(seeds):
-    "The seeds: 3 means 0, 1 and 2"
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool): seeds = range(int(seeds))
-    if not isinstance(seeds, bool): seeds = _values('seeds', list(seeds) if isinstance(seeds, (tuple, set)) else seeds)
-    if seeds is True or seeds is False or not all(type(s) is int and s >= 0 for s in seeds):
+    "List the seeds: 3 means 0, 1 and 2"
+    is_bool = isinstance(seeds, bool)  # which would pass for a number
+    if isinstance(seeds, (int, np.integer)) and not is_bool: seeds = range(int(seeds))
+    if isinstance(seeds, (tuple, set)): seeds = list(seeds)
+    if not is_bool: seeds = _values('seeds', seeds)
+    if is_bool or not all(type(s) is int and s >= 0 for s in seeds):
         raise ValueError(f'seeds must be a number of seeds or a list of whole numbers from 0 up, got {seeds!r}')
     return seeds
 
+# %% ../nbs/08_experiments.ipynb #8050f78e
 def _recipes(recipes):
-    "The recipes, found by their names where names were given"
+    "List the recipes, found by their names where names were given"
     recipes = list(recipes) if isinstance(recipes, (list, tuple)) else [recipes]
-    if not recipes: raise ValueError('recipes is empty, so there is nothing to train. Give a recipe, its name, or a list of them.')
+    if not recipes:
+        raise ValueError('recipes is empty, so there is nothing to train. Give a recipe, its name, or a list of them.')
     return [get_recipe(r) if isinstance(r, str) else r for r in recipes]
 
 # %% ../nbs/08_experiments.ipynb #aea72e8c
 def _as_json(recipe):
-    "A recipe as it looks when read from its file, so that both can be compared"
+    "Give a recipe as it looks when read from its file"
     return parse_json(recipe.to_json(), 'This recipe')
 
-_defaults = _as_json(Recipe(name='', model='', stages=Stage(epochs=1, lr=1.)))
-
-def _fingerprint(recipe):
-    "Follows from all that a recipe, as JSON, chooses; what is left at its default does not count, so that fields which are added later change nothing"
-    if not recipe['stages']: return ''  # its file is damaged
-    chosen = lambda d, defaults: sorted((k, v) for k,v in d.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
-    stages = [chosen(s, _defaults['stages'][0]) for s in recipe['stages']]
-    plain = _all_floats([chosen(recipe, _defaults), stages]) # 1 and 1.0 are the same
-    return sha1(json.dumps(plain).encode()).hexdigest()[:8]
-
-def _all_floats(value):
-    "Lists and dictionaries with each whole number as a float"
-    if isinstance(value, dict): return {k: _all_floats(v) for k,v in value.items()}
-    if isinstance(value, (list, tuple)): return [_all_floats(v) for v in value]
-    return float(value) if type(value) is int else value
-
+# %% ../nbs/08_experiments.ipynb #c7e65575
 def _choice(recipe, axis):
-    "What a recipe, as JSON, says of a field; Stage's fields are those of its stage, or a list if there are several; `stage2.augment` is that of one"
-    if match := re.fullmatch(r'stage(\d+)\.(\w+)', axis): value = dict(enumerate(recipe['stages'], 1)).get(int(match[1]), {}).get(match[2])
+    "Look up a field of a recipe or its stages (a list if there are several), or of one stage: `stage2.augment`"
+    one_stage = re.fullmatch(r'stage(\d+)\.(\w+)', axis)
+    if one_stage:
+        number, field = one_stage.groups()
+        stages = dict(enumerate(recipe['stages'], 1))
+        value = stages.get(int(number), {}).get(field)
     elif axis in recipe: value = recipe[axis]
     else:
         values = [stage.get(axis) for stage in recipe['stages']]
         value = values[0] if len(values) == 1 else values
     return value if isinstance(value, (str, int, float)) else json.dumps(value)
 
+# %% ../nbs/08_experiments.ipynb #699c2f54
+def _checksum(text): return sha1(text.encode()).hexdigest()[:8]
+
 def _safe(value):
-    "A value as a part of a file name; what needs other characters than letters, digits and _ . + - gets a checksum too"
+    "Make a value a part of a file name: of letters, digits and _ . + -, with a checksum if it was long or had others"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15: value = int(value)
     text = str(value)
     safe = re.sub(r'[^\w.+-]+', '_', text, flags=re.ASCII)
-    return safe if safe == text and len(text) <= 40 else f'{safe.strip("_")[:30]}_{sha1(text.encode()).hexdigest()[:8]}'
+    if safe == text and len(text) <= 40: return text
+    return f'{safe.strip("_")[:30]}_{_checksum(text)}'
 
+# %% ../nbs/08_experiments.ipynb #89d5c65e
 def _run_name(recipe, changed, axes, seed):
-    "The folder of a combination"
-    before,after = _as_json(recipe),_as_json(changed)
-    parts = [f'{a}={_safe(_choice(after, a))}' for a in sorted(axes) if _choice(after, a) != _choice(before, a)]
-    choices = '-'.join([_safe(recipe.name), *parts])
-    if len(choices) > 150: choices = f'{choices[:140]}_{sha1(choices.encode()).hexdigest()[:8]}'
-    return f'{choices}-seed{seed}'
+    "Name the folder of a combination"
+    before = _as_json(recipe)
+    after = _as_json(changed)
+    differing = [a for a in sorted(axes) if _choice(after, a) != _choice(before, a)]
+    name = '-'.join([_safe(recipe.name), *[f'{a}={_safe(_choice(after, a))}' for a in differing]])
+    if len(name) > 150: name = f'{name[:140]}_{_checksum(name)}'
+    return f'{name}-seed{seed}'
 
 # %% ../nbs/08_experiments.ipynb #f705a2ff
 class _Combination(NamedTuple):
@@ -128,138 +136,209 @@ class _Combination(NamedTuple):
     seed: int
     name: str # of its folder
 
+    @property
+    def configuration(self): return self.name.rpartition('-seed')[0]  # the name without the seed
+
+# %% ../nbs/08_experiments.ipynb #67172fb0
+def _check_augmentations(recipe):
+    "Refuse wrong names before anything is trained"
+    for name in (recipe.augment, *[stage.augment for stage in recipe.stages]): augmentation(name or 'none')
+
+# %% ../nbs/08_experiments.ipynb #f9c4498d
 def _combinations(recipes, axes, seeds):
-    "Every recipe with every choice and every seed, each combination once"
+    "List every recipe with every choice and every seed, each combination once"
     found = {}
-    for recipe in recipes:
-        for values in product(*axes.values()):
-            changed = recipe.change(**dict(zip(axes, values)))
-            for a in (changed.augment, *(s.augment for s in changed.stages)): augmentation(a or 'none')  # a wrong name is told now
-            for seed in seeds:
-                c = _Combination(changed, seed, _run_name(recipe, changed, axes, seed))
-                if found.setdefault(c.name, c).recipe != changed:
-                    raise ValueError(f'Two different recipes would both be trained as {c.name}. Give one another name: recipe.change(name=...)')
+    for recipe,values in product(recipes, product(*axes.values())):
+        changed = recipe.change(**dict(zip(axes, values)))
+        _check_augmentations(changed)
+        for seed in seeds:
+            name = _run_name(recipe, changed, axes, seed)
+            first = found.setdefault(name, _Combination(changed, seed, name))
+            if first.recipe != changed: raise ValueError(f'Two different recipes would both be trained as {name}. '
+                                                         'Give one another name: recipe.change(name=...)')
     return list(found.values())
 
 # %% ../nbs/08_experiments.ipynb #fc99461b
-_columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters', 'variant', 'limit',
-            'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
+_columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters',
+            'variant', 'limit', 'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
 _texts = ('run', 'recipe', 'variant', 'data_fingerprint', 'recipe_fingerprint', 'device', 'status', 'error')
 
-def _said(run, what):
-    "A property of a run; empty if its file is missing or damaged"
-    try: return getattr(run, what)
-    except (OSError, ValueError): return {}
-
-def _recipe_of(run):
-    "The recipe of a run as JSON; fields that are younger than the run have their defaults"
-    if recipe := _said(run, 'recipe'): return _as_json(recipe)
-    return dict(stages=[]) | _said(run, 'choices')  # of another version
-
-# %% ../nbs/08_experiments.ipynb #b68682ca
-def _read_rows(path):
-    "The lines of a results file, without those that are not whole"
-    if not path.exists(): return []
-    header,*lines = [*csv.reader(path.read_text(encoding='utf-8', errors='replace').replace('\0', '').splitlines()), []]
-    rows = [dict(zip(header, line)) for line in lines if line and len(line) == len(header)]
-    if rows and not {'run', 'status'} <= rows[0].keys():
-        raise ValueError(f'{path} is not what run_grid writes: it has no columns run and status. Choose another save_to.')
-    return rows
-
-def _add_row(save_to, row, recipe):
-    "Add a line to the results file; lines from before an axis was there are filled in"
-    path = save_to/'results.csv'
-    with locked(save_to/'.locks'/'results.lock'):
-        rows = [*_read_rows(path), row]
-        axes = _axes(dict.fromkeys(k for r in rows for k in r))
-        for r in rows:
-            if missing := [a for a in axes if a not in r]:
-                known = recipe if r is row else _recipe_of(Run(save_to/r['run']))
-                r.update({a: _choice(known, a) if known['stages'] else '' for a in missing})
-        atomic_write(path, _to_csv(rows, axes))
-
-def _mend(save_to):
-    "Take out of the results file what is no whole line"
-    path = save_to/'results.csv'
-    with locked(save_to/'.locks'/'results.lock'):
-        rows = _read_rows(path)
-        text = _to_csv(rows, _axes(rows[0])) if rows else ''
-        if rows and text != path.read_text(encoding='utf-8', errors='replace'): atomic_write(path, text)
-
 def _axes(columns):
-    "The columns that are choices"
+    "List the columns that are choices"
     return [c for c in columns if c not in _columns]
 
-def _to_csv(rows, axes):
+# %% ../nbs/08_experiments.ipynb #0c1d632a
+def _to_csv(rows):
+    "Write rows, of which some may lack a column"
+    axes = _axes(dict.fromkeys(column for row in rows for column in row))
     text = StringIO()
     writer = csv.DictWriter(text, [*_columns[:2], *axes, *_columns[2:]], restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/08_experiments.ipynb #665ac8c4
-def _row(run, recipe, axes, **more):
-    "What the results file says of a run"
-    info,metrics = _said(run, 'info'),_said(run, 'metrics')
-    data,accuracy = info.get('data', {}),lambda split: metrics.get(split, {}).get('accuracy', '')
-    limit = data.get('limit')
-    return dict(run=run.folder.name, recipe=recipe.get('name', ''), **{a: _choice(recipe, a) for a in axes}, seed=info.get('seed', ''),
-                valid_accuracy=accuracy('valid'), test_accuracy=accuracy('test'), epochs_run=info.get('epochs', ''), seconds=info.get('seconds', ''),
-                parameters=sum(info['parameters'].values()) if 'parameters' in info else '', variant=_text(data.get('variant', '')),
-                limit='' if limit is None else limit, data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe),
-                device=info.get('device', ''), status=info.get('status', ''), error=_one_line(info.get('error', ''))) | more
+# %% ../nbs/08_experiments.ipynb #3983dd90
+def _read_rows(path):
+    "Read the lines of a results file, without those that are not whole"
+    if not path.exists(): return []
+    text = path.read_text(encoding='utf-8', errors='replace').replace('\0', '')
+    rows = [r for r in csv.DictReader(text.splitlines()) if None not in r and None not in r.values()]
+    if rows and not {'run', 'status'} <= rows[0].keys():
+        raise ValueError(f'{path} is not what run_grid writes: it has no columns run and status. '
+                         'Choose another save_to.')
+    return rows
+
+# %% ../nbs/08_experiments.ipynb #6d9088b5
+def _mend(save_to):
+    "Take out of the results file what is no whole line"
+    path = save_to/'results.csv'
+    with locked(save_to/'.locks'/'results.lock'):
+        rows = _read_rows(path)
+        if not rows: return
+        text = _to_csv(rows)
+        if text != path.read_text(encoding='utf-8', errors='replace'): atomic_write(path, text)
+
+# %% ../nbs/08_experiments.ipynb #a7e026dc
+def _read_or_empty(run, what):
+    "Read a property of a run; empty if its file is missing or damaged"
+    try: return getattr(run, what)
+    except (OSError, ValueError): return {}
+
+# %% ../nbs/08_experiments.ipynb #1ad9c5e4
+def _recipe_of(run):
+    "Read the recipe of a run as JSON; fields that are younger than the run have their defaults"
+    recipe = _read_or_empty(run, 'recipe')
+    if recipe: return _as_json(recipe)
+    return dict(stages=[]) | _read_or_empty(run, 'choices')  # of another version, or damaged
+
+# %% ../nbs/08_experiments.ipynb #b68682ca
+def _add_row(save_to, row, recipe):
+    "Add a line to the results file; lines from before an axis was there are filled in"
+    path = save_to/'results.csv'
+    with locked(save_to/'.locks'/'results.lock'):
+        rows = [*_read_rows(path), row]
+        axes = _axes(dict.fromkeys(column for r in rows for column in r))
+        for r in rows:
+            missing = [a for a in axes if a not in r]
+            if not missing: continue
+            choices = recipe if r is row else _recipe_of(Run(save_to/r['run']))
+            for a in missing: r[a] = _choice(choices, a) if choices['stages'] else ''
+        atomic_write(path, _to_csv(rows))
+
+# %% ../nbs/08_experiments.ipynb #c8cf594a
+_defaults = _as_json(Recipe(name='', model='', stages=Stage(epochs=1, lr=1.)))
+
+def _chosen(choices, defaults):
+    return sorted((k, v) for k,v in choices.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
+
+# %% ../nbs/08_experiments.ipynb #e8760b85
+def _with_floats(value):
+    "Make floats of all whole numbers, also of those in lists and dictionaries"
+    if isinstance(value, dict): return {k: _with_floats(v) for k,v in value.items()}
+    if isinstance(value, (list, tuple)): return [_with_floats(v) for v in value]
+    return float(value) if type(value) is int else value
+
+# %% ../nbs/08_experiments.ipynb #27cec9a8
+def _fingerprint(recipe):
+    "Tell recipes apart, given as JSON, by all that they choose"
+    if not recipe['stages']: return ''  # its file is damaged
+    stages = [_chosen(stage, _defaults['stages'][0]) for stage in recipe['stages']]
+    choices = [_chosen(recipe, _defaults), stages]
+    return _checksum(json.dumps(_with_floats(choices)))  # 1 and 1.0 are the same
+
+# %% ../nbs/08_experiments.ipynb #0df26bf8
+def _text(value): return value.encode('utf-8', 'backslashreplace').decode()  # names of folders need not be text
 
 def _one_line(text):
-    "An error without what fastai puts before it and without line breaks, in letters that a file can hold, 1,000 at most"
+    "Strip an error of line breaks and of what fastai puts before it, and keep 1,000 letters that a file can hold"
     line = ' '.join(re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text).split())
-    return _text(line if len(line) <= 1000 else f'{line[:1000]} ...')
+    if len(line) > 1000: line = f'{line[:1000]} ...'
+    return _text(line)
 
-def _text(value): return value.encode('utf-8', 'backslashreplace').decode()  # names of folders need not be text
+# %% ../nbs/08_experiments.ipynb #665ac8c4
+def _row(run, recipe, axes, **more):
+    "Make the line of a run for the results file; `more` replaces what its folder says"
+    info = _read_or_empty(run, 'info')
+    metrics = _read_or_empty(run, 'metrics')
+    data = info.get('data', {})
+    limit = data.get('limit')
+    row = dict(
+        run=run.folder.name, recipe=recipe.get('name', ''), seed=info.get('seed', ''),
+        valid_accuracy=metrics.get('valid', {}).get('accuracy', ''),
+        test_accuracy=metrics.get('test', {}).get('accuracy', ''),
+        epochs_run=info.get('epochs', ''), seconds=info.get('seconds', ''),
+        parameters=sum(info['parameters'].values()) if 'parameters' in info else '',
+        variant=_text(data.get('variant', '')), limit='' if limit is None else limit,
+        data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe),
+        device=info.get('device', ''), status=info.get('status', ''), error=_one_line(info.get('error', '')))
+    return row | {a: _choice(recipe, a) for a in axes} | more
 
 # %% ../nbs/08_experiments.ipynb #a34e7281
 def _frame(rows, parent):
-    "Lines as a table with numbers where numbers are; the last line of a run counts"
-    last = {r['run']: r for r in rows}.values()
-    text = StringIO(_to_csv(last, _axes(dict.fromkeys(k for r in last for k in r))))
-    df = pd.read_csv(text, dtype=dict.fromkeys(_texts, str), keep_default_na=False, na_values={c: [''] for c in _columns if c not in _texts})
-    return df.assign(run=[str(parent/r) for r in df.run])
+    "Make a table of lines, with numbers where numbers are; the last line of a run counts"
+    last = {row['run']: row for row in rows}.values()
+    numbers = [c for c in _columns if c not in _texts]
+    df = pd.read_csv(StringIO(_to_csv(last)), dtype=dict.fromkeys(_texts, str),
+                     keep_default_na=False, na_values=dict.fromkeys(numbers, ['']))
+    return df.assign(run=[str(parent/name) for name in df.run])
 
 # %% ../nbs/08_experiments.ipynb #32eaa577
 class _Grid(NamedTuple):
     "What all runs of a grid share"
     save_to: Path
     axes: list
-    test: bool
+    test: bool|str
     data: DataInfo
     options: dict # for `train`
     rows_before: int # lines in the results file when this session began
 
-def _is_finished(run): return _said(run, 'info').get('status') == 'finished'
+# %% ../nbs/08_experiments.ipynb #c63c027a
+def _is_finished(run): return _read_or_empty(run, 'info').get('status') == 'finished'
 
 def _choices(recipe): return _flatten({k: v for k,v in recipe.items() if k not in _not_axes})
 
 def _of_other_seeds(grid, c):
-    "The runs that are named like `c`, but for the seed"
-    stem = f'{c.name.rpartition("-seed")[0]}-seed'
+    "List the runs that are named like `c`, but for the seed"
+    stem = f'{c.configuration}-seed'
     return [Run(f) for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
 
-def _check_same(grid, c, run):
-    "Refuse a finished run with another recipe than `c`, and, if it is that of `c`, one with other data"
-    if not _is_finished(run): return
-    then,now = _choices(_recipe_of(run)),_choices(_as_json(c.recipe))
+# %% ../nbs/08_experiments.ipynb #ed486800
+def _then_and_now(grid, c, run): # -> two dictionaries that must be equal
+    "List the choices of a finished run and those of `c`, with seed and data if it is the run of `c`"
+    then = _choices(_recipe_of(run))
+    now = _choices(_as_json(c.recipe))
     if run.folder.name == c.name:
         info = run.info
         data = info['data']
         then |= dict(seed=info.get('seed'), variant=data['variant'], limit=data['limit'])
         now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
-        if 'fingerprint' in data: then,now = then | dict(data_fingerprint=data['fingerprint']),now | dict(data_fingerprint=grid.data.fingerprint)
-    changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in {**now, **then} if then.get(k) != now.get(k)]
-    if changed: raise ValueError(f'{run.folder} holds a finished run with other choices: {", ".join(changed[:5])}{", ..." * (len(changed) > 5)}. '
-                                 'Nothing was changed. Choose another save_to, give the recipe another name, or move that folder away.')
+        if 'fingerprint' in data:  # older runs have none
+            then['data_fingerprint'] = data['fingerprint']
+            now['data_fingerprint'] = grid.data.fingerprint
+    return then, now
+
+# %% ../nbs/08_experiments.ipynb #c5923bfb
+def _check_same(grid, c, run):
+    "Refuse a finished run of other choices than `c`"
+    if not _is_finished(run): return
+    then, now = _then_and_now(grid, c, run)
+    changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in now | then if then.get(k) != now.get(k)]
+    if not changed: return
+    if len(changed) > 5: changed = [*changed[:5], '...']
+    raise ValueError(f'{run.folder} holds a finished run with other choices: {", ".join(changed)}. '
+                     'Nothing was changed. '
+                     'Choose another save_to, give the recipe another name, or move that folder away.')
+
+# %% ../nbs/08_experiments.ipynb #23c1da8e
+def _check_there(grid, combinations):
+    "Refuse finished runs of other choices under names of this grid, of any seed"
+    for c in combinations: _check_same(grid, c, Run(grid.save_to/c.name))
+    for c in {c.configuration: c for c in combinations}.values():  # one of each
+        for run in _of_other_seeds(grid, c): _check_same(grid, c, run)
 
 # %% ../nbs/08_experiments.ipynb #9c379a3e
 def _flatten(d, prefix=''):
-    "Nested dictionaries as one: the stages' fields as stage1.lr, others' as data.variant"
+    "Make one dictionary of nested ones: the stages' fields as stage1.lr, others' as data.variant"
     flat = {}
     for k,v in d.items():
         if k == 'stages':
@@ -271,12 +350,15 @@ def _flatten(d, prefix=''):
 # %% ../nbs/08_experiments.ipynb #eed10603
 def _set_aside(folder):
     "Move what is left of a run that did not finish; nothing is deleted"
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return
-    parent,n = folder.parent/'unfinished',1
+    if not folder.exists(): return
+    if folder.is_dir() and not any(folder.iterdir()): return
+    parent = folder.parent/'unfinished'
     parent.mkdir(exist_ok=True)
+    n = 1
     while (parent/f'{folder.name}-{n}').exists(): n += 1
     folder.rename(parent/f'{folder.name}-{n}')
 
+# %% ../nbs/08_experiments.ipynb #30ccff23
 class _Ticks(Callback):
     "Count epochs on the grid's bar, in the place of fastai's own progress"
     order = 52
@@ -286,24 +368,30 @@ class _Ticks(Callback):
         if hasattr(self.learn, 'progress'): self.learn.remove_cb(self.learn.progress)
     def after_epoch(self): self.tick()
 
-# %% ../nbs/08_experiments.ipynb #d61680ba
+# %% ../nbs/08_experiments.ipynb #15dc731b
 def _train(grid, c, tick): # -> the Learner or None, and what went wrong
     "Train one combination; an error becomes a line of text"
-    try: return train(c.recipe, seed=c.seed, run_dir=grid.save_to/c.name, cbs=[_Ticks(tick)], **grid.options),''
-    except Exception as e: return None,_one_line(f'{type(e).__name__}: {e}')
+    try: learn = train(c.recipe, seed=c.seed, run_dir=grid.save_to/c.name, cbs=[_Ticks(tick)], **grid.options)
+    except Exception as e: return None, _one_line(f'{type(e).__name__}: {e}')
+    return learn, ''
 
+# %% ../nbs/08_experiments.ipynb #d61680ba
+def _tests(test): # -> name of the figures: test-time augmentation
+    tests = {}
+    if test: tests['test'] = ''
+    if isinstance(test, str): tests[f'test {test}'] = test
+    return tests
+
+# %% ../nbs/08_experiments.ipynb #f3ba6238
 def _add_test(grid, c, learn): # -> what went wrong
-    "Evaluate on the test images, and keep the figures in the run folder"
+    "Evaluate on the test images what is not evaluated yet, and keep the figures in the run folder"
     run = Run(grid.save_to/c.name)
-    options = {k: v for k,v in grid.options.items() if k != 'limit'}
-    wanted = {'test': ''} if grid.test else {}
-    if isinstance(grid.test, str): wanted[f'test {grid.test}'] = grid.test
-    known = _said(run, 'metrics')
-    wanted = {name: tta for name,tta in wanted.items() if name not in known}
-    if not wanted: return ''
+    known = _read_or_empty(run, 'metrics')
+    missing = {name: tta for name,tta in _tests(grid.test).items() if name not in known}
     try:
-        learn = learn or load_run(run.folder, **options)
-        for name,tta in wanted.items():
+        if missing and learn is None:
+            learn = load_run(run.folder, **{k: v for k,v in grid.options.items() if k != 'limit'})
+        for name,tta in missing.items():
             start = time.perf_counter()
             figures = evaluate(learn, 'test', tta=tta).to_dict()
             run.add_metrics(name, figures | dict(seconds=round(time.perf_counter() - start, 2)))
@@ -313,22 +401,26 @@ def _add_test(grid, c, learn): # -> what went wrong
 # %% ../nbs/08_experiments.ipynb #d5632136
 def _settle(grid, c, tick): # -> what went wrong
     "Bring one combination to its end, whatever there is of it"
-    run,learn,recipe = Run(grid.save_to/c.name),None,_as_json(c.recipe)
+    run = Run(grid.save_to/c.name)
+    recipe = _as_json(c.recipe)
     rows = _read_rows(grid.save_to/'results.csv')
+    learn = None
     if _is_finished(run): _check_same(grid, c, run)
     else:
-        if any(r['run'] == c.name and r['status'] == 'failed' for r in rows[grid.rows_before:]): return ''  # another process tried
+        since = rows[grid.rows_before:]
+        if any(r['run'] == c.name and r['status'] == 'failed' for r in since): return ''  # another process tried
         _set_aside(run.folder)
-        learn,error = _train(grid, c, tick)
+        learn, error = _train(grid, c, tick)
         if error:
             _add_row(grid.save_to, _row(run, recipe, grid.axes, seed=c.seed, status='failed', error=error), recipe)
             return error
     error = _add_test(grid, c, learn)
-    row = _row(run, recipe, grid.axes) | dict(error=error)
-    known = next((r for r in reversed(rows) if r['run'] == c.name), {})
-    if any(known.get(k) != str(row[k]) for k in _columns): _add_row(grid.save_to, row, recipe)
+    row = _row(run, recipe, grid.axes, error=error)
+    written = {r['run']: r for r in rows}.get(c.name, {})  # the last line counts
+    if any(written.get(k) != str(row[k]) for k in _columns): _add_row(grid.save_to, row, recipe)
     return error
 
+# %% ../nbs/08_experiments.ipynb #7df635d2
 class _Busy(Exception):
     "Another process is at this combination"
 
@@ -336,223 +428,298 @@ def _attempt(grid, c, tick): # -> whether it is settled, and what went wrong
     "Settle one combination, unless another process is at it"
     def busy(): raise _Busy
     try:
-        with locked(grid.save_to/'.locks'/f'{c.name}.lock', busy): return True,_settle(grid, c, tick)
-    except _Busy: return False,''
+        with locked(grid.save_to/'.locks'/f'{c.name}.lock', busy): return True, _settle(grid, c, tick)
+    except _Busy: return False, ''
 
 # %% ../nbs/08_experiments.ipynb #7d2b8f44
+class _Progress:
+    "Count the epochs of the runs that have to be trained, on a bar"
+    def __init__(self, bar, epochs): # of each run, by its name; changed
+        self.bar = bar
+        self.epochs = epochs
+        self.n = len(epochs)
+
+    def begin(self, name):
+        if name not in self.epochs: return
+        self.bar.set_description_str(f'run {self.n - len(self.epochs) + 1} of {self.n}, {name}:')
+
+    def tick(self, name):
+        if not self.epochs.get(name): return
+        self.epochs[name] -= 1
+        self.bar.update(1)
+
+    def end(self, name): # early stopping may have left epochs
+        if name in self.epochs: self.bar.update(self.epochs.pop(name))
+
+# %% ../nbs/08_experiments.ipynb #48065e74
+def _settle_all(grid, combinations, progress): # -> those that another process is at
+    waiting = []
+    for c in combinations:
+        progress.begin(c.name)
+        settled, error = _attempt(grid, c, partial(progress.tick, c.name))
+        if error: progress.bar.write(f'{c.name}: {error}', file=sys.stderr)
+        if settled: progress.end(c.name)
+        else: waiting.append(c)
+    return waiting
+
+# %% ../nbs/08_experiments.ipynb #0fe58dd7
 def _work(grid, combinations):
-    "Settle all combinations; those that another process is at are waited for, and taken over if that process ends early"
+    "Settle all combinations; those that another process is at are waited for, and taken over if it ends early"
     epochs = {c.name: c.recipe.epochs for c in combinations if not _is_finished(Run(grid.save_to/c.name))}
-    n,left = len(epochs),list(combinations)
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
     with tqdm(total=sum(epochs.values()), smoothing=0, bar_format=form, disable=not epochs) as bar:
-        def tick(name, k=1):
-            k = min(k, epochs.get(name, 0))
-            bar.update(k)
-            if name in epochs: epochs[name] -= k
+        progress = _Progress(bar, epochs)
+        left = list(combinations)
         while left:
-            waiting = []
-            for c in left:
-                if c.name in epochs: bar.set_description_str(f'run {n - len(epochs) + 1} of {n}, {c.name}:')
-                settled,error = _attempt(grid, c, lambda: tick(c.name))
-                if error: bar.write(f'{c.name}: {error}', file=sys.stderr)
-                if not settled: waiting.append(c)
-                elif c.name in epochs:
-                    tick(c.name, epochs[c.name])
-                    epochs.pop(c.name)
+            waiting = _settle_all(grid, left, progress)
             if len(waiting) == len(left):
                 bar.set_description_str(f'waiting for another process at {waiting[0].name}:')
                 time.sleep(1)
             left = waiting
 
-# %% ../nbs/08_experiments.ipynb #1578e4fe
-def run_grid(
-    recipes:Recipe|str|list, # a recipe, its name, or a list of them
-    seeds:int|list=3, # how many seeds, or which
-    save_to:str|Path='grid', # folder of run folders and `results.csv`; the same folder again goes on where it stopped
-    source:str|Path|None=None, # data, as `sources.find_data` takes it
-    limit:int|None=None, # train each run on this many images only, for a quick try
-    num_workers:int|None=None, # as in `train`
-    device:str|None=None, # as in `train`
-    test:bool|str=False, # evaluate each finished run on the test images too: only once all choices are made; the name of a test-time augmentation does so with it and without
-    **axes, # fields of `Recipe` and `Stage`: a list of values, or one
-)->pd.DataFrame: # a row a run: its folder, recipe, choices, seed, figures, and how it ended
-    "Train every combination of recipes, choices and seeds that is not trained yet"
-    for name in axes: _check_axis(name)
-    combinations = _combinations(_recipes(recipes), {k: _values(k, v) for k,v in axes.items()}, _seeds(seeds))
-    grid = _start(Path(save_to), list(axes), test, dict(source=source, limit=limit, num_workers=num_workers, device=device), combinations)
-    try: _work(grid, combinations)
-    except KeyboardInterrupt:
-        done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
-        print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. The same call again goes on from there.', file=sys.stderr)
-        raise
-    return read_runs(grid.save_to).set_index('run').loc[[str(grid.save_to/c.name) for c in combinations]].reset_index()
-
-def _start(save_to, axes, test, options, combinations):
+# %% ../nbs/08_experiments.ipynb #187c2a24
+def _start(save_to, axes, test, options, combinations): # -> _Grid
     "Look at the data and at what is there already, before anything is trained"
-    if not (options['limit'] is None or type(options['limit']) is int): raise ValueError(f'limit is one number for the whole grid, got {options["limit"]!r}')
+    limit = options['limit']
+    if limit is not None and type(limit) is not int:
+        raise ValueError(f'limit is one number for the whole grid, got {limit!r}')
     data = describe_data(find_data(options['source']))
-    if isinstance(test, str): tta_views(test) # a wrong name is told now
+    if isinstance(test, str): tta_views(test)  # a wrong name is told now
     if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
-    grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(_read_rows(save_to/'results.csv')))
-    for c in combinations: _check_same(grid, c, Run(save_to/c.name))
-    for c in {c.name.rpartition('-seed')[0]: c for c in combinations}.values():
-        for run in _of_other_seeds(grid, c): _check_same(grid, c, run)
+    rows = _read_rows(save_to/'results.csv')
+    grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(rows))
+    _check_there(grid, combinations)
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
     _mend(save_to)
     return grid
 
+# %% ../nbs/08_experiments.ipynb #1578e4fe
+def run_grid(
+    recipes:Recipe|str|list, # a recipe, its name, or a list of them
+    seeds:int|list=3, # how many seeds, or which
+    save_to:str|Path='grid', # of run folders and `results.csv`; the same folder again goes on where it stopped
+    source:str|Path|None=None, # data, as `sources.find_data` takes it
+    limit:int|None=None, # train each run on this many images only, for a quick try
+    num_workers:int|None=None, # as in `train`
+    device:str|None=None, # as in `train`
+    test:bool|str=False, # evaluate on the test images too; a test-time augmentation's name: with and without it
+    **axes, # fields of `Recipe` and `Stage`: a list of values, or one
+)->pd.DataFrame: # a row a run: its folder, recipe, choices, seed, figures, and how it ended
+    "Train every combination of recipes, choices and seeds that is not trained yet"
+    for name in axes: _check_axis(name)
+    recipes = _recipes(recipes)
+    values = {name: _values(name, given) for name,given in axes.items()}
+    combinations = _combinations(recipes, values, _seeds(seeds))
+    options = dict(source=source, limit=limit, num_workers=num_workers, device=device)
+    grid = _start(Path(save_to), list(axes), test, options, combinations)
+    try: _work(grid, combinations)
+    except KeyboardInterrupt:
+        done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
+        print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. '
+              'The same call again goes on from there.', file=sys.stderr)
+        raise
+    asked_for = [str(grid.save_to/c.name) for c in combinations]
+    return read_runs(grid.save_to).set_index('run').loc[asked_for].reset_index()
+
 # %% ../nbs/08_experiments.ipynb #37931b92
-def read_runs(
-    runs:pd.DataFrame|str|Path|list, # a table of runs, a `results.csv`, a folder of runs, a run folder, or a list of these
-)->pd.DataFrame: # a row a run, as `run_grid` returns it
-    "Read what is known about runs, also while a grid is being trained"
-    if isinstance(runs, pd.DataFrame): return _check_table(runs).drop_duplicates('run', keep='last')
-    if isinstance(runs, (list, tuple)):
-        if runs and not any(isinstance(r, pd.DataFrame) or not is_run(r) for r in runs): return _read_folders([Run(r) for r in runs])
-        if not runs: raise ValueError('runs is empty. Give a grid folder, or the folders of some runs.')
-        return pd.concat([read_runs(r) for r in runs], ignore_index=True).drop_duplicates('run', keep='last')
-    path = Path(runs)
-    if path.suffix == '.csv' or (path/'results.csv').is_file(): return _read_results(path if path.suffix == '.csv' else path/'results.csv')
-    found = list_runs(path)
-    if not found: raise FileNotFoundError(f'There are no runs in {path}. Give a grid folder, its results.csv, or the folders that `train` wrote.')
-    return _read_folders(found)
+def _axis_of(name): # flattened, `stage1.lr` -> the axis that it belongs to
+    in_stage = re.fullmatch(r'stage\d+\.(.+)', name)
+    if not in_stage: return name.split('.')[0]
+    field = in_stage[1]
+    return name if field in _defaults else field  # a recipe has an `augment` too
+
+# %% ../nbs/08_experiments.ipynb #31760157
+def _read_folders(runs):
+    "Make rows of run folders"
+    recipes = [_recipe_of(run) for run in runs]
+    choices = [{k: str(v) for k,v in _choices(r).items()} | dict(recipe=r.get('name', '')) for r in recipes]
+    varies = pd.DataFrame(choices).groupby('recipe').nunique(dropna=False).max() > 1
+    axes = list(dict.fromkeys(_axis_of(name) for name in varies.index[varies]))
+    rows = [_row(run, recipe, axes) | dict(run=str(run.folder)) for run,recipe in zip(runs, recipes)]
+    return _frame(rows, Path())
 
 # %% ../nbs/08_experiments.ipynb #7e8a0acc
 def _check_table(df):
     "Refuse a table that is not one of runs"
     missing = [c for c in ('run', 'recipe', 'status', 'valid_accuracy') if c not in df]
-    if missing: raise ValueError(f'This table has no column {", ".join(missing)}, so it is none of runs. `run_grid` and `read_runs` make one.')
+    if missing: raise ValueError(f'This table has no column {", ".join(missing)}, so it is none of runs. '
+                                 '`run_grid` and `read_runs` make one.')
     return df
 
+# %% ../nbs/08_experiments.ipynb #b25480da
 def _read_results(path):
     if not path.is_file(): raise FileNotFoundError(f'There is no {path}. `run_grid` writes one into its folder.')
     rows = _read_rows(path)
     if not rows: raise ValueError(f'{path} has no lines yet.')
     return _frame(rows, path.parent)
 
-def _read_folders(found):
-    "Rows from run folders; the choices are what differs between runs of the same recipe"
-    recipes = [_recipe_of(run) for run in found]
-    flat = pd.DataFrame([{k: str(v) for k,v in _flatten(r).items() if k not in _not_axes} | dict(recipe=r.get('name', '')) for r in recipes])
-    varies = flat.groupby('recipe').nunique(dropna=False).max() > 1
-    def column(name):
-        match = re.fullmatch(r'stage\d+\.(.+)', name)
-        if not match: return name.split('.')[0]
-        return name if match[1] in _defaults else match[1] # a recipe has an `augment` too
-    axes = list(dict.fromkeys(column(name) for name in varies.index[varies]))
-    rows = [_row(run, recipe, axes) | dict(run=str(run.folder)) for run,recipe in zip(found, recipes)]
-    return _frame(rows, Path())
+# %% ../nbs/08_experiments.ipynb #36e3bf78
+def _read_several(runs):
+    if not runs: raise ValueError('runs is empty. Give a grid folder, or the folders of some runs.')
+    if all(not isinstance(r, pd.DataFrame) and is_run(r) for r in runs): return _read_folders([Run(r) for r in runs])
+    return pd.concat([read_runs(r) for r in runs], ignore_index=True).drop_duplicates('run', keep='last')
+
+# %% ../nbs/08_experiments.ipynb #eb821d34
+def read_runs(
+    runs:pd.DataFrame|str|Path|list, # a table, a `results.csv`, a run folder, a folder of runs, or a list of these
+)->pd.DataFrame: # a row a run, as `run_grid` returns it
+    "Read what is known about runs, also while a grid is being trained"
+    if isinstance(runs, pd.DataFrame): return _check_table(runs).drop_duplicates('run', keep='last')
+    if isinstance(runs, (list, tuple)): return _read_several(runs)
+    path = Path(runs)
+    if path.suffix == '.csv': return _read_results(path)
+    if (path/'results.csv').is_file(): return _read_results(path/'results.csv')
+    found = list_runs(path)
+    if found: return _read_folders(found)
+    raise FileNotFoundError(f'There are no runs in {path}. Give a grid folder, its results.csv, '
+                            'or the folders that `train` wrote.')
 
 # %% ../nbs/08_experiments.ipynb #ffad6346
-_data_columns = ('variant', 'limit', 'data_fingerprint')
+def _label(by, key): return ', '.join(str(k) if b == 'recipe' else f'{b} {k}' for b,k in zip(by, key))
 
 def _group_by(runs, by):
-    "The columns that make a configuration: all choices, unless the caller says which"
+    "List the columns that make a configuration: all choices, unless the caller says which"
     if by is None: return ['recipe', *_axes(runs.columns)]
     by = [by] if isinstance(by, str) else list(by)
-    allowed = Registry('column', 'read_runs(runs).columns')
-    allowed.update(dict.fromkeys(map(str, runs.columns)))
-    for b in by: allowed[b]
+    for column in by: _check_known(column, map(str, runs.columns), 'column', 'read_runs(runs).columns')
     return by
 
+# %% ../nbs/08_experiments.ipynb #b60f7aba
 def _kinds(group, column): # -> Series of what the finished runs say, each once
     if column not in group: return pd.Series()
-    said = group[group.status == 'finished'].drop_duplicates(column).set_index('run')[column]
-    return said[said.fillna('') != ''] if column.endswith('fingerprint') else said  # older runs have none
+    kinds = group[group.status == 'finished'].drop_duplicates(column).set_index('run')[column]
+    if column.endswith('fingerprint'): return kinds[kinds.fillna('') != '']  # older runs have none
+    return kinds
 
+# %% ../nbs/08_experiments.ipynb #f82ad7cf
+def _check_data(label, group):
+    "Refuse to average over different data"
+    for column in ('variant', 'limit', 'data_fingerprint'):
+        kinds = _kinds(group, column)
+        if len(kinds) > 1:
+            raise ValueError(f'{label} has runs on different data: {column} is {", ".join(map(str, kinds))}. '
+                             f'Their accuracies cannot be averaged; add {column!r} to `by`, or leave some runs out.')
+
+# %% ../nbs/08_experiments.ipynb #d364a931
+def _check_recipe(label, group, by):
+    "Refuse to average over different recipes"
+    kinds = _kinds(group, 'recipe_fingerprint')
+    if len(kinds) < 2: return
+    apart = [*by, 'recipe_fingerprint']
+    raise ValueError(f'{label} has runs of different recipes: '
+                     f'diff_runs({kinds.index[0]!r}, {kinds.index[1]!r}) shows in what they differ. '
+                     f'Leave some runs out, or choose `by`: {apart} keeps them apart, {by} puts them together.')
+
+# %% ../nbs/08_experiments.ipynb #192b8c50
 def _configurations(runs, by): # -> columns, list of (key, its runs)
-    "The runs of each configuration; different data in one of them are refused, and different recipes unless the caller chose `by`"
-    chosen,by = by is not None,_group_by(runs, by)
-    groups = [(key if isinstance(key, tuple) else (key,), group) for key,group in runs.groupby(by, dropna=False, sort=False)]
-    for key,group in groups:
-        for c in _data_columns:
-            if len(kinds := _kinds(group, c)) > 1:
-                raise ValueError(f'{_label(by, key)} has runs on different data: {c} is {", ".join(map(str, kinds))}. '
-                                 f'Their accuracies cannot be averaged; add {c!r} to `by`, or leave some runs out.')
-        if not chosen and len(kinds := _kinds(group, 'recipe_fingerprint')) > 1:
-            raise ValueError(f'{_label(by, key)} has runs of different recipes: diff_runs({kinds.index[0]!r}, {kinds.index[1]!r}) shows in what they differ. '
-                             f"Leave some runs out, or choose `by`: {[*by, 'recipe_fingerprint']} keeps them apart, {by} puts them together.")
-    return by,groups
-
-def _label(by, key): return ', '.join(str(k) if b == 'recipe' else f'{b} {k}' for b,k in zip(by, key))
+    "Group runs by what was chosen; recipes of one name may differ if the caller chose `by`"
+    columns = _group_by(runs, by)
+    groups = []
+    for key,group in runs.groupby(columns, dropna=False, sort=False):
+        if not isinstance(key, tuple): key = (key,)
+        _check_data(_label(columns, key), group)
+        if by is None: _check_recipe(_label(columns, key), group, columns)
+        groups.append((key, group))
+    return columns, groups
 
 # %% ../nbs/08_experiments.ipynb #09745ffc
 def _figures(accuracies):
-    "Mean and spread of some accuracies"
-    n,mean,std = len(accuracies),accuracies.mean(),accuracies.std(ddof=1)
-    half = stdtrit(max(n - 1, 0), .975)*std/np.sqrt(n) if n > 1 else np.nan
-    return dict(mean=mean, std=std, low=max(mean - half, 0.) if n > 1 else np.nan, high=min(mean + half, 1.) if n > 1 else np.nan,
-                best=accuracies.max(), worst=accuracies.min())
+    "Compute mean and spread of some accuracies"
+    n = len(accuracies)
+    mean = accuracies.mean()
+    std = accuracies.std(ddof=1)
+    low = high = np.nan
+    if n > 1:
+        half = stdtrit(n - 1, .975)*std/np.sqrt(n)
+        low = max(mean - half, 0.)
+        high = min(mean + half, 1.)
+    return dict(mean=mean, std=std, low=low, high=high, best=accuracies.max(), worst=accuracies.min())
 
+# %% ../nbs/08_experiments.ipynb #d4298e74
 def _summary(group, splits):
-    "One line of `summarize`"
+    "Make one line of `summarize`"
     finished = group[group.status == 'finished']
     line = dict(n=len(finished), unfinished=len(group) - len(finished))
     for split in splits:
-        x = finished[f'{split}_accuracy'].dropna()
-        line |= (dict(test_n=len(x)) if split == 'test' else {}) | {f'{split}_{k}': v for k,v in _figures(x).items()}
+        accuracies = finished[f'{split}_accuracy'].dropna()
+        if split == 'test': line['test_n'] = len(accuracies)
+        line |= {f'{split}_{name}': figure for name,figure in _figures(accuracies).items()}
     return line
 
+# %% ../nbs/08_experiments.ipynb #99e59cf2
 def summarize(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     by:str|list|None=None, # columns that make a configuration; None: the recipe and all choices
 )->pd.DataFrame: # a row a configuration, the best mean on validation first; accuracies from 0 to 1
     "Mean, spread and number of runs of each configuration"
     runs = read_runs(runs)
-    by,groups = _configurations(runs, by)
-    splits = ['valid', *(['test'] if 'test_accuracy' in runs and runs.test_accuracy.notna().any() else [])]
+    by, groups = _configurations(runs, by)
+    splits = ['valid']
+    if 'test_accuracy' in runs and runs.test_accuracy.notna().any(): splits.append('test')
     table = pd.DataFrame([dict(zip(by, key)) | _summary(group, splits) for key,group in groups]).set_index(by)
     if not table.unfinished.any(): table = table.drop(columns='unfinished')
     return table.sort_values('valid_mean', ascending=False, kind='stable')
 
 # %% ../nbs/08_experiments.ipynb #fa1cabe3
 def _facts(run):
-    "Everything that a run folder says, as one dictionary"
+    "Collect everything that a run folder says in one dictionary"
     run = Run.open(getattr(run, 'run_dir', run))
     info = run.info
-    ending = {k: info.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in info}
-    figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))} for split,m in _said(run, 'metrics').items()}
     for different_in_each in ('started', 'checksums'): info.pop(different_in_each, None)
+    ending = {k: info.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in info}
+    figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))}
+               for split,m in _read_or_empty(run, 'metrics').items()}
     return dict(run=str(run.folder)) | _flatten(_recipe_of(run)) | _flatten(info) | ending | _flatten(figures)
 
+# %% ../nbs/08_experiments.ipynb #22f4b5a2
 def diff_runs(
     a:str|Path|Learner, # a run folder, or what `train` returned
     b:str|Path|Learner, # another
 )->pd.DataFrame: # columns field, a, b; what one of them does not have is None
     "Everything in which two runs differ: choices, seed, data, versions, hardware, results"
-    a,b = _facts(a),_facts(b)
-    different = [k for k in {**a, **b} if a.get(k) != b.get(k)]
-    return pd.DataFrame(dict(field=different, a=[a.get(k) for k in different], b=[b.get(k) for k in different]), dtype=object)
+    a = _facts(a)
+    b = _facts(b)
+    rows = [(field, a.get(field), b.get(field)) for field in a | b if a.get(field) != b.get(field)]
+    return pd.DataFrame(rows, columns=['field', 'a', 'b'], dtype=object)
 
 # %% ../nbs/08_experiments.ipynb #96e1b4d0
 def _labeled(runs, by): # -> list of (label, finished runs)
-    "The finished runs of each configuration, called by what differs between configurations"
-    by,groups = _configurations(read_runs(runs), by)
-    groups = [(key, group[group.status == 'finished']) for key,group in groups]
-    groups = [(key, group) for key,group in groups if len(group)]
-    if not groups: raise ValueError('None of these runs is finished.')
-    varies = [i for i in range(len(by)) if len({str(key[i]) for key,_ in groups}) > 1] or [0]
-    return [(_label([by[i] for i in varies], [key[i] for i in varies]), group) for key,group in groups]
+    "Call the finished runs of each configuration by what differs between configurations"
+    by, groups = _configurations(read_runs(runs), by)
+    finished = [(key, group[group.status == 'finished']) for key,group in groups]
+    finished = [(key, group) for key,group in finished if len(group)]
+    if not finished: raise ValueError('None of these runs is finished.')
+    varies = [i for i in range(len(by)) if len({str(key[i]) for key,_ in finished}) > 1]
+    if not varies: varies = [0]
+    return [(_label([by[i] for i in varies], [key[i] for i in varies]), group) for key,group in finished]
 
 # %% ../nbs/08_experiments.ipynb #235f0cbc
 def _curves(group, metric):
-    "One column of the histories of some runs: epochs down, runs across"
+    "Read one column of the histories of some runs: epochs down, runs across"
     histories = [Run(run).history for run in group.run]
-    allowed = Registry('metric', ', '.join(histories[0]))
-    allowed.update(dict.fromkeys(histories[0]))
-    allowed[metric]
+    _check_known(metric, histories[0], 'metric', ', '.join(histories[0]))
     return pd.concat([h.set_index('epoch')[metric] for h in histories], axis=1)
 
+# %% ../nbs/08_experiments.ipynb #ca22b97d
 def _draw_curves(ax, curves, label, color, style, marker):
-    "Mean and range; dotted where some of the runs had stopped"
-    mean,whole = curves.mean(axis=1),curves.notna().all(axis=1)
-    last = whole[whole].index.max()
-    ax.plot(mean[whole].index, mean[whole], style, color=color, lw=1.8, marker=marker, markersize=6, markevery=max(1, len(curves)//8),
-            label=f'{label} ({curves.shape[1]} run{"s"*(curves.shape[1] > 1)})')
-    ax.plot(mean.loc[last:].index, mean.loc[last:], ':', color=color, lw=1.2)
+    "Draw mean and range, dotted where some of the runs had stopped"
+    mean = curves.mean(axis=1)
+    whole = mean[curves.notna().all(axis=1)]
+    rest = mean.loc[whole.index.max():]
+    n = curves.shape[1]
+    ax.plot(whole.index, whole, style, color=color, lw=1.8, marker=marker, markersize=6,
+            markevery=max(1, len(curves)//8), label=f'{label} ({n} run{"s" if n > 1 else ""})')
+    ax.plot(rest.index, rest, ':', color=color, lw=1.2)
     ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=color, alpha=.15, lw=0)
 
+# %% ../nbs/08_experiments.ipynb #210fd24d
+_metric_labels = dict(accuracy='validation accuracy (% of images)', valid_loss='validation loss (nats per image)',
+                      train_loss='training loss (nats per image)', lr='learning rate')
+
+def _legend_above(ax):
+    ax.legend(edgecolor='none', framealpha=.9, fontsize=9, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+
+# %% ../nbs/08_experiments.ipynb #80a86185
 def plot_learning_curves(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     metric:str='accuracy', # column of history.csv: 'accuracy', 'valid_loss', 'train_loss', 'lr'
@@ -562,17 +729,36 @@ def plot_learning_curves(
     "Draw each configuration against epochs: the mean of its runs, and a band from the lowest to the highest"
     groups = [(label, _curves(group, metric)) for label,group in _labeled(runs, by)]
     if ax is None: ax = plt.subplots(figsize=(7, 4), layout='constrained')[1]
-    for i,(label,curves) in enumerate(groups):
-        _draw_curves(ax, curves, label, line_colors[i % len(line_colors)], line_styles[i % len(line_styles)], line_markers[i % len(line_markers)])
-    names = dict(accuracy='validation accuracy (% of images)', valid_loss='validation loss (nats per image)', train_loss='training loss (nats per image)', lr='learning rate')
-    ax.set(xlabel='epoch', ylabel=names.get(metric, metric))
+    looks = zip(cycle(line_colors), cycle(line_styles), cycle(line_markers))
+    for (label,curves),look in zip(groups, looks): _draw_curves(ax, curves, label, *look)
+    ax.set(xlabel='epoch', ylabel=_metric_labels.get(metric, metric))
     if metric == 'accuracy': percent_axis(ax.yaxis)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     plain_axes(ax)
-    ax.legend(edgecolor='none', framealpha=.9, fontsize=9, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+    _legend_above(ax)
     return ax
 
 # %% ../nbs/08_experiments.ipynb #0b7652fe
+def _accuracies(runs, split, by): # -> list of (label, accuracies), the best mean last
+    groups = [(label, group[f'{split}_accuracy'].dropna()) for label,group in _labeled(runs, by)
+              if f'{split}_accuracy' in group]
+    groups = [(label, accuracies) for label,accuracies in groups if len(accuracies)]
+    if not groups: raise ValueError(f'None of these runs has a {split} accuracy. '
+                                    'run_grid(..., test=True) evaluates finished runs on the test images.')
+    return sorted(groups, key=lambda group: group[1].mean())
+
+# %% ../nbs/08_experiments.ipynb #51e8c5c9
+def _draw_accuracies(ax, y, accuracies):
+    "Draw the runs below the mean; the first ones are in the legend"
+    ax.plot(accuracies, [y - .13]*len(accuracies), 'o', color=line_colors[0], alpha=.6, markersize=5,
+            label='a run' if y == 0 else None)
+    f = _figures(accuracies)
+    half = None  # a single run has no interval
+    if len(accuracies) > 1: half = [[f['mean'] - f['low']], [f['high'] - f['mean']]]
+    ax.errorbar(f['mean'], y + .13, xerr=half, fmt='D', color=line_colors[1], markersize=5, capsize=3, lw=1.5,
+                label='mean, 95% interval' if y == 0 else None)
+
+# %% ../nbs/08_experiments.ipynb #fb7a3ba2
 def plot_accuracies(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     split:str='valid', # 'valid' or 'test'
@@ -581,18 +767,13 @@ def plot_accuracies(
 )->Axes:
     "Draw the final accuracy of each run, and mean and interval of each configuration"
     if split not in ('valid', 'test'): raise ValueError(f"split must be 'valid' or 'test', got {split!r}")
-    groups = [(label, group.get(f'{split}_accuracy', pd.Series(dtype=float)).dropna()) for label,group in _labeled(runs, by)]
-    groups = sorted([g for g in groups if len(g[1])], key=lambda g: g[1].mean())
-    if not groups: raise ValueError(f'None of these runs has a {split} accuracy. run_grid(..., test=True) evaluates finished runs on the test images.')
+    groups = _accuracies(runs, split, by)
     if ax is None: ax = plt.subplots(figsize=(7, 1.2 + .42*len(groups)), layout='constrained')[1]
-    for y,(label,x) in enumerate(groups):
-        f = _figures(x)
-        ax.plot(x, [y - .13]*len(x), 'o', color=line_colors[0], alpha=.6, markersize=5, label='a run' if y == 0 else None)
-        ax.errorbar(f['mean'], y + .13, xerr=None if len(x) < 2 else [[f['mean'] - f['low']], [f['high'] - f['mean']]], fmt='D', color=line_colors[1],
-                    markersize=5, capsize=3, lw=1.5, label='mean, 95% interval' if y == 0 else None)
-    ax.set_yticks(range(len(groups)), [f'{label} ({len(x)})' for label,x in groups])
-    ax.set(xlabel=f'{dict(valid="validation", test="test")[split]} accuracy (% of images)', ylabel='configuration (runs)', ylim=(-.6, len(groups) - .4))
+    for y,(_,accuracies) in enumerate(groups): _draw_accuracies(ax, y, accuracies)
+    ax.set_yticks(range(len(groups)), [f'{label} ({len(accuracies)})' for label,accuracies in groups])
+    name = 'validation' if split == 'valid' else 'test'
+    ax.set(xlabel=f'{name} accuracy (% of images)', ylabel='configuration (runs)', ylim=(-.6, len(groups) - .4))
     percent_axis(ax.xaxis)
     plain_axes(ax, 'x')
-    ax.legend(edgecolor='none', framealpha=.9, fontsize=9, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+    _legend_above(ax)
     return ax

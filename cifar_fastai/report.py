@@ -18,6 +18,7 @@ from io import BytesIO, StringIO
 import json
 from pathlib import Path
 import re
+from typing import NamedTuple
 from zlib import crc32
 
 from fastai.learner import Learner
@@ -35,8 +36,8 @@ from .data import dataset_fingerprint, file_names, split_loader
 from .images import plain_image
 from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
-from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
-                                         plot_per_class, plot_reliability)
+from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
+                                         plot_history, plot_per_class, plot_reliability)
 from .metrics import wilson_interval
 from .plotting import percent
 from .probing import embed, features, grad_cam, plot_embedding
@@ -46,20 +47,30 @@ from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
 _ink = '#0b0c0d'  # stands for the color of the text around the chart
-_look = {'svg.fonttype': 'none', 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none', 'legend.facecolor': 'none',
-         'axes.titlesize': 10, **{name: _ink for name in ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')}}
-_orange, _line = 'var(--orange, #a84a00)', 'var(--line, #d8dde3)'  # the second one is for a page without the report's own style
-_colors = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#a84a00': _orange, '#d55e00': _orange, '#767676': 'var(--muted, #5c6570)',
-            '#e5e5e5': _line, '#d9d9d9': _line, '#882255': 'var(--wine, #882255)',
-            '#332288': 'var(--indigo, #332288)', '#117733': 'var(--green, #117733)'}
+_inked = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')
+_clear = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor', 'legend.facecolor')
+_chart_style = {'svg.fonttype': 'none', 'axes.titlesize': 10,
+                **dict.fromkeys(_inked, _ink), **dict.fromkeys(_clear, 'none')}
 
-def _as_svg(figure, name):
-    text = StringIO()
-    with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': name}): figure.savefig(text, format='svg', metadata={'Date': None})
-    svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', text.getvalue()[text.getvalue().index('<svg'):])
-    svg = re.sub('|'.join(_colors), lambda m: _colors[m[0]], svg)
+# %% ../nbs/09_report.ipynb #a2eb539f
+_orange = 'var(--orange, #a84a00)'
+_line = 'var(--line, #d8dde3)'  # the color after the comma is for a page without the report's own style
+_page_colors = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#767676': 'var(--muted, #5c6570)',
+                '#a84a00': _orange, '#d55e00': _orange, '#e5e5e5': _line, '#d9d9d9': _line,
+                '#882255': 'var(--wine, #882255)', '#332288': 'var(--indigo, #332288)',
+                '#117733': 'var(--green, #117733)'}
+
+# %% ../nbs/09_report.ipynb #591f6849
+def _as_svg(figure, name): # -> ids begin with the name, so that charts of one page do not share them
+    file = StringIO()
+    with rc_context({'svg.hashsalt': name}): figure.savefig(file, format='svg', metadata={'Date': None})
+    svg = file.getvalue()
+    svg = svg[svg.index('<svg'):]  # the XML declaration is not for a page
+    svg = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{name}-', svg)
+    svg = re.sub('|'.join(_page_colors), lambda color: _page_colors[color[0]], svg)
     return re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
 
+# %% ../nbs/09_report.ipynb #9cd05149
 def chart(
     draw:Callable, # takes the axes, or an array of them, and draws into it
     alt:str, # what a reader who cannot see the chart should know
@@ -67,42 +78,63 @@ def chart(
     columns:int=1, # axes side by side
 )->Markup: # a `<figure>`
     "Draw a chart for a page."
-    with rc_context(_look):
+    with rc_context(_chart_style):
         figure = Figure(size, layout='constrained')
         draw(figure.subplots(1, columns))
         svg = _as_svg(figure, f'c{crc32(alt.encode()):x}')
-    return Markup(f'<figure class="chart" style="--least:{min(size[0] * 4.1, 34):.0f}rem"><div class="scroll" role="img" aria-label="{escape(alt)}">{svg}</div></figure>')
+    least = min(size[0] * 4.1, 34)  # the width in rem below which the lettering would be too small
+    return Markup(f'<figure class="chart" style="--least:{least:.0f}rem">'
+                  f'<div class="scroll" role="img" aria-label="{escape(alt)}">{svg}</div></figure>')
 
 # %% ../nbs/09_report.ipynb #41c4d219
-_percentages = {'low', 'high', 'accuracy_low', 'accuracy_high', 'precision', 'recall', 'f1', 'before', 'after', 'accuracy', 'confidence', 'probability', 'quality', 'coverage', 'threshold'}
+_shares = {'low', 'high', 'accuracy_low', 'accuracy_high', 'precision', 'recall', 'f1', 'before', 'after', 'accuracy',
+           'confidence', 'probability', 'quality', 'coverage', 'threshold'}
+_minus = '\N{MINUS SIGN}'
 
-def _cell(name, value, percent):
+def _join(parts): return Markup('').join(parts)
+
+# %% ../nbs/09_report.ipynb #9a76ddba
+def _cell(value, is_share):
     if not isinstance(value, (int, float, np.number)): return Markup('<td>{}</td>').format(value)
-    if value != value: return Markup('<td class="number" data-value="-1">\N{EN DASH}</td>')  # sorts before all figures
+    if np.isnan(value): return Markup('<td class="number" data-value="-1">\N{EN DASH}</td>')  # sorts before all figures
     if isinstance(value, (int, np.integer)): text = f'{value:,}'
-    elif percent: text = f'{100 * value:.1f}'
+    elif is_share: text = f'{100 * value:.1f}'
     else: text = f'{value:.3g}'
-    return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', '\N{MINUS SIGN}'))
+    return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', _minus))
 
+# %% ../nbs/09_report.ipynb #b8cb3726
+def _heading(name, is_share):
+    text = name.replace('_', ' ')
+    if is_share: text += ' %'
+    return Markup('<th scope="col"><button type="button">{}</button></th>').format(text)
+
+# %% ../nbs/09_report.ipynb #7fef7768
 def table(
     frame:pd.DataFrame, # its column names become the headings, underscores as spaces
-    percent:set[str]=frozenset(_percentages), # columns of shares, to be shown as percentages
+    percent:set[str]=frozenset(_shares), # columns of shares, to be shown as percentages
 )->Markup: # a `<table>` that the page's script sorts
     "Show a table on a page."
-    is_share = {name: name in percent and frame[name].dtype.kind == 'f' for name in frame}
-    head = Markup('').join(Markup('<th scope="col"><button type="button">{}{}</button></th>').format(name.replace('_', ' '), ' %' * is_share[name]) for name in frame)
-    rows = Markup('').join(Markup('<tr>{}</tr>').format(Markup('').join(_cell(name, value, is_share[name]) for name, value in zip(frame, row)))
-                           for row in frame.itertuples(index=False, name=None))
-    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(head, rows)
+    are_shares = [name in percent and frame[name].dtype.kind == 'f' for name in frame]
+    head = _join(map(_heading, frame, are_shares))
+    rows = [_join(map(_cell, row, are_shares)) for row in frame.itertuples(index=False, name=None)]
+    body = _join(Markup('<tr>{}</tr>').format(cells) for cells in rows)
+    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead>'
+                  '<tbody>{}</tbody></table></div>').format(head, body)
 
 # %% ../nbs/09_report.ipynb #65d6ded0
-def _as_data(image, side=96): # -> a data URI: every pixel of a small image, a good likeness of a large one
+def _as_data(image): # -> a data URI: every pixel of a small image, a good likeness of a large one
     image = plain_image(image)  # a copy, without transparency
-    small, data = max(image.size) <= side // 2, BytesIO()
-    if not small: image.thumbnail((side, side))
-    image.save(data, 'PNG', optimize=True) if small else image.save(data, 'JPEG', quality=85)
-    return f'data:image/{"png" if small else "jpeg"};base64,' + b64encode(data.getvalue()).decode()
+    file = BytesIO()
+    if max(image.size) <= 48:
+        kind = 'png'
+        image.save(file, 'PNG', optimize=True)
+    else:
+        kind = 'jpeg'
+        image.thumbnail((96, 96))
+        image.save(file, 'JPEG', quality=85)
+    return f'data:image/{kind};base64,{b64encode(file.getvalue()).decode()}'
 
+# %% ../nbs/09_report.ipynb #36ebc92e
 def tiles(
     images:list[Image.Image], # those larger than 48 pixels are made 96 pixels large at most
     captions:list[list[str]], # lines of text below each image
@@ -110,10 +142,12 @@ def tiles(
     right:list[bool]|None=None, # whether the model is right, which a color shows
 )->Markup:
     "Show pictures on a page."
-    kinds = [''] * len(images) if right is None else ['right' if o else 'wrong' for o in right]
+    if right is None: kinds = [''] * len(images)
+    else: kinds = ['right' if o else 'wrong' for o in right]
     tile = Markup('<figure class="{}"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>')
-    return Markup('<div class="tiles">{}</div>').format(Markup('').join(
-        tile.format(kind, _as_data(image), alt, Markup('<br>').join(lines)) for image, lines, alt, kind in zip(images, captions, alts, kinds)))
+    shown = [tile.format(kind, _as_data(image), alt, Markup('<br>').join(lines))
+             for image, lines, alt, kind in zip(images, captions, alts, kinds)]
+    return Markup('<div class="tiles">{}</div>').format(_join(shown))
 
 # %% ../nbs/09_report.ipynb #ec8d7811
 @dataclass(frozen=True)
@@ -121,271 +155,460 @@ class _Page:
     run:Run
     learn:Learner
     result:Evaluation # of the split that the page is about
-    valid:Evaluation|None
+    valid:Evaluation|None # the same object if the page is about the validation images
     other_run:Run|None=None
     change:Comparison|None=None # from that run to this one
 
-    @cached_property
-    def about(self): return self.run.info
-    @cached_property
-    def recipe(self): return self.run.recipe
     @property
     def name(self): return self.run.folder.name
+
+    @cached_property
+    def info(self): return self.run.info
+
+    @cached_property
+    def recipe(self): return self.run.recipe
+
     @property
     def validation(self): # images that were neither trained on nor are what the page is about, or None
-        return None if self.valid is self.result or self.recipe.valid == 'test' else self.valid
+        if self.valid is self.result or self.recipe.valid == 'test': return None
+        return self.valid
 
 # %% ../nbs/09_report.ipynb #d0f0728f
-_sections = {}
+class _Section(NamedTuple):
+    title: str
+    lead: str
+    write: Callable # takes the page
+
 class _Skip(Exception): "Why a section is left out"
 
+_sections = {}
+
+# %% ../nbs/09_report.ipynb #fe51d0c3
 def _section(title, lead):
     def register(f):
-        _sections[f.__name__.strip('_')] = (title, lead, f)
+        _sections[f.__name__.strip('_')] = _Section(title, lead, f)
         return f
     return register
 
+# %% ../nbs/09_report.ipynb #6d767ee6
 def _text(text, *values): return Markup(f'<p>{text}</p>').format(*values)
 
+def _subheading(text, *values): return Markup(f'<h3>{text}</h3>').format(*values)
+
 # %% ../nbs/09_report.ipynb #3ee7e891
-def _fact(name, value, note=''): return Markup('<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>').format(name, value, note)
+def _fact(name, value, note):
+    return Markup('<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>').format(name, value, note)
 
 def _accuracy_fact(result):
     low, high = result.accuracy_interval()
-    return _fact(f'{result.split} accuracy', f'{result.accuracy:.2%}', f'95% interval {low:.1%} to {high:.1%}, {len(result):,} images')
+    return _fact(f'{result.split} accuracy', f'{result.accuracy:.2%}',
+                 f'95% interval {low:.1%} to {high:.1%}, {len(result):,} images')
 
-def _duration(seconds): return f'{seconds / 60:.1f} minutes' if seconds >= 90 else f'{seconds:.0f} seconds'
+# %% ../nbs/09_report.ipynb #c57bd909
+def _training_facts(info, recipe):
+    data = info['data']
+    hardware = info['hardware']
+    plural = '' if info['epochs'] == 1 else 's'
+    seconds = info['seconds']
+    duration = f'{seconds / 60:.1f} minutes' if seconds >= 90 else f'{seconds:.0f} seconds'
+    processor = hardware['gpu'] if 'cuda' in info['device'] else hardware['cpu']
+    return [_fact('network', recipe.model, f"{sum(info['parameters'].values()):,} parameters"),
+            _fact('recipe', recipe.name, f"{info['epochs']} epoch{plural}, seed {info['seed']}"),
+            _fact('trained in', duration, f'on {processor}'),
+            _fact('trained on', data['variant'],
+                  f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
 
+# %% ../nbs/09_report.ipynb #42c5a246
 @_section('Summary', 'What was trained, on what, and how well it does.')
 def _summary(page):
-    about, recipe = page.about, page.recipe
-    data, machine = about['data'], about['hardware']
-    results = [page.result] + [page.validation] * (page.validation is not None)
-    facts = [*map(_accuracy_fact, results),
-             _fact('network', recipe.model, f"{sum(about['parameters'].values()):,} parameters"),
-             _fact('recipe', recipe.name, f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)}, seed {about['seed']}"),
-             _fact('trained in', _duration(about['seconds']), f"on {machine['gpu'] if 'cuda' in about['device'] else machine['cpu']}"),
-             _fact('trained on', data['variant'], f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
+    facts = [_accuracy_fact(page.result)]
+    if page.validation is not None: facts.append(_accuracy_fact(page.validation))
+    facts += _training_facts(page.info, page.recipe)
     worst = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]
-    chosen = 'The recipe validates on the test images, so choices were made by them: these figures are a little too good.' if recipe.valid == 'test' else ''
-    return Markup('<dl class="facts">{}</dl>').format(Markup('').join(facts)) + _text('Most confused: {}. {}', ', '.join(worst) or 'nothing', chosen)
+    warning = ''
+    if page.recipe.valid == 'test':
+        warning = ('The recipe validates on the test images, so choices were made by them: '
+                   'these figures are a little too good.')
+    return (Markup('<dl class="facts">{}</dl>').format(_join(facts))
+            + _text('Most confused: {}. {}', ', '.join(worst) or 'nothing', warning))
 
 # %% ../nbs/09_report.ipynb #25daa3ba
-@_section('Learning curves', 'How training went. Training loss is measured with augmentation and while the network learns; a validation curve that has turned upwards while the training curve still falls is overfitting.')
+@_section('Learning curves',
+          'How training went. Training loss is measured with augmentation and while the network learns; a validation '
+          'curve that has turned upwards while the training curve still falls is overfitting.')
 def _curves(page):
     if not page.run.history_file.exists(): raise _Skip('The run folder has no history.csv.')
     history = page.run.history
     if not len(history): raise _Skip('No epoch was finished.')
     last = history.iloc[-1]
-    return chart(lambda axes: plot_history(history, axes), f'Loss and accuracy over {len(history)} epochs; the last validation loss is {last.valid_loss:.3f}, '
-                 f'the last accuracy {last.accuracy:.1%}.', (8.4, 3.2), 2)
+    alt = (f'Loss and accuracy over {len(history)} epochs; the last validation loss is {last.valid_loss:.3f}, '
+           f'the last accuracy {last.accuracy:.1%}.')
+    return chart(lambda axes: plot_history(history, axes), alt, (8.4, 3.2), columns=2)
 
 # %% ../nbs/09_report.ipynb #f7a47f12
-@_section('Classes', 'Recall: how many images of a class are found. Precision: how many images called so are of the class. F1: the harmonic mean of the two. With so many images each figure is certain only within its interval (95%).')
+@_section('Classes',
+          'Recall: how many images of a class are found. Precision: how many images called so are of the class. '
+          'F1: the harmonic mean of the two. '
+          'With so many images each figure is certain only within its interval (95%).')
 def _classes(page):
     frame = page.result.per_class(.95)
-    worst = frame.query('n > 0').sort_values('f1').iloc[0]
-    picture = chart(lambda ax: plot_per_class(page.result, ax=ax), f'Recall, precision and F1 of each class with intervals; the hardest class is {worst["class"]}, '
-                    f'with an F1 of {worst.f1:.1%}.', (5.4, 1.2 + .44 * len(frame)))
-    bounds = lambda name: [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in zip(frame[f'{name}_low'], frame[f'{name}_high'])]
-    return picture + table(pd.DataFrame({'class': frame['class'], 'n': frame.n, 'precision': frame.precision, 'interval of precision': bounds('precision'),
-                                         'recall': frame.recall, 'interval of recall': bounds('recall'), 'f1': frame.f1, 'interval of f1': bounds('f1')}))
+    hardest = frame.query('n > 0').sort_values('f1').iloc[0]
+    alt = (f'Recall, precision and F1 of each class with intervals; the hardest class is {hardest["class"]}, '
+           f'with an F1 of {hardest.f1:.1%}.')
+    picture = chart(lambda ax: plot_per_class(page.result, ax=ax), alt, (5.4, 1.2 + .44 * len(frame)))
+    columns = {'class': frame['class'], 'n': frame.n}
+    for name in ('precision', 'recall', 'f1'):
+        bounds = zip(frame[f'{name}_low'], frame[f'{name}_high'])
+        columns[name] = frame[name]
+        columns[f'interval of {name}'] = [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in bounds]
+    return picture + table(pd.DataFrame(columns))
 
 # %% ../nbs/09_report.ipynb #2e039651
-def _pairs(result, k): # -> the k pairs of classes that are mixed up most, both ways together
-    counts = result.confusion_matrix()
-    both = np.triu(counts + counts.T, 1)
-    order = np.argsort(-both, axis=None, kind='stable')[:k]
-    return [(result.vocab[i], result.vocab[j]) for i, j in zip(*np.unravel_index(order, both.shape)) if both[i, j]]
+_most_classes = 30  # of a matrix that can still be read
 
-@_section('Confusion', 'Rows are what an image shows, columns what the model says. Only mistakes are colored. First the images, then the share of each row.')
+@_section('Confusion',
+          'Rows are what an image shows, columns what the model says. Only mistakes are colored. '
+          'First the images, then the share of each row.')
 def _confusion(page):
-    pairs = pd.DataFrame(page.result.most_confused(), columns=['actual', 'predicted', 'images'])
+    result = page.result
+    pairs = pd.DataFrame(result.most_confused(), columns=['actual', 'predicted', 'images'])
     if not len(pairs): raise _Skip('The model confuses nothing.')
-    alt = f'Confusion matrix; the largest mistake is {pairs.actual[0]} taken for {pairs.predicted[0]}, {pairs.images[0]} times.'
-    drawn = [chart(lambda ax: plot_confusion_matrix(page.result, normalize=share, ax=ax), text, (6.6, 5.6))
-             for share, text in ((False, alt), (True, 'The same matrix, each row as shares of its class.')) if len(page.result.vocab) <= 30]
-    return Markup('').join(drawn) + table(pairs.head(15))
+    listed = table(pairs.head(15))
+    if len(result.vocab) > _most_classes: return listed
+    worst = pairs.iloc[0]
+    alt = (f'Confusion matrix; the largest mistake is {worst.actual} taken for {worst.predicted}, '
+           f'{worst.images} times.')
+    counts = chart(lambda ax: plot_confusion_matrix(result, ax=ax), alt, (6.6, 5.6))
+    shares = chart(lambda ax: plot_confusion_matrix(result, normalize=True, ax=ax),
+                   'The same matrix, each row as shares of its class.', (6.6, 5.6))
+    return counts + shares + listed
 
 # %% ../nbs/09_report.ipynb #074c51ce
 def _caption(result, i):
-    predicted, actual = result.predictions[i], result.targets[i]
-    said = f'{result.vocab[predicted]} {percent(result.probs[i, predicted])}'
-    return [said] if predicted == actual else [said, f'is {result.vocab[actual]} ({percent(result.probs[i, actual])})']
+    predicted = result.predictions[i]
+    actual = result.targets[i]
+    lines = [f'{result.vocab[predicted]} {percent(result.probs[i, predicted])}']
+    if predicted != actual: lines.append(f'is {result.vocab[actual]} ({percent(result.probs[i, actual])})')
+    return lines
 
+# %% ../nbs/09_report.ipynb #52c1c431
+def _alt(result, i):
+    actual = result.vocab[result.targets[i]]
+    predicted = result.vocab[result.predictions[i]]
+    return f'{result.files[i]}: actual {actual}, predicted {predicted}'
+
+# %% ../nbs/09_report.ipynb #23d09229
 def _open(result, positions):
     try: return [result.open_image(i) for i in positions]
     except (FileNotFoundError, ValueError) as e: raise _Skip(f'The images are not here. {e}') from e
 
 def _pictures(result, positions, captions=None):
     positions = [int(i) for i in positions]
-    alts = [f'{result.files[i]}: actual {result.vocab[result.targets[i]]}, predicted {result.vocab[result.predictions[i]]}' for i in positions]
-    return tiles(_open(result, positions), captions or [_caption(result, i) for i in positions], alts, result.correct[positions])
+    images = _open(result, positions)
+    if captions is None: captions = [_caption(result, i) for i in positions]
+    return tiles(images, captions, [_alt(result, i) for i in positions], result.correct[positions])
 
 # %% ../nbs/09_report.ipynb #1a3b4628
-@_section('The most confused pairs', 'The images of the classes that are mixed up most, both ways, the worst mistakes first; below each the probabilities of the two.')
+def _confused_pairs(result, k): # -> the k pairs of classes that are mixed up most, both ways together
+    counts = result.confusion_matrix()
+    both_ways = np.triu(counts + counts.T, 1)
+    order = np.argsort(-both_ways, axis=None, kind='stable')[:k]
+    pairs = zip(*np.unravel_index(order, both_ways.shape))
+    return [(result.vocab[i], result.vocab[j]) for i, j in pairs if both_ways[i, j]]
+
+# %% ../nbs/09_report.ipynb #9eb16a80
+def _taken_for(result, frame, actual, predicted): # -> the images of one class that are in `frame`, below a heading
+    rows = frame[frame.actual == actual]
+    heading = _subheading('{} taken for {} ({:,})', actual, predicted, len(rows))
+    if not len(rows): return heading
+    rows = rows.head(12)
+    captions = [[f'{name} {percent(row[f"P({name})"])}' for name in (actual, predicted)] for _, row in rows.iterrows()]
+    return heading + _pictures(result, rows.index, captions)
+
+# %% ../nbs/09_report.ipynb #b0c817b3
+@_section('The most confused pairs',
+          'The images of the classes that are mixed up most, both ways, the worst mistakes first; '
+          'below each the probabilities of the two.')
 def _confused(page):
-    result, parts = page.result, []
-    for a, b in _pairs(result, 3):
+    result = page.result
+    parts = []
+    for a, b in _confused_pairs(result, 3):
         frame = result.confused(a, b)
-        for actual, other in ((a, b), (b, a)):
-            rows = frame[frame.actual == actual]
-            parts.append(Markup('<h3>{} taken for {} ({:,})</h3>').format(actual, other, len(rows)))
-            captions = [[f'{o} {percent(row[f"P({o})"])}' for o in (actual, other)] for _, row in rows.head(12).iterrows()]
-            if len(rows): parts.append(_pictures(result, rows.index[:12], captions))
+        parts += [_taken_for(result, frame, a, b), _taken_for(result, frame, b, a)]
     if not parts: raise _Skip('The model confuses nothing.')
-    return Markup('').join(parts)
+    return _join(parts)
 
 # %% ../nbs/09_report.ipynb #ffb6aa5d
-@_section('Sure and unsure', 'What the model says, with its probability. Look at the highest losses and the surest mistakes for wrong labels and for things that mislead it; the least sure answers are what more training images could help.')
+@_section('Sure and unsure',
+          'What the model says, with its probability. Look at the highest losses and the surest mistakes for wrong '
+          'labels and for things that mislead it; the least sure answers are what more training images could help.')
 def _sure(page):
-    result, worst = page.result, page.result.top_losses(12)
+    result = page.result
+    worst = result.top_losses(12)
     captions = [[f'loss {loss:.2f}', *_caption(result, i)] for i, loss in zip(worst.index, worst.loss)]
-    parts = [Markup('<h3>The highest losses</h3>'), _pictures(result, worst.index, captions)]
-    for title, frame in (('The surest mistakes', result.most_confident(18, False)), ('The least sure answers', result.least_confident(12)),
-                         ('Right answers, chosen at random', result.to_frame()[result.correct].sample(min(12, int(result.correct.sum())), random_state=0))):
-        if len(frame): parts += [Markup('<h3>{}</h3>').format(title), _pictures(result, frame.index)]
-    return Markup('').join(parts)
+    parts = [_subheading('The highest losses'), _pictures(result, worst.index, captions)]
+    right = result.to_frame()[result.correct]
+    groups = {'The surest mistakes': result.most_confident(18, False),
+              'The least sure answers': result.least_confident(12),
+              'Right answers, chosen at random': right.sample(min(12, len(right)), random_state=0)}
+    for title, frame in groups.items():
+        if len(frame): parts += [_subheading(title), _pictures(result, frame.index)]
+    return _join(parts)
 
 # %% ../nbs/09_report.ipynb #b7dad697
 def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
     if missing: raise _Skip(f'This needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
 
+# %% ../nbs/09_report.ipynb #67ee2beb
 def _heated(image, heat): # the image in gray with the heat over it
-    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))[..., None]
-    gray, alpha = np.asarray(image.convert('L').convert('RGB')) / 255, .3 + .45 * heat
-    return Image.fromarray(np.uint8(255 * ((1 - alpha) * gray + alpha * colormaps['inferno'](heat[..., 0])[..., :3])))
+    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
+    gray = np.asarray(image.convert('L').convert('RGB')) / 255
+    colors = colormaps['inferno'](heat)[..., :3]
+    alpha = .3 + .45 * heat[..., None]
+    return Image.fromarray(np.uint8(255 * ((1 - alpha) * gray + alpha * colors)))
 
-@_section('Where it looks', 'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model named and for the one it should have named. Evidence beside the thing means that the background speaks. Each map is scaled to its own highest heat: compare places, not brightness. It shows where, not what, and as coarsely as the feature maps it is made of.')
+# %% ../nbs/09_report.ipynb #c7fe5efd
+def _attention_tiles(result, i, image, heat_of_predicted, heat_of_actual): # -> the image, and where evidence lay
+    actual = result.vocab[result.targets[i]]
+    predicted = result.vocab[result.predictions[i]]
+    images = [image, _heated(image, heat_of_predicted), _heated(image, heat_of_actual)]
+    captions = [[f'actual {actual}'],
+                [f'for {predicted} {percent(result.probs[i, result.predictions[i]])}'],
+                [f'for {actual} {percent(result.probs[i, result.targets[i]])}']]
+    alts = [f'{result.files[i]}, a {actual}',
+            f'Where the evidence for {predicted} lay',
+            f'Where the evidence for {actual} lay']
+    return tiles(images, captions, alts)
+
+# %% ../nbs/09_report.ipynb #55629b88
+@_section('Where it looks',
+          'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model '
+          'named and for the one it should have named. Evidence beside the thing means that the background speaks. '
+          'Each map is scaled to its own highest heat: compare places, not brightness. '
+          'It shows where, not what, and as coarsely as the feature maps it is made of.')
 def _attention(page):
     _need('captum')
-    result, parts = page.result, []
-    positions = [int(i) for i in result.top_losses(len(result)).index if not result.correct[i]][:8]
-    if not positions: raise _Skip('The model makes no mistakes.')
-    images, heats = _open(result, positions), [grad_cam(page.learn, [result.files[i] for i in positions], target) for target in ('predicted', 'actual')]
-    for i, image, *heat in zip(positions, images, *heats):
-        names, probs = zip(*((result.vocab[o[i]], percent(result.probs[i, o[i]])) for o in (result.predictions, result.targets)))
-        parts.append(tiles([image, *(_heated(image, o) for o in heat)], [[f'actual {names[1]}'], *([f'for {name} {p}'] for name, p in zip(names, probs))],
-                           [f'{result.files[i]}, a {names[1]}', *(f'Where the evidence for {name} lay' for name in names)]))
-    return Markup('<div class="triples">{}</div>').format(Markup('').join(parts))
+    result = page.result
+    by_loss = result.top_losses(len(result)).index
+    worst = [int(i) for i in by_loss if not result.correct[i]][:8]
+    if not worst: raise _Skip('The model makes no mistakes.')
+    images = _open(result, worst)
+    files = [result.files[i] for i in worst]
+    of_predicted = grad_cam(page.learn, files, 'predicted')
+    of_actual = grad_cam(page.learn, files, 'actual')
+    triples = [_attention_tiles(result, *o) for o in zip(worst, images, of_predicted, of_actual)]
+    return Markup('<div class="triples">{}</div>').format(_join(triples))
 
 # %% ../nbs/09_report.ipynb #70852bfc
-@_section('Calibration', 'Of the images of which the model is 80% sure, 80% should be right. Below the dashed line it promises too much. A temperature, fitted on the validation images, changes how sure the model is and no answer.')
+def _reliability_chart(result, which=''):
+    alt = f'Reliability{which}: the calibration error is {result.calibration_error():.1%}.'
+    return chart(lambda ax: plot_reliability(result, ax=ax), alt, (5, 4.4))
+
+# %% ../nbs/09_report.ipynb #a7b051d9
+@_section('Calibration',
+          'Of the images of which the model is 80% sure, 80% should be right. Below the dashed line it promises too '
+          'much. A temperature, fitted on the validation images, changes how sure the model is and no answer.')
 def _calibration(page):
-    result, valid = page.result, page.validation
-    drawn = chart(lambda ax: plot_reliability(result, ax=ax), f'Reliability: the calibration error is {result.calibration_error():.1%}.', (5, 4.4))
-    if valid is None: return drawn + table(result.reliability()) + _text('No other validation images, so no temperature was fitted.')
-    temperature = valid.fit_temperature()
+    result = page.result
+    before = _reliability_chart(result)
+    bins = table(result.reliability())
+    if page.validation is None:
+        return before + bins + _text('No other validation images, so no temperature was fitted.')
+    temperature = page.validation.fit_temperature()
     cooled = result.with_temperature(temperature)
-    return (Markup('<div class="pair">') + drawn + chart(lambda ax: plot_reliability(cooled, ax=ax), f'Reliability at temperature {temperature:.2f}: the calibration error is {cooled.calibration_error():.1%}.', (5, 4.4))
-            + Markup('</div>') + _text('Temperature {}: loss {} before, {} after; expected calibration error (15 bins) {} before, {} after.', f'{temperature:.2f}',
-                                      f'{result.loss:.4f}', f'{cooled.loss:.4f}', f'{result.calibration_error():.2%}', f'{cooled.calibration_error():.2%}') + table(result.reliability()))
+    after = _reliability_chart(cooled, f' at temperature {temperature:.2f}')
+    effect = _text('Temperature {:.2f}: loss {:.4f} before, {:.4f} after; '
+                   'expected calibration error (15 bins) {:.2%} before, {:.2%} after.',
+                   temperature, result.loss, cooled.loss, result.calibration_error(), cooled.calibration_error())
+    return Markup('<div class="pair">{}{}</div>').format(before, after) + effect + bins
 
 # %% ../nbs/09_report.ipynb #9a144f61
-@_section('When to refuse', 'Answer only the images of which the model is surest, and it is right more often. How many can it answer at the accuracy you need? The table asks the validation images how sure it must be, and tells what comes of that on these.')
-def _coverage(page):
-    result = page.result
-    wanted = [o for o in (.9, .95, .98, .99, .995) if o > result.accuracy]
-    frame = pd.DataFrame([_refusal(page.validation, result, o) for o in wanted]) if page.validation else ()
-    alt = f'Accuracy rises from {result.accuracy:.1%} as fewer images are answered.'
-    why = 'No other validation images, so no thresholds.' if page.validation is None else 'It is right often enough without refusing any.'
-    return chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4)) + (table(frame, set(frame)) if len(frame) else _text(why))
-
 def _refusal(valid, result, accuracy): # -> a row: the threshold found on `valid`, what it gives on `result`
     coverage, threshold = valid.coverage_at(accuracy)
     if not coverage: threshold = float('nan')  # there is none, and nothing is as sure as that
     answered = result.confidence >= threshold
-    low, high = wilson_interval(result.correct[answered].sum(), answered.sum())
-    return {'right, wanted': accuracy, 'at least so sure': threshold, 'answered': answered.mean(), 'right': result.correct[answered].mean() if answered.any() else float('nan'),
+    right = result.correct[answered]
+    low, high = wilson_interval(right.sum(), answered.sum())
+    return {'right, wanted': accuracy, 'at least so sure': threshold, 'answered': answered.mean(),
+            'right': right.mean() if len(right) else float('nan'),
             'right, at least (95%)': float(low), 'right, at most (95%)': float(high)}
 
+# %% ../nbs/09_report.ipynb #a85bdba6
+@_section('When to refuse',
+          'Answer only the images of which the model is surest, and it is right more often. How many can it answer at '
+          'the accuracy you need? The table asks the validation images how sure it must be, and tells what comes of '
+          'that on these.')
+def _coverage(page):
+    result = page.result
+    alt = f'Accuracy rises from {result.accuracy:.1%} as fewer images are answered.'
+    picture = chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4))
+    if page.validation is None: return picture + _text('No other validation images, so no thresholds.')
+    wanted = [accuracy for accuracy in (.9, .95, .98, .99, .995) if accuracy > result.accuracy]
+    if not wanted: return picture + _text('It is right often enough without refusing any.')
+    frame = pd.DataFrame([_refusal(page.validation, result, accuracy) for accuracy in wanted])
+    return picture + table(frame, set(frame))
+
 # %% ../nbs/09_report.ipynb #ed08d153
-@_section('Labels that may be wrong', 'Candidates found by confident learning, from a model that has not seen these labels. They are guesses of a model that errs itself: only looking tells.')
+@_section('Labels that may be wrong',
+          'Candidates found by confident learning, from a model that has not seen these labels. '
+          'They are guesses of a model that errs itself: only looking tells.')
 def _labels(page):
     _need('cleanlab')
     found = page.result.label_errors()
     if not len(found): raise _Skip('No label looks wrong.')
-    captions = [[f'label {row.actual} {percent(row.quality)}', f'model {row.predicted}'] for row in found.head(18).itertuples()]
-    return _text('{} candidates among {} images, the least likely labels first:', f'{len(found):,}', f'{len(page.result):,}') + _pictures(page.result, found.index[:18], captions)
+    shown = found.head(18)
+    captions = [[f'label {o.actual} {percent(o.quality)}', f'model {o.predicted}'] for o in shown.itertuples()]
+    return (_text('{:,} candidates among {:,} images, the least likely labels first:', len(found), len(page.result))
+            + _pictures(page.result, shown.index, captions))
 
-def _in_points(frame): # a difference of shares in percentage points
+# %% ../nbs/09_report.ipynb #0e8ddd64
+def _in_points(frame): # -> without bounds, and the change of shares in percentage points
+    frame = frame.drop(columns=['low', 'high'])
     return frame.assign(change=(100 * frame.change).round(1)).rename(columns={'change': 'change, points'})
 
-@_section('What throws it off', 'Accuracy when the images are made worse in five ways, at three levels each: the same images, chosen at random, each time. The corruptions are this package\'s own, so the figures do not compare with published ones.')
+# %% ../nbs/09_report.ipynb #67ff1c14
+@_section('What throws it off',
+          'Accuracy when the images are made worse in five ways, at three levels each: the same images, chosen at '
+          "random, each time. The corruptions are this package's own, "
+          'so the figures do not compare with published ones.')
 def _robustness(page):
     frame = robustness(page.learn, page.result.split, n=500)
-    last = frame[frame.level == frame.level.max()].sort_values('accuracy').iloc[0]
-    return chart(lambda ax: plot_robustness(frame, ax), f'Accuracy against level; the worst is {last.corruption}, with {last.accuracy:.1%} at level {last.level}.', (5.6, 4)) + table(
-        _in_points(frame.drop(columns=['low', 'high'])), {'accuracy'})
+    worst = frame[frame.level == frame.level.max()].sort_values('accuracy').iloc[0]
+    alt = (f'Accuracy against level; the worst is {worst.corruption}, '
+           f'with {worst.accuracy:.1%} at level {worst.level}.')
+    return chart(lambda ax: plot_robustness(frame, ax), alt, (5.6, 4)) + table(_in_points(frame), {'accuracy'})
 
-@_section('What it sees alike', 'Images laid out by the features that the last layer sees (t-SNE), colored by class; mistakes have a ring. Neighbors are alike to the network; distances between clusters mean nothing.')
+# %% ../nbs/09_report.ipynb #5f622a5e
+@_section('What it sees alike',
+          'Images laid out by the features that the last layer sees (t-SNE), colored by class; mistakes have a ring. '
+          'Neighbors are alike to the network; distances between clusters mean nothing.')
 def _features(page):
     found = features(page.learn, page.result.split, n=1000)
     xy = embed(found)
-    return chart(lambda ax: plot_embedding(xy, found.evaluation, ax), f'Embedding of {len(xy):,} images, in clusters by class.', (6.4, 5.6))
+    alt = f'Embedding of {len(xy):,} images, in clusters by class.'
+    return chart(lambda ax: plot_embedding(xy, found.evaluation, ax), alt, (6.4, 5.6))
 
 # %% ../nbs/09_report.ipynb #3c344f6c
-def _changes_of_classes(change): # -> one column for the interval
+def _changes_in_words(page):
+    change = page.change
+    low, high = change.interval()
+    return _text('{} against {} before: accuracy {:.2%} against {:.2%}, a change of {:+.2f} points '
+                 "(95% interval {:+.2f} to {:+.2f}; McNemar's exact test p = {:.2g}). "
+                 '{:,} images fixed, {:,} broken.',
+                 page.name, page.other_run.folder.name, change.after.accuracy, change.before.accuracy,
+                 100 * change.change, 100 * low, 100 * high, change.p_value, len(change.fixed), len(change.broken))
+
+# %% ../nbs/09_report.ipynb #86d0a978
+def _changes_of_classes(change): # -> a frame with one column for the interval
     frame = change.per_class()
-    interval = [f'{100 * low:+.1f} to {100 * high:+.1f}'.replace('-', '\N{MINUS SIGN}') for low, high in zip(frame.low, frame.high)]
-    frame = _in_points(frame.drop(columns=['low', 'high']))
-    frame.insert(list(frame).index('change, points') + 1, 'interval', interval)
+    intervals = [f'{100 * low:+.1f} to {100 * high:+.1f}'.replace('-', _minus)
+                 for low, high in zip(frame.low, frame.high)]
+    frame = _in_points(frame)
+    frame.insert(frame.columns.get_loc('change, points') + 1, 'interval', intervals)
     return frame
 
-@_section('Against another run', 'The same images, asked of both. What counts are those that only one of them has right.')
+# %% ../nbs/09_report.ipynb #54f8c1d0
+def _changed_images(change, outcome, positions): # -> 12 of them, below a heading
+    heading = _subheading('{} ({:,}), some at random', outcome, len(positions))
+    frame = change.to_frame()
+    chosen = np.random.default_rng(0).permutation(positions)[:12]
+    captions = [[f'is {frame.actual[i]}', f'before {frame.before[i]}', f'after {frame.after[i]}'] for i in chosen]
+    return heading + _pictures(change.after, chosen, captions)
+
+# %% ../nbs/09_report.ipynb #ddf31dea
+@_section('Against another run',
+          'The same images, asked of both. What counts are those that only one of them has right.')
 def _changes(page):
     if page.change is None: raise _Skip('')
     change = page.change
-    low, high = change.interval()
-    parts = [_text("{} against {} before: accuracy {} against {}, a change of {} points (95% interval {} to {}; McNemar's exact test p = {}). {} images fixed, {} broken.",
-                   page.name, page.other_run.folder.name, f'{change.after.accuracy:.2%}', f'{change.before.accuracy:.2%}', f'{100 * change.change:+.2f}',
-                   f'{100 * low:+.2f}', f'{100 * high:+.2f}', f'{change.p_value:.2g}', f'{len(change.fixed):,}', f'{len(change.broken):,}'),
-             chart(lambda ax: plot_comparison(change, ax=ax), 'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * len(page.result.vocab))),
-             table(_changes_of_classes(change), {'before', 'after'}),
-             chart(lambda ax: plot_confusion_changes(change, ax), 'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)) if len(page.result.vocab) <= 30 else '',
-             table(change.confusion_changes().head(15))]
-    frame = change.to_frame()
-    for outcome in ('fixed', 'broken'):
-        chosen = np.random.default_rng(0).permutation(getattr(change, outcome))[:12]
-        captions = [[f'is {frame.actual[i]}', f'before {frame.before[i]}', f'after {frame.after[i]}'] for i in chosen]
-        if len(chosen): parts += [Markup('<h3>{} ({:,}), some at random</h3>').format(outcome.capitalize(), len(getattr(change, outcome))), _pictures(change.after, chosen, captions)]
-    return Markup('').join(parts)
+    n = len(page.result.vocab)
+    parts = [_changes_in_words(page),
+             chart(lambda ax: plot_comparison(change, ax=ax),
+                   'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * n)),
+             table(_changes_of_classes(change), {'before', 'after'})]
+    if n <= _most_classes:
+        parts.append(chart(lambda ax: plot_confusion_changes(change, ax),
+                           'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)))
+    parts.append(table(change.confusion_changes().head(15)))
+    if len(change.fixed): parts.append(_changed_images(change, 'Fixed', change.fixed))
+    if len(change.broken): parts.append(_changed_images(change, 'Broken', change.broken))
+    return _join(parts)
 
 # %% ../nbs/09_report.ipynb #048aa9e7
 @_section('How it was made', 'Every choice of the run, for whoever wants to make it again.')
 def _how(page):
-    about = page.about
-    rows = {'command': about['command'], 'started': about['started'], 'seed': about['seed'], 'device': about['device'],
-            **{f'version of {name}': value for name, value in about['versions'].items()}}
-    return Markup('<div class="scroll"><table>{}</table></div><details><summary>The recipe</summary><pre>{}</pre></details>').format(
-        Markup('').join(Markup('<tr><th scope="row">{}</th><td>{}</td></tr>').format(*o) for o in rows.items()), json.dumps(page.run.choices, indent=2, ensure_ascii=False))
+    info = page.info
+    facts = {name: info[name] for name in ('command', 'started', 'seed', 'device')}
+    facts |= {f'version of {name}': value for name, value in info['versions'].items()}
+    row = Markup('<tr><th scope="row">{}</th><td>{}</td></tr>')
+    rows = _join(row.format(name, value) for name, value in facts.items())
+    choices = json.dumps(page.run.choices, indent=2, ensure_ascii=False)
+    return (Markup('<div class="scroll"><table>{}</table></div>').format(rows)
+            + Markup('<details><summary>The recipe</summary><pre>{}</pre></details>').format(choices))
 
 # %% ../nbs/09_report.ipynb #db404e3f
 _style = """
-:root { color-scheme: light dark; --ground: light-dark(#fff, #14181d); --ink: light-dark(#1b1f24, #e6e9ed); --muted: light-dark(#5c6570, #9aa5b1); --line: light-dark(#d8dde3, #343b44); --card: light-dark(#f5f7f9, #1c2128); --blue: light-dark(#0072b2, #56b4e9); --orange: light-dark(#a84a00, #f0a04b); --wine: light-dark(#882255, #dd88aa); --indigo: light-dark(#332288, #9a8cf0); --green: light-dark(#117733, #4fc07a) }
+:root { color-scheme: light dark; --ground: light-dark(#fff, #14181d); --ink: light-dark(#1b1f24, #e6e9ed);
+  --muted: light-dark(#5c6570, #9aa5b1); --line: light-dark(#d8dde3, #343b44);
+  --card: light-dark(#f5f7f9, #1c2128); --blue: light-dark(#0072b2, #56b4e9);
+  --orange: light-dark(#a84a00, #f0a04b); --wine: light-dark(#882255, #dd88aa);
+  --indigo: light-dark(#332288, #9a8cf0); --green: light-dark(#117733, #4fc07a) }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main, header, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 1.5rem 0 .2rem; overflow-wrap: anywhere } h2 { font-size: 1.3rem; margin: 2.8rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1.2rem }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem } .lead, header p { color: var(--muted); max-width: 46rem; margin: .2rem 0 1rem }
-nav ul { list-style: none; padding: 0; margin: .8rem 0; display: flex; flex-wrap: wrap; gap: .4rem } nav a { display: block; padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 1rem; text-decoration: none }
-a { color: var(--blue) } .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .7rem; margin: 1rem 0 }
-.facts div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem } dt { color: var(--muted); font-size: .85rem } dd { margin: 0; font-size: 1.3rem; overflow-wrap: anywhere } dd small { display: block; font-size: .8rem; color: var(--muted) }
-figure { margin: 0 } .chart { margin: 1rem 0 } .scroll { overflow-x: auto } .chart svg { display: block; width: 100%; height: auto; min-width: min(var(--least), 34rem); max-width: calc(var(--least) * 1.3) } svg text { font-family: system-ui, sans-serif !important }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 1.5rem 0 .2rem; overflow-wrap: anywhere }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .3rem; border-top: 1px solid var(--line); padding-top: 1.2rem }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem }
+.lead, header p { color: var(--muted); max-width: 46rem; margin: .2rem 0 1rem }
+nav ul { list-style: none; padding: 0; margin: .8rem 0; display: flex; flex-wrap: wrap; gap: .4rem }
+nav a { display: block; padding: .15rem .7rem; border: 1px solid var(--line); border-radius: 1rem;
+  text-decoration: none }
+a { color: var(--blue) }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .7rem; margin: 1rem 0 }
+.facts div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem }
+dt { color: var(--muted); font-size: .85rem }
+dd { margin: 0; font-size: 1.3rem; overflow-wrap: anywhere }
+dd small { display: block; font-size: .8rem; color: var(--muted) }
+figure { margin: 0 }
+.chart { margin: 1rem 0 }
+.scroll { overflow-x: auto }
+.chart svg { display: block; width: 100%; height: auto; min-width: min(var(--least), 34rem);
+  max-width: calc(var(--least) * 1.3) }
+svg text { font-family: system-ui, sans-serif !important }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
-table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem } th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap } thead th { white-space: normal; vertical-align: bottom } .number { text-align: right; font-variant-numeric: tabular-nums }
-th button { font: inherit; text-align: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: .3rem 0; cursor: pointer } th button::after { content: '\\a0\\2195'; color: var(--muted) } th[aria-sort=ascending] button::after { content: '\\a0\\2191' } th[aria-sort=descending] button::after { content: '\\a0\\2193' }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .7rem } .tiles img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: .3rem; border: 3px solid transparent; background: var(--card) }
-.tiles figcaption { font-size: .78rem; line-height: 1.3 } .right img { border-color: var(--blue) } .wrong img { border-color: var(--orange) } .triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem } .triples .tiles { grid-template-columns: repeat(3, 1fr) }
-pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: .5rem; font-size: .85rem } .note { color: var(--muted); font-style: italic } footer { margin: 3rem 0 2rem; color: var(--muted); font-size: .85rem } :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
+table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
+thead th { white-space: normal; vertical-align: bottom }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+th button { font: inherit; text-align: inherit; font-weight: 600; color: inherit; background: none; border: 0;
+  padding: .3rem 0; cursor: pointer }
+th button::after { content: '\\a0\\2195'; color: var(--muted) }
+th[aria-sort=ascending] button::after { content: '\\a0\\2191' }
+th[aria-sort=descending] button::after { content: '\\a0\\2193' }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .7rem }
+.tiles img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
+  border-radius: .3rem; border: 3px solid transparent; background: var(--card) }
+.tiles figcaption { font-size: .78rem; line-height: 1.3 }
+.right img { border-color: var(--blue) }
+.wrong img { border-color: var(--orange) }
+.triples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.2rem }
+.triples .tiles { grid-template-columns: repeat(3, 1fr) }
+pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: .5rem; font-size: .85rem }
+.note { color: var(--muted); font-style: italic }
+footer { margin: 3rem 0 2rem; color: var(--muted); font-size: .85rem }
+:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
 """
 
+# %% ../nbs/09_report.ipynb #f04e1797
 _script = """
 const key = cell => 'value' in cell.dataset ? Number(cell.dataset.value) : cell.textContent
-const order = (a, b) => typeof a === 'number' && typeof b === 'number' ? a - b : String(a).localeCompare(String(b), undefined, {numeric: true})
+const order = (a, b) => typeof a === 'number' && typeof b === 'number' ? a - b :
+  String(a).localeCompare(String(b), undefined, {numeric: true})
 document.querySelectorAll('thead th').forEach(head => head.addEventListener('click', () => {
-  const up = head.getAttribute('aria-sort') !== 'ascending', place = head.cellIndex, body = head.closest('table').tBodies[0]
+  const up = head.getAttribute('aria-sort') !== 'ascending'
+  const place = head.cellIndex
+  const body = head.closest('table').tBodies[0]
   head.closest('tr').querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'))
   head.setAttribute('aria-sort', up ? 'ascending' : 'descending')
   const rows = [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a.cells[place]), key(b.cells[place])))
@@ -396,11 +619,13 @@ document.querySelectorAll('thead th').forEach(head => head.addEventListener('cli
 # %% ../nbs/09_report.ipynb #cd7dd470
 _template = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
 <title>{{ title }}</title><style>{{ style }}</style></head>
 <body>
 <header><h1>{{ title }}</h1><p>{{ subtitle }}</p></header>
-<nav aria-label="Sections"><ul>{% for o in sections %}<li><a href="#{{ o.id }}">{{ o.title }}</a></li>{% endfor %}</ul></nav>
+<nav aria-label="Sections"><ul>
+{% for o in sections %}<li><a href="#{{ o.id }}">{{ o.title }}</a></li>{% endfor %}</ul></nav>
 <main>{% for o in sections %}
 <section id="{{ o.id }}"><h2>{{ o.title }}</h2><p class="lead">{{ o.lead }}</p>{{ o.body }}</section>{% endfor %}
 </main>
@@ -409,60 +634,85 @@ _template = """<!doctype html>
 </body></html>
 """
 
-def _body(make, page): # -> what stands below a heading, or None; what cannot be answered costs its section and no more
-    try: return make(page)
-    except (_Skip, ValueError) as e: return Markup('<p class="note">{}</p>').format(str(e)) if str(e) else None
+# %% ../nbs/09_report.ipynb #cff1de46
+def _body(write, page): # -> what stands below a heading, or None
+    try: return write(page)
+    except (_Skip, ValueError) as e:
+        reason = str(e)
+        return Markup('<p class="note">{}</p>').format(reason) if reason else None
 
+# %% ../nbs/09_report.ipynb #7b6e5e4f
 def _render(page):
-    sections = [dict(id=name, title=title, lead=lead, body=body) for name, (title, lead, make) in _sections.items() if (body := _body(make, page)) is not None]
+    sections = []
+    for name, section in _sections.items():
+        body = _body(section.write, page)
+        if body is not None: sections.append(dict(id=name, title=section.title, lead=section.lead, body=body))
+    result = page.result
+    subtitle = f'{page.recipe.name}, seen through {len(result):,} {result.split} images of {result.variant}'
     template = Environment(autoescape=True).from_string(_template)
-    return template.render(title=page.name, subtitle=f'{page.recipe.name}, seen through {len(page.result):,} {page.result.split} images of {page.result.variant}',
-                           sections=sections, style=Markup(_style), script=Markup(_script), run=page.name, version=__version__)
+    return template.render(title=page.name, subtitle=subtitle, sections=sections, run=page.name, version=__version__,
+                           style=Markup(_style), script=Markup(_script))
 
 # %% ../nbs/09_report.ipynb #ddc3498c
-def _read(run, path):
-    said, root = load_evaluation(path), Path(run.dls.path).absolute()
-    dataset = split_loader(run.dls, said.split).dataset
-    if said.files != file_names(dataset, root) or said.fingerprint and said.fingerprint != dataset_fingerprint(dataset):
-        raise ValueError(f'{path} is about other images than those in {root}. Say where its images are (source, or --data), or remove the file.')
-    return replace(said, root=root.as_posix())
+def _read_kept(learn, path): # -> the Evaluation in a file, if it is of the images of `learn`
+    kept = load_evaluation(path)
+    root = Path(learn.dls.path).absolute()
+    dataset = split_loader(learn.dls, kept.split).dataset
+    same = kept.files == file_names(dataset, root)
+    if same and kept.fingerprint: same = kept.fingerprint == dataset_fingerprint(dataset)
+    if not same: raise ValueError(f'{path} is about other images than those in {root}. '
+                                  'Say where its images are (source, or --data), or remove the file.')
+    return replace(kept, root=root.as_posix())
 
-def _is_of(run, learn, source): # what is kept in a run folder is of its weights, and of its images
+# %% ../nbs/09_report.ipynb #a165299e
+def _is_as_trained(run, learn, source): # -> whether weights and images are those of which its folder keeps evaluations
     if source is not None or not learn.dls.data_info.matches(run.info['data']): return False
-    weights = run.read_weights() if run.weights_file.exists() else {}
+    if not run.weights_file.exists(): return False
+    weights = run.read_weights()
     return all(k in weights and torch.equal(v.cpu(), weights[k]) for k, v in learn.model.state_dict().items())
 
-def _evaluation(run, learn, split, source): # -> of a split: that in the run folder, made if need be
-    path, kept = run.evaluation_file(split), _is_of(run, learn, source)
-    if kept and path.exists(): return _read(learn, path)
-    said = evaluate(learn, split)
-    if kept: said.save(path)
-    return said
+# %% ../nbs/09_report.ipynb #ef5c61d2
+def _evaluation(run, learn, split, source): # -> that in the run folder, made if need be
+    path = run.evaluation_file(split)
+    as_trained = _is_as_trained(run, learn, source)
+    if as_trained and path.exists(): return _read_kept(learn, path)
+    result = evaluate(learn, split)
+    if as_trained: result.save(path)
+    return result
 
+# %% ../nbs/09_report.ipynb #9d8bf43c
 def _load(run, source, device): # -> run, learner
-    if isinstance(run, Learner):
-        if source is not None or device is not None: raise ValueError('source and device are for run folders: this Learner has its data and its device already. Pass learn.run_dir to choose others.')
-        if not getattr(run, 'run_dir', None): raise ValueError('This Learner has no run folder. write_report is about runs: train or load_run gives a Learner that has one.')
-        return Run(run.run_dir), run
-    return Run(run), load_run(run, source, device=device)
+    if not isinstance(run, Learner): return Run(run), load_run(run, source, device=device)
+    if source is not None or device is not None:
+        raise ValueError('source and device are for run folders: this Learner has its data and its device already. '
+                         'Pass learn.run_dir to choose others.')
+    if not getattr(run, 'run_dir', None):
+        raise ValueError('This Learner has no run folder. write_report is about runs: '
+                         'train or load_run gives a Learner that has one.')
+    return Run(run.run_dir), run
 
 # %% ../nbs/09_report.ipynb #d8254291
 def write_report(
     run:str|Path|Learner, # a run folder, or the `Learner` that `train` or `load_run` returned
     against:str|Path|Learner|None=None, # another run, to compare with: the one before
-    split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run (and the other) was evaluated on them, else the validation images
+    split:str|None=None, # `'test'` or `'valid'`; None: the test images if they were looked at before
     path:str|Path|None=None, # file to write; None: `report.html` in the run folder
     source:str|Path|None=None, # for run folders: data, as `sources.find_data` takes it; None for that of the run
     device:str|None=None, # for run folders: 'cpu', 'cuda'; None for the best there is
 )->Path: # the file
     "Write a page about a run that needs nothing but itself."
-    if split not in (None, 'test', 'valid'): raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")
+    if split not in (None, 'test', 'valid'):
+        raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")
     run, learn = _load(run, source, device)
     path = run.folder / 'report.html' if path is None else Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f'No folder {path.parent} to write the report to.')
-    other = None if against is None else _load(against, source, device)
-    split = split or ('test' if 'test' in run.metrics and (other is None or 'test' in other[0].metrics) else 'valid')
-    results = {name: _evaluation(run, learn, name, source) for name in dict.fromkeys((split, 'valid')) if name == 'test' or len(learn.dls.loaders) > 1}
-    change = other and compare(_evaluation(*other, split, source), results[split])
-    text = _render(_Page(run, learn, results[split], results.get('valid'), other and other[0], change))
-    return atomic_write(path, text)
+    other_run, other_learn = (None, None) if against is None else _load(against, source, device)
+    if split is None:
+        tested = 'test' in run.metrics and (other_run is None or 'test' in other_run.metrics)
+        split = 'test' if tested else 'valid'
+    result = _evaluation(run, learn, split, source)
+    valid = change = None
+    if split == 'valid': valid = result
+    elif len(learn.dls.loaders) > 1: valid = _evaluation(run, learn, 'valid', source)
+    if other_run is not None: change = compare(_evaluation(other_run, other_learn, split, source), result)
+    return atomic_write(path, _render(_Page(run, learn, result, valid, other_run, change)))

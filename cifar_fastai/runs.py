@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -47,19 +48,24 @@ def has_avx512_bf16()->bool: # False if this torch is too old to tell
     capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
     return bool(capabilities.get('avx512_bf16'))
 
+# %% ../nbs/02_runs.ipynb #6125dad7
 def _cpu_name():
-    "The processor's name as the system gives it"
+    "Ask the system for the processor's name"
     info = Path('/proc/cpuinfo')
-    names = [l.split(':', 1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    if names: return names[0]
+    return platform.processor() or platform.machine()
 
-def hardware()->dict: # processor, its widest vector instructions ('AVX2', 'AVX512', 'AVX512-BF16', as PyTorch has them), cores, threads, accelerator
+# %% ../nbs/02_runs.ipynb #6d81db3c
+def hardware()->dict: # cpu, instructions, cores, threads, gpu (or None), system
     "What a run is computed on"
-    instructions = torch.backends.cpu.get_cpu_capability()  # processors of very different speed have the same name
+    instructions = torch.backends.cpu.get_cpu_capability()
     if has_avx512_bf16(): instructions += '-BF16'
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(cpu=_cpu_name(), instructions=instructions, cores=cores, threads=torch.get_num_threads(), gpu=gpu, system=platform.system())
+    return dict(cpu=_cpu_name(), instructions=instructions, cores=cores, threads=torch.get_num_threads(),
+                gpu=gpu, system=platform.system())
 
 # %% ../nbs/02_runs.ipynb #54134b06
 def command()->str: # as one would type it; a script with its path below the working folder
@@ -77,13 +83,12 @@ def create_run_dir(
     parent:str|Path='runs', # folder of run folders; made if it is not there
 )->Path: # a new, empty folder: `runs/small_cnn-seed0`, then `runs/small_cnn-seed0-2`
     "Make a folder for a run; one that is there is never touched"
-    stem,n = f'{recipe.name}-seed{seed}',1
-    while True:
+    stem = f'{recipe.name}-seed{seed}'
+    for n in count(1):
         path = Path(parent)/(stem if n == 1 else f'{stem}-{n}')
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError: n += 1
+        try: path.mkdir(parents=True)
+        except FileExistsError: continue
+        return path
 
 # %% ../nbs/02_runs.ipynb #3a478e19
 class Run:
@@ -94,8 +99,10 @@ class Run:
         folder:str|Path, # looked at only when something is read; `Run.open` looks at once
     ):
         self.folder = Path(folder)
-        self.recipe_file,self.info_file = self.folder/'recipe.json',self.folder/'run.json'
-        self.history_file,self.metrics_file = self.folder/'history.csv',self.folder/'metrics.json'
+        self.recipe_file = self.folder/'recipe.json'
+        self.info_file = self.folder/'run.json'
+        self.history_file = self.folder/'history.csv'
+        self.metrics_file = self.folder/'metrics.json'
         self.weights_file = self.folder/'model.safetensors'
 
     def __repr__(self): return f'Run({str(self.folder)!r})'
@@ -104,16 +111,13 @@ class Run:
     def create(cls,
         folder:str|Path, # new or empty
         recipe:Recipe, # what is trained
-        info:dict, # what `run.json` says besides status, command, versions and hardware: seed, data, device ...
+        info:dict, # more for `run.json`, which has status, command, versions and hardware: seed, data, device ...
     )->'Run': # its status is 'training'
-        "Claim a folder, and write what is known before the first epoch; a `FileExistsError` if the folder holds something"
+        "Claim a folder, and write what is known before the first epoch; a `FileExistsError` if it holds something"
         run = cls(folder)
-        used = FileExistsError(f'{run.folder} is there already and not an empty folder. Nothing was written; choose another --out or remove it.')
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())): raise used
-        run.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with run.recipe_file.open('x', encoding='utf-8') as f: f.write(recipe.to_json() + '\n')  # of two processes, one
-        except FileExistsError: raise used from None
+        if not run._claim(recipe):
+            raise FileExistsError(f'{run.folder} is there already and not an empty folder. '
+                                  'Nothing was written; choose another --out or remove it.')
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
         write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
         run._append(cls.history_columns)
@@ -126,9 +130,20 @@ class Run:
         "The run in a folder; an error names the file that is missing or damaged"
         run = cls(folder)
         for file in (run.info_file, run.recipe_file):
-            if not file.is_file(): raise FileNotFoundError(f'{run.folder} is no run folder: it has no {file.name}. A run folder is what `train` writes, e.g. runs/small_cnn-seed0.')
+            if not file.is_file():
+                raise FileNotFoundError(f'{run.folder} is no run folder: it has no {file.name}. '
+                                        'A run folder is what `train` writes, e.g. runs/small_cnn-seed0.')
             read_json(file)
         return run
+
+    def _claim(self, recipe): # -> whether the folder was new or empty, for one of two processes that want it
+        if self.folder.exists():
+            if not self.folder.is_dir() or any(self.folder.iterdir()): return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.recipe_file.open('x', encoding='utf-8') as f: f.write(recipe.to_json() + '\n')
+        except FileExistsError: return False
+        return True
 
     def _append(self, row):
         with self.history_file.open('a', newline='', encoding='utf-8') as f: csv.writer(f).writerow(row)
@@ -140,11 +155,13 @@ def recipe(self:Run)->Recipe:
     try: return Recipe.from_json(self.recipe_file.read_text(encoding='utf-8'))
     except (TypeError, ValueError) as e: raise ValueError(f'{self.recipe_file} is damaged or not ours: {e}') from None
 
+# %% ../nbs/02_runs.ipynb #dc98c0b5
 @patch(as_prop=True)
 def choices(self:Run)->dict: # `recipe.json` as it is, whichever version of the package wrote it
     "Every choice, as JSON"
     return read_json(self.recipe_file)
 
+# %% ../nbs/02_runs.ipynb #ac64e3b1
 @patch(as_prop=True)
 def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seconds ...
     "What `run.json` says"
@@ -155,6 +172,7 @@ def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C) o
     "How the run ended; one that was killed is 'training' for ever"
     return self.info['status']
 
+# %% ../nbs/02_runs.ipynb #95e2eb8c
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame: # a row an epoch, columns `Run.history_columns`
     "How training went"
@@ -172,6 +190,7 @@ def is_run(
     "Tell whether a folder is one of a run"
     return Run(folder).info_file.is_file()
 
+# %% ../nbs/02_runs.ipynb #63ad99f6
 def list_runs(
     folder:str|Path, # a run folder, or one with run folders in it
 )->list[Run]: # sorted by name
@@ -187,6 +206,7 @@ def add_epoch(self:Run,
     "Add an epoch to the history, so that it is not lost whatever comes next"
     self._append([row[name] for name in self.history_columns])
 
+# %% ../nbs/02_runs.ipynb #22c2141f
 @patch
 def add_metrics(self:Run,
     name:str, # 'valid', 'test', 'test flip' ...
@@ -197,6 +217,7 @@ def add_metrics(self:Run,
     metrics[name] = metrics.get(name, {}) | figures
     write_json(self.metrics_file, metrics)
 
+# %% ../nbs/02_runs.ipynb #4c114872
 @patch
 def evaluation_file(self:Run,
     name:str, # of its figures in `metrics`
@@ -208,18 +229,23 @@ def evaluation_file(self:Run,
 class WeightsElsewhereError(OSError):
     "The weights could not be written into the run folder; the message says where they are"
 
+def _on_cpu(weights): # a copy: layers may share weights
+    return weights.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
+
+# %% ../nbs/02_runs.ipynb #b5890414
 @patch
 def save_weights(self:Run,
     model:nn.Module, # on any device
 )->None:
     "Write the weights of `model`; if the disk refuses, an `OSError` says where they are instead"
-    state = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k,v in model.state_dict().items()}  # copies: layers may share weights
+    state = {name: _on_cpu(weights) for name, weights in model.state_dict().items()}
     try:
         with atomic_file(self.weights_file) as part: save_file(state, part)
     except Exception as e:  # safetensors has errors of its own for a full disk
         kept = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))/self.weights_file.name
         save_file(state, kept)
-        raise WeightsElsewhereError(f'Could not write {self.weights_file} ({e}). The weights were kept in {kept}: make room and move them.') from e
+        raise WeightsElsewhereError(f'Could not write {self.weights_file} ({e}). '
+                                    f'The weights were kept in {kept}: make room and move them.') from e
 
 # %% ../nbs/02_runs.ipynb #501bc704
 @patch
@@ -227,14 +253,18 @@ def save_weights(self:Run,
 def training(self:Run,
     model:nn.Module, # trained by the body
 )->Iterator[None]:
-    "Keep the folder true while the body trains `model`: however it ends, the weights are there and `run.json` says what happened"
+    "Save the weights and say in `run.json` what happened, however the body ends"
     info = self.info
-    started,cpu_started = time.perf_counter(),time.process_time()
+    started = time.perf_counter()
+    cpu_started = time.process_time()
 
-    def end(status, **more):
-        took = dict(seconds=round(time.perf_counter() - started, 2), cpu_seconds=round(time.process_time() - cpu_started, 2))
-        checksums = {file.name: file_digest(file) for file in [self.weights_file] if file.exists()}
-        write_json(self.info_file, info | dict(status=status, epochs=len(self.history), **took, checksums=checksums, **more))
+    def end(status, **error):
+        took = dict(seconds=round(time.perf_counter() - started, 2),
+                    cpu_seconds=round(time.process_time() - cpu_started, 2))
+        checksums = {}
+        if self.weights_file.exists(): checksums[self.weights_file.name] = file_digest(self.weights_file)
+        ending = dict(status=status, epochs=len(self.history), **took, checksums=checksums, **error)
+        write_json(self.info_file, info | ending)
 
     try:
         yield
@@ -242,7 +272,8 @@ def training(self:Run,
         end('finished')
     except BaseException as e:  # Ctrl-C too
         try:
-            if not (self.weights_file.exists() or isinstance(e, WeightsElsewhereError)): self.save_weights(model)
+            kept = self.weights_file.exists() or isinstance(e, WeightsElsewhereError)
+            if not kept: self.save_weights(model)
         finally:
             status = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
             with suppress(OSError, ValueError): end(status, error=f'{type(e).__name__}: {e}')
@@ -253,13 +284,17 @@ def training(self:Run,
 def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     "The weights by name; an error if they are missing or not those that the run wrote"
     file = self.weights_file
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
+    if not file.is_file():
+        raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
     wanted = self.info.get('checksums', {}).get(file.name)  # older runs have none
-    if wanted not in (None, file_digest(file)):
-        raise ValueError(f'{file} is damaged or not the file that this run wrote: its checksum is not the one in {self.info_file.name}. Copy the folder again.')
+    if wanted is not None and wanted != file_digest(file):
+        raise ValueError(f'{file} is damaged or not the file that this run wrote: '
+                         f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
     try: return load_file(file)
-    except (SafetensorError, OSError) as e: raise ValueError(f'{file} is damaged or not a safetensors file: {e}') from None
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f'{file} is damaged or not a safetensors file: {e}') from None
 
+# %% ../nbs/02_runs.ipynb #b4681dd1
 @patch
 def load_weights(self:Run,
     model:nn.Module, # of the run's architecture
@@ -267,4 +302,5 @@ def load_weights(self:Run,
     "Load the weights into `model`"
     weights = self.read_weights()
     try: model.load_state_dict(weights)
-    except RuntimeError as e: raise ValueError(f'{self.weights_file} does not hold the weights of this network: {e}') from None
+    except RuntimeError as e:
+        raise ValueError(f'{self.weights_file} does not hold the weights of this network: {e}') from None

@@ -46,7 +46,7 @@ def section(text, name): return re.search(f'<section id="{name}">(.*?)</section>
 def rows(html): return [[re.sub('<[^>]*>', '', cell) for cell in re.findall('<td[^>]*>(.*?)</td>', row)] for row in re.findall('<tr>(.*?)</tr>', html)][1:]
 
 
-every_section = ['summary', 'curves', 'classes', 'confusion', 'between', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness',
+every_section = ['summary', 'curves', 'classes', 'confusion', 'confused', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness',
                  'features', 'changes', 'how']
 
 
@@ -154,14 +154,14 @@ def test_a_missing_package_costs_one_section(runs, monkeypatch, name, package):
     assert f'This needs {package}: pip install cifar_fastai[interpret].' in body(runs, name)
 
 
-@pytest.mark.parametrize('name', ['between', 'sure', 'attention'])
+@pytest.mark.parametrize('name', ['confused', 'sure', 'attention'])
 def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'The images are not here.' in body(runs, name, root='/nowhere')
 
 
 def test_a_model_that_is_always_right(runs):
     result = load_evaluation(runs[1].run_dir/'test.npz')
     perfect = dict(probs=pd.get_dummies(pd.Categorical(result.targets, range(10))).to_numpy(float), losses=result.losses*0)
-    assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'between', **perfect)
+    assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'confused', **perfect)
     for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
     assert 'makes no mistakes' in body(runs, 'attention', **perfect)
     page = report._Page(Run(runs[1].run_dir), runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
