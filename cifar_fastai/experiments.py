@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 
 from .augmentation import augmentation
 from .sources import DataInfo, describe_data, find_data
+from .errors import plain_message
 from .evaluation import evaluate, tta_views
 from .files import atomic_write, locked, parse_json
 from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
@@ -250,8 +251,8 @@ def _fingerprint(recipe):
 def _text(value): return value.encode('utf-8', 'backslashreplace').decode()  # names of folders need not be text
 
 def _one_line(text):
-    "Strip an error of line breaks and of what fastai puts before it, and keep 1,000 letters that a file can hold"
-    line = ' '.join(re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text).split())
+    "Make one line of an error, of at most 1,000 letters that a file can hold"
+    line = plain_message(text)
     if len(line) > 1000: line = f'{line[:1000]} ...'
     return _text(line)
 

@@ -22,52 +22,72 @@ from torchvision.ops import Permute
 from .models import PatchWhitening, eval_mode
 
 # %% ../nbs/04_finetuning.ipynb #cc8f474d
-_ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
-_instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
-
 class _ToMinusOneToOne(nn.Module):
-    "What GoogLeNet and Inception do before their layers: images normalized with ImageNet's statistics become from -1 to 1"
-    def forward(self, x:Tensor): return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in zip(x.unbind(1), *imagenet_stats)], 1)
+    "Turn ImageNet's normalization into -1 to 1, as GoogLeNet and Inception do before their layers"
+    def forward(self, x:Tensor):
+        channels = zip(x.unbind(1), *imagenet_stats)
+        return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in channels], 1)
+
+# %% ../nbs/04_finetuning.ipynb #144a2d32
+_instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
 
 def _timm_body(backbone):
     "A network of timm that gives feature maps"
     try: backbone.reset_classifier(0, '')
-    except AssertionError as e: raise ValueError(f"timm's {type(backbone).__name__} gives no feature maps ({e}). {_instead}") from None
-    last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
-    return nn.Sequential(OrderedDict(timm=backbone, **({'channels_first': Permute([0, 3, 1, 2])} if last else {})))
+    except AssertionError as e:
+        raise ValueError(f"timm's {type(backbone).__name__} gives no feature maps ({e}). {_instead}") from None
+    layers = OrderedDict(timm=backbone)
+    channels_last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
+    if channels_last: layers['channels_first'] = Permute([0, 3, 1, 2])
+    return nn.Sequential(layers)
+
+# %% ../nbs/04_finetuning.ipynb #33dbb16b
+_ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
 
 def cut_body(
     backbone:nn.Module, # a whole network of torchvision or timm
 )->nn.Module: # (N, C, H, W) -> feature maps (N, F, h, w); the layers are those of `backbone`
     "Leave off the classifier, and the pooling before it"
     if hasattr(backbone, 'reset_classifier'): return _timm_body(backbone)
-    layers = OrderedDict(transform_input=_ToMinusOneToOne()) if getattr(backbone, 'transform_input', False) else OrderedDict()
+    layers = OrderedDict()
+    if getattr(backbone, 'transform_input', False): layers['transform_input'] = _ToMinusOneToOne()
     for name,layer in backbone.named_children():
         if name in _ends: return nn.Sequential(layers)
         layers[name] = layer
-    raise ValueError(f'{type(backbone).__name__} has none of the layers {", ".join(_ends)}, so it is not known where its body ends.')
+    raise ValueError(f'{type(backbone).__name__} has none of the layers {", ".join(_ends)}, '
+                     'so it is not known where its body ends.')
 
 # %% ../nbs/04_finetuning.ipynb #9705e796
 def _sizes_to_try(body):
     "Heights and widths of images; timm tells those of a network that takes no others"
     cfg = getattr(getattr(body, 'timm', None), 'pretrained_cfg', None) or {}
-    return [cfg['input_size'][1:]] if cfg.get('fixed_input_size') else [(n, n) for n in (32, 64, 128, 256, 512)]
+    if cfg.get('fixed_input_size'): return [cfg['input_size'][1:]]
+    return [(n, n) for n in (32, 64, 128, 256, 512)]
 
+# %% ../nbs/04_finetuning.ipynb #1e281964
 def _in_channels(body):
     "Channels of the images: what the first convolution that the body lists takes"
-    return next((m.filters.shape[1] if isinstance(m, PatchWhitening) else m.in_channels for m in body.modules() if isinstance(m, (PatchWhitening, nn.Conv2d))), 3)
+    for m in body.modules():
+        if isinstance(m, PatchWhitening): return m.filters.shape[1]
+        if isinstance(m, nn.Conv2d): return m.in_channels
+    return 3
 
+# %% ../nbs/04_finetuning.ipynb #97590ccf
 def _n_features(body, in_channels):
     "Channels of the feature maps of a body, from trying it"
     for size in _sizes_to_try(body):
         try:
-            with torch.no_grad(), eval_mode(body): shape = body(next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)).shape
+            with torch.no_grad(), eval_mode(body):
+                images = next(body.parameters()).new_empty(1, in_channels, *size).uniform_(-1, 1)
+                shape = body(images).shape
         except Exception as e: why = str(e) or type(e).__name__
         else:
             if len(shape) == 4: return shape[1]
             why = f'an output of shape {tuple(shape)}'
-    raise ValueError(f'This body cannot have a new head: a head goes on feature maps (N, F, h, w), and trying it with images gave {why!r}. {_instead}')
+    raise ValueError('This body cannot have a new head: a head goes on feature maps (N, F, h, w), '
+                     f'and trying it with images gave {why!r}. {_instead}')
 
+# %% ../nbs/04_finetuning.ipynb #d2163529
 def add_new_head(
     body:nn.Module, # as `cut_body` makes it
     n_out:int, # classes
@@ -75,19 +95,33 @@ def add_new_head(
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
     "Put a new head on a body, initialized as fastai does"
-    head = create_head(_n_features(body, _in_channels(body) if in_channels is None else in_channels), n_out, **{k: list(v) if isinstance(v, tuple) else v for k,v in head.items()})
+    if in_channels is None: in_channels = _in_channels(body)
+    n_features = _n_features(body, in_channels)
+    options = {k: list(v) if isinstance(v, tuple) else v for k,v in head.items()} # fastai adds lists to `lin_ftrs`
+    head = create_head(n_features, n_out, **options)
     apply_init(head, nn.init.kaiming_normal_)
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/04_finetuning.ipynb #54f8ece7
 def _in(name, layer): return f'.{layer}.' in f'.{name}.'
 
+def _layer_names(model):
+    "The parts of a network that have parameters; instead of `body`, its parts"
+    layers = []
+    for name,child in model.named_children():
+        if name == 'body': layers += child.named_children()
+        else: layers.append((name, child))
+    return [n for n,c in layers if next(c.parameters(), None) is not None]
+
+# %% ../nbs/04_finetuning.ipynb #0d39eccd
 def parameter_groups(
     model:nn.Module, # any network
     starts:tuple=(), # names of layers at which a new group begins, in the network's order: ('layer3', 'head')
 )->list[list[nn.Parameter]]: # one group more than `starts`; all parameters, in the network's order
     "Split a network's parameters into groups"
-    groups,waiting,before = [[]],list(starts),''
+    groups = [[]]
+    waiting = list(starts)
+    before = ''
     for name,p in model.named_parameters():
         if waiting and _in(name, waiting[0]) and not _in(before, waiting[0]):
             groups.append([])
@@ -95,13 +129,9 @@ def parameter_groups(
         groups[-1].append(p)
         before = name
     if not waiting: return groups
-    raise ValueError(f'No parameter group can begin at {waiting[0]!r}: the network has no such layer, or not in this order. '
+    raise ValueError(f'No parameter group can begin at {waiting[0]!r}: '
+                     'the network has no such layer, or not in this order. '
                      f'Layers are {", ".join(_layer_names(model))}, and what is in them, as in layer3.0.')
-
-def _layer_names(model):
-    "The parts of a network that have parameters; instead of `body`, its parts"
-    layers = [o for n,c in model.named_children() for o in (c.named_children() if n == 'body' else [(n, c)])]
-    return [n for n,c in layers if next(c.parameters(), None) is not None]
 
 # %% ../nbs/04_finetuning.ipynb #d315469c
 def _frozen_groups(learn, name):
@@ -110,10 +140,13 @@ def _frozen_groups(learn, name):
     if name in names: return names.index(name)
     raise ValueError(f'freeze_to must be one of {", ".join(map(repr, names))}, got {name!r}')
 
+# %% ../nbs/04_finetuning.ipynb #0c3365a9
 def _batchnorms(model, frozen):
     "The BatchNorm layers with frozen parameters, or those of the body if nothing is frozen"
-    of_body = lambda name: name.startswith('body.') or not hasattr(model, 'body')
-    return [m for n,m in model.named_modules() if isinstance(m, bn_types) and (any(p in frozen for p in m.parameters()) if frozen else of_body(n))]
+    layers = [(n,m) for n,m in model.named_modules() if isinstance(m, bn_types)]
+    if frozen: return [m for _,m in layers if any(p in frozen for p in m.parameters())]
+    if not hasattr(model, 'body'): return [m for _,m in layers]
+    return [m for n,m in layers if n.startswith('body.')]
 
 # %% ../nbs/04_finetuning.ipynb #1cd9b29f
 def freeze_to(
@@ -121,16 +154,17 @@ def freeze_to(
     name:str='', # the first group that trains, by the layer it begins at; '' trains all
     bn:str='train', # what BatchNorm does, see above
 )->list: # callbacks that the training needs
-    "Freeze what comes before a layer, and what its author made fixed; the optimizer starts afresh only if it was different before"
-    if bn not in ('train', 'stats', 'frozen'): raise ValueError(f"bn must be 'train', 'stats' or 'frozen', got {bn!r}")
+    "Freeze what comes before a layer, and what is fixed; the optimizer starts afresh only if something changed"
+    if bn not in ('train', 'stats', 'frozen'):
+        raise ValueError(f"bn must be 'train', 'stats' or 'frozen', got {bn!r}")
     n = _frozen_groups(learn, name)
     if learn.opt is None: learn.create_opt()
     if learn.opt.frozen_idx != n: learn.freeze_to(n)
     frozen = {p for g in learn.opt.param_lists[:n] for p in g}
-    layers = _batchnorms(learn.model, frozen)
-    for p in learn.model.parameters(): p.requires_grad_(p not in frozen)
-    for m in layers: m.requires_grad_(bn == 'train')
-    for name in getattr(learn.model, 'fixed', ()): learn.model.get_parameter(name).requires_grad_(False)
-    for p in learn.model.parameters():
+    model = learn.model
+    for p in model.parameters(): p.requires_grad_(p not in frozen)
+    for m in _batchnorms(model, frozen): m.requires_grad_(bn == 'train')
+    for fixed in getattr(model, 'fixed', ()): model.get_parameter(fixed).requires_grad_(False)
+    for p in model.parameters():
         if not p.requires_grad: p.grad = None  # else fastai's optimizers would decay it
     return [BnFreeze()] if bn == 'frozen' else []

@@ -702,7 +702,7 @@ def write_report(
 )->Path: # the file
     "Write a page about a run that needs nothing but itself."
     if split not in (None, 'test', 'valid'):
-        raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', None.")
+        raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid'.")
     run, learn = _load(run, source, device)
     path = run.folder / 'report.html' if path is None else Path(path)
     if not path.parent.is_dir(): raise FileNotFoundError(f'No folder {path.parent} to write the report to.')

@@ -39,16 +39,21 @@ from .runs import Run
 def _backbones():
     "Every network of torchvision and timm: its name and what builds it"
     known = Registry('network', 'list_backbones()')
-    for n in torchvision_models.list_models(module=torchvision_models): known.add(n, partial(get_model, n, weights=None))
+    for n in torchvision_models.list_models(module=torchvision_models):
+        known.add(n, partial(get_model, n, weights=None))
     for n in timm.list_models(): known.add(f'timm/{n}', partial(timm.create_model, n))
     return known
 
+# %% ../nbs/03_weights.ipynb #f6a1d671
 def _builder(name):
     "What builds a network; a name that timm gave up is answered with its present one"
-    arch = (get_deprecated_models().get(name.removeprefix('timm/')) or '').partition('.')[0]
-    if name not in _backbones() and arch: raise UnknownNameError(f"Unknown network {name!r}. timm calls it {arch!r} now: write 'timm/{arch}'.")
+    renamed = get_deprecated_models().get(name.removeprefix('timm/')) or ''
+    arch = renamed.partition('.')[0] # without the tag of its weights
+    if name not in _backbones() and arch:
+        raise UnknownNameError(f"Unknown network {name!r}. timm calls it {arch!r} now: write 'timm/{arch}'.")
     return _backbones()[name]
 
+# %% ../nbs/03_weights.ipynb #7b5498aa
 def list_backbones(
     pattern:str='*', # shell-style pattern: 'resnet*', 'timm/*xception*'
 )->list[str]: # names, torchvision's first
@@ -56,19 +61,24 @@ def list_backbones(
     return _backbones().names(pattern)
 
 # %% ../nbs/03_weights.ipynb #7b369d7b
-_extras = {n: dict(aux_logits=False, # else they return three outputs in training
-                   init_weights=True, transform_input=True) # their published weights want images from -1 to 1, and make them so
-           for n in ('googlenet', 'inception_v3')}
+_inception_args = dict(
+    aux_logits=False, # else they return three outputs in training
+    init_weights=True,
+    transform_input=True) # their published weights want images from -1 to 1, and make them so
+_extras = dict(googlenet=_inception_args, inception_v3=_inception_args)
 
+# %% ../nbs/03_weights.ipynb #8590aeef
 def _first_conv(model):
     "Name and module of the convolution that sees the image; None without one"
     return next(((n,m) for n,m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
 
+# %% ../nbs/03_weights.ipynb #da7d291f
 def _take_channels(model, in_channels):
     "Replace the first convolution if the images have other than its channels"
     name,conv = _first_conv(model)
     if conv.in_channels == in_channels: return model
-    same = {k: getattr(conv, k) for k in ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')}
+    settings = ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+    same = {k: getattr(conv, k) for k in settings}
     parent,_,child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, nn.Conv2d(in_channels, bias=conv.bias is not None, **same))
     if hasattr(model, 'transform_input'): model.transform_input = False # which is for colors
@@ -88,25 +98,37 @@ def create_backbone(
     return _take_channels(build(num_classes=n_out, **_extras.get(name, {})), in_channels)
 
 # %% ../nbs/03_weights.ipynb #b3de8dc3
-_wanted = "Wanted is a file of weights: .safetensors, or .pth as torch.save(model.state_dict(), 'weights.pth') writes it."
+_wanted = ('Wanted is a file of weights: .safetensors, '
+           "or .pth as torch.save(model.state_dict(), 'weights.pth') writes it.")
 
-_L = type('L', (), dict(__module__='fastcore.foundation')) # an empty stand-in for the list in which fastai's optimizers save their settings
+# an empty stand-in for the list in which fastai's optimizers save their settings
+_L = type('L', (), dict(__module__='fastcore.foundation'))
 
 def _not_weights(path, why=''):
     return ValueError(f'{path} is damaged, or something else than weights{why}. {_wanted}')
 
+# %% ../nbs/03_weights.ipynb #33fbb85b
 def _format(path):
     "'safetensors', 'torch' or '', by the first bytes"
     with path.open('rb') as f: start = f.read(9)
     if start[8:] == b'{': return 'safetensors' # after eight bytes of length comes a JSON object
-    return 'torch' if start.startswith((b'PK\x03\x04', b'\x80')) else '' # a zip archive, as now, or a pickle, as long ago
+    zipped = b'PK\x03\x04' # as torch.save writes now
+    pickled = b'\x80' # as it did long ago
+    return 'torch' if start.startswith((zipped, pickled)) else ''
+
+# %% ../nbs/03_weights.ipynb #e20cb447
+def _first_few(names):
+    "The first four, and dots if there are more"
+    shown = ', '.join(names[:4])
+    return f'{shown}, ...' if len(names) > 4 else shown
 
 def _forbidden(path):
     "What a pickle asks for besides tensors, if PyTorch can tell"
     try: names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception: return '' # the file is not in PyTorch's present format
-    return f' ({", ".join(names[:4])}{", ..." if len(names) > 4 else ""})' if names else ''
+    return f' ({_first_few(names)})' if names else ''
 
+# %% ../nbs/03_weights.ipynb #84dab5b2
 def _open(path):
     "What a file holds; one that needs pickle or is damaged is a `ValueError`"
     kind = _format(path)
@@ -115,22 +137,26 @@ def _open(path):
         if kind == 'safetensors': return load_file(path)
         with torch.serialization.safe_globals([_L]): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f'{path} was not opened: it holds more than tensors{_forbidden(path)}, and reading that would mean to run whatever the '
-                         "file says. Where it was made, save the weights alone: torch.save(model.state_dict(), 'weights.pth'), or "
+        raise ValueError(f'{path} was not opened: it holds more than tensors{_forbidden(path)}, and reading that '
+                         "would mean to run whatever the file says. Where it was made, save the weights alone: "
+                         "torch.save(model.state_dict(), 'weights.pth'), or "
                          'learn.save(name, with_opt=False).') from None
     except MemoryError: raise
     except Exception as e: # a damaged file makes torch raise all sorts
-        raise _not_weights(path, f' ({type(e).__name__}: {str(e).partition(". ")[0]})') from None
+        first_sentence = str(e).partition('. ')[0]
+        raise _not_weights(path, f' ({type(e).__name__}: {first_sentence})') from None
 
 # %% ../nbs/03_weights.ipynb #8a609f0f
-_wrappers = ('state_dict', 'model_state_dict', 'model')
-
 def _check_state(state, origin):
     "Refuse what is not names and tensors"
-    if not isinstance(state, Mapping): raise ValueError(f'{origin} holds a {type(state).__name__}, not names and tensors. {_wanted}')
+    if not isinstance(state, Mapping):
+        raise ValueError(f'{origin} holds a {type(state).__name__}, not names and tensors. {_wanted}')
     if not state: raise ValueError(f'{origin} holds no weights at all. {_wanted}')
     odd = [f'{k!r}: {type(v).__name__}' for k,v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if odd: raise ValueError(f'{origin} holds other things than tensors ({", ".join(odd[:4])}{", ..." if len(odd) > 4 else ""}). {_wanted}')
+    if odd: raise ValueError(f'{origin} holds other things than tensors ({_first_few(odd)}). {_wanted}')
+
+# %% ../nbs/03_weights.ipynb #f044eb96
+_wrappers = ('state_dict', 'model_state_dict', 'model')
 
 def _unwrap(found, origin):
     "The weights in what a file holds"
@@ -141,10 +167,13 @@ def _unwrap(found, origin):
     _check_state(found, origin)
     return found
 
+# %% ../nbs/03_weights.ipynb #b66ac77d
+def _strip_prefix(state, prefix): return {k.removeprefix(prefix): v for k,v in state.items()}
+
 def _plain_names(state):
     "Without the words that wrappers put before names"
     state = {k.replace('_orig_mod.', ''): v for k,v in state.items()}
-    while all(k.startswith('module.') for k in state): state = {k.removeprefix('module.'): v for k,v in state.items()}
+    while all(k.startswith('module.') for k in state): state = _strip_prefix(state, 'module.')
     return state
 
 def _read_file(path): return _plain_names(_unwrap(_open(path), path))
@@ -153,34 +182,44 @@ def _read_file(path): return _plain_names(_unwrap(_open(path), path))
 def _read_run(folder):
     "The weights in a run folder"
     try: return _plain_names(Run.open(folder).read_weights())
-    except FileNotFoundError as e: raise FileNotFoundError(f'{e} Any other file of weights can be given by its own name.') from None
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f'{e} Any other file of weights can be given by its own name.') from None
 
 # %% ../nbs/03_weights.ipynb #becd808e
 def _kept(name): return Path(get_dir())/'checkpoints'/name
 def _file_name(url): return Path(urlparse(url).path).name
 
 def _said_hash(name): # -> digits, or None
-    "How the SHA-256 of a file begins by its name; what is shorter than eight digits, as in `-300e.pth`, is something else"
-    return (found := HASH_REGEX.search(name)) and len(found[1]) >= 8 and found[1] or None
+    "How the SHA-256 of a file begins, by its name"
+    found = HASH_REGEX.search(name)
+    long_enough = found and len(found[1]) >= 8 # fewer digits are something else, as in `-300e.pth`
+    return found[1] if long_enough else None
 
+# %% ../nbs/03_weights.ipynb #df08be8c
 def _check_hash(path):
     "Refuse a file whose SHA-256 does not begin as its name says"
-    said,found = _said_hash(path.name),file_digest(path)
+    said = _said_hash(path.name)
+    found = file_digest(path)
     if said and not found.startswith(said):
-        raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said)]}, not {said}. Remove it, and it is fetched again.')
+        raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said)]}, not {said}. '
+                         'Remove it, and it is fetched again.')
     return path
 
+# %% ../nbs/03_weights.ipynb #c5f15329
 def _not_fetched(what, url, path, reason):
     "The error that says what to do by hand"
-    return ConnectionError(f'{what}: could not be fetched ({reason}).\nPut the file {path.name}\n  from {url}\n  into {path.parent}\n'
+    return ConnectionError(f'{what}: could not be fetched ({reason}).\n'
+                           f'Put the file {path.name}\n  from {url}\n  into {path.parent}\n'
                            f"or give a file that you have: weights='path/to/{path.name}'")
 
 # %% ../nbs/03_weights.ipynb #bdfd87a7
 def _reason(e):
     "Why a download failed, in a few words"
     if isinstance(e, RuntimeError): return f'it broke off, or is another file: {e}' # of torch, for a wrong hash
-    return e.reason if type(e) is URLError else str(e) or type(e).__name__
+    if type(e) is URLError: return e.reason # of its subclass HTTPError the text says more
+    return str(e) or type(e).__name__
 
+# %% ../nbs/03_weights.ipynb #52c56238
 def _fetch(url, what):
     "The file of an address: kept from before, or downloaded"
     path = _kept(_file_name(url))
@@ -204,15 +243,18 @@ def _fetch_from_hub(cfg, what):
     place = _place(cfg)
     try: return Path(hf_hub_download(**place))
     except Exception as e: # the hub's client raises the errors of several libraries
-        raise _not_fetched(what, hf_hub_url(**place), path, (str(e).strip() or type(e).__name__).splitlines()[0]) from None
+        reason = str(e).strip() or type(e).__name__
+        raise _not_fetched(what, hf_hub_url(**place), path, reason.splitlines()[0]) from None
 
+# %% ../nbs/03_weights.ipynb #94073426
 def _timm_file(cfg, what):
     "The file of weights that timm's `cfg` names"
-    url = cfg.url if cfg.url and not cfg.custom_load and _said_hash(_file_name(cfg.url)) else None # else not ours to read or to check
-    if url and _kept(_file_name(url)).exists() or not cfg.hf_hub_id: return _fetch(url or cfg.url, what)
+    checkable = cfg.url and not cfg.custom_load and _said_hash(_file_name(cfg.url))
+    kept = checkable and _kept(_file_name(cfg.url)).exists()
+    if kept or not cfg.hf_hub_id: return _fetch(cfg.url, what)
     cached = try_to_load_from_cache(**_place(cfg))
     if isinstance(cached, str): return Path(cached)
-    return _fetch(url, what) if url else _fetch_from_hub(cfg, what)
+    return _fetch(cfg.url, what) if checkable else _fetch_from_hub(cfg, what)
 
 # %% ../nbs/03_weights.ipynb #f68da202
 def _timm_weights(arch, tag):
@@ -220,7 +262,9 @@ def _timm_weights(arch, tag):
     cfg = get_pretrained_cfg(f'{arch}.{tag}' if tag else arch)
     what = f'timm/{arch}, weights {cfg.tag!r}'
     path = _timm_file(cfg, what)
-    try: model = timm.create_model(arch, pretrained=True, pretrained_cfg=tag or None, pretrained_cfg_overlay=dict(state_dict=_read_file(path)))
+    try:
+        overlay = dict(state_dict=_read_file(path))
+        model = timm.create_model(arch, pretrained=True, pretrained_cfg=tag or None, pretrained_cfg_overlay=overlay)
     except RuntimeError as e: raise ValueError(f'{path} does not hold {what}: {str(e).splitlines()[0]}') from None
     return model.state_dict()
 
@@ -231,27 +275,36 @@ def list_weights(
     "The names that `find_weights` takes for a network"
     if name not in _backbones() and name in list_models(): return []
     _builder(name)
-    if not name.startswith('timm/'): words = list(get_model_weights(name).__members__)
-    else: words = [n.partition('.')[2] for n in timm.list_models(name.removeprefix('timm/'), pretrained=True, include_tags=True)]
+    if name.startswith('timm/'):
+        tagged = timm.list_models(name.removeprefix('timm/'), pretrained=True, include_tags=True)
+        words = [n.partition('.')[2] for n in tagged]
+    else: words = list(get_model_weights(name).__members__)
     return ['DEFAULT', *(w for w in words if w and w != 'DEFAULT')] if words else []
 
 # %% ../nbs/03_weights.ipynb #b797c293
 def _published(name, word):
     "What torchvision or timm give under a name"
-    if name.startswith('timm/'): return _timm_weights(name.removeprefix('timm/'), '' if word == 'DEFAULT' else word)
+    if name.startswith('timm/'):
+        tag = '' if word == 'DEFAULT' else word
+        return _timm_weights(name.removeprefix('timm/'), tag)
     enum = get_model_weights(name)[word]
     return _read_file(_fetch(enum.url, str(enum)))
 
+# %% ../nbs/03_weights.ipynb #9183b26b
 def _word(name, weights):
     "A name without 'ResNet34_Weights.', with which torchvision writes it"
-    return str(weights) if name.startswith('timm/') else str(weights).removeprefix(f'{get_model_weights(name).__name__}.')
+    if name.startswith('timm/'): return str(weights)
+    return str(weights).removeprefix(f'{get_model_weights(name).__name__}.')
 
+# %% ../nbs/03_weights.ipynb #9aee9c99
 def _no_such(name, weights, words):
     "The error for what is neither a known name nor there"
     text = str(weights)
-    published = f'Published for {name!r}: {", ".join(map(repr, words))}.' if words else f'Nothing is published for {name!r}.'
+    published = f'Nothing is published for {name!r}.'
+    if words: published = f'Published for {name!r}: {", ".join(map(repr, words))}.'
     what_else = 'Or give a file (.pth, .safetensors) or a run folder.'
-    if '/' in text or os.sep in text or Path(text).suffix in ('.pth', '.pt', '.bin', '.ckpt', '.safetensors'):
+    has_suffix = Path(text).suffix in ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
+    if has_suffix or '/' in text or os.sep in text:
         return FileNotFoundError(f'There is no file and no folder {text}. {published} {what_else}')
     return UnknownNameError(f'Unknown weights {text!r}. {published} {what_else}')
 
@@ -261,7 +314,9 @@ def find_weights(
     weights:str|Path, # one of `list_weights(name)`, a file (.pth, .safetensors) or a run folder
 )->dict[str, Tensor]: # names and tensors, on the CPU, as `load_weights` takes them
     "Read weights, downloading them if need be"
-    if not str(weights).strip(): raise ValueError("weights is empty, and that means none: a network begins with random numbers then. 'DEFAULT' takes the best published ones.")
+    if not str(weights).strip():
+        raise ValueError('weights is empty, and that means none: a network begins with random numbers then. '
+                         "'DEFAULT' takes the best published ones.")
     words = list_weights(name)
     if words and (word := _word(name, weights)) in words: return _published(name, word)
     path = Path(weights).expanduser()
@@ -271,9 +326,12 @@ def find_weights(
 
 # %% ../nbs/03_weights.ipynb #2bcc68bf
 def _some(names, n=4):
+    "The first `n`, and how many more there are"
     names = list(names)
-    return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
+    shown = ', '.join(names[:n])
+    return f'{shown} and {len(names) - n} more' if len(names) > n else shown
 
+# %% ../nbs/03_weights.ipynb #040f907f
 @dataclass(frozen=True)
 class WeightsReport:
     "What became of each tensor"
@@ -295,54 +353,75 @@ class WeightsReport:
         return '\n'.join(f'{k}: {v}' for k,v in lines if v)
 
 # %% ../nbs/03_weights.ipynb #7bdf2610
+def _last_layer(model):
+    "The name of the last layer, in a list, if it may give scores: linear, or a 1x1 convolution with a bias"
+    layers = [(n,m) for n,m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    if not layers: return []
+    name,layer = layers[-1]
+    if isinstance(layer, nn.Linear): return [name]
+    return [name] if layer.kernel_size == (1, 1) and layer.bias is not None else []
+
 def _classifier(model):
     "The keys of the layer that gives the scores; empty for a network without one"
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier') or ()
-    if not names:
-        name,layer = [('', None), *((n,m) for n,m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))][-1]
-        scores = isinstance(layer, nn.Linear) or isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.bias is not None
-        names = (name,) if scores else ()
-    return {f'{n}.{k}' for n in ([names] if isinstance(names, str) else names) for k in ('weight', 'bias')}
+    cfg = getattr(model, 'pretrained_cfg', None) or {} # of timm
+    names = cfg.get('classifier') or _last_layer(model)
+    if isinstance(names, str): names = [names]
+    return {f'{n}.{k}' for n in names for k in ('weight', 'bias')}
 
+# %% ../nbs/03_weights.ipynb #75ecc00d
 def _part(key): return key.partition('.')[0]
+def _parts(keys): return {_part(k) for k in keys}
 
 def _body_of(state, model):
     "The body of a fine-tuned network, if `state` is that of one and `model` is none; and what was left of it"
-    inner = ('body.body.', 'body.timm.') if 'body' in map(_part, model.state_dict()) else 'body.' # our own networks have a `body` anyway
-    if {_part(k) for k in state} - {'body', 'head'} or not any(k.startswith(inner) for k in state): return state,()
+    inner = 'body.'
+    if 'body' in _parts(model.state_dict()): inner = ('body.body.', 'body.timm.') # our own networks have a `body`
+    finetuned = _parts(state) <= {'body', 'head'} and any(k.startswith(inner) for k in state)
+    if not finetuned: return state,()
     body = {k.removeprefix('body.'): v for k,v in state.items() if _part(k) == 'body'}
-    if {_part(k) for k in body} == {'timm'}: body = {k.removeprefix('timm.'): v for k,v in body.items()} # as `cut_body` calls it
-    return body,tuple(k for k in state if _part(k) == 'head')
+    if _parts(body) == {'timm'}: body = _strip_prefix(body, 'timm.') # as `cut_body` calls it
+    head = tuple(k for k in state if _part(k) == 'head')
+    return body,head
 
 # %% ../nbs/03_weights.ipynb #9e8f2c8c
 def _adapt_channels(state, model):
     "Make the weights of a convolution for color fit one for other channels; the name of what was changed"
-    name,conv = _first_conv(model) or ('', None)
-    key,n = f'{name}.weight',getattr(conv, 'in_channels', 3)
+    found = _first_conv(model)
+    if found is None: return state,()
+    name,conv = found
+    key = f'{name}.weight'
+    n = conv.in_channels
     w = state.get(key)
-    if w is None or n == 3 or w.ndim != 4 or w.shape[1] != 3 or conv.groups != 1: return state,()
+    if w is None or n == 3: return state,()
+    if w.ndim != 4 or w.shape[1] != 3 or conv.groups != 1: return state,() # not weights for color
     if n == 1: new = w.sum(1, keepdim=True)
     elif n == 2: new = w[:, :2]*1.5
     else: new = torch.cat([w, w.new_zeros(len(w), n-3, *w.shape[2:])], 1)
     return state | {key: new},(key,)
 
 # %% ../nbs/03_weights.ipynb #5ab61bb3
-def _harmless(key): return key.endswith('num_batches_tracked') # BatchNorm's counter, which nothing uses; old files have none
-
+def _harmless(key): return key.endswith('num_batches_tracked') # BatchNorm's counter: unused, and not in old files
 def _differs(v, w): return v.shape != w.shape or v.is_floating_point() != w.is_floating_point()
 def _shape(t): return f'{tuple(t.shape)}' if t.is_floating_point() else f'{tuple(t.shape)} of {t.dtype}'
 
+# %% ../nbs/03_weights.ipynb #60f07887
 def _other_classes(state, wanted, keys):
     "The keys of the classifier if it is for another number of classes, and differs in nothing else"
     shapes = [(state[k].shape, wanted[k].shape) for k in keys]
-    return tuple(keys) if any(a != b for a,b in shapes) and all(a[1:] == b[1:] for a,b in shapes) else ()
+    differ = any(a != b for a,b in shapes)
+    differ_in_classes_only = differ and all(a[1:] == b[1:] for a,b in shapes)
+    return tuple(keys) if differ_in_classes_only else ()
 
+# %% ../nbs/03_weights.ipynb #46d48360
 def _compare(state, model, dropped=(), adapted=()):
     "The report of what would become of `state` in `model`"
     wanted = {k: v for k,v in model.state_dict().items() if isinstance(v, Tensor)}
-    dropped += _other_classes(state, wanted, sorted(_classifier(model) & wanted.keys() & state.keys(), reverse=True))
-    misshapen = {k: f'is {_shape(v)}, wanted {_shape(wanted[k])}' for k,v in state.items() if k in wanted and k not in dropped and _differs(v, wanted[k])}
-    loaded = tuple(k for k in wanted if k in state and k not in dropped and k not in misshapen)
+    classifier = sorted(_classifier(model) & wanted.keys() & state.keys(), reverse=True) # weight before bias
+    dropped += _other_classes(state, wanted, classifier)
+    kept = {k: v for k,v in state.items() if k not in dropped}
+    misshapen = {k: f'is {_shape(v)}, wanted {_shape(wanted[k])}'
+                 for k,v in kept.items() if k in wanted and _differs(v, wanted[k])}
+    loaded = tuple(k for k in wanted if k in kept and k not in misshapen)
     missing = tuple(k for k in wanted if k not in state and not _harmless(k))
     unexpected = tuple(k for k in state if k not in wanted and not _harmless(k))
     return WeightsReport(loaded, missing, unexpected, misshapen, dropped, adapted)
@@ -353,36 +432,49 @@ def weights_fit(
     model:nn.Module, # that may take them
 )->bool:
     "Tell whether nothing differs but the number of classes, or of channels"
-    report = _compare(_adapt_channels(state, model)[0], model)
+    state,_ = _adapt_channels(state, model)
+    report = _compare(state, model)
     return not (report.missing or report.unexpected or report.misshapen)
 
+# %% ../nbs/03_weights.ipynb #4a15e82b
 def _check_finite(state):
     "Refuse weights of a training that failed"
     bad = [k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if bad: raise ValueError(f'{len(bad)} of {len(state)} tensors hold numbers that are nan or infinite: {_some(bad)}. The training they come from failed; nothing was loaded.')
+    if bad:
+        raise ValueError(f'{len(bad)} of {len(state)} tensors hold numbers that are nan or infinite: {_some(bad)}. '
+                         'The training they come from failed; nothing was loaded.')
 
+# %% ../nbs/03_weights.ipynb #5048d46b
 def _check_report(report, state, model, strict, head_left):
     "Raise a readable `ValueError` if the weights do not fit"
     if not report.loaded and not report.misshapen:
-        raise ValueError(f'None of these weights fits the network.\nThey have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
-    last,given = {_part(k) for k in _classifier(model)},{_part(k) for k in state}
-    parts = {_part(k) for k in model.state_dict()} - last
-    missing = [k for k in report.missing if _part(k) not in (last if head_left else last - given)]
-    unexpected = [k for k in report.unexpected if _part(k) in parts]
-    if not (report.misshapen or strict and (missing or unexpected)): return
-    hint = 'Are they of another network?' if report.misshapen else 'Are they of another network? strict=False loads what fits.'
-    raise ValueError(f'These weights do not fit the network, and nothing was loaded. {hint}\n{report}'.replace('\nloaded: ', '\nwould fit: '))
+        raise ValueError('None of these weights fits the network.\n'
+                         f'They have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
+    last = _parts(_classifier(model))
+    may_miss = last if head_left else last - _parts(state)
+    missing = any(_part(k) not in may_miss for k in report.missing)
+    rest = _parts(model.state_dict()) - last
+    unexpected = any(_part(k) in rest for k in report.unexpected)
+    wrong_names = strict and (missing or unexpected)
+    if not (report.misshapen or wrong_names): return
+    hint = 'Are they of another network?'
+    if not report.misshapen: hint += ' strict=False loads what fits.'
+    message = f'These weights do not fit the network, and nothing was loaded. {hint}\n{report}'
+    raise ValueError(message.replace('\nloaded: ', '\nwould fit: '))
 
 # %% ../nbs/03_weights.ipynb #2491f068
 def load_weights(
     model:nn.Module, # changed in place, or not at all if something is wrong
-    state:Mapping[str, Tensor], # names and tensors, as `find_weights` gives them; half precision becomes what `model` has
+    state:Mapping[str, Tensor], # as `find_weights` gives them; half precision becomes what `model` has
     strict:bool=True, # whether names that are missing or unexpected are an error, as told above
 )->WeightsReport: # print it
     "Put weights into a network; a `ValueError` says what does not fit"
     _check_state(state, 'state')
     _check_finite(state)
-    state,dropped = (dict(state), ()) if weights_fit(state, model) else _body_of(dict(state), model)
+    fits = weights_fit(state, model)
+    state = dict(state)
+    dropped = ()
+    if not fits: state,dropped = _body_of(state, model)
     state,adapted = _adapt_channels(state, model)
     report = _compare(state, model, dropped, adapted)
     _check_report(report, state, model, strict, bool(dropped))
