@@ -7,8 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 # %% auto #0
 __all__ = ['PlainTensors', 'PlainLosses', 'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision',
            'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'check_class_weights', 'ClassWeights',
-           'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest', 'NonFiniteLossError',
-           'StopOnNonFiniteLoss', 'HistoryWriter']
+           'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest', 'StopOnNonFiniteLoss', 'HistoryWriter']
 
 # %% ../nbs/04_callbacks.ipynb #c54af6b0
 import time
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import random_tfms
+from .errors import NonFiniteLossError
 from .recipes import Recipe
 from .runs import Run, has_avx512_bf16
 
@@ -229,17 +229,6 @@ class KeepBest(SaveModelCallback):
         if self.last_saved_path: super().after_fit()
 
 # %% ../nbs/04_callbacks.ipynb #6390b3c7
-class NonFiniteLossError(RuntimeError):
-    "A loss became nan or infinite"
-    def __init__(self,
-        message:str, # what happened where, and what to do
-        epoch:int|None=None, # counted from 0
-        batch:int|None=None, # of that epoch, counted from 0; None: after the whole epoch
-        lr:float|None=None, # the learning rate there
-    ):
-        super().__init__(message)
-        self.epoch,self.batch,self.lr = epoch,batch,lr
-
 class StopOnNonFiniteLoss(Callback):
     "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
     order = MixedPrecision.order + 1 # which leaves its 16-bit floats first

@@ -297,7 +297,8 @@ def reading_size(
 
 def _check_images(info, image_size):
     if info.unreadable:
-        raise ValueError(f'{info.unreadable[0]} cannot be read as an image. `describe_data(path, verify=True)` lists all such files.')
+        raise ValueError(f'{info.unreadable[0]} cannot be read as an image. '
+                         '`cifar-fastai data SOURCE --verify` lists all such files.')
     if not info.size and not image_size:
         raise ValueError(f'The images in {info.path} differ in size: pass image_size=..., the side in pixels to bring them to.')
 

@@ -92,7 +92,8 @@ class _NamesFile:
             if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
             with Image.open(fn) as image: return cls(plain_image(image, cls._channels))
         except Exception as e:  # decoders raise all sorts
-            raise ValueError(f'{fn} cannot be read as an image ({e}). `describe_data(path, verify=True)` lists all such files.') from e
+            raise ValueError(f'{fn} cannot be read as an image ({e}). '
+                             '`cifar-fastai data SOURCE --verify` lists all such files.') from e
 
 class ColorImage(_NamesFile, PILImage):
     "fastai's `PILImage` (red, green, blue), made of a file or picture by `plain_image`, with errors that name the file"

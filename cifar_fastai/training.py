@@ -12,7 +12,7 @@ __all__ = ['optimizer_function', 'reuse_memory', 'fit_stem', 'build_model', 'Qui
 import ctypes
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,10 @@ from fastai.torch_core import set_seed, to_device
 from torch import nn
 
 from .augmentation import augmentation
-from .callbacks import (AlternatingFlips, Lookahead, BFloat16OnCPU, ClassWeights, CompileModel, LowerLROnPlateau, HistoryWriter, KeepBest, L2Penalty,
-                                    MixedPrecisionOnCUDA, PlainLosses, PlainTensors, ProgressiveResizing, StopOnNonFiniteLoss, check_class_weights, training_precision)
+from .callbacks import (
+    AlternatingFlips, BFloat16OnCPU, ClassWeights, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
+    LowerLROnPlateau, MixedPrecisionOnCUDA, PlainLosses, PlainTensors, ProgressiveResizing, StopOnNonFiniteLoss,
+    check_class_weights, training_precision)
 from .data import cifar10_dataloaders, image_loader, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
@@ -48,32 +50,37 @@ def optimizer_function(
     recipe:Recipe, # its `optimizer`, `sgd_lr_mult`, `bias_lr_mult` and `keras` count
 )->partial: # `f(params, lr=...)` gives the optimizer
     "The optimizer that `recipe` names, ready for `Learner(opt_func=...)`"
-    if recipe.optimizer == 'sgd': return partial(nesterov_sgd, bias_lr_mult=recipe.bias_lr_mult)
-    if recipe.optimizer == 'muon': return partial(muon, sgd_lr_mult=recipe.sgd_lr_mult, bias_lr_mult=recipe.bias_lr_mult)
-    if recipe.optimizer == 'adamw': return partial(Adam)
-    return partial(Adam, mom=.9, sqr_mom=.999, eps=1e-7 if recipe.keras else 1e-8, decouple_wd=False)
+    eps = 1e-7 if recipe.keras else 1e-8
+    functions = dict(
+        sgd=partial(nesterov_sgd, bias_lr_mult=recipe.bias_lr_mult),
+        muon=partial(muon, sgd_lr_mult=recipe.sgd_lr_mult, bias_lr_mult=recipe.bias_lr_mult),
+        adam=partial(Adam, mom=.9, sqr_mom=.999, eps=eps, decouple_wd=False),
+        adamw=partial(Adam))
+    return functions[recipe.optimizer]
 
 # %% ../nbs/05_training.ipynb #814d3681
 def _sample(dls):
     "One validation image as the network will see it: (1, C, H, W)"
     dl = dls.valid
-    return dl.after_batch(to_device(dl.do_batch([dl.do_item(0)]), dls.device))[0]
+    batch = dl.do_batch([dl.do_item(0)])
+    return dl.after_batch(to_device(batch, dls.device))[0]
 
-def _shape(recipe, dls):
-    "Channels and side of the images; a recipe for another size is refused"
-    _,c,h,w = _sample(dls).shape
-    if (h, w) == (recipe.image_size,)*2: return c
-    raise ValueError(f'Recipe {recipe.name!r} is for images of {recipe.image_size}x{recipe.image_size}, but these are {h}x{w}. '
-                     f'Pass image_size={recipe.image_size} to cifar10_dataloaders, or change the recipe.')
+def _n_channels(recipe, dls):
+    "Channels of the images; a recipe for images of another size is refused"
+    _,n_channels,height,width = _sample(dls).shape
+    side = recipe.image_size
+    if height == width == side: return n_channels
+    raise ValueError(f'Recipe {recipe.name!r} is for images of {side}x{side}, but these are {height}x{width}. '
+                     f'Pass image_size={side} to cifar10_dataloaders, or change the recipe.')
 
 # %% ../nbs/05_training.ipynb #d57a3c99
 def reuse_memory(
-)->bool: # whether this process does so now: only where the allocator is glibc's, and no `MALLOC_...` variable is set
+)->bool: # whether this process does so now: not where a `MALLOC_...` variable is set, nor without glibc
     "Let the memory of a freed tensor serve the next one, instead of going back to the system at once"
     if any(name.startswith('MALLOC_') for name in os.environ): return False
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False # macOS, musl, Windows
-    trim_threshold,mmap_max = -1,-4 # as in malloc.h
+    trim_threshold,mmap_max = -1,-4 # their numbers in malloc.h
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 # %% ../nbs/05_training.ipynb #c38506c6
@@ -85,37 +92,44 @@ def fit_stem(
 )->nn.Module: # `model`
     "Fit the whitening layers of a network to training images"
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
-    if stems:
-        items = dls.train.items
-        n = min(n_images, n_pixels//_sample(dls)[0, 0].numel() + 1, len(items))
-        x = image_loader(dls, [items[i*len(items)//n] for i in range(n)], bs=n, num_workers=0).one_batch()[0]
-        for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
+    if not stems: return model
+    items = dls.train.items
+    pixels_an_image = _sample(dls)[0, 0].numel()
+    n = min(n_images, n_pixels//pixels_an_image + 1, len(items))
+    evenly_spaced = [items[i*len(items)//n] for i in range(n)]
+    x,_ = image_loader(dls, evenly_spaced, bs=n, num_workers=0).one_batch()
+    for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
     return model
 
 # %% ../nbs/05_training.ipynb #374b11df
 def _plain_network(recipe, n_out, in_channels):
     "The network with its own classifier, untrained"
-    name,size = recipe.model,recipe.image_size
-    if name in list_models(): return create_model(name, n_out, in_channels, size, keras=recipe.keras)
+    name = recipe.model
+    if name in list_models(): return create_model(name, n_out, in_channels, recipe.image_size, keras=recipe.keras)
     if name in list_backbones(): return create_backbone(name, n_out, in_channels)
     known = Registry('model', 'list_models()')
     known.update(dict.fromkeys([*list_models(), *list_backbones()]))
-    known[name]
+    known[name] # which says that it is unknown
 
+# %% ../nbs/05_training.ipynb #33e5a7d0
 def build_model(
     recipe:Recipe, # its `model`, `weights`, `head`, `image_size` and `keras` count
     n_out:int, # classes
     in_channels:int=3, # of the images
     pretrained:bool=True, # begin with the recipe's `weights`
-)->torch.nn.Module: # (N, in_channels, size, size) -> (N, n_out); `report` says what became of the weights, `fixed` names parameters that never train
-    "Build the network that a recipe describes"
-    model,report = _plain_network(recipe, n_out, in_channels),None
+)->torch.nn.Module: # (N, in_channels, size, size) -> (N, n_out); `report` and `fixed` tell of its weights
+    """Build the network that a recipe describes.
+
+    Its `report` says what became of the weights, and `fixed` names the parameters that never train."""
+    model = _plain_network(recipe, n_out, in_channels)
+    report = None
     weights = find_weights(recipe.model, recipe.weights) if pretrained and recipe.weights else {}
     if weights: report = load_weights(model, weights)
     if recipe.head:
         model = add_new_head(cut_body(model), n_out, in_channels, **vars(recipe.head))
         if recipe.keras: keras_defaults(model.head)
-        if weights: report = load_weights(model, weights) if weights_fit(weights, model) else replace(report, missing=()) # that was the classifier, which is cut off
+        if weights and weights_fit(weights, model): report = load_weights(model, weights) # a run with such a head
+        elif weights: report = replace(report, missing=()) # that was the classifier, which is cut off
     model.report = report
     model.fixed = tuple(name for name,p in model.named_parameters() if not p.requires_grad)
     return model
@@ -129,25 +143,28 @@ def _check_stages(recipe, dls):
 
 def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
-    for side in sorted({n for stage in recipe.stages for n in stage.progressive_resizing}):
+    device = next(model.parameters()).device
+    for side in sorted({side for stage in recipe.stages for side in stage.progressive_resizing}):
         try:
-            with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=next(model.parameters()).device))
+            with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=device))
         except RuntimeError as e:
-            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, which `progressive_resizing` of a stage asks for ({e}).') from None
+            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, '
+                             f'which `progressive_resizing` of a stage asks for ({e}).') from None
 
-def _opt_groups(recipe): return partial(parameter_groups, starts=recipe.groups)
-
+# %% ../nbs/05_training.ipynb #54f7a684
 def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
     cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast()]
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
-    on_cuda,precision = str(dls.device).startswith('cuda'),training_precision(recipe, dls.device)
+    on_cuda = str(dls.device).startswith('cuda')
     if recipe.compile and on_cuda: cbs.append(CompileModel())
-    if precision != 'fp32': cbs.append(MixedPrecisionOnCUDA(precision) if on_cuda else BFloat16OnCPU())
-    return cbs
+    precision = training_precision(recipe, dls.device)
+    if precision == 'fp32': return cbs
+    return [*cbs, MixedPrecisionOnCUDA(precision) if on_cuda else BFloat16OnCPU()]
 
+# %% ../nbs/05_training.ipynb #dd201c85
 class QuickLearner(Learner):
-    "fastai's `Learner`, which asks a callback only at events that it has a method for, and tells callbacks of a batch that failed as of one that was canceled"
+    "fastai's `Learner`, asking a callback only at events that it has a method for; a failed batch is a canceled one"
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
         except BaseException: # Ctrl-C too
@@ -162,8 +179,14 @@ class QuickLearner(Learner):
     def _call_one(self, event_name):
         if not hasattr(event, event_name): return super()._call_one(event_name) # which refuses it
         for cb in self.cbs.sorted('order'):
-            # fastai looks for a missing method in the learner and in the model too, which takes longer than many a method
-            if event_name == 'after_fit' or hasattr(type(cb), event_name) or event_name in vars(cb) or type(cb).__call__ is not Callback.__call__: cb(event_name)
+            if event_name == 'after_fit' or _listens(cb, event_name): cb(event_name)
+
+def _listens(cb, event_name): # fastai looks in the learner and the model too, which takes longer than many a method
+    return (hasattr(type(cb), event_name) or event_name in vars(cb)
+            or type(cb).__call__ is not Callback.__call__)
+
+# %% ../nbs/05_training.ipynb #e623bd52
+def _lr(stage): return slice(*stage.lr) if isinstance(stage.lr, tuple) else stage.lr
 
 def create_learner(
     recipe:Recipe|str, # or its name
@@ -174,29 +197,33 @@ def create_learner(
 )->Learner: # untrained; `learn.recipe` is the recipe
     "Make the fastai `Learner` that `recipe` describes, without training it"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
-    in_channels = _shape(recipe, dls)
+    in_channels = _n_channels(recipe, dls)
     _check_stages(recipe, dls)
     if str(dls.device) == 'cpu': reuse_memory()
     if model is None:
         model = build_model(recipe, dls.c, in_channels)
         if not recipe.weights: fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
     _check_sizes(recipe, model, in_channels)
-    learn = QuickLearner(dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing), opt_func=optimizer_function(recipe),
-                         lr=_rate(recipe.stages[0]), splitter=_opt_groups(recipe), wd=recipe.wd, metrics=accuracy,
-                         path=path, model_dir='.', cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
+    learn = QuickLearner(
+        dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
+        opt_func=optimizer_function(recipe), lr=_lr(recipe.stages[0]), wd=recipe.wd, metrics=accuracy,
+        splitter=partial(parameter_groups, starts=recipe.groups), path=path, model_dir='.',
+        cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
     learn.recipe = recipe
     return learn
-
-def _rate(stage): return slice(*stage.lr) if isinstance(stage.lr, tuple) else stage.lr
 
 # %% ../nbs/05_training.ipynb #fceb2c65
 def _stage_cbs(stage):
     "fastai's callbacks for what a stage asks for"
-    cbs,best = [],stage.keep_best or (stage.early_stopping and stage.early_stopping_monitor)
+    cbs = []
     if stage.schedule == 'reduce_on_plateau':
-        cbs.append(LowerLROnPlateau(stage.plateau_monitor, patience=stage.plateau_patience, factor=1/stage.plateau_factor, min_lr=stage.min_lr))
-    if best: cbs.append(KeepBest(best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
-    if stage.early_stopping: cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
+        cbs.append(LowerLROnPlateau(stage.plateau_monitor, patience=stage.plateau_patience,
+                                    factor=1/stage.plateau_factor, min_lr=stage.min_lr))
+    keep_best = stage.keep_best
+    if stage.early_stopping and not keep_best: keep_best = stage.early_stopping_monitor
+    if keep_best: cbs.append(KeepBest(keep_best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
+    if stage.early_stopping:
+        cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
     if stage.progressive_resizing: cbs.append(ProgressiveResizing(stage.progressive_resizing))
     if stage.lookahead: cbs.append(Lookahead(stage.lookahead))
@@ -205,22 +232,27 @@ def _stage_cbs(stage):
 
 # %% ../nbs/05_training.ipynb #28748ff5
 @contextmanager
-def _taken_back(learn, wanted):
-    "Return to the weights from before, and to no optimizer, if that is wanted"
-    before = {k: v.clone() for k,v in learn.model.state_dict().items()} if wanted else None
+def _weights_restored(learn):
+    "Return to the weights from before the body, and to no optimizer"
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     try: yield
     finally:
-        if wanted: learn.model.load_state_dict(before); learn.opt = None
+        learn.model.load_state_dict(before)
+        learn.opt = None
 
 @contextmanager
-def _best_returns(learn, kept):
-    "Return to the best weights that were kept, also where training breaks off"
+def _best_weights_kept(learn, keepers):
+    "Return to the best weights where training breaks off, too, and remove their files"
     try: yield
     except BaseException: # Ctrl-C too
-        for cb in kept:
-            with suppress(Exception): cb.last_saved_path and learn.load(cb.fname, with_opt=False) # it may have come while they were written
+        for cb in keepers:
+            with suppress(Exception): # it may have come while they were written
+                if cb.last_saved_path: learn.load(cb.fname, with_opt=False)
         raise
+    finally:
+        for cb in keepers: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
+# %% ../nbs/05_training.ipynb #2a0ea8f6
 def fit_stage(
     learn:Learner, # trained further, in place
     stage:Stage, # what to do
@@ -228,35 +260,41 @@ def fit_stage(
     "Train `learn` through one stage of a recipe"
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
-    freezing = freeze_to(learn, stage.freeze_to, stage.bn)  # changes what learns, and gives what keeps it so
+    freezing = freeze_to(learn, stage.freeze_to, stage.bn) # changes what learns, and gives what keeps it so
     cbs = freezing + _stage_cbs(stage)
-    kept = [cb for cb in cbs if isinstance(cb, KeepBest)]
-    lr = _rate(stage)
-    plain_loss = learn.loss_func  # callbacks may wrap it
+    keepers = [cb for cb in cbs if isinstance(cb, KeepBest)]
+    plain_loss = learn.loss_func # callbacks may wrap it
     try:
-        with _taken_back(learn, stage.discard), _best_returns(learn, kept):
-            if stage.schedule == 'one_cycle':
-                learn.fit_one_cycle(stage.epochs, lr, div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start, moms=stage.moms, cbs=cbs)
-            else: learn.fit(stage.epochs, lr, cbs=cbs)
-    finally:
-        learn.loss_func = plain_loss
-        for cb in kept: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
+        with _weights_restored(learn) if stage.discard else nullcontext(), _best_weights_kept(learn, keepers):
+            _fit(learn, stage, cbs)
+    finally: learn.loss_func = plain_loss
+
+def _fit(learn, stage, cbs):
+    if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
+    learn.fit_one_cycle(stage.epochs, _lr(stage), div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start,
+                        moms=stage.moms, cbs=cbs)
 
 # %% ../nbs/05_training.ipynb #f528eca9
 def _validate(learn):
     "Final loss and accuracy on the validation images"
-    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)] # which would look for the columns of a training epoch
+    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)] # they look for columns of a training epoch
     with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): loss,acc = learn.validate()
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/05_training.ipynb #6701b8d3
+def _describe_data(dls, limit):
+    "Which images a run is trained on"
+    info = dls.data_info
+    return dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()),
+                classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1], limit=limit,
+                n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
+
 def _describe_run(learn, seed, limit):
     "What a run is of: its data, network and device"
-    info,dls = learn.dls.data_info,learn.dls
-    data = dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()), classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1],
-                limit=limit, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
-    return dict(seed=seed, data=data, weights=str(learn.model.report or ''), parameters=count_parameters(learn.model)._asdict(),
-                device=str(dls.device), precision=training_precision(learn.recipe, dls.device))
+    dls = learn.dls
+    return dict(seed=seed, data=_describe_data(dls, limit), weights=str(learn.model.report or ''),
+                parameters=count_parameters(learn.model)._asdict(), device=str(dls.device),
+                precision=training_precision(learn.recipe, dls.device))
 
 # %% ../nbs/05_training.ipynb #251fae9e
 def _dataloaders(recipe, source, seed, **kwargs):
@@ -264,13 +302,14 @@ def _dataloaders(recipe, source, seed, **kwargs):
     return cifar10_dataloaders(source, bs=recipe.bs, valid=recipe.valid, seed=seed, augment=recipe.augment,
                                stats=recipe.stats, image_size=recipe.image_size, **kwargs)
 
+# %% ../nbs/05_training.ipynb #c3a10269
 def train(
     recipe:Recipe|str, # or its name
     seed:int=0, # of the split, the initial weights, the order of images, and augmentation
     source:str|Path|None=None, # data, as `sources.find_data` takes it; None for the best there is
     run_dir:str|Path|None=None, # folder to write, new or empty; None makes one below `runs/`
     limit:int|None=None, # train on this many images only, for a quick try
-    num_workers:int|None=None, # processes that read images each time anew; None reads them once and keeps them, if they fit in memory
+    num_workers:int|None=None, # processes that read images each time anew; None: they are kept, if they fit in memory
     device:str|None=None, # 'cpu', 'cuda'; None for the best there is
     cbs:list|None=None, # more fastai callbacks
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
@@ -279,7 +318,8 @@ def train(
     set_seed(seed)
     dls = _dataloaders(recipe, source, seed, num_workers=num_workers, device=device, limit=limit)
     learn = create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])])
-    run = Run.create(create_run_dir(recipe, seed) if run_dir is None else run_dir, recipe, _describe_run(learn, seed, limit))
+    if run_dir is None: run_dir = create_run_dir(recipe, seed)
+    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit))
     learn.run_dir = learn.path = run.folder
     with run.training(learn.model):
         with learn.added_cbs(HistoryWriter(run)):
@@ -299,19 +339,28 @@ def load_run(
 )->Learner: # as `train` returned it
     "Read a run folder back: the same data split, the trained weights"
     run = Run.open(run_dir)
-    recipe,info = run.recipe,run.info
-    data = info['data']
-    expected = source is None # the images of the run
-    if source is None and Path(data['path']).is_dir(): source = data['path']
-    dls = _dataloaders(recipe, source, info['seed'], num_workers=num_workers, device=device, limit=data['limit'])
-    if expected and not dls.data_info.matches(data):
-        warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those now in {dls.path}: '
-                      'what counts as validation here may have been trained on. Say where its data are (source, or --data).')
-    if list(dls.vocab) != data['classes']:
-        raise ValueError(f'{run.folder} was trained on the classes {data["classes"]}, but this data has {list(dls.vocab)}')
-    learn = create_learner(recipe, dls, path=run.folder, model=build_model(recipe, dls.c, data['channels'], pretrained=False))
+    recipe = run.recipe
+    info = run.info
+    dls = _dataloaders_of(run, recipe, info, source, num_workers=num_workers, device=device)
+    model = build_model(recipe, dls.c, info['data']['channels'], pretrained=False)
+    learn = create_learner(recipe, dls, path=run.folder, model=model)
     learn.run_dir = run.folder
     for stage in recipe.stages:
         if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     run.load_weights(learn.model)
     return learn
+
+def _dataloaders_of(run, recipe, info, source, **kwargs):
+    "The data of a run again, or other images of its classes"
+    data = info['data']
+    same_images_wanted = source is None
+    if source is None and Path(data['path']).is_dir(): source = data['path']
+    dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
+    if same_images_wanted and not dls.data_info.matches(data):
+        warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those now '
+                      f'in {dls.path}: what counts as validation here may have been trained on. '
+                      'Say where its data are (source, or --data).')
+    if list(dls.vocab) != data['classes']:
+        raise ValueError(f'{run.folder} was trained on the classes {data["classes"]}, '
+                         f'but this data has {list(dls.vocab)}')
+    return dls

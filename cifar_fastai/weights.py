@@ -210,7 +210,7 @@ def _not_fetched(what, url, path, reason):
     "The error that says what to do by hand"
     return ConnectionError(f'{what}: could not be fetched ({reason}).\n'
                            f'Put the file {path.name}\n  from {url}\n  into {path.parent}\n'
-                           f"or give a file that you have: weights='path/to/{path.name}'")
+                           f"or give a file that you have as the weights: path/to/{path.name}")
 
 # %% ../nbs/03_weights.ipynb #bdfd87a7
 def _reason(e):

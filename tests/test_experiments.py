@@ -23,7 +23,7 @@ from cifar_fastai.sources import train_files
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
 from cifar_fastai.recipes import Recipe, Stage
-from cifar_fastai.callbacks import NonFiniteLossError
+from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.training import load_run, train
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=.01), augment='none', bs=16)

@@ -27,7 +27,8 @@ from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
-from cifar_fastai.callbacks import NonFiniteLossError, training_precision
+from cifar_fastai.callbacks import training_precision
+from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.training import create_learner, fit_stage, load_run, train
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)

@@ -482,7 +482,7 @@ def test_weights_of_another_network_are_unknown():
 def advice(hub):
     text = message(ConnectionError, find_weights, 'squeezenet1_1', 'DEFAULT')
     assert 'SqueezeNet1_1_Weights.IMAGENET1K_V1' in text
-    assert f'Put the file {hub.url.rpartition("/")[2]}\n  from {hub.url}\n  into {hub.folder}\n' in text and "weights='path/to/" in text
+    assert f'Put the file {hub.url.rpartition("/")[2]}\n  from {hub.url}\n  into {hub.folder}\n' in text and 'as the weights: path/to/' in text
     assert hub.files == []
     return text
 
