@@ -34,47 +34,59 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import metrics
-from .data import augment_loader, dataset_fingerprint, file_names, random_tfms, split_loader, split_name
+from .data import (augment_loader, dataset_fingerprint, file_names, random_tfms, split_loader,
+                               split_name)
 from .images import plain_image
 from .files import atomic_file, parse_json
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 from .models import eval_mode
 
-# %% ../nbs/06_evaluation.ipynb #043cb4fc
-def _check(ok, message):
-    if not ok: raise ValueError(message)
-
 # %% ../nbs/06_evaluation.ipynb #5ebbcf7d
 def _check_lengths(evaluation):
     n = len(evaluation.files)
-    _check(n > 0, 'An Evaluation needs at least one image, got none. Is the split empty?')
+    if not n: raise ValueError('An Evaluation needs at least one image, got none. Is the split empty?')
     lengths = {name: len(getattr(evaluation, name)) for name in ('probs', 'targets', 'losses', 'files')}
-    _check(set(lengths.values()) == {n}, f'An Evaluation needs one row per image in every field, got {lengths}.')
+    if set(lengths.values()) != {n}:
+        raise ValueError(f'An Evaluation needs one row per image in every field, got {lengths}.')
 
 # %% ../nbs/06_evaluation.ipynb #fb016d65
+def _check_vocab(evaluation):
+    vocab = evaluation.vocab
+    targets = evaluation.targets
+    shape = evaluation.probs.shape
+    if len(shape) != 2 or shape[1] != len(vocab):
+        raise ValueError(f'probs has shape {shape}, but vocab names {len(vocab)} classes: '
+                         'the model and the data do not belong together.')
+    if len(set(vocab)) < len(vocab): raise ValueError(f'vocab names a class twice: {vocab}.')
+    if targets.ndim != 1 or not ((0 <= targets) & (targets < len(vocab))).all():
+        raise ValueError(f'targets must be one class number per image, 0 to {len(vocab) - 1}.')
+
+# %% ../nbs/06_evaluation.ipynb #728c7385
 def _check_values(evaluation):
-    probs, targets, vocab = evaluation.probs, evaluation.targets, evaluation.vocab
-    _check(probs.ndim == 2 and probs.shape[1] == len(vocab),
-           f'probs has shape {probs.shape}, but vocab names {len(vocab)} classes: the model and the data do not belong together.')
-    _check(len(set(vocab)) == len(vocab), f'vocab names a class twice: {vocab}.')
-    _check(targets.ndim == 1 and ((0 <= targets) & (targets < len(vocab))).all(),
-           f'targets must be one class number per image, 0 to {len(vocab) - 1}.')
+    probs = evaluation.probs
     bad = ~(np.isfinite(probs).all(1) & np.isfinite(evaluation.losses))
-    _check(not bad.any(), f'{bad.sum()} of {len(bad)} images have NaN or infinite probabilities or losses, '
-           f'the first is {evaluation.files[bad.argmax()]}. The model has diverged: train again with a lower learning rate.')
-    _check((probs >= 0).all() and np.allclose(probs.sum(1), 1, atol=1e-3),
-           'Each row of probs must be probabilities that add up to 1. Are these logits? Take softmax first.')
+    if bad.any():
+        raise ValueError(f'{bad.sum()} of {len(bad)} images have NaN or infinite probabilities or losses, '
+                         f'the first is {evaluation.files[bad.argmax()]}. '
+                         'The model has diverged: train again with a lower learning rate.')
+    if not ((probs >= 0).all() and np.allclose(probs.sum(1), 1, atol=1e-3)):
+        raise ValueError('Each row of probs must be probabilities that add up to 1. '
+                         'Are these logits? Take softmax first.')
 
 # %% ../nbs/06_evaluation.ipynb #66d1cb8c
-def _ratio(part, whole):
-    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
+def _ratio(part, whole): # -> 0 where there is nothing to divide by
+    zeros = np.zeros(np.broadcast(part, whole).shape)
+    return np.divide(part, whole, out=zeros, where=whole > 0)
 
+# %% ../nbs/06_evaluation.ipynb #77754af7
 def _freeze(evaluation):
-    for name, dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
+    "Arrays that nobody changes, and lists of text"
+    for name,dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
         array = np.array(getattr(evaluation, name), dtype=dtype) + dtype(0)  # so that no loss is -0.00
         array.setflags(write=False)
         object.__setattr__(evaluation, name, array)
-    for name in ('files', 'vocab'): object.__setattr__(evaluation, name, [str(o) for o in getattr(evaluation, name)])
+    for name in ('files', 'vocab'):
+        object.__setattr__(evaluation, name, [str(o) for o in getattr(evaluation, name)])
 
 # %% ../nbs/06_evaluation.ipynb #90e4b644
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +107,7 @@ class Evaluation:
     def __post_init__(self):
         _freeze(self)
         _check_lengths(self)
+        _check_vocab(self)
         _check_values(self)
 
     def __len__(self): return len(self.files)
@@ -145,15 +158,19 @@ def _bounds(name, interval): return {f'{name}_low': interval[0], f'{name}_high':
 def per_class(
     self:Evaluation,
     confidence:float|None=None, # of bounds for each figure, between 0 and 1; None: without bounds
-)->pd.DataFrame: # columns class, n, precision, recall, f1, 0 where undefined; with bounds also precision_low, precision_high, ...
+)->pd.DataFrame: # columns class, n, precision, recall, f1 (0 where undefined), and with bounds precision_low, precision_high, ...
     "Precision, recall and F1 of each class, and its number of images."
     counts = self.confusion_matrix()
-    right, actual, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    right = counts.diagonal()
+    actual = counts.sum(1)
+    predicted = counts.sum(0)
     table = {'class': self.vocab, 'n': actual, 'precision': _ratio(right, predicted),
-             'recall': _ratio(right, actual), 'f1': _ratio(2 * right, actual + predicted)}
-    if confidence is not None: table |= (_bounds('precision', wilson_interval(right, predicted, confidence))
-        | _bounds('recall', wilson_interval(right, actual, confidence))
-        | _bounds('f1', f1_interval(right, actual + predicted - 2 * right, confidence)))
+             'recall': _ratio(right, actual), 'f1': _ratio(2*right, actual + predicted)}
+    if confidence is not None:
+        wrong = actual + predicted - 2*right # either way
+        table |= _bounds('precision', wilson_interval(right, predicted, confidence))
+        table |= _bounds('recall', wilson_interval(right, actual, confidence))
+        table |= _bounds('f1', f1_interval(right, wrong, confidence))
     return pd.DataFrame(table)
 
 # %% ../nbs/06_evaluation.ipynb #6afedf65
@@ -165,8 +182,21 @@ def most_confused(
     "Pairs of classes taken for each other, as fastai's `most_confused` gives them."
     counts = self.confusion_matrix()
     np.fill_diagonal(counts, 0)
-    pairs = [(self.vocab[i], self.vocab[j], int(counts[i, j])) for i, j in zip(*np.nonzero(counts >= max(min_count, 1)))]
+    enough = np.argwhere(counts >= max(min_count, 1))
+    pairs = [(self.vocab[i], self.vocab[j], int(counts[i, j])) for i,j in enough]
     return sorted(pairs, key=lambda pair: -pair[2])
+
+# %% ../nbs/06_evaluation.ipynb #4b113b4b
+@patch(as_prop=True)
+def confidence(self:Evaluation)->np.ndarray: # (N,) float32, between 1/C and 1
+    "The probability of the predicted class."
+    return self.probs.max(1)
+
+# %% ../nbs/06_evaluation.ipynb #946c9895
+@patch(as_prop=True)
+def correct(self:Evaluation)->np.ndarray: # (N,) bool
+    "Whether the predicted class is the true one."
+    return self.predictions == self.targets
 
 # %% ../nbs/06_evaluation.ipynb #30d7f66f
 @patch
@@ -194,36 +224,42 @@ def open_image(
     root:str|Path|None=None, # folder that holds train and test; None: where the data lay when they were evaluated
 )->Image.Image: # RGB
     "Open an image that was evaluated, to look at it."
-    folder, name = root or self.root, self.files[i]
+    folder = root or self.root
+    name = self.files[i]
     if name.startswith('#'): raise ValueError(f'Image {name} was not made from a file, so it cannot be drawn.')
     path = Path(folder) / name
-    if not path.is_file(): raise FileNotFoundError(f"No image {name} in {folder or 'the current folder'}. "
-                                                   'Say where the data folder is: root=the folder that holds train and test.')
+    if not path.is_file():
+        raise FileNotFoundError(f"No image {name} in {folder or 'the current folder'}. "
+                                'Say where the data folder is: root=the folder that holds train and test.')
     with Image.open(path) as image: return plain_image(image)
 
 # %% ../nbs/06_evaluation.ipynb #b6cff490
 def _class_number(evaluation, name):
-    _check(name in evaluation.vocab, f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
-    return evaluation.vocab.index(name)
+    if name in evaluation.vocab: return evaluation.vocab.index(name)
+    raise ValueError(f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
 
 @patch
 def confused(
     self:Evaluation,
     a:str, # a class
     b:str, # another
-)->pd.DataFrame: # columns file, actual, predicted, loss, and the probability of either, `P(cat)`; the index is the position in `files`
+)->pd.DataFrame: # columns file, actual, predicted, loss, and two probabilities, `P(cat)`, `P(dog)`; the index is the position in `files`
     "The images of two classes that were taken for each other."
-    _check(a != b, f'confused is about two classes, got {a!r} twice.')
-    i, j = _class_number(self, a), _class_number(self, b)
-    rows = np.flatnonzero(np.isin(self.targets, (i, j)) & np.isin(self.predictions, (i, j)) & (self.targets != self.predictions))
-    table = self.to_frame().iloc[rows].drop(columns='probability').assign(**{f'P({a})': self.probs[rows, i], f'P({b})': self.probs[rows, j]})
+    if a == b: raise ValueError(f'confused is about two classes, got {a!r} twice.')
+    i = _class_number(self, a)
+    j = _class_number(self, b)
+    of_both = np.isin(self.targets, (i, j)) & np.isin(self.predictions, (i, j))
+    rows = np.flatnonzero(of_both & ~self.correct)
+    table = self.to_frame().iloc[rows].drop(columns='probability')
+    table[f'P({a})'] = self.probs[rows, i]
+    table[f'P({b})'] = self.probs[rows, j]
     return table.sort_values(['actual', 'loss'], ascending=[a < b, False], kind='stable')
 
 # %% ../nbs/06_evaluation.ipynb #5840c430
-def _by_probability(evaluation, k, correct, sign):
+def _by_confidence(evaluation, k, correct, sign):
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
-    order = np.argsort(sign * evaluation.probs.max(1), kind='stable')
-    if correct is not None: order = order[(evaluation.predictions == evaluation.targets)[order] == correct]
+    order = np.argsort(sign*evaluation.confidence, kind='stable')
+    if correct is not None: order = order[evaluation.correct[order] == correct]
     return evaluation.to_frame().iloc[order[:k]]
 
 @patch
@@ -233,8 +269,9 @@ def most_confident(
     correct:bool|None=None, # True: only right ones, False: only wrong ones
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
     "The images of whose class the model is surest, the surest first."
-    return _by_probability(self, k, correct, -1)
+    return _by_confidence(self, k, correct, -1)
 
+# %% ../nbs/06_evaluation.ipynb #e8b16217
 @patch
 def least_confident(
     self:Evaluation,
@@ -242,19 +279,9 @@ def least_confident(
     correct:bool|None=None, # True: only right ones, False: only wrong ones
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
     "The images of whose class the model is least sure, the least sure first."
-    return _by_probability(self, k, correct, 1)
+    return _by_confidence(self, k, correct, 1)
 
-# %% ../nbs/06_evaluation.ipynb #4b113b4b
-@patch(as_prop=True)
-def confidence(self:Evaluation)->np.ndarray: # (N,) float32, between 1/C and 1
-    "The probability of the predicted class."
-    return self.probs.max(1)
-
-@patch(as_prop=True)
-def correct(self:Evaluation)->np.ndarray: # (N,) bool
-    "Whether the predicted class is the true one."
-    return self.predictions == self.targets
-
+# %% ../nbs/06_evaluation.ipynb #d76c35a7
 @patch
 def reliability(
     self:Evaluation,
@@ -263,6 +290,7 @@ def reliability(
     "How often the model is right when it is this sure."
     return metrics.reliability(self.confidence, self.correct, n_bins)
 
+# %% ../nbs/06_evaluation.ipynb #9e986f80
 @patch
 def calibration_error(
     self:Evaluation,
@@ -273,20 +301,25 @@ def calibration_error(
 
 # %% ../nbs/06_evaluation.ipynb #d5d659f2
 def _log_probs(evaluation): # (N, C) float64; that of the true class is exact however small
-    logs = np.log(np.maximum(evaluation.probs, np.finfo(np.float32).tiny), dtype=np.float64)
-    rows, targets = np.arange(len(logs)), evaluation.targets
+    smallest = np.finfo(np.float32).tiny
+    logs = np.log(np.maximum(evaluation.probs, smallest), dtype=np.float64)
+    rows = np.arange(len(logs))
+    targets = evaluation.targets
     true = evaluation.probs[rows, targets]
-    tied = ((evaluation.probs == true[:, None]).sum(1) > 1) & (true >= np.finfo(np.float32).tiny)  # must stay tied, or the prediction would change
+    n_equal = (evaluation.probs == true[:, None]).sum(1) # 1: itself
+    tied = (n_equal > 1) & (true >= smallest)  # must stay tied, or the prediction would change
     logs[rows[~tied], targets[~tied]] = -evaluation.losses[~tied]
     return logs
 
 @patch
 def fit_temperature(self:Evaluation)->float: # between .05 and 20; above 1: the model is too sure
     "The temperature that makes the true classes of validation images likeliest."
-    _check(self.split not in ('train', 'test'), f'A temperature is fitted on validation images, these are the {self.split} images. '
-           "Use evaluate(learn, 'valid').fit_temperature().")
+    if self.split in ('train', 'test'):
+        raise ValueError(f'A temperature is fitted on validation images, these are the {self.split} images. '
+                         "Use evaluate(learn, 'valid').fit_temperature().")
     return metrics.fit_temperature(_log_probs(self), self.targets)
 
+# %% ../nbs/06_evaluation.ipynb #34205be0
 @patch
 def with_temperature(
     self:Evaluation,
@@ -294,7 +327,8 @@ def with_temperature(
 )->Evaluation: # the same predictions, with other probabilities and losses
     "What the model would have said had its logits been divided by a temperature."
     logs = metrics.apply_temperature(_log_probs(self), temperature)
-    return replace(self, probs=np.exp(logs), losses=-logs[np.arange(len(logs)), self.targets], temperature=self.temperature * temperature)
+    losses = -logs[np.arange(len(logs)), self.targets]
+    return replace(self, probs=np.exp(logs), losses=losses, temperature=self.temperature*temperature)
 
 # %% ../nbs/06_evaluation.ipynb #d5e5dcdb
 @patch
@@ -302,45 +336,54 @@ def coverage_curve(self:Evaluation)->pd.DataFrame: # threshold, coverage, accura
     "Accuracy among the images of which the model is at least this sure."
     return metrics.coverage_curve(self.confidence, self.correct)
 
+# %% ../nbs/06_evaluation.ipynb #b081d3a1
 @patch
 def coverage_at(
     self:Evaluation,
     accuracy:float, # between 0 and 1
-)->tuple[float, float]: # (coverage, threshold): share of images answered, and how sure the model must be; (0, 1) if it never gets there
+)->tuple[float, float]: # (coverage, threshold): share of images answered, and how sure to be; (0, 1) if it never gets there
     "The most images that can be answered with at least this accuracy."
-    _check(0 < accuracy <= 1, f'accuracy must lie between 0 and 1, got {accuracy}.')
+    if not 0 < accuracy <= 1: raise ValueError(f'accuracy must lie between 0 and 1, got {accuracy}.')
     curve = self.coverage_curve().query('accuracy >= @accuracy')
-    return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float)) if len(curve) else (0., 1.)
+    if curve.empty: return 0.,1.
+    return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
 
 # %% ../nbs/06_evaluation.ipynb #7ba23b0d
 def _import_cleanlab():
     try: from cleanlab import filter, rank
-    except ImportError as e: raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
-    return filter, rank
+    except ImportError as e:
+        raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
+    return filter,rank
 
 @patch
-def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (probability of the label, 0 to 1); the worst first
+def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (the label's probability); the worst first
     "Images whose label may be wrong, by confident learning: candidates, not facts."
-    _check(self.split != 'train', 'These are training images, and a model learns wrong labels, too. '
-           'Evaluate images that it has not seen: the validation or the test images.')
-    _check(len(np.unique(self.targets)) > 1, f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
-           'Confident learning compares classes, so it needs images of two at least.')
-    filter, rank = _import_cleanlab()
-    probs = self.probs / self.probs.sum(1, keepdims=True)
+    if self.split == 'train':
+        raise ValueError('These are training images, and a model learns wrong labels, too. '
+                         'Evaluate images that it has not seen: the validation or the test images.')
+    if len(np.unique(self.targets)) < 2:
+        raise ValueError(f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
+                         'Confident learning compares classes, so it needs images of two at least.')
+    filter,rank = _import_cleanlab()
+    probs = self.probs/self.probs.sum(1, keepdims=True)
     found = filter.find_label_issues(self.targets, probs, n_jobs=1)
-    quality = rank.get_self_confidence_for_each_label(self.targets, probs)
-    return self.to_frame().drop(columns='probability').assign(quality=quality)[found].sort_values('quality', kind='stable')
+    table = self.to_frame().drop(columns='probability')
+    table['quality'] = rank.get_self_confidence_for_each_label(self.targets, probs)
+    return table[found].sort_values('quality', kind='stable')
 
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
 def to_dict(self:Evaluation)->dict: # JSON-ready
     "Every figure of merit, without the images."
-    return dict(split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
-                n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss, vocab=self.vocab,
-                per_class=self.per_class().to_dict('records'), confusion_matrix=self.confusion_matrix().tolist())
+    return dict(
+        split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
+        n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss,
+        vocab=self.vocab, per_class=self.per_class().to_dict('records'),
+        confusion_matrix=self.confusion_matrix().tolist())
 
 # %% ../nbs/06_evaluation.ipynb #7500bfc2
-_arrays, _format = ('probs', 'targets', 'losses'), 'cifar_fastai evaluation 1'
+_arrays = ('probs', 'targets', 'losses')
+_format = 'cifar_fastai evaluation 1'
 
 @patch
 def save(
@@ -349,8 +392,9 @@ def save(
 )->Path: # `path`
     "Write the evaluation to a file."
     path = Path(path)
-    _check(path.suffix == '.npz', f'An Evaluation is saved as .npz, got {path.name!r}.')
-    about = json.dumps({'format': _format} | {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays})
+    if path.suffix != '.npz': raise ValueError(f'An Evaluation is saved as .npz, got {path.name!r}.')
+    rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays}
+    about = json.dumps({'format': _format} | rest)
     arrays = {name: getattr(self, name) for name in _arrays}
     with atomic_file(path) as part, part.open('wb') as f:
         np.savez_compressed(f, about=np.frombuffer(about.encode(), np.uint8), **arrays)
@@ -360,8 +404,10 @@ def save(
 def _read_evaluation(path):
     with np.load(path, allow_pickle=False) as saved:
         about = parse_json(saved['about'].tobytes(), path)
-        _check(about.pop('format', None) == _format, 'its format is another one')
+        if about.pop('format', None) != _format: raise ValueError('its format is another one')
         return Evaluation(**about, **{name: saved[name] for name in _arrays})
+
+_damage = (BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError, RuntimeError)
 
 def load_evaluation(
     path:str|Path, # as `Evaluation.save` wrote it
@@ -370,24 +416,24 @@ def load_evaluation(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'No file {path}. Evaluation.save writes one.')
     try: return _read_evaluation(path)
-    except (BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+    except _damage as e:
         raise ValueError(f'{path} is no saved Evaluation, or is damaged: {e}. Evaluate again, and save.') from e
 
 # %% ../nbs/06_evaluation.ipynb #5f8e5e5f
 def _summary(evaluation):
-    low, high = evaluation.accuracy_interval()
-    of = ' '.join(filter(None, (evaluation.variant, evaluation.split)))
-    text = (f'Evaluation of {of}: {len(evaluation):,} images, accuracy {evaluation.accuracy:.2%} '
-            f'(95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f}{_summary_of_views(evaluation.tta)}{_summary_of_temperature(evaluation.temperature)}')
-    worst = evaluation.most_confused()[:1]
-    return text + ''.join(f', most confused: {actual} taken for {predicted} ({count})' for actual, predicted, count in worst)
+    name = ' '.join(filter(None, (evaluation.variant, evaluation.split)))
+    low,high = evaluation.accuracy_interval()
+    text = (f'Evaluation of {name}: {len(evaluation):,} images, accuracy {evaluation.accuracy:.2%} '
+            f'(95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f}')
+    if evaluation.tta: text += _views_in_words(evaluation.tta)
+    if evaluation.temperature != 1: text += f', temperature {evaluation.temperature:.2f}'
+    for actual,predicted,count in evaluation.most_confused()[:1]:
+        text += f', most confused: {actual} taken for {predicted} ({count})'
+    return text
 
-def _summary_of_views(tta):
-    if not tta: return ''
+def _views_in_words(tta):
     views = f' of {len(tta_views(tta))} views' if tta in list_tta() else ''
     return f', mean{views} (tta {tta})'
-
-def _summary_of_temperature(temperature): return '' if temperature == 1 else f', temperature {temperature:.2f}'
 
 # %% ../nbs/06_evaluation.ipynb #b1c18b96
 def _summary_html(evaluation):
@@ -395,30 +441,36 @@ def _summary_html(evaluation):
     return f'<p>{escape(_summary(evaluation))}.</p>{table}'
 
 # %% ../nbs/06_evaluation.ipynb #b41f9806
-_kinds = {'': {'image': 1.}, 'flip': {'image': .5, 'mirrored': .5},
-          'flip_shift': {'image': .25, 'mirrored': .25, 'up-left': .125, 'up-left, mirrored': .125,
-                         'down-right': .125, 'down-right, mirrored': .125},
-          'fastai': {'image': .25, **{f'augmented {i}': .1875 for i in range(1, 5)}}}
+_kinds = {
+    '': {'image': 1.},
+    'flip': {'image': .5, 'mirrored': .5},
+    'flip_shift': {'image': .25, 'mirrored': .25, 'up-left': .125, 'up-left, mirrored': .125,
+                   'down-right': .125, 'down-right, mirrored': .125},
+    'fastai': {'image': .25, **{f'augmented {i}': .1875 for i in range(1, 5)}}}
 
 def list_tta()->list[str]:
     "The kinds of test-time augmentation; the empty name is none"
     return list(_kinds)
 
+# %% ../nbs/06_evaluation.ipynb #eeeabcb6
 def tta_views(
     tta:str, # one of `list_tta()`
 )->dict[str, float]: # view -> its weight; they add up to 1
     "What a kind of test-time augmentation averages"
-    _check(tta in _kinds, f"Unknown tta {tta!r}. Allowed: '' (none), {', '.join(map(repr, list_tta()[1:]))}.")
-    return dict(_kinds[tta])
+    if tta in _kinds: return dict(_kinds[tta])
+    names = ', '.join(map(repr, list_tta()[1:]))
+    raise ValueError(f"Unknown tta {tta!r}. Allowed: '' (none), {names}.")
 
 # %% ../nbs/06_evaluation.ipynb #400b2726
+# view -> which way it moves, and whether it is mirrored after that
 _moves = {'image': (0, False), 'mirrored': (0, True), 'up-left': (-1, False), 'up-left, mirrored': (-1, True),
-          'down-right': (1, False), 'down-right, mirrored': (1, True)}  # view -> which way it moves, whether it is mirrored (after that)
+          'down-right': (1, False), 'down-right, mirrored': (1, True)}
 
 def _moved(x, way):
-    h, w = x.shape[-2:]
-    dy, dx = (max(1, round(side/32)) for side in (h, w))
-    top, left = dy - way*dy, dx - way*dx
+    h,w = x.shape[-2:]
+    dy,dx = (max(1, round(side/32)) for side in (h, w))
+    top = dy - way*dy
+    left = dx - way*dx
     return F.pad(x, (dx, dx, dy, dy), mode='reflect')[..., top:top+h, left:left+w]
 
 def make_view(
@@ -426,16 +478,17 @@ def make_view(
     view:str, # one that `tta_views` names, but for the random ones of `'fastai'`
 )->torch.Tensor: # (N, C, H, W)
     "Mirror images, or move them by 1/32 of their sides"
-    _check(view in _moves, f'Unknown view {view!r}. Allowed: {", ".join(map(repr, _moves))}.')
-    way, mirror = _moves[view]
+    if view not in _moves: raise ValueError(f'Unknown view {view!r}. Allowed: {", ".join(map(repr, _moves))}.')
+    way,mirrored = _moves[view]
     if way: x = _moved(x, way)
-    return x.flip(-1) if mirror else x
+    return x.flip(-1) if mirrored else x
 
 # %% ../nbs/06_evaluation.ipynb #cd5d5f09
 def _log_mean(logits, weights):
     "The logarithm of the weighted mean of the probabilities; a lone view's logits stay as they are"
     if len(logits) == 1: return logits[0]
-    return torch.logsumexp(torch.stack([F.log_softmax(l.float(), 1) + log(w) for l, w in zip(logits, weights)]), 0)
+    weighted = [F.log_softmax(l.float(), 1) + log(w) for l,w in zip(logits, weights)]
+    return torch.logsumexp(torch.stack(weighted), 0)
 
 # %% ../nbs/06_evaluation.ipynb #8f4cf1bf
 class _Gather(Callback):
@@ -466,22 +519,26 @@ def _borrow(learn, cb):
 # %% ../nbs/06_evaluation.ipynb #0f1ec038
 def _check_labels(learn, batch):
     n = len(batch) - getattr(learn.dls, 'n_inp', 1)
-    _check(n == 1, f'evaluate needs one label for each image, this DataLoader gives {n}. '
-           'For images of your own: dls.test_dl(files, with_labels=True).')
+    if n != 1:
+        raise ValueError(f'evaluate needs one label for each image, this DataLoader gives {n}. '
+                         'For images of your own: dls.test_dl(files, with_labels=True).')
 
 # %% ../nbs/06_evaluation.ipynb #a0aae4e7
 def _views_of(batch, names): # -> the batch once for each view
     if names == ['image']: return [batch]
-    _check(len(batch) == 2, f'tta needs batches of images and labels, these have {len(batch)} parts. Evaluate without it.')
-    return ((make_view(batch[0], name), batch[1]) for name in names)
+    if len(batch) != 2:
+        raise ValueError(f'tta needs batches of images and labels, these have {len(batch)} parts. Evaluate without it.')
+    images,labels = batch
+    return ((make_view(images, name), labels) for name in names)
 
+# %% ../nbs/06_evaluation.ipynb #1ca9a6b2
 @torch.no_grad()
 def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on the CPU
     gathered = _Gather(list(views.values()))
     borrowed = _borrow(learn, gathered)
     with eval_mode(learn.model):
         borrowed('before_fit')
-        for i, batch in enumerate(tqdm(dl, desc='evaluate', unit='batch', leave=False, disable=None)):
+        for i,batch in enumerate(tqdm(dl, desc='evaluate', unit='batch', leave=False, disable=None)):
             _check_labels(learn, batch)
             try:
                 for view in _views_of(batch, list(views)): borrowed.one_batch(i, view)
@@ -489,28 +546,36 @@ def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on th
                 borrowed('after_cancel_batch') # a callback may have autocast to leave
                 raise
         borrowed('after_fit')
-    return torch.cat(gathered.logits).float().cpu(), torch.cat(gathered.targets).cpu()
+    return torch.cat(gathered.logits).float().cpu(),torch.cat(gathered.targets).cpu()
 
 # %% ../nbs/06_evaluation.ipynb #1c3a10e7
 def _check_augmented(dl, tfms):
-    _check(isinstance(dl, TfmdDL) and hasattr(dl.dataset, 'set_split_idx'),
-           "tta='fastai' needs a DataLoader of fastai's data blocks, such as dls.test_dl(files, with_labels=True) makes.")
-    _check(tfms, "tta='fastai' averages over the training augmentation, and this learner was trained without any. Use tta='flip'.")
+    if not (isinstance(dl, TfmdDL) and hasattr(dl.dataset, 'set_split_idx')):
+        raise ValueError("tta='fastai' needs a DataLoader of fastai's data blocks, "
+                         'such as dls.test_dl(files, with_labels=True) makes.')
+    if not tfms:
+        raise ValueError("tta='fastai' averages over the training augmentation, and this learner was trained without any. "
+                         "Use tta='flip'.")
 
 def _random_passes(learn, dl): # -> as `_one_pass`
-    views, tfms = tta_views('fastai'), random_tfms(learn.dls.train)
+    tfms = random_tfms(learn.dls.train)
     _check_augmented(dl, tfms)
-    logits, targets = _one_pass(learn, dl, tta_views(''))
+    views = tta_views('fastai')
+    image_alone = tta_views('')
+    logits,targets = _one_pass(learn, dl, image_alone)
+    passes = [logits]
     augmented = augment_loader(dl, tfms)
-    with dl.dataset.set_split_idx(0): more = [_one_pass(learn, augmented, tta_views(''))[0] for _ in list(views)[1:]]
-    return _log_mean([logits, *more], views.values()), targets
+    with dl.dataset.set_split_idx(0):
+        while len(passes) < len(views): passes.append(_one_pass(learn, augmented, image_alone)[0])
+    return _log_mean(passes, views.values()),targets
 
 # %% ../nbs/06_evaluation.ipynb #87763944
 def _plain(dl, bs):
     "The same images in listing order, without augmentation."
-    n, dataset = len(dl.dataset), dl.dataset
+    dataset = dl.dataset
+    in_order = partial(list, range(len(dataset)))
     if getattr(dataset, 'split_idx', 1) == 0: dataset = test_set(dataset, dataset.items, with_labels=True)
-    return dl.new(dataset, bs=dl.bs if bs is None else bs, shuffle=False, drop_last=False, get_idxs=partial(list, range(n)))
+    return dl.new(dataset, bs=dl.bs if bs is None else bs, shuffle=False, drop_last=False, get_idxs=in_order)
 
 # %% ../nbs/06_evaluation.ipynb #0ef69c95
 def check_evaluable(
@@ -520,14 +585,18 @@ def check_evaluable(
 )->None:
     "Refuse what `evaluate` cannot evaluate: a `TypeError` or `ValueError` that says what it can"
     if not isinstance(learn, Learner):
-        raise TypeError(f'evaluate needs a fastai Learner, got {type(learn).__name__}. load_run(folder) makes one from a run.')
+        raise TypeError(f'evaluate needs a fastai Learner, got {type(learn).__name__}. '
+                        'load_run(folder) makes one from a run.')
     if not isinstance(split, (str, DataLoader)):
-        raise TypeError(f'split must be a name or a fastai DataLoader, got {type(split).__module__}.{type(split).__name__}. '
+        kind = f'{type(split).__module__}.{type(split).__name__}'
+        raise TypeError(f'split must be a name or a fastai DataLoader, got {kind}. '
                         'fastai.data.load.DataLoader(dataset, bs=64) wraps any dataset.')
     if isinstance(split, str) and split not in ('train', 'valid', 'test'):
-        raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', 'train', or a fastai DataLoader with labels.")
+        raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', 'train', "
+                         'or a fastai DataLoader with labels.')
     if bs is not None and bs < 1: raise ValueError(f'bs is a number of images and must be at least 1, got {bs}.')
 
+# %% ../nbs/06_evaluation.ipynb #99471d73
 def evaluable_loader(
     learn:Learner, # what is to be evaluated
     split:str|DataLoader, # on what
@@ -540,11 +609,13 @@ def evaluable_loader(
     return dl
 
 # %% ../nbs/06_evaluation.ipynb #f484f19d
-def _check_vocab(learn, dl): # -> list of class names
-    vocab, theirs = getattr(learn.dls, 'vocab', None), getattr(dl, 'vocab', None)
-    _check(vocab is not None, 'This learner has no vocab: evaluate is for classifiers of images with one label each.')
-    _check(theirs is None or list(theirs) == list(vocab),
-           f'The learner knows the classes {list(vocab)}, the images have {theirs and list(theirs)}.')
+def _common_vocab(learn, dl): # -> list of class names
+    vocab = getattr(learn.dls, 'vocab', None)
+    theirs = getattr(dl, 'vocab', None)
+    if vocab is None:
+        raise ValueError('This learner has no vocab: evaluate is for classifiers of images with one label each.')
+    if theirs is not None and list(theirs) != list(vocab):
+        raise ValueError(f'The learner knows the classes {list(vocab)}, the images have {list(theirs)}.')
     return list(vocab)
 
 # %% ../nbs/06_evaluation.ipynb #ce5423bd
@@ -559,15 +630,20 @@ def evaluate(
     views = tta_views(tta)
     with no_random():
         dl = _plain(evaluable_loader(learn, split, bs), bs)
-        vocab = _check_vocab(learn, dl)
-        logits, targets = _random_passes(learn, dl) if tta == 'fastai' else _one_pass(learn, dl, views)
-    _check(logits.shape[1:] == (len(vocab),), f'The model gives {tuple(logits.shape[1:])} numbers an image, vocab names {len(vocab)} classes.')
+        vocab = _common_vocab(learn, dl)
+        logits,targets = _random_passes(learn, dl) if tta == 'fastai' else _one_pass(learn, dl, views)
+    if logits.shape[1:] != (len(vocab),):
+        raise ValueError(f'The model gives {tuple(logits.shape[1:])} numbers an image, '
+                         f'vocab names {len(vocab)} classes.')
     root = Path(learn.dls.path).absolute()
-    losses = F.cross_entropy(logits, targets, reduction='none')
-    return Evaluation(F.softmax(logits, 1).numpy(), targets.numpy(), losses.numpy(),
-                      file_names(dl.dataset, root), vocab, split if isinstance(split, str) else split_name(learn.dls, split),
-                      getattr(getattr(learn.dls, 'data_info', None), 'variant', root.name), root.as_posix(), tta,
-                      fingerprint=dataset_fingerprint(dl.dataset))
+    data_info = getattr(learn.dls, 'data_info', None)
+    return Evaluation(
+        probs=F.softmax(logits, 1).numpy(), targets=targets.numpy(),
+        losses=F.cross_entropy(logits, targets, reduction='none').numpy(),
+        files=file_names(dl.dataset, root), vocab=vocab,
+        split=split if isinstance(split, str) else split_name(learn.dls, split),
+        variant=getattr(data_info, 'variant', root.name), root=root.as_posix(), tta=tta,
+        fingerprint=dataset_fingerprint(dl.dataset))
 
 # %% ../nbs/06_evaluation.ipynb #d9a95c1a
 @dataclass(frozen=True, eq=False, repr=False)
@@ -602,21 +678,32 @@ class Comparison:
     def _repr_html_(self): return _comparison_html(self)
 
 # %% ../nbs/06_evaluation.ipynb #3487d6f4
-def _match(before, after): # -> positions in `after` of the images of `before`
-    _check(before.vocab == after.vocab, f'These evaluations have different classes, {before.vocab} and {after.vocab}.')
-    _check('' in (before.variant, after.variant) or before.variant == after.variant,
-           f'These evaluations are of different data, {before.variant} and {after.variant}: compare needs the same images.')
-    place = {file: i for i, file in enumerate(after.files)}
-    _check(len(place) == len(after) and len(set(before.files)) == len(before), 'compare needs each image once, and one of these evaluations names an image twice.')
-    missing = [file for file in before.files if file not in place]
-    _check(not missing and len(before) == len(after), f'compare needs two evaluations of the same images: the first has {len(before):,}, the second '
-           f'{len(after):,}, and {len(missing):,} of the first are not in the second{", such as " + missing[0] if missing else ""}. Evaluate both on one split of one data set.')
-    _check('' in (before.fingerprint, after.fingerprint) or before.fingerprint == after.fingerprint,
-           f'These evaluations are of different images under the same names, in {before.root} and {after.root}: compare needs the same images.')
-    return np.array([place[file] for file in before.files])
+def _differ(a, b): return a and b and a != b # what is not known differs from nothing
 
+def _match(before, after): # -> positions in `after` of the images of `before`
+    if before.vocab != after.vocab:
+        raise ValueError(f'These evaluations have different classes, {before.vocab} and {after.vocab}.')
+    if _differ(before.variant, after.variant):
+        raise ValueError(f'These evaluations are of different data, {before.variant} and {after.variant}: '
+                         'compare needs the same images.')
+    position = {file: i for i,file in enumerate(after.files)}
+    if len(position) < len(after) or len(set(before.files)) < len(before):
+        raise ValueError('compare needs each image once, and one of these evaluations names an image twice.')
+    missing = [file for file in before.files if file not in position]
+    if missing or len(before) != len(after):
+        such_as = f', such as {missing[0]}' if missing else ''
+        raise ValueError(f'compare needs two evaluations of the same images: the first has {len(before):,}, the second '
+                         f'{len(after):,}, and {len(missing):,} of the first are not in the second{such_as}. '
+                         'Evaluate both on one split of one data set.')
+    if _differ(before.fingerprint, after.fingerprint):
+        raise ValueError(f'These evaluations are of different images under the same names, in {before.root} and '
+                         f'{after.root}: compare needs the same images.')
+    return np.array([position[file] for file in before.files])
+
+# %% ../nbs/06_evaluation.ipynb #d9732716
 def _reorder(evaluation, order):
-    return replace(evaluation, files=[evaluation.files[i] for i in order], **{name: getattr(evaluation, name)[order] for name in _arrays})
+    arrays = {name: getattr(evaluation, name)[order] for name in _arrays}
+    return replace(evaluation, files=[evaluation.files[i] for i in order], **arrays)
 
 def compare(
     before:Evaluation, # of one model
@@ -624,10 +711,13 @@ def compare(
 )->Comparison:
     "Compare what two models said about the same images."
     for o in (before, after):
-        if not isinstance(o, Evaluation): raise TypeError(f'compare needs two Evaluations, got {type(o).__name__}. evaluate(learn) makes one.')
+        if not isinstance(o, Evaluation):
+            raise TypeError(f'compare needs two Evaluations, got {type(o).__name__}. evaluate(learn) makes one.')
     after = _reorder(after, _match(before, after))
     different = np.flatnonzero(before.targets != after.targets)
-    _check(not len(different), f'{len(different):,} images have different labels in the two evaluations, such as {before.files[different[:1].sum()]}.')
+    if len(different):
+        raise ValueError(f'{len(different):,} images have different labels in the two evaluations, '
+                         f'such as {before.files[different[0]]}.')
     return Comparison(before, after)
 
 # %% ../nbs/06_evaluation.ipynb #09b981b5
@@ -641,11 +731,10 @@ def interval(
     return float(low), float(high)
 
 # %% ../nbs/06_evaluation.ipynb #a160af0a
-def _per_group(flags, groups, n): return np.bincount(groups[flags], minlength=n)
-
-def _changes(fixed, broken, n, confidence): # -> columns of the tables below
-    low, high = paired_interval(fixed, broken, n, confidence)
-    return dict(change=_ratio(fixed - broken, n), low=low, high=high, fixed=fixed, broken=broken, p_value=mcnemar_exact(fixed, broken))
+def _changes(fixed, broken, n, confidence): # -> columns of the table below
+    low,high = paired_interval(fixed, broken, n, confidence)
+    return dict(change=_ratio(fixed - broken, n), low=low, high=high, fixed=fixed, broken=broken,
+                p_value=mcnemar_exact(fixed, broken))
 
 @patch
 def per_class(
@@ -653,13 +742,16 @@ def per_class(
     confidence:float=0.95, # of the interval, between 0 and 1
 )->pd.DataFrame: # columns class, n, before, after (recall), change, low, high, fixed, broken, p_value, p_corrected
     "How recall changed in each class."
-    n, targets, before, after = len(self.before.vocab), self.before.targets, self.before.correct, self.after.correct
-    images = np.bincount(targets, minlength=n)
-    table = pd.DataFrame({'class': self.before.vocab, 'n': images, 'before': _ratio(_per_group(before, targets, n), images),
-        'after': _ratio(_per_group(after, targets, n), images)} | _changes(_per_group(after & ~before, targets, n), _per_group(before & ~after, targets, n), images, confidence))
-    there = images > 0
+    vocab = self.before.vocab
+    targets = self.before.targets
+    def per_class(images): return np.bincount(targets[images], minlength=len(vocab))
+    n = np.bincount(targets, minlength=len(vocab))
+    table = {'class': vocab, 'n': n, 'before': _ratio(per_class(self.before.correct), n),
+             'after': _ratio(per_class(self.after.correct), n)}
+    table = pd.DataFrame(table | _changes(per_class(self.fixed), per_class(self.broken), n, confidence))
+    tested = n > 0
     table['p_corrected'] = 1.
-    table.loc[there, 'p_corrected'] = holm(table.p_value[there])
+    table.loc[tested, 'p_corrected'] = holm(table.p_value[tested])
     return table
 
 # %% ../nbs/06_evaluation.ipynb #fbbc5302
@@ -669,34 +761,43 @@ def confusion_changes(
     min_change:int=1, # leave out pairs that changed by fewer images, in either direction
 )->pd.DataFrame: # columns actual, predicted, before, after (images), change, p_value; the largest change first
     "How often each class is taken for each other, before and after."
-    n, vocab = len(self.before.vocab), np.array(self.before.vocab, dtype=object)
-    a, b = self.before.predictions, self.after.predictions
-    cells = lambda predictions, where: np.bincount((self.before.targets * n + predictions)[where], minlength=n * n)
-    table = pd.DataFrame({'actual': np.repeat(vocab, n), 'predicted': np.tile(vocab, n), 'before': cells(a, a >= 0), 'after': cells(b, b >= 0),
-                          'p_value': mcnemar_exact(cells(b, a != b), cells(a, a != b))})
-    table['change'] = table.after - table.before
+    n = len(self.before.vocab)
+    vocab = np.array(self.before.vocab, dtype=object)
+    changed = self.before.predictions != self.after.predictions
+    def cells(evaluation, images=slice(None)):
+        cell = self.before.targets*n + evaluation.predictions
+        return np.bincount(cell[images], minlength=n*n)
+    before = cells(self.before)
+    after = cells(self.after)
+    p_value = mcnemar_exact(cells(self.after, changed), cells(self.before, changed))
+    table = pd.DataFrame(dict(actual=np.repeat(vocab, n), predicted=np.tile(vocab, n), before=before, after=after,
+                              change=after - before, p_value=p_value))
     table = table[(table.actual != table.predicted) & (table.change.abs() >= min_change)]
-    return table.sort_values('change', key=lambda o: -o.abs(), kind='stable', ignore_index=True)[['actual', 'predicted', 'before', 'after', 'change', 'p_value']]
+    return table.sort_values('change', key=lambda change: -change.abs(), kind='stable', ignore_index=True)
 
 # %% ../nbs/06_evaluation.ipynb #057ad6e2
 @patch
 def to_frame(self:Comparison)->pd.DataFrame: # columns file, actual, before, after (predicted classes), outcome
     "One row for each image; the outcome is right, wrong, fixed or broken."
-    vocab = np.array(self.before.vocab, dtype=object)
+    before,after = self.before,self.after
+    vocab = np.array(before.vocab, dtype=object)
     outcomes = np.array([['wrong', 'fixed'], ['broken', 'right']], dtype=object)
-    return pd.DataFrame({'file': self.before.files, 'actual': vocab[self.before.targets], 'before': vocab[self.before.predictions],
-                         'after': vocab[self.after.predictions], 'outcome': outcomes[self.before.correct.astype(int), self.after.correct.astype(int)]})
+    outcome = outcomes[before.correct.astype(int), after.correct.astype(int)]
+    return pd.DataFrame(dict(file=before.files, actual=vocab[before.targets], before=vocab[before.predictions],
+                             after=vocab[after.predictions], outcome=outcome))
 
 # %% ../nbs/06_evaluation.ipynb #67a450e3
 def _comparison_summary(comparison):
-    low, high = comparison.interval()
-    return (f'Comparison of {len(comparison):,} images: accuracy {comparison.before.accuracy:.2%} -> {comparison.after.accuracy:.2%} '
-            f'({comparison.change:+.2%}, 95% interval {low:+.2%} to {high:+.2%}, McNemar p = {comparison.p_value:.2g}), '
+    low,high = comparison.interval()
+    return (f'Comparison of {len(comparison):,} images: accuracy {comparison.before.accuracy:.2%} -> '
+            f'{comparison.after.accuracy:.2%} ({comparison.change:+.2%}, 95% interval {low:+.2%} to {high:+.2%}, '
+            f'McNemar p = {comparison.p_value:.2g}), '
             f'{len(comparison.fixed):,} fixed, {len(comparison.broken):,} broken')
 
 def _p_text(p): return '<0.001' if p < .001 else f'{p:.3f}'
 
 def _comparison_html(comparison):
     table = comparison.per_class().drop(columns=['low', 'high', 'p_value'])
-    table = table.assign(p_corrected=table.p_corrected.map(_p_text)).to_html(index=False, border=0, max_rows=20, float_format='{:.3f}'.format)
-    return f'<p>{escape(_comparison_summary(comparison))}.</p>{table}'
+    table['p_corrected'] = table.p_corrected.map(_p_text)
+    html = table.to_html(index=False, border=0, max_rows=20, float_format='{:.3f}'.format)
+    return f'<p>{escape(_comparison_summary(comparison))}.</p>{html}'

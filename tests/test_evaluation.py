@@ -814,7 +814,7 @@ def test_missing_splits(learn, practice, tmp_path):
     assert len(evaluate(only_train, 'train')) == 180
     (tmp_path / 'train').symlink_to(practice / 'train')
     learn = make_learner(data.cifar10_dataloaders(tmp_path, num_workers=0, device='cpu'), fit=False)
-    with pytest.raises(FileNotFoundError, match="no test folder.*split='valid'"): evaluate(learn)
+    with pytest.raises(FileNotFoundError, match="no test folder.*split 'valid'"): evaluate(learn)
     assert len(evaluate(learn, 'valid')) == 20
 
 
