@@ -744,11 +744,11 @@ def per_class(
     "How recall changed in each class."
     vocab = self.before.vocab
     targets = self.before.targets
-    def per_class(images): return np.bincount(targets[images], minlength=len(vocab))
+    def count(images): return np.bincount(targets[images], minlength=len(vocab))
     n = np.bincount(targets, minlength=len(vocab))
-    table = {'class': vocab, 'n': n, 'before': _ratio(per_class(self.before.correct), n),
-             'after': _ratio(per_class(self.after.correct), n)}
-    table = pd.DataFrame(table | _changes(per_class(self.fixed), per_class(self.broken), n, confidence))
+    table = {'class': vocab, 'n': n, 'before': _ratio(count(self.before.correct), n),
+             'after': _ratio(count(self.after.correct), n)}
+    table = pd.DataFrame(table | _changes(count(self.fixed), count(self.broken), n, confidence))
     tested = n > 0
     table['p_corrected'] = 1.
     table.loc[tested, 'p_corrected'] = holm(table.p_value[tested])

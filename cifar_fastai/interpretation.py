@@ -22,20 +22,34 @@ import numpy as np
 import pandas as pd
 
 from .evaluation import Comparison, Evaluation
-from .plotting import bar_color, blue, dark_orange, gray, literal, masked_color, orange, percent, percent_axis, plain_axes
+from .plotting import (bar_color, blue, dark_orange, gray, literal, masked_color, orange, percent,
+                                   percent_axis, plain_axes)
 from .runs import Run
 
 # %% ../nbs/07_interpretation.ipynb #13be7793
 def _write_cells(ax, shown, counts, pale, text):
-    for (i, j), count in np.ndenumerate(counts):
-        if count: ax.text(j, i, text(shown[i, j]), ha='center', va='center', fontsize=8, weight='bold' if i == j else None,
-                          color='black' if i == j or shown[i, j] <= pale else 'white')
+    for (i, j),count in np.ndenumerate(counts):
+        if not count: continue
+        on_diagonal = i == j
+        ax.text(j, i, text(shown[i, j]), ha='center', va='center', fontsize=8, weight='bold' if on_diagonal else None,
+                color='black' if on_diagonal or shown[i, j] <= pale else 'white')
 
 # %% ../nbs/07_interpretation.ipynb #ef795254
 def _label_cells(ax, vocab):
-    size, vocab = min(10, 250 / len(vocab)), list(map(literal, vocab))
-    ax.set_xticks(range(len(vocab)), vocab, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
-    ax.set_yticks(range(len(vocab)), vocab, fontsize=size)
+    size = min(10, 250/len(vocab))
+    names = list(map(literal, vocab))
+    ax.set_xticks(range(len(vocab)), names, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
+    ax.set_yticks(range(len(vocab)), names, fontsize=size)
+
+def _draw_mistakes(ax, values, vocab, cmap, label, **scale):
+    "Color all cells but the diagonal"
+    diagonal = np.eye(len(vocab), dtype=bool)
+    cmap = plt.get_cmap(cmap).with_extremes(bad=masked_color)
+    image = ax.imshow(np.ma.masked_array(values, diagonal), cmap, **scale)
+    _label_cells(ax, vocab)
+    ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True), label=label)
+
+def _off_diagonal(values): return values[~np.eye(len(values), dtype=bool)]
 
 # %% ../nbs/07_interpretation.ipynb #c9189e6a
 def _form(values): # decimals where there are any
@@ -48,23 +62,28 @@ def plot_confusion_matrix(
 )->Axes:
     "Draw how often each class was taken for each other, mistakes in color."
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
-    counts, vocab = evaluation.confusion_matrix(), evaluation.vocab
-    shown = 100 * evaluation.confusion_matrix(normalize=True) if normalize else counts
-    diagonal = np.eye(len(vocab), dtype=bool)
-    most = shown[~diagonal].max(initial=1)
-    image = ax.imshow(np.ma.masked_array(shown, diagonal), plt.get_cmap('Blues').with_extremes(bad=masked_color), vmin=0, vmax=most)
-    if len(vocab) <= 15: _write_cells(ax, shown, counts, .55 * most, _form(shown))
-    _label_cells(ax, vocab)
-    ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True),
-                       label='mistakes (% of the actual class)' if normalize else 'mistakes (images)')
+    counts = evaluation.confusion_matrix()
+    shown = 100*evaluation.confusion_matrix(normalize=True) if normalize else counts
+    most = _off_diagonal(shown).max(initial=1)
+    label = 'mistakes (% of the actual class)' if normalize else 'mistakes (images)'
+    _draw_mistakes(ax, shown, evaluation.vocab, 'Blues', label, vmin=0, vmax=most)
+    if len(evaluation.vocab) <= 15: _write_cells(ax, shown, counts, .55*most, _form(shown))
     ax.set(xlabel='predicted class', ylabel='actual class',
            title=f'{evaluation.split}: {evaluation.accuracy:.1%} of {len(evaluation):,} images right')
     return ax
 
 # %% ../nbs/07_interpretation.ipynb #3d3c17ed
 def _draw_interval(ax, values, low, high, places, **look):
-    ax.errorbar(values, places, xerr=[np.maximum(values - low, 0), np.maximum(high - values, 0)], elinewidth=1.4, capsize=2.5, markersize=6, ls='', **look)
+    bars = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
+    ax.errorbar(values, places, xerr=bars, elinewidth=1.4, capsize=2.5, markersize=6, ls='', **look)
 
+# figure of merit -> place beside the class's line, and look
+_figures = dict(
+    recall=(.24, dict(color=blue, marker='o')),
+    precision=(0, dict(color=dark_orange, marker='s', mfc='white')),
+    f1=(-.24, dict(color=gray, marker='D')))
+
+# %% ../nbs/07_interpretation.ipynb #76430fa3
 def plot_per_class(
     evaluation:Evaluation, # whose classes are drawn; those without images are left out
     confidence:float=0.95, # of the intervals, between 0 and 1
@@ -72,12 +91,13 @@ def plot_per_class(
 )->Axes:
     "Draw recall, precision and F1 of each class with their intervals, the hardest class at the bottom."
     table = evaluation.per_class(confidence).query('n > 0').sort_values('f1', kind='stable', ignore_index=True)
-    if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48 * len(table)), layout='constrained')[1]
-    for name, shift, look in (('recall', .24, dict(color=blue, marker='o')), ('precision', 0, dict(color=dark_orange, marker='s', mfc='white')),
-                              ('f1', -.24, dict(color=gray, marker='D'))):
-        _draw_interval(ax, table[name], table[f'{name}_low'], table[f'{name}_high'], table.index + shift, label=name, **look)
+    if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48*len(table)), layout='constrained')[1]
+    for name,(shift, look) in _figures.items():
+        low,high = table[f'{name}_low'],table[f'{name}_high']
+        _draw_interval(ax, table[name], low, high, table.index + shift, label=name, **look)
     ax.set_yticks(table.index, table['class'].map(literal))
-    ax.set(xlabel=f'% of images, with {confidence:.0%} intervals', title=f'{evaluation.split}: {len(evaluation):,} images')
+    ax.set(xlabel=f'% of images, with {confidence:.0%} intervals',
+           title=f'{evaluation.split}: {len(evaluation):,} images')
     percent_axis(ax.xaxis)
     plain_axes(ax, 'x')
     ax.figure.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
@@ -89,7 +109,9 @@ def _read_history(source): # -> DataFrame
     if isinstance(source, Learner): return _learner_history(source)
     path = Path(source)
     if path.is_dir(): path = Run(path).history_file
-    if not path.is_file(): raise FileNotFoundError(f'No history at {path}. Give a run folder, which holds history.csv, a Learner or a DataFrame.')
+    if not path.is_file():
+        raise FileNotFoundError(f'No history at {path}. '
+                                'Give a run folder, which holds history.csv, a Learner or a DataFrame.')
     return pd.read_csv(path)
 
 def _learner_history(learn):
@@ -97,13 +119,15 @@ def _learner_history(learn):
     names = [name for name in getattr(learn.recorder, 'metric_names', []) if name not in ('epoch', 'time')]
     values = [list(row) for row in getattr(learn.recorder, 'values', [])]
     if not values or len(values[0]) != len(names):  # validate and get_preds overwrite it
-        raise ValueError('This Learner holds no training history (fastai forgets it at validate or get_preds) and has no run_dir.')
+        raise ValueError('This Learner holds no training history (fastai forgets it at validate or get_preds) '
+                         'and has no run_dir.')
     return pd.DataFrame(values, columns=names).assign(epoch=range(1, len(values) + 1))
 
 # %% ../nbs/07_interpretation.ipynb #f6d27650
 def _check_history(history):
     missing = [name for name in ('epoch', 'train_loss', 'valid_loss', 'accuracy') if name not in history]
-    if missing: raise ValueError(f'The history has no column {", ".join(missing)}; it has {", ".join(map(str, history))}.')
+    if missing:
+        raise ValueError(f'The history has no column {", ".join(missing)}; it has {", ".join(map(str, history))}.')
     if not len(history): raise ValueError('The history has no epochs yet.')
     return history
 
@@ -113,7 +137,8 @@ def _mark_stages(ax, history):
     if 'stage' not in history or history.stage.nunique() < 2: return
     for stage, epochs in history.groupby('stage', sort=False).epoch:
         if epochs.min() > history.epoch.min(): ax.axvline(epochs.min() - .5, color=gray, lw=.8, ls=':')
-        ax.text(epochs.mean(), 1.01, f'stage {stage}', transform=ax.get_xaxis_transform(), ha='center', va='bottom', fontsize=8, color=gray)
+        ax.text(epochs.mean(), 1.01, f'stage {stage}', transform=ax.get_xaxis_transform(),
+                ha='center', va='bottom', fontsize=8, color=gray)
 
 # %% ../nbs/07_interpretation.ipynb #86f7eee5
 def _draw_curves(ax, history, columns, form, legend):
@@ -164,18 +189,20 @@ def _grid(captions, axes): # -> flat array of axes, one for each caption
 def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
     images = [evaluation.open_image(i, root) for i in positions]
     axes = _grid(captions, axes)
-    right = evaluation.predictions == evaluation.targets
     for ax, i, image, caption in zip(axes, positions, images, captions):
         ax.imshow(image, interpolation='nearest')
-        ax.set_title(literal(caption), fontsize=fontsize, color=blue if right[i] else dark_orange)
+        ax.set_title(literal(caption), fontsize=fontsize, color=blue if evaluation.correct[i] else dark_orange)
         ax.set_axis_off()
     return axes
 
+# %% ../nbs/07_interpretation.ipynb #fab92e14
+def _with_probability(evaluation, i, c): # class c, as the model sees it in image i
+    return f'{evaluation.vocab[c]} {percent(evaluation.probs[i, c])}'
 
 def _caption(evaluation, i):
-    predicted, actual, vocab, probs = evaluation.predictions[i], evaluation.targets[i], evaluation.vocab, evaluation.probs[i]
-    truth = 'right' if predicted == actual else f'actual {vocab[actual]} {percent(probs[actual])}'
-    return f'predicted {vocab[predicted]} {percent(probs[predicted])}\n{truth}'
+    truth = 'right'
+    if not evaluation.correct[i]: truth = f'actual {_with_probability(evaluation, i, evaluation.targets[i])}'
+    return f'predicted {_with_probability(evaluation, i, evaluation.predictions[i])}\n{truth}'
 
 # %% ../nbs/07_interpretation.ipynb #74ca9a05
 def plot_top_losses(
@@ -193,16 +220,18 @@ def plot_top_losses(
 def _positions(evaluation, correct, pair):
     "Which images fit: right or wrong (`correct`), or one class taken for another (`pair`)."
     fits = np.ones(len(evaluation), dtype=bool)
-    if correct is not None: fits &= (evaluation.predictions == evaluation.targets) == correct
+    if correct is not None: fits &= evaluation.correct == correct
     for name, classes in zip(pair or (), (evaluation.targets, evaluation.predictions)):
         fits &= classes == evaluation.vocab.index(name)
     return np.flatnonzero(fits)
 
 # %% ../nbs/07_interpretation.ipynb #e0992fa6
 def _check_pair(evaluation, pair):
-    if isinstance(pair, str) or len(pair) != 2: raise ValueError(f"pair is (actual class, predicted class), such as ('cat', 'dog'), got {pair!r}.")
+    if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(f"pair is (actual class, predicted class), such as ('cat', 'dog'), got {pair!r}.")
     for name in pair:
-        if name not in evaluation.vocab: raise ValueError(f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
+        if name not in evaluation.vocab:
+            raise ValueError(f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
 
 # %% ../nbs/07_interpretation.ipynb #43a67faa
 def _nothing_fits(evaluation, correct, pair):
@@ -215,7 +244,8 @@ def _choose(evaluation, k, correct, pair, seed):
     found = _positions(evaluation, correct, pair)
     if not len(found): raise _nothing_fits(evaluation, correct, pair)
     if correct is not None or pair: return rng.permutation(found)[:k]
-    right, wrong = (rng.permutation(_positions(evaluation, o, None)) for o in (True, False))
+    right = rng.permutation(_positions(evaluation, True, None))
+    wrong = rng.permutation(_positions(evaluation, False, None))
     n_right = max(ceil(k / 2), k - len(wrong))
     return np.concatenate([right[:n_right], wrong[:k - min(n_right, len(right))]])
 
@@ -286,12 +316,13 @@ def plot_label_errors(
 )->np.ndarray: # the axes drawn into, the least likely label first
     "Draw images whose label may be wrong, with the label and what the model says instead."
     found = evaluation.label_errors()
-    if not len(found): raise ValueError(f'Among the {len(evaluation):,} {evaluation.split} images no label looks wrong.')
+    if found.empty:
+        raise ValueError(f'Among the {len(evaluation):,} {evaluation.split} images no label looks wrong.')
     axes = plot_images(evaluation, found, k, root, axes)
-    for ax, i in zip(axes, found.index):
-        label, predicted = evaluation.targets[i], evaluation.predictions[i]
-        ax.set_title(literal(f'label {evaluation.vocab[label]} {percent(evaluation.probs[i, label])}\n'
-                               f'model {evaluation.vocab[predicted]} {percent(evaluation.probs[i, predicted])}'), fontsize=9, color=dark_orange)
+    for ax,i in zip(axes, found.index):
+        label = _with_probability(evaluation, i, evaluation.targets[i])
+        answer = _with_probability(evaluation, i, evaluation.predictions[i])
+        ax.set_title(literal(f'label {label}\nmodel {answer}'), fontsize=9, color=dark_orange)
     return axes
 
 # %% ../nbs/07_interpretation.ipynb #810339b6
@@ -303,12 +334,16 @@ def plot_reliability(
     "Draw how often the model is right against how sure it is."
     table = evaluation.reliability(n_bins)
     if ax is None: ax = plt.subplots(figsize=(5.2, 4.6), layout='constrained')[1]
-    ax.bar((table.low + table.high) / 2, .25 * table.n / table.n.max(), 1 / n_bins, color=bar_color, edgecolor='white', label='images')
+    middles = (table.low + table.high)/2
+    shares = .25*table.n/table.n.max() # the highest bar takes a quarter of the height
+    ax.bar(middles, shares, 1/n_bins, color=bar_color, edgecolor='white', label='images')
     ax.plot([0, 1], [0, 1], color=gray, lw=1, ls='--', label='honest')
-    ax.errorbar(table.confidence, table.accuracy, yerr=[np.maximum(table.accuracy - table.accuracy_low, 0), np.maximum(table.accuracy_high - table.accuracy, 0)],
-                color=blue, marker='o', markersize=5, lw=1.4, elinewidth=1, label='model')
+    bars = [np.maximum(table.accuracy - table.accuracy_low, 0), np.maximum(table.accuracy_high - table.accuracy, 0)]
+    ax.errorbar(table.confidence, table.accuracy, yerr=bars, color=blue, marker='o', markersize=5, lw=1.4, elinewidth=1,
+                label='model')
     name = f'temperature {evaluation.temperature:.2f}' if evaluation.temperature != 1 else evaluation.split
-    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel=f'probability of the predicted class (%), in {n_bins} bins', ylabel='right (% of images)',
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel='right (% of images)',
+           xlabel=f'probability of the predicted class (%), in {n_bins} bins',
            title=f'{name}: calibration error {100 * evaluation.calibration_error(n_bins):.1f} points')
     for axis in (ax.xaxis, ax.yaxis): percent_axis(axis)
     plain_axes(ax)
@@ -333,24 +368,29 @@ def plot_coverage(
     plain_axes(ax)
     return ax
 
+# %% ../nbs/07_interpretation.ipynb #dfde3855
 def _make_room(ax):
     "Nothing is right more often than always; above it there may be the words of a mark"
     ax.yaxis.set_major_locator(AutoLocator())  # of the data: an earlier curve may have set limits of its own
     ax.autoscale(axis='y')
-    low, high = ax.get_ylim()
-    low, high = max(low, -.02), min(high, 1.02)
-    ax.set_ylim(low, high + (.08 * (high - low) if any(t.get_va() == 'bottom' for t in ax.texts) else 0))
+    low,high = ax.get_ylim()
+    low = max(low, -.02)
+    high = min(high, 1.02)
+    words_above = any(t.get_va() == 'bottom' for t in ax.texts)
+    ax.set_ylim(low, high + .08*(high - low) if words_above else high)
     ax.set_yticks([t for t in ax.get_yticks() if low <= t <= min(high, 1)])
 
+# %% ../nbs/07_interpretation.ipynb #cb4139e7
 def _mark_coverage(ax, evaluation, accuracy):
     coverage, threshold = evaluation.coverage_at(accuracy)
     marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
     if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
     ax.plot(coverage, accuracy, 'o', color=dark_orange)
     above = coverage < .4  # there the words have room in one line
-    space = ' ' if above else '\n'
-    place = dict(xytext=(8, 4), ha='left', va='bottom') if above else dict(xytext=(-6, -6), ha='right', va='top')
-    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{space}when {threshold:.0%} sure', (coverage, accuracy), textcoords='offset points', fontsize=8, **place)
+    if above: space,place = ' ',dict(xytext=(8, 4), ha='left', va='bottom')
+    else: space,place = '\n',dict(xytext=(-6, -6), ha='right', va='top')
+    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{space}when {threshold:.0%} sure', (coverage, accuracy),
+                textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/07_interpretation.ipynb #88d48a96
 def _short(name, n=20): return name if len(name) <= n else f'{name[:n - 1]}\N{HORIZONTAL ELLIPSIS}'
@@ -363,13 +403,18 @@ def plot_comparison(
     "Draw how recall changed in each class, with intervals, and how many images were fixed and broken."
     table = comparison.per_class(confidence).query('n > 0').sort_values('change', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .36 * len(table)), layout='constrained')[1]
-    for better, look in ((True, dict(color=blue, marker='o')), (False, dict(color=dark_orange, marker='s'))):
-        rows = table[(table.change >= 0) == better]
-        _draw_interval(ax, 100 * rows.change, 100 * rows.low, 100 * rows.high, rows.index, **look)
+    better = table[table.change >= 0]
+    worse = table[table.change < 0]
+    for rows,look in ((better, dict(color=blue, marker='o')), (worse, dict(color=dark_orange, marker='s'))):
+        _draw_interval(ax, 100*rows.change, 100*rows.low, 100*rows.high, rows.index, **look)
     ax.axvline(0, color=gray, lw=1)
-    ax.set_yticks(table.index, [f'{literal(_short(name))}  +{fixed} \N{MINUS SIGN}{broken}' for name, fixed, broken in zip(table['class'], table.fixed, table.broken)])
-    ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)', ylabel='class, images fixed and broken',
-           title=f'accuracy {comparison.before.accuracy:.1%} \N{RIGHTWARDS ARROW} {comparison.after.accuracy:.1%}, McNemar p = {comparison.p_value:.2g}')
+    names = table['class'].map(_short).map(literal)
+    counts = [f'+{fixed} \N{MINUS SIGN}{broken}' for fixed,broken in zip(table.fixed, table.broken)]
+    ax.set_yticks(table.index, [f'{name}  {count}' for name,count in zip(names, counts)])
+    before,after = comparison.before.accuracy,comparison.after.accuracy
+    ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)',
+           ylabel='class, images fixed and broken',
+           title=f'accuracy {before:.1%} \N{RIGHTWARDS ARROW} {after:.1%}, McNemar p = {comparison.p_value:.2g}')
     plain_axes(ax, 'x')
     return ax
 
@@ -380,20 +425,22 @@ def plot_confusion_changes(
 )->Axes:
     "Draw by how many images each kind of mistake changed."
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
-    vocab, diagonal = comparison.before.vocab, np.eye(len(comparison.before.vocab), dtype=bool)
+    vocab = comparison.before.vocab
     change = comparison.after.confusion_matrix() - comparison.before.confusion_matrix()
-    most = max(np.abs(change[~diagonal]).max(initial=1), 1)
-    image = ax.imshow(np.ma.masked_array(change, diagonal), plt.get_cmap('PuOr_r').with_extremes(bad=masked_color), norm=TwoSlopeNorm(0, -most, most))
-    if len(vocab) <= 15: _write_changes(ax, change, .6 * most)
-    _label_cells(ax, vocab)
-    ax.figure.colorbar(image, ax=ax, shrink=.8, ticks=MaxNLocator(integer=True), label='mistakes, after less before (images)')
-    ax.set(xlabel='predicted class', ylabel='actual class', title=f'{len(comparison.fixed):,} images fixed, {len(comparison.broken):,} broken')
+    most = np.abs(_off_diagonal(change)).max(initial=1)
+    _draw_mistakes(ax, change, vocab, 'PuOr_r', 'mistakes, after less before (images)', norm=TwoSlopeNorm(0, -most, most))
+    if len(vocab) <= 15: _write_changes(ax, change, .6*most)
+    ax.set(xlabel='predicted class', ylabel='actual class',
+           title=f'{len(comparison.fixed):,} images fixed, {len(comparison.broken):,} broken')
     return ax
 
 def _write_changes(ax, change, dark):
-    for (i, j), n in np.ndenumerate(change):
-        if n: ax.text(j, i, f'{n:+d}'.replace('-', '\N{MINUS SIGN}'), ha='center', va='center', fontsize=8, weight='bold' if i == j else None,
-                      color='white' if i != j and abs(n) > dark else 'black')
+    for (i, j),n in np.ndenumerate(change):
+        if not n: continue
+        on_diagonal = i == j
+        text = f'{n:+d}'.replace('-', '\N{MINUS SIGN}')
+        ax.text(j, i, text, ha='center', va='center', fontsize=8, weight='bold' if on_diagonal else None,
+                color='black' if on_diagonal or abs(n) <= dark else 'white')
 
 # %% ../nbs/07_interpretation.ipynb #7e3a2d79
 _outcomes = ('fixed', 'broken')
@@ -411,7 +458,8 @@ def plot_changed(
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')
     axes = plot_images(comparison.after, found, k, root, axes)
-    for ax, i in zip(axes, found): ax.set_title(literal(_change_caption(comparison, i)), fontsize=9, color=blue if outcome == 'fixed' else dark_orange)
+    color = blue if outcome == 'fixed' else dark_orange
+    for ax,i in zip(axes, found): ax.set_title(literal(_change_caption(comparison, i)), fontsize=9, color=color)
     return axes
 
 def _change_caption(comparison, i):

@@ -33,7 +33,8 @@ def wilson_interval(
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), proportions between 0 and 1
     "Bounds within which the true proportion of successes lies with this confidence."
-    z, n = _z(confidence), np.asarray(n, dtype=float)
+    z = _z(confidence)
+    n = np.asarray(n, dtype=float)
     _check_counts(successes=successes, failures=n - successes)
     middle = (successes + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(successes * (1 - successes / np.maximum(n, 1)) + z**2 / 4)
@@ -66,9 +67,11 @@ def paired_interval(
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between -1 and 1
     "Bounds for the difference of two accuracies on the same images, the second less the first."
-    z, n = _z(confidence), np.asarray(n)
+    z = _z(confidence)
+    n = np.asarray(n)
     _check_counts(fixed=fixed, broken=broken, unchanged=n - fixed - broken)
-    up, down = np.add(fixed, 1) / (n + 2), np.add(broken, 1) / (n + 2)
+    up = np.add(fixed, 1)/(n + 2)
+    down = np.add(broken, 1)/(n + 2)
     half = z * np.sqrt((up + down - (up - down)**2) / (n + 2))
     return np.maximum(up - down - half, -1), np.minimum(up - down + half, 1)
 
@@ -90,16 +93,17 @@ def reliability(
     confidence:np.ndarray, # (N,) probability of the predicted class
     correct:np.ndarray, # (N,) whether the prediction is right
     n_bins:int=15, # of equal width, from 0 to 1; a bin holds its upper end
-)->pd.DataFrame: # one row for each bin that has images: low, high, n, confidence, accuracy, accuracy_low, accuracy_high (Wilson, 95%)
+)->pd.DataFrame: # a row for each bin with images: low, high, n, confidence, accuracy, accuracy_low, accuracy_high (95%)
     "How often a model is right when it is this sure."
     _check_bins(n_bins)
     edges = np.linspace(0, 1, n_bins + 1)
-    places = np.clip(np.searchsorted(edges, confidence) - 1, 0, n_bins - 1)
-    table = pd.DataFrame({'bin': places, 'confidence': np.float64(confidence), 'right': np.asarray(correct, dtype=int)}).groupby('bin').agg(
-        n=('right', 'size'), right=('right', 'sum'), confidence=('confidence', 'mean'))
-    low, high = wilson_interval(table.right, table.n)
-    return pd.DataFrame({'low': edges[table.index], 'high': edges[table.index + 1], 'n': table.n, 'confidence': table.confidence,
-                         'accuracy': table.right / table.n, 'accuracy_low': low, 'accuracy_high': high}).reset_index(drop=True)
+    bins = np.clip(np.searchsorted(edges, confidence) - 1, 0, n_bins - 1)
+    images = pd.DataFrame(dict(confidence=np.float64(confidence), right=np.asarray(correct, dtype=int)))
+    table = images.groupby(bins).agg(n=('right', 'size'), right=('right', 'sum'), confidence=('confidence', 'mean'))
+    low,high = wilson_interval(table.right, table.n)
+    table = pd.DataFrame(dict(low=edges[table.index], high=edges[table.index + 1], n=table.n, confidence=table.confidence,
+                              accuracy=table.right/table.n, accuracy_low=low, accuracy_high=high))
+    return table.reset_index(drop=True)
 
 # %% ../nbs/00_metrics.ipynb #bd5a56c1
 def calibration_error(
@@ -141,7 +145,8 @@ def coverage_curve(
     correct:np.ndarray, # (N,) whether the prediction is right
 )->pd.DataFrame: # threshold, coverage, accuracy: a row for each confidence that occurs, the highest first
     "Accuracy among the images of which a model is at least this sure."
-    counts = pd.DataFrame({'threshold': np.float64(confidence), 'right': np.asarray(correct, dtype=int)}).groupby(
-        'threshold').right.agg(['size', 'sum']).iloc[::-1].cumsum()
-    return pd.DataFrame({'threshold': counts.index, 'coverage': counts['size'] / len(confidence),
-                         'accuracy': counts['sum'] / counts['size']}).reset_index(drop=True)
+    right = pd.Series(np.asarray(correct, dtype=int))
+    counts = right.groupby(np.float64(confidence)).agg(['size', 'sum'])
+    answered = counts.iloc[::-1].cumsum() # from the highest confidence down
+    return pd.DataFrame(dict(threshold=answered.index, coverage=(answered['size']/len(confidence)).values,
+                             accuracy=(answered['sum']/answered['size']).values))

@@ -1,4 +1,4 @@
-"""The colors, axes and labels that all figures share
+"""The colors, frame, grid and labels that all figures share
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/plotting.html.md"""
 

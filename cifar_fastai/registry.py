@@ -1,4 +1,4 @@
-"""Things that are asked for by name: networks, recipes, augmentations
+"""Things that are asked for by name: networks, recipes, augmentations, corruptions, exercises
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/registry.html.md"""
 
