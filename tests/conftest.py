@@ -112,6 +112,15 @@ def practice(tmp_path_factory):
     "A practice set with 20 training and 5 test images a class. Tests only read it."
     return make_synthetic(tmp_path_factory.mktemp('data')/'practice', n_train=20, n_test=5)
 
+@pytest.fixture
+def go(practice, tmp_path):
+    "Train on the practice set into a folder of this test's own"
+    from cifar_fastai.training import train
+    from small_runs import tiny
+    def f(recipe=tiny, name='run', **kwargs):
+        return train(recipe, source=practice, run_dir=tmp_path/name, num_workers=0, **kwargs)
+    return f
+
 
 @pytest.fixture(scope='module')
 def dls(practice):

@@ -1,7 +1,6 @@
 "Training: same seed same result, run folders that tell the truth, and nothing lost when something goes wrong"
 import errno
 import json
-import math
 import os
 import platform
 import shutil
@@ -15,40 +14,17 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from fastai.torch_core import set_seed
 from safetensors.torch import load_file, save_file
 
-from cifar_fastai import callbacks, models, optimizers, runs, training
+from cifar_fastai import callbacks, models, runs, training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.sources import count_classes
-from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
-from cifar_fastai.callbacks import training_precision
-from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.training import create_learner, fit_stage, load_run, train
-
-tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2), bs=32)
-overfitting = tiny.change(model='ladder_0', augment='none')  # 180 images by heart in a few epochs
-
-class At(Callback):
-    "Do something at the beginning of batch `batch` of epoch `epoch`"
-    def __init__(self, f, epoch, batch=0): self.f,self.at = f,(epoch, batch)
-    def before_batch(self):
-        if self.training and (self.epoch, self.iter) == self.at: self.f(self.learn)
-
-@pytest.fixture
-def go(practice, tmp_path):
-    "Train on the practice set into a folder of this test's own"
-    def f(recipe=tiny, name='run', **kwargs): return train(recipe, source=practice, run_dir=tmp_path/name, num_workers=0, **kwargs)
-    return f
-
-def read(folder, name): return json.loads((folder/name).read_text())
-def history_of(folder): return pd.read_csv(folder/'history.csv')
-def history(learn): return pd.read_csv(learn.run_dir/'history.csv')
+from small_runs import At, history, history_of, overfitting, read, tiny
 
 # The result depends on the seed and on nothing else
 
@@ -133,14 +109,6 @@ def test_plateau_cuts_the_rate(go):
     h = history(go(overfitting.change(stages=stage)))
     assert set(h.lr) <= {3e-3, 3e-4, 1e-4} and h.lr.min() < 3e-3
 
-def test_no_cut_raises_a_rate(practice):
-    recipe = tiny.change(groups=('head',), optimizer='sgd', stages=Stage(epochs=4, lr=(1e-6, 1e-4), schedule='reduce_on_plateau', plateau_patience=1, min_lr=1e-5))
-    learn = create_learner(recipe, cifar10_dataloaders(practice, bs=32, num_workers=0))
-    for p in learn.model.parameters(): p.data.zero_()  # nothing gets better
-    with learn.no_bar(), learn.no_logging(): fit_stage(learn, recipe.stages[0])
-    rates = [h['lr'] for h in learn.opt.hypers]
-    assert rates[0] == 1e-6 and 1e-5 <= rates[1] < 1e-4
-
 def test_one_cycle_uses_what_the_stage_says(practice):
     learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=2, lr=.1, div=10, div_final=100, pct_start=.5, moms=(.9, .8, .9)))
@@ -149,50 +117,10 @@ def test_one_cycle_uses_what_the_stage_says(practice):
     moms = learn.recorder.hps['mom']
     assert moms[0] == pytest.approx(.9, abs=.01) and min(moms) == pytest.approx(.8, abs=.01) and moms[-1] == pytest.approx(.9, abs=.02)
 
-class Watch(Callback):
-    "What `f` gives at the end of each batch"
-    order = 70
-    def __init__(self, f): self.f,self.seen = f,[]
-    def after_batch(self): self.seen.append(self.f(self))
-
-@pytest.mark.slow
-def test_training_images_grow_and_validation_images_are_whole(go):
-    watch = Watch(lambda cb: (cb.training, cb.xb[0].shape[-1]))
-    learn = go(tiny.change(model='small_cnn', bs=60, progressive_resizing=(16, 24, 32)), cbs=[watch])
-    assert [side for training,side in watch.seen if training] == [16, 16, 24, 24, 32, 32]
-    assert {side for training,side in watch.seen if not training} == {32} and learn.recipe.stages[0].progressive_resizing == (16, 24, 32)
-
 @pytest.mark.parametrize('model, sizes, message', [('ladder_0', (24, 32), 'ladder_0 does not take images of 24x24'), ('small_cnn', (2, 32), 'small_cnn does not take images of 2x2')])
 def test_sizes_that_a_network_does_not_take_are_refused_at_once(practice, model, sizes, message):
     stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, progressive_resizing=sizes)]
     with pytest.raises(ValueError, match=message): create_learner(tiny.change(model=model, stages=stages), cifar10_dataloaders(practice, bs=60))
-
-def test_weights_go_on_from_their_running_mean(go):
-    "Two steps apart, and after the last one; the mean keeps decay**2 (t/T)^3 of itself"
-    where = lambda cb: torch.cat([p.detach().flatten() for p in cb.model.parameters()]).clone()
-    n_all = 10
-    class Before(Watch):
-        order = -10
-        def before_train(self): self.begin = getattr(self, 'begin', None) if self.epoch else where(self)
-    before,after = Before(lambda cb: (cb.training, where(cb))),Watch(lambda cb: (cb.training, where(cb)))
-    go(tiny.change(lookahead=2), cbs=[before, after])
-    mean = before.begin
-    for n,((_,stepped),(_,result)) in enumerate([(b, a) for b,a in zip(before.seen, after.seen) if b[0]], 1):
-        if n % 2: assert torch.equal(result, stepped)
-        else:
-            keep = .95**2*(n/n_all)**3
-            mean = keep*mean + (1 - keep)*stepped
-            assert torch.allclose(result, mean, atol=1e-6) and not torch.allclose(result, stepped, atol=1e-6)
-
-def test_the_last_step_is_averaged_whatever_its_number(go):
-    class Calls(callbacks.Lookahead):
-        seen = []
-        def after_batch(self):
-            before = [t.clone() for t in self.now]
-            super().after_batch()
-            if not all(map(torch.equal, before, self.now)): self.seen.append(self.train_iter)
-    go(cbs=[Calls(4)])
-    assert Calls.seen == [4, 8, 10]
 
 def test_label_smoothing_reaches_the_loss(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
@@ -200,69 +128,6 @@ def test_label_smoothing_reaches_the_loss(practice):
     for eps in (0., .2):
         loss = create_learner(tiny.change(label_smoothing=eps), dls).loss_func(x, y).item()
         assert loss == pytest.approx(torch.nn.functional.cross_entropy(x, y, label_smoothing=eps).item(), rel=1e-5)
-
-@pytest.mark.parametrize('shape', [(4, 30), (30, 4), (16, 16), (1, 9)])
-def test_orthogonalize_keeps_directions_and_makes_them_equally_long(shape):
-    u,s,v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
-    s = torch.logspace(0, -1.5, len(s))
-    out = optimizers.orthogonalize(u @ torch.diag(s) @ v)
-    inside = u.T @ out @ v.T
-    assert out.shape == shape and (inside.diagonal() > .65).all() and (inside.diagonal() < 1.25).all()
-    assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
-    assert torch.equal(optimizers.orthogonalize(torch.zeros(shape)), torch.zeros(shape))
-    several = torch.randn(3, *shape)
-    assert torch.allclose(optimizers.orthogonalize(several), torch.stack([optimizers.orthogonalize(m) for m in several]), atol=1e-4)
-    in_16_bits = optimizers.orthogonalize(u @ torch.diag(s) @ v, low_precision=True)
-    assert in_16_bits.dtype == torch.float32 and torch.linalg.svdvals(in_16_bits).sub(1).abs().max() < .4
-
-def test_matrices_of_several_shapes_are_made_orthogonal_together():
-    several = [torch.randn(shape) for shape in ((4, 27), (16, 36), (16, 8))]
-    for m,new in zip(several, optimizers.orthogonalize(optimizers._padded(several))):
-        rows,columns = m.shape
-        assert torch.allclose(new[:rows, :columns], optimizers.orthogonalize(m), atol=1e-4)
-        assert not new[rows:].any() and not new[:, columns:].any()
-
-def test_muon_moves_filters_its_way_and_the_rest_as_sgd():
-    w,b = torch.nn.Parameter(torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last)),torch.nn.Parameter(torch.randn(8))
-    other = torch.nn.Parameter(b.detach().clone())
-    muon = training.optimizer_function(tiny.change(optimizer='muon', sgd_lr_mult=.5, bias_lr_mult=3.))
-    opt,sgd = muon([w, b], lr=.1, mom=.8),optimizers.nesterov_sgd([other], lr=.15, mom=.8)
-    for _ in range(3):
-        before = w.detach().clone()
-        w.grad,b.grad = torch.randn_like(w),torch.randn(8)
-        other.grad = b.grad.clone()
-        opt.step(); sgd.step()
-        step = torch.linalg.svdvals((before - w.detach()).flatten(1))
-        assert step.min() > .06 and step.max() < .13
-    assert torch.allclose(b, other) and w.is_contiguous(memory_format=torch.channels_last)
-
-def test_muon_takes_no_scale_for_a_filter():
-    "ConvNeXt's layer scale is (C, 1, 1), ViT's positions are (1, N, C)"
-    for shape in ((96, 1, 1), (1, 5, 4)):
-        p,other = (torch.nn.Parameter(torch.full(shape, 1e-6)) for _ in range(2))
-        opt,sgd = optimizers.muon([p], lr=.04, mom=.8),optimizers.nesterov_sgd([other], lr=.04, mom=.8)
-        p.grad,other.grad = (torch.full(shape, 1e-3) for _ in range(2))
-        opt.step(); sgd.step()
-        assert torch.allclose(p, other) and p.max() < 1e-6
-
-def test_biases_can_have_a_rate_of_their_own():
-    w,b = torch.nn.Parameter(torch.zeros(3, 2)),torch.nn.Parameter(torch.zeros(3))
-    opt = training.optimizer_function(tiny.change(optimizer='sgd', bias_lr_mult=4.))([w, b], lr=.1, mom=0.)
-    w.grad,b.grad = torch.ones(3, 2),torch.ones(3)
-    opt.step()
-    assert w.tolist() == [[pytest.approx(-.1)]*2]*3 and b.tolist() == [pytest.approx(-.4)]*3
-
-def test_a_parameter_without_a_gradient_stays_and_gradients_go():
-    w,b = torch.nn.Parameter(torch.ones(3, 2)),torch.nn.Parameter(torch.ones(3))
-    opt = optimizers.nesterov_sgd([w, b], lr=.1, wd=.1)
-    for _ in range(2):
-        w.grad = torch.ones(3, 2)
-        opt.step(); opt.zero_grad()
-        assert w.grad is None and torch.equal(b.detach(), torch.ones(3))
-    sd = opt.state_dict()
-    other = optimizers.nesterov_sgd([w, b], lr=.1, wd=.1)
-    other.load_state_dict(sd)
-    assert torch.equal(other.state[w]['grad_avg'], opt.state[w]['grad_avg'])
 
 def test_weight_decay_spares_biases_and_norms(practice):
     "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
@@ -278,23 +143,6 @@ def test_weight_decay_spares_biases_and_norms(practice):
         assert torch.equal(v, before[k]) == (v.ndim == 1), k
 
 # Speed
-
-@pytest.mark.slow
-def test_the_model_is_compiled_as_one_graph_for_training_batches(go):
-    calls,graphs = [],[]
-    def backend(graph, inputs):
-        graphs.append(graph)
-        def compiled(*args):
-            calls.append(torch.is_grad_enabled())
-            return graph(*args)
-        return compiled
-    plain,learn = go(name='plain'),go(name='compiled', cbs=[callbacks.CompileModel(backend=backend)])
-    assert len(graphs) == 1 # of the whole network, for all epochs
-    assert calls == [True]*2*len(learn.dls.train)
-    assert history(learn).train_loss.tolist() == pytest.approx(history(plain).train_loss.tolist(), abs=1e-4)
-    n,weights = len(calls),load_file(learn.run_dir/'model.safetensors')
-    learn.model.eval()(torch.zeros(1, 3, 32, 32))
-    assert len(calls) == n and weights.keys() == plain.model.state_dict().keys()
 
 def test_a_callback_is_asked_at_the_events_that_it_has_and_no_others(go, monkeypatch):
     asked,heard,call = [],[],Callback.__call__
@@ -313,9 +161,6 @@ def test_a_callback_is_asked_at_the_events_that_it_has_and_no_others(go, monkeyp
     assert heard.count('before_batch') == 3*heard.count('after_pred') and heard.count('after_step') == 2*2*len(learn.dls.train)
     with pytest.raises(Exception, match='missing after_lunch'): learn('after_lunch')
 
-def test_an_optimizer_takes_no_closure():
-    with pytest.raises(NotImplementedError, match='closure'): optimizers.nesterov_sgd([torch.nn.Parameter(torch.ones(2))], lr=.1).step(lambda: 0)
-
 @pytest.mark.parametrize('device, wanted', [('cpu', False), ('cuda', True)])
 def test_a_recipe_compiles_on_cuda_only(device, wanted):
     cbs = training._recipe_cbs(tiny.change(compile=True), SimpleNamespace(device=device))
@@ -326,89 +171,6 @@ def test_processors_of_one_name_are_told_apart(able, wanted, monkeypatch):
     monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: 'AVX512')
     monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=able), raising=False)
     assert runs.hardware()['instructions'] == wanted
-
-@pytest.mark.parametrize('device, hardware, wanted', [('cpu', True, 'bf16'), ('cpu', False, 'fp32'), ('cuda', True, 'bf16'), ('cuda:1', False, 'fp16'), ('mps', True, 'fp32')])
-def test_16_bits_where_the_hardware_multiplies_them(device, hardware, wanted, monkeypatch):
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=hardware), raising=False)
-    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation: hardware and not including_emulation)
-    asked = tiny.change(mixed_precision=True)
-    assert (training_precision(tiny, device), training_precision(asked, device)) == ('fp32', wanted)
-    kind = None if wanted == 'fp32' else callbacks.BFloat16OnCPU if device == 'cpu' else callbacks.MixedPrecisionOnCUDA
-    assert [type(cb) for cb in training._recipe_cbs(asked, SimpleNamespace(device=device)) if isinstance(cb, (MixedPrecision, callbacks.BFloat16OnCPU))] == [kind]*(kind is not None)
-
-class Dtypes(Callback):
-    "Of what a layer, the loss and the optimizer see"
-    order = MixedPrecision.order + 1
-    def __init__(self): self.seen = dict(layer=set(), pred=set(), grad=set())
-    def before_fit(self):
-        self.hook = self.model.head[-1].register_forward_hook(lambda m, args, out: self.seen['layer'].add(out.dtype))
-    def after_pred(self): self.seen['pred'].add(self.pred.dtype)
-    def before_step(self): self.seen['grad'] |= {p.grad.dtype for p in self.model.parameters()}
-    def after_fit(self): self.hook.remove()
-
-@pytest.mark.slow
-def test_bfloat16_on_the_cpu_is_the_networks_alone(practice, monkeypatch, tmp_path):
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
-    learn = train(tiny.change(mixed_precision=True), source=practice, run_dir=tmp_path/'run', num_workers=0, cbs=[dtypes := Dtypes()])
-    assert dtypes.seen == dict(layer={torch.bfloat16}, pred={torch.float32}, grad={torch.float32})
-    assert {p.dtype for p in learn.model.parameters()} == {torch.float32} == {learn.model(torch.zeros(1, 3, 32, 32)).dtype}
-    assert read(tmp_path/'run', 'run.json')['precision'] == 'bf16'
-    again = train(learn.recipe, source=practice, run_dir=tmp_path/'again', num_workers=0)
-    assert all(torch.equal(v, again.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
-
-@pytest.mark.slow
-def test_bfloat16_on_the_cpu_keeps_a_forward_of_the_instances_own(practice, monkeypatch, tmp_path):
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
-    learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
-    plain = learn.model.forward
-    def counted(x):
-        calls.append(torch.is_autocast_enabled('cpu'))
-        return plain(x)
-    learn.model.forward = counted
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    n_batches = len(learn.dls.train) + len(learn.dls.valid)
-    assert calls == [True]*n_batches and n_batches > 2 and learn.model.forward is counted
-
-@pytest.mark.slow
-def test_an_interruption_within_the_network_leaves_no_bfloat16(practice, monkeypatch, tmp_path):
-    "Autocast that is not left goes on for the whole process, with weights that are cached and not renewed"
-    set_seed(0)
-    monkeypatch.setattr('torch.cpu.get_capabilities', lambda: dict(avx512_bf16=True), raising=False)
-    learn,calls = create_learner(tiny.change(mixed_precision=True), cifar10_dataloaders(practice, bs=32), path=tmp_path),[]
-    def interrupt(m, args):
-        calls.append(torch.is_autocast_enabled('cpu'))
-        if len(calls) == 3: raise KeyboardInterrupt
-    hook = learn.model.head.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
-    assert calls == [True]*3 and not torch.is_autocast_enabled('cpu') and 'forward' not in vars(learn.model)
-    hook.remove()
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 1e-2)
-        first = learn.recorder.losses[0]
-        learn.fit(3, 1e-2)
-    assert learn.recorder.losses[-1] < .9*first
-
-class AutocastOfTheCPU(callbacks.MixedPrecisionOnCUDA):
-    "What is done on CUDA, where there is none"
-    def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
-
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize('doing', [lambda learn: learn.fit(1, 1e-3), lambda learn: evaluate(learn, 'valid')], ids=['fit', 'evaluate'])
-@pytest.mark.slow
-def test_a_batch_that_fails_leaves_autocast(practice, tmp_path, doing, error):
-    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[AutocastOfTheCPU('bf16')])
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
-    def fail(m, args):
-        assert torch.is_autocast_enabled('cpu')
-        raise error('no memory')
-    hook = learn.model.head.register_forward_pre_hook(fail)
-    with pytest.raises(error, match='no memory'), learn.no_bar(), learn.no_logging(): doing(learn)
-    hook.remove()
-    depth = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    assert depth == 1 and not torch.is_autocast_enabled('cpu')
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
 @pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
@@ -429,20 +191,6 @@ def test_memory_of_freed_tensors_is_used_again(env, reused):
     assert n < 100 if reused else n > 10_000  # 10 times 64 MiB are 163,840 pages, or 320 huge ones
 
 # Learners for hands-on work
-
-@pytest.mark.slow
-def test_epochs_are_counted_over_the_stages_for_alternating_flips(practice, tmp_path):
-    class Seen(Callback):
-        epochs = []
-        def before_batch(self):
-            if self.training: self.epochs += [t.epoch for t in self.dls.train.after_batch.fs if hasattr(t, 'alternate')]
-    stages = [Stage(epochs=2, lr=1e-3), Stage(epochs=1, lr=1e-3, augment='alternating_flip_crop_2')]
-    recipe = Recipe(name='flips', model='ladder_0', stages=stages, augment='alternating_flip_crop', bs=90)
-    learn = create_learner(recipe, cifar10_dataloaders(practice, bs=90, augment=recipe.augment), path=tmp_path)
-    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(Seen()):
-        for stage in stages: fit_stage(learn, stage)
-    assert Seen.epochs == [0, 0, 1, 1, 2, 2]
 
 @pytest.mark.slow
 def test_learner_is_fastais(practice):
@@ -470,61 +218,6 @@ def test_other_image_sizes(practice):
 def test_a_wrong_later_stage_is_refused_before_the_first(go, tmp_path, later, message):
     with pytest.raises(ValueError, match=message): go(tiny.change(stages=(Stage(epochs=1, lr=1e-2), Stage(epochs=1, lr=1e-2, **later))))
     assert not (tmp_path/'run').exists()
-
-def test_non_finite_loss_stops_and_keeps_what_was_written(go, tmp_path):
-    def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
-    with pytest.raises(NonFiniteLossError, match=r'became nan in epoch 2 of 2, batch 3 of \d+, at learning rate'): go(cbs=[At(spoil, 1, 2)])
-    run = read(tmp_path/'run', 'run.json')
-    assert run['status'] == 'failed' and 'epoch 2 of 2, batch 3' in run['error']
-    assert len(pd.read_csv(tmp_path/'run'/'history.csv')) == 1
-
-@pytest.fixture
-def accelerator(monkeypatch):
-    "The processor, treated as one treats a device that works through a queue; when the losses were looked at"
-    looked, look = [], callbacks.StopOnNonFiniteLoss._look
-    monkeypatch.setattr(callbacks, '_works_behind', lambda device: True)
-    monkeypatch.setattr(callbacks.StopOnNonFiniteLoss, '_look', lambda self: looked.append(self.train_iter) or look(self))
-    return looked
-
-@pytest.mark.slow
-def test_losses_are_fetched_once_an_epoch(go, accelerator, monkeypatch):
-    class Seen(Callback):
-        order = 60
-        def __init__(self): self.last,self.epochs = [],[]
-        def after_batch(self):
-            if self.training: self.last.append(type(self.recorder.losses[-1]))
-        def after_train(self): self.epochs.append(list(self.recorder.losses))
-    behind,plain = Seen(),Seen()
-    learn = go(name='behind', cbs=[behind])
-    assert accelerator == [5, 10], 'once an epoch'
-    monkeypatch.setattr(callbacks, '_works_behind', lambda device: False)
-    other = go(name='plain', cbs=[plain])
-    assert [len(e) for e in behind.epochs] == [5, 10] and {type(l) for l in behind.epochs[-1]} == {float}
-    assert behind.epochs[-1] == pytest.approx(plain.epochs[-1], rel=1e-5) and history(learn).train_loss.equals(history(other).train_loss)
-    assert all(issubclass(t, torch.Tensor) for t in behind.last) and set(plain.last) == {float}
-    assert len(accelerator) == 2
-
-@pytest.mark.parametrize('epoch, batch, every', [(0, 0, 50), (1, 2, 50), (1, 2, 2), (1, 1, 1)])
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_is_found_behind_the_queue(go, accelerator, epoch, batch, every):
-    def spoil(learn): torch.nn.init.constant_(learn.model.head[-1].weight, math.nan)
-    with pytest.raises(NonFiniteLossError, match=rf'became nan or infinite in epoch {epoch+1} of 2, batch {batch+1} of \d+, at learning rate \d'):
-        go(cbs=[At(spoil, epoch, batch), callbacks.StopOnNonFiniteLoss(every)])
-
-def test_mixed_precision_is_left_before_training_stops():
-    "or all that the process computes later would be in 16-bit floats"
-    assert callbacks.StopOnNonFiniteLoss.order > MixedPrecision.order
-
-def test_losses_of_a_canceled_fit_are_fetched_too(practice, accelerator, tmp_path):
-    from fastai.callback.core import CancelFitException
-    def cancel(learn): raise CancelFitException
-    learn = create_learner(tiny, cifar10_dataloaders(practice, bs=32), path=tmp_path, cbs=[At(cancel, 1, 2)])
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
-        warnings.simplefilter('error')  # fastai warns of what its callbacks set
-        learn.fit(3, 1e-3)
-        assert len(learn.recorder.losses) == 7 and {type(l) for l in learn.recorder.losses} == {float}
-        learn.validate()
-        learn.fit(1, 1e-3)
 
 def test_ctrl_c_keeps_history_and_weights(go, tmp_path):
     def stop(learn): raise KeyboardInterrupt
@@ -691,21 +384,6 @@ def test_norms_of_any_kind_are_spared_from_weight_decay(practice):
     learn.create_opt()
     decayed = {name for name,p in model.named_parameters() if learn.opt.state[p].get('do_wd', True)}
     assert decayed == {'0.weight', '4.weight'}
-
-@pytest.mark.parametrize('keep_best', ['', 'valid_loss', 'accuracy'])
-def test_a_last_step_that_spoils_the_network_is_told(go, tmp_path, keep_best):
-    class Spoil(Callback):
-        def after_train(self): torch.nn.init.constant_(self.model.head[-1].weight, math.nan)
-    with pytest.raises(NonFiniteLossError, match='The validation loss is nan after epoch 1 of 1, at learning rate'): go(tiny.change(epochs=1, keep_best=keep_best), cbs=[Spoil()])
-    assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(history_of(tmp_path/'run')) == 1
-    assert sorted(p.name for p in (tmp_path/'run').iterdir()) == ['history.csv', 'model.safetensors', 'recipe.json', 'run.json']
-
-def test_a_last_step_that_spoils_the_network_does_no_harm_where_better_weights_return(go, tmp_path):
-    class Spoil(Callback):
-        def after_train(self):
-            if self.epoch == 1: torch.nn.init.constant_(self.model.head[-1].weight, math.nan)
-    go(tiny.change(keep_best='accuracy'), cbs=[Spoil()])
-    assert read(tmp_path/'run', 'run.json')['status'] == 'finished' and math.isfinite(read(tmp_path/'run', 'metrics.json')['valid']['loss'])
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
 def test_the_best_weights_return_where_training_breaks_off(go, tmp_path, error):
