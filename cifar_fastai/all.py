@@ -24,8 +24,10 @@ from .evaluation import Comparison, Evaluation, compare, evaluate, list_tta, loa
 from .experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
 from .finetuning import freeze_to
 from .inference import Classifier, load_classifier, save_classifier
-from .interpretation import (plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage, plot_history,
-                                         plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability, plot_top_losses)
+from cifar_fastai.interpretation import (
+    plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
+    plot_history, plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability,
+    plot_top_losses)
 from .models import count_parameters, create_model, list_models, multiply_adds, register_model
 from .probing import embed, features, grad_cam, plot_embedding, plot_grad_cam
 from .robustness import corrupt, list_corruptions, plot_robustness, robustness, show_corruptions
@@ -37,11 +39,15 @@ from .training import create_learner, fit_stage, load_run, train
 from .weights import find_weights, list_backbones, load_weights
 
 # %% ../nbs/10_all.ipynb #76c62bd3
-_all_ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation', 'compare', 'evaluate', 'list_tta',
-         'load_evaluation', 'diff_runs', 'plot_accuracies', 'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier',
-         'load_classifier', 'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
-         'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_per_class', 'plot_predictions', 'plot_reliability', 'plot_top_losses',
-         'count_parameters', 'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed', 'features', 'grad_cam', 'list_corruptions',
-         'plot_embedding', 'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes',
-         'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'test_files', 'train_files', 'create_learner', 'fit_stage',
-         'load_run', 'train', 'find_weights', 'list_backbones', 'load_weights']
+_all_ = [
+    'augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation',
+    'compare', 'evaluate', 'list_tta', 'load_evaluation', 'diff_runs', 'plot_accuracies', 'plot_learning_curves',
+    'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier', 'load_classifier', 'save_classifier',
+    'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
+    'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_per_class', 'plot_predictions',
+    'plot_reliability', 'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds',
+    'register_model', 'corrupt', 'embed', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
+    'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe',
+    'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data',
+    'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights',
+    'list_backbones', 'load_weights']
