@@ -92,7 +92,8 @@ def eval_mode(
         for m,mode in modes: m.training = mode
 
 # PyTorch before 2.15 counts attention on CUDA only
-_cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(q, k, v)}
+def _attention_flops(q, k, v, *args, out_shape=None, **kwargs): return sdpa_flop_count(q, k, v)
+_cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 def multiply_adds(
     model:nn.Module, # any network
@@ -105,7 +106,8 @@ def multiply_adds(
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False) # of which the counter sees nothing
     try:
-        with FlopCounterMode(display=False, custom_mapping=_cpu_attention) as counter, torch.no_grad(), eval_mode(model): model(x)
+        counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention)
+        with counter, torch.no_grad(), eval_mode(model): model(x)
     finally: torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
 
@@ -180,12 +182,14 @@ def _join(body, head): return nn.Sequential(OrderedDict(body=body, head=head))
 def _flat(width, image_size, pools):
     "Features after `pools` halvings; says so when nothing would be left"
     side = image_size >> pools
-    if side < 1: raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, so it must be at least {2**pools}')
+    if side < 1:
+        raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, '
+                         f'so it must be at least {2**pools}')
     return width * side**2
 
 # %% ../nbs/01_models.ipynb #b2a981bb
 class PatchWhitening(nn.Module):
-    "A fixed convolution whose outputs are uncorrelated and of equal size, and an activation; each filter comes with its negative"
+    "A fixed convolution with outputs that are uncorrelated and of equal size, each with its negative, and an activation"
     def __init__(self,
         in_channels:int=3, # channels of the image
         patch_size:int=2, # side of a patch in pixels
@@ -208,9 +212,11 @@ class PatchWhitening(nn.Module):
     )->None:
         "Set the filters from the patches of `images`"
         total,n = 0,0
-        for some in images.split(max(1, 2**21//(images.shape[-2]*images.shape[-1]))): # all patches of large images would not fit into memory
+        pixels_an_image = images.shape[-2]*images.shape[-1]
+        for some in images.split(max(1, 2**21//pixels_an_image)): # all patches of large images would not fit into memory
             patches = F.unfold(some, self.filters.shape[-1]).transpose(1, 2).flatten(0, 1).double()
-            total,n = total + patches.T @ patches,n + len(patches)
+            total = total + patches.T @ patches
+            n += len(patches)
         variances,components = torch.linalg.eigh(total/n)
         filters = (components / (variances + eps).sqrt()).T.view_as(self.filters[:len(variances)])
         self.filters.copy_(torch.cat([filters, -filters]))
@@ -258,7 +264,7 @@ def whitened_cnn(
     in_channels:int, # channels of the image
     image_size:int, # side of the images in pixels, 8 at least
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
-    "Build a network of `small_cnn`'s kind: a whitening stem and eight convolutions, residual, little work at full resolution"
+    "Build a network of `small_cnn`'s kind: a whitening stem and eight convolutions, little work at full resolution"
     _flat(widths[-1], image_size, 3)
     stem,(a,b,c) = PatchWhitening(in_channels),widths
     body = nn.Sequential(OrderedDict(
@@ -302,7 +308,8 @@ def airbench(
     in_channels:int, # channels of the image
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
     "Build a network of airbench's kind"
-    stem,kind = PatchWhitening(in_channels, bias=True, act=F.gelu),dict(norm=OffsetNorm, act=nn.GELU)
+    stem = PatchWhitening(in_channels, bias=True, act=F.gelu)
+    kind = dict(norm=OffsetNorm, act=nn.GELU)
     body = OrderedDict(stem=stem)
     for i,(ni,nf) in enumerate(zip((len(stem.filters), *widths), widths), 1):
         rest = [Residual(nf, depth - 1, **kind)] if residual else [conv_block(nf, nf, **kind) for _ in range(depth - 1)]
@@ -378,7 +385,8 @@ class ImageShortcutBody(nn.Module):
     ):
         super().__init__()
         widths,depths = (64, 128, 256, 512, 512),(2, 2, 3, 3, 3)
-        self.stages = nn.ModuleList(ImageShortcutStage(ni, nf, d, in_channels) for ni,nf,d in zip((0, *widths), widths, depths))
+        stages = [ImageShortcutStage(ni, nf, d, in_channels) for ni,nf,d in zip((0, *widths), widths, depths)]
+        self.stages = nn.ModuleList(stages)
 
     def forward(self, x):
         image = x
@@ -406,18 +414,21 @@ def ladder_1(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 @register_model
 def ladder_2(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Two convolutions (32, 64), dense 32; 150,826 parameters (project 5)"
-    return _join(conv_blocks(in_channels, (32, 64), layer=conv_relu), dense_head(_flat(64, image_size, 2), (32,), n_out))
+    body = conv_blocks(in_channels, (32, 64), layer=conv_relu)
+    return _join(body, dense_head(_flat(64, image_size, 2), (32,), n_out))
 
 # %% ../nbs/01_models.ipynb #b87295bd
 @register_model
 def ladder_3(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Step 2 with BatchNorm before ReLU, dense 64; 282,634 parameters (project 5)"
-    return _join(conv_blocks(in_channels, (32, 64), layer=conv_norm_relu), dense_head(_flat(64, image_size, 2), (64,), n_out))
+    body = conv_blocks(in_channels, (32, 64), layer=conv_norm_relu)
+    return _join(body, dense_head(_flat(64, image_size, 2), (64,), n_out))
 
 @register_model
 def ladder_4(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Step 3 with BatchNorm after ReLU, and dropout; 282,634 parameters (project 5)"
-    return _join(conv_blocks(in_channels, (32, 64), dropout=(.25, .25)), dense_head(_flat(64, image_size, 2), (64,), n_out, dropout=.5))
+    body = conv_blocks(in_channels, (32, 64), dropout=(.25, .25))
+    return _join(body, dense_head(_flat(64, image_size, 2), (64,), n_out, dropout=.5))
 
 # %% ../nbs/01_models.ipynb #20b31fa3
 @register_model
@@ -447,5 +458,6 @@ def model_table(
     rows = []
     for name in list_models(pattern):
         m = create_model(name, image_size=image_size)
-        rows.append(dict(model=name, parameters=count_parameters(m).total, multiply_adds=multiply_adds(m, image_size=image_size)))
+        rows.append(dict(model=name, parameters=count_parameters(m).total,
+                         multiply_adds=multiply_adds(m, image_size=image_size)))
     return pd.DataFrame(rows).set_index('model')
