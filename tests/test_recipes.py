@@ -85,3 +85,12 @@ def test_needs_no_torch():
 @pytest.mark.parametrize('text', ['', '[]', '{}', '{"name": "x"}', '{"name": "x", "stages": []}', '{"name": "x", "model": "y", "stages": [{"epochs": 1}]}'])
 def test_what_is_no_recipe(text):
     with pytest.raises(ValueError, match='This is not a recipe|stages is empty'): Recipe.from_json(text)
+
+def test_recipes_of_the_former_names_are_read():
+    "A run folder may be older than the names of fields"
+    recipe = get_recipe('speedrun').change(bias_lr_mult=2., lookahead=5)
+    text = recipe.to_json()
+    for now,before in dict(progressive_resizing='sizes', lookahead='average', sgd_lr_mult='sgd_lr', bias_lr_mult='bias_lr').items():
+        assert f'"{now}"' in text
+        text = text.replace(f'"{now}"', f'"{before}"')
+    assert Recipe.from_json(text) == recipe
