@@ -44,7 +44,7 @@ class Prediction:
     "What a network says about one image"
     label:str # the likeliest class
     probability:float # of `label`, 0 to 1
-    probabilities:dict[str, float] = field(repr=False, hash=False) # of every class, in the order of the vocab; they add up to 1
+    probabilities:dict[str, float] = field(repr=False, hash=False) # of every class, in vocab order; they add up to 1
 
     def top(self,
         k:int=3, # how many
@@ -54,11 +54,29 @@ class Prediction:
 
     def __str__(self): return f'{self.label} ({self.probability:.1%})'
 
-# %% ../nbs/07_inference.ipynb #0803a90d
-_format,_version = 'cifar_fastai classifier',1
+# %% ../nbs/07_inference.ipynb #91501806
+def _whole(numbers): return all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
 
-def _require(ok, message):
-    if not ok: raise ValueError(message)
+def _finite(numbers): return all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+
+# %% ../nbs/07_inference.ipynb #b7c21a2b
+def _check_info(info):
+    "Refuse what cannot be"
+    names = info.vocab and all(isinstance(c, str) for c in info.vocab)
+    if not (names and len(set(info.vocab)) == len(info.vocab)):
+        raise ValueError(f'vocab must be a list of different names, got {list(info.vocab)}')
+    whole = _whole([info.channels, info.image_size, *info.item_size])
+    if not (whole and len(info.item_size) == 2 and info.channels in (1, 3)):
+        raise ValueError('sizes must be whole numbers, with 1 or 3 channels, '
+                         f'got {info.channels} x {info.item_size} and {info.image_size}')
+    complete = len(info.mean) == len(info.std) == info.channels
+    if not (complete and _finite(info.mean + info.std) and min(info.std) > 0):
+        raise ValueError(f'mean and std need a number for each of {info.channels} channels, std above 0, '
+                         f'got {info.mean} and {info.std}')
+
+# %% ../nbs/07_inference.ipynb #0803a90d
+_format = 'cifar_fastai classifier'
+_version = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierInfo:
@@ -81,88 +99,104 @@ class ClassifierInfo:
         "What `classifier.json` says"
         return dict(format=_format, format_version=_version) | asdict(self)
 
-# %% ../nbs/07_inference.ipynb #49fc5fc4
-def _whole(*numbers): return all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-
-def _check_info(info):
-    "Refuse what cannot be"
-    _require(info.vocab and all(isinstance(c, str) for c in info.vocab) and len(set(info.vocab)) == len(info.vocab),
-             f'vocab must be a list of different names, got {list(info.vocab)}')
-    _require(_whole(info.channels, info.image_size, *info.item_size) and len(info.item_size) == 2 and info.channels in (1, 3),
-             f'sizes must be whole numbers, with 1 or 3 channels, got {info.channels} x {info.item_size} and {info.image_size}')
-    numbers = (*info.mean, *info.std)
-    _require(len(info.mean) == len(info.std) == info.channels and all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
-             and min(info.std) > 0, f'mean and std need a number for each of {info.channels} channels, std above 0, got {info.mean} and {info.std}')
-
 # %% ../nbs/07_inference.ipynb #c4ca25ae
 @contextmanager
 def _damaged(path):
     "Whatever is missing or wrong in the body is said to be damage of `path`"
     try: yield
     except KeyError as e: raise ValueError(f'{path} is damaged: it lacks {e}') from None
-    except (TypeError, AttributeError, ValueError) as e: raise ValueError(f'{path} is damaged or not ours: {e}') from None
+    except (TypeError, AttributeError, ValueError) as e:
+        raise ValueError(f'{path} is damaged or not ours: {e}') from None
 
 # %% ../nbs/07_inference.ipynb #70a19f25
 _fields = ('vocab', 'mean', 'std', 'channels', 'item_size', 'image_size', 'variant', 'versions')
 
+def _check_format(said, path):
+    "Refuse the JSON of another program, or of a newer version of this one"
+    if said.get('format') != _format: raise ValueError(f'{path} was not written by save_classifier.')
+    version = said.get('format_version')
+    if isinstance(version, int) and version > _version:
+        raise ValueError(f'{path} was written by a newer cifar_fastai (format {version}; this one reads {_version}). '
+                         'Upgrade with: pip install -U cifar_fastai')
+
+# %% ../nbs/07_inference.ipynb #4365769b
 def _read_info(path):
     "classifier.json -> its `ClassifierInfo`, the name of the weights' file, and their digest"
-    d = read_json(path)
-    _require(d.get('format') == _format, f'{path} was not written by save_classifier.')
-    v = d.get('format_version')
-    _require(not isinstance(v, int) or v <= _version, f'{path} was written by a newer cifar_fastai (format {v}; this one reads {_version}). Upgrade with: pip install -U cifar_fastai')
+    said = read_json(path)
+    _check_format(said, path)
     with _damaged(path):
-        info = ClassifierInfo(recipe=Recipe.from_json(json.dumps(d['recipe'])), **{k: d[k] for k in _fields})
-        _require(Path(d['weights']).name == d['weights'], f"the weights' file is said to be {d['weights']!r}")
-        return info,d['weights'],d['sha256']
+        recipe = Recipe.from_json(json.dumps(said['recipe']))
+        info = ClassifierInfo(recipe=recipe, **{k: said[k] for k in _fields})
+        name = said['weights']
+        if Path(name).name != name: raise ValueError(f"the weights' file is said to be {name!r}")
+        return info,name,said['sha256']
 
 # %% ../nbs/07_inference.ipynb #2058b7d8
+def _no_stats(channels): return (0.,)*channels,(1.,)*channels
+
+# %% ../nbs/07_inference.ipynb #c8e3486f
 def _run_info(run):
     "The `ClassifierInfo` of a run"
-    recipe,about = run.recipe,run.info
+    recipe = run.recipe
+    about = run.info
     with _damaged(run.info_file):
-        data,side = about['data'],recipe.image_size
-        channels,size = data.get('channels', 3),reading_size(data.get('size', (32, 32)), side)
-        mean,std = _numbers(channel_stats(recipe.stats, channels == 1), channels)
-        return ClassifierInfo(recipe=recipe, vocab=data['classes'], mean=mean, std=std, channels=channels, item_size=size,
-                              image_size=side, variant=data['variant'], versions=about['versions'])
-
-def _numbers(stats, channels): return stats or ((0.,)*channels, (1.,)*channels)
+        data = about['data']
+        channels = data.get('channels', 3)
+        item_size = reading_size(data.get('size', (32, 32)), recipe.image_size)
+        mean,std = channel_stats(recipe.stats, channels == 1) or _no_stats(channels)
+        return ClassifierInfo(recipe=recipe, vocab=data['classes'], mean=mean, std=std, channels=channels,
+                              item_size=item_size, image_size=recipe.image_size, variant=data['variant'],
+                              versions=about['versions'])
 
 # %% ../nbs/07_inference.ipynb #bf44463d
 def _network(info, owner):
     "The network, untrained; the random state of the program stays as it is"
     try:
+        recipe = info.recipe.change(image_size=info.image_size)
         with torch.random.fork_rng(devices=[]):
-            return build_model(info.recipe.change(image_size=info.image_size), len(info.vocab), info.channels, pretrained=False)
+            return build_model(recipe, len(info.vocab), info.channels, pretrained=False)
     except ValueError as e:
-        hint = ' If it is a network of yours, import the module that registers it first.' if isinstance(e, UnknownNameError) else ''
+        unknown = isinstance(e, UnknownNameError)
+        hint = ' If it is a network of yours, import the module that registers it first.' if unknown else ''
         raise ValueError(f'{owner} cannot be used: {e}{hint}') from None
 
+# %% ../nbs/07_inference.ipynb #d92a81bb
+def _shapes(state): return {name: tuple(t.shape) for name,t in state.items()}
+
 def _misfit(wanted, found):
-    "The first difference between the tensors of a network and those of a file; None if there is none"
+    "The first difference between the shapes of a network and those of a file; None if there is none"
     for name in wanted | found:
         if name not in found: return f'{name} is missing'
         if name not in wanted: return f'{name} is not part of it'
         if wanted[name] != found[name]: return f'{name} should be {wanted[name]} and is {found[name]}'
 
+# %% ../nbs/07_inference.ipynb #5a3990c9
 def _trained_network(info, state, owner):
     "The network of `info` with the weights of `state`"
-    model,shapes = _network(info, owner),lambda tensors: {k: tuple(t.shape) for k,t in tensors.items()}
-    if why := _misfit(shapes(model.state_dict()), shapes(state)):
-        raise ValueError(f'{owner} does not hold the weights of {info.recipe.model!r} for {len(info.vocab)} classes, {info.channels} channels and '
-                         f'{info.image_size}x{info.image_size} pixels: {why}.')
-    bad = next((k for k,t in state.items() if not torch.isfinite(t).all()), None)
-    _require(bad is None, f'{owner}: {bad} holds values that are no numbers. The training diverged; train again with a lower learning rate.')
+    model = _network(info, owner)
+    misfit = _misfit(_shapes(model.state_dict()), _shapes(state))
+    if misfit:
+        side = info.image_size
+        raise ValueError(f'{owner} does not hold the weights of {info.recipe.model!r} for {len(info.vocab)} classes, '
+                         f'{info.channels} channels and {side}x{side} pixels: {misfit}.')
+    bad = next((name for name,t in state.items() if not torch.isfinite(t).all()), None)
+    if bad is not None:
+        raise ValueError(f'{owner}: {bad} holds values that are no numbers. '
+                         'The training diverged; train again with a lower learning rate.')
     model.load_state_dict(state)
     return model
 
 # %% ../nbs/07_inference.ipynb #6963b15f
 def _usable_device(device):
     "A device that computes, or a clear error"
-    device = default_device() if device is None else device
+    if device is None: device = default_device()
     try: return torch.zeros(1, device=device).device
-    except Exception as e: raise ValueError(f"Device {str(device)!r} cannot be used here ({str(e).splitlines()[0]}). 'cpu' always can.") from None
+    except Exception as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"Device {str(device)!r} cannot be used here ({reason}). 'cpu' always can.") from None
+
+# %% ../nbs/07_inference.ipynb #150adeeb
+_single = (str, os.PathLike, Image.Image, bytes, bytearray, Mapping, Set) # the last four get an error as an image
 
 def _listed(images):
     "Something to go through, and whether it was one image"
@@ -170,9 +204,10 @@ def _listed(images):
     else: one = isinstance(images, _single) or not isinstance(images, Iterable)
     return ([images] if one else images),one
 
-_single = (str, os.PathLike, Image.Image, bytes, bytearray, Mapping, Set) # the last four get an error as an image
-
 # %% ../nbs/07_inference.ipynb #3f72f424
+def _per_channel(numbers, device): # -> (1, C, 1, 1)
+    return torch.tensor(numbers, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
 class Classifier:
     "A trained network, ready to be asked about images"
     def __init__(self,
@@ -180,9 +215,11 @@ class Classifier:
         model:nn.Module, # (N, C, H, W) normalized images -> (N, classes) scores
         device:str|torch.device|None=None, # 'cpu', 'cuda'; None for the best there is
     ):
-        self.info,self.device = info,_usable_device(device)
+        self.info = info
+        self.device = _usable_device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._mean,self._std = (torch.tensor(s, dtype=torch.float32, device=self.device).view(1, -1, 1, 1) for s in (info.mean, info.std))
+        self._mean = _per_channel(info.mean, self.device)
+        self._std = _per_channel(info.std, self.device)
 
     @property
     def vocab(self)->tuple[str, ...]: # in the order of the network's outputs
@@ -190,25 +227,30 @@ class Classifier:
         return self.info.vocab
 
     def __repr__(self):
-        i = self.info
-        kind,data = ('gray' if i.channels == 1 else 'color'),f', trained on {i.variant}' if i.variant else ''
-        return f'Classifier({i.recipe.model}, {len(i.vocab)} classes, {i.image_size}x{i.image_size} {kind}{data}, on {self.device})'
+        info = self.info
+        images = f'{info.image_size}x{info.image_size} ' + ('gray' if info.channels == 1 else 'color')
+        data = f', trained on {info.variant}' if info.variant else ''
+        return f'Classifier({info.recipe.model}, {len(info.vocab)} classes, {images}{data}, on {self.device})'
 
 # %% ../nbs/07_inference.ipynb #07aea133
 def _pixels(classifier, image): return image_pixels(image, classifier.info.item_size, classifier.info.channels)
 
 def _batches(images, bs):
-    _require(bs >= 1, f'bs is a number of images and must be at least 1, got {bs}.')
+    if bs < 1: raise ValueError(f'bs is a number of images and must be at least 1, got {bs}.')
     return chunked(_listed(images)[0], bs)
 
+# %% ../nbs/07_inference.ipynb #7cb4e887
 @torch.inference_mode()
 def _softmax(classifier, pixels):
     "Probabilities (N, classes) of images (C, H, W) whose pixels are from 0 to 1"
-    x,side = torch.stack(pixels).to(classifier.device),classifier.info.image_size
+    side = classifier.info.image_size
+    x = torch.stack(pixels).to(classifier.device)
     if classifier.info.item_size != (side, side): x = ResizeBatch(side)(TensorImage(x)).as_subclass(Tensor)
-    x = ((x - classifier._mean)/classifier._std).contiguous(memory_format=torch.channels_last)
-    return F.softmax(classifier.model(x), 1).float().cpu()
+    x = (x - classifier._mean)/classifier._std
+    scores = classifier.model(x.contiguous(memory_format=torch.channels_last))
+    return F.softmax(scores, 1).float().cpu()
 
+# %% ../nbs/07_inference.ipynb #0d4f4338
 @patch
 def probabilities(self:Classifier,
     images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # one image, a list of them, or a batch: see `predict`
@@ -216,17 +258,21 @@ def probabilities(self:Classifier,
 )->Tensor: # (N, classes), float32, on the CPU
     "The probability of each class for each image"
     parts = [_softmax(self, [_pixels(self, i) for i in some]) for some in _batches(images, bs)]
-    return torch.cat([torch.empty(0, len(self.vocab)), *parts])
+    return torch.cat([torch.empty(0, len(self.vocab)), *parts]) # the empty one: for no images at all
 
 # %% ../nbs/07_inference.ipynb #22d17eab
+def _prediction(probabilities):
+    label = max(probabilities, key=probabilities.get)
+    return Prediction(label, probabilities[label], probabilities)
+
 def _predictions(classifier, probs):
     "A `Prediction` for each row"
-    rows = [dict(zip(classifier.vocab, row)) for row in probs.tolist()]
-    return [Prediction(best := max(row, key=row.get), row[best], row) for row in rows]
+    return [_prediction(dict(zip(classifier.vocab, row))) for row in probs.tolist()]
 
+# %% ../nbs/07_inference.ipynb #8086bc23
 @patch
 def predict(self:Classifier,
-    images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # a path, PIL image, array (H, W) or (H, W, C), or tensor (C, H, W); or a list of such, an array (N, H, W, C) or tensor (N, C, H, W)
+    images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # path, PIL image, array (H, W, C), tensor (C, H, W) or many
     bs:int=64, # images that go through the network together
 )->Prediction|list[Prediction]: # one for one image, a list for a list or batch
     "Say what is in an image, or in each of many"
@@ -249,41 +295,66 @@ def iter_predictions(self:Classifier,
         read = [_try_pixels(self, p) for p in some]
         good = [r for r in read if isinstance(r, Tensor)]
         answers = iter(_predictions(self, _softmax(self, good)) if good else [])
-        for path,r in zip(some, read): yield path,(next(answers) if isinstance(r, Tensor) else r)
+        for path,r in zip(some, read):
+            if isinstance(r, Tensor): yield path,next(answers)
+            else: yield path,r
 
 # %% ../nbs/07_inference.ipynb #87ab15c5
+def _unknown_transforms(learn):
+    "Types of what validation images go through and a classifier does not do"
+    tfms = [t for t in learn.dls.valid.after_item.fs if not isinstance(t, (ToTensor, FixedSize))]
+    return [type(t).__name__ for t in tfms if getattr(t, 'split_idx', None) != 0] # 0: for training images only
+
 def _check_learner(learn):
     "Refuse what cannot be saved as a classifier"
-    if not isinstance(learn, Learner): raise TypeError(f'save_classifier needs a fastai Learner, got {type(learn).__name__}. load_run(folder) makes one from a run.')
-    _require(isinstance(getattr(learn, 'recipe', None), Recipe), 'This learner has no recipe, which would say how to build its network. Make it with create_learner or train.')
-    known,tfms = (ToTensor, FixedSize),learn.dls.valid.after_item.fs
-    odd = [type(t).__name__ for t in tfms if not isinstance(t, known) and getattr(t, 'split_idx', None) != 0]
-    _require(not odd, f'The images of this learner go through {", ".join(odd)}, which a classifier does not know. Make its data with cifar10_dataloaders.')
+    if not isinstance(learn, Learner):
+        raise TypeError(f'save_classifier needs a fastai Learner, got {type(learn).__name__}. '
+                        'load_run(folder) makes one from a run.')
+    if not isinstance(getattr(learn, 'recipe', None), Recipe):
+        raise ValueError('This learner has no recipe, which would say how to build its network. '
+                         'Make it with create_learner or train.')
+    unknown = _unknown_transforms(learn)
+    if unknown:
+        raise ValueError(f'The images of this learner go through {", ".join(unknown)}, which a classifier does not '
+                         'know. Make its data with cifar10_dataloaders.')
 
+# %% ../nbs/07_inference.ipynb #3f28487b
 def _sample(learn, n=2):
     "Some validation images as they are read, and the batch that the network sees"
     dl = learn.dls.valid
     items = [dl.do_item(i) for i in range(min(n, len(dl.dataset)))]
-    return [item[0] for item in items],dl.after_batch(to_device(dl.do_batch(items), learn.dls.device))[0]
+    batch = to_device(dl.do_batch(items), learn.dls.device)
+    return [item[0] for item in items],dl.after_batch(batch)[0]
 
 # %% ../nbs/07_inference.ipynb #ccc84adb
 def _shortest(t): return [float(str(v)) for v in t.detach().cpu().numpy().ravel()] # .4914, and not .49140000343322754
 
+def _stats(learn, channels):
+    "Mean and standard deviation of each channel that validation images are normalized by"
+    norm = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
+    return _no_stats(channels) if norm is None else (_shortest(norm.mean), _shortest(norm.std))
+
+# %% ../nbs/07_inference.ipynb #ab94a0cd
 def _describe(learn, item, batch):
     "The `ClassifierInfo` of a learner"
-    norm = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
-    mean,std = _numbers(norm and (_shortest(norm.mean), _shortest(norm.std)), item.shape[0])
-    return ClassifierInfo(recipe=learn.recipe, vocab=map(str, learn.dls.vocab), mean=mean, std=std, channels=item.shape[0],
-                          item_size=item.shape[1:], image_size=batch.shape[-1], versions=versions(),
-                          variant=getattr(getattr(learn.dls, 'data_info', None), 'variant', ''))
+    channels,*item_size = item.shape
+    mean,std = _stats(learn, channels)
+    data_info = getattr(learn.dls, 'data_info', None)
+    return ClassifierInfo(recipe=learn.recipe, vocab=map(str, learn.dls.vocab), mean=mean, std=std, channels=channels,
+                          item_size=item_size, image_size=batch.shape[-1], versions=versions(),
+                          variant=getattr(data_info, 'variant', ''))
 
 # %% ../nbs/07_inference.ipynb #98000926
 def _check_answers(learn, classifier, items, batch):
     "Refuse a classifier that does not answer as `learn` does"
-    with torch.no_grad(), eval_mode(learn.model): theirs = F.softmax(learn.model(batch), 1).float().cpu().as_subclass(Tensor)
-    difference = (theirs - classifier.probabilities([i.as_subclass(Tensor) for i in items])).abs().max().item()
-    _require(difference < 1e-4, f'A classifier made of this learner would answer differently (by {difference:.2g}), so it was not saved: '
-                                "its network or its transforms are not what its recipe and cifar10_dataloaders make.")
+    with torch.no_grad(), eval_mode(learn.model): scores = learn.model(batch)
+    theirs = F.softmax(scores, 1).float().cpu().as_subclass(Tensor)
+    ours = classifier.probabilities([i.as_subclass(Tensor) for i in items])
+    difference = (theirs - ours).abs().max().item()
+    if not difference < 1e-4: # `not <`, for NaN
+        raise ValueError(f'A classifier made of this learner would answer differently (by {difference:.2g}), so it was '
+                         'not saved: its network or its transforms are not what its recipe and '
+                         'cifar10_dataloaders make.')
 
 # %% ../nbs/07_inference.ipynb #ce966f08
 _json_name = 'classifier.json'
@@ -296,8 +367,19 @@ def _is_ours(folder):
 def _claim(folder):
     "Make the folder; one that holds something else is refused"
     if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
-        raise FileExistsError(f'{folder} is there already and holds something else than a classifier. Nothing was written; choose another folder.')
+        raise FileExistsError(f'{folder} is there already and holds something else than a classifier. '
+                              'Nothing was written; choose another folder.')
     folder.mkdir(parents=True, exist_ok=True)
+
+# %% ../nbs/07_inference.ipynb #733c4009
+def _write(folder, info, weights):
+    "Write a classifier's files, and remove the weights of the one before"
+    digest = hashlib.sha256(weights).hexdigest()
+    name = f'model-{digest[:8]}.safetensors'
+    atomic_write(folder/name, weights)
+    write_json(folder/_json_name, info.to_dict() | dict(weights=name, sha256=digest))
+    for old in folder.glob('model-*.safetensors'):
+        if old.name != name: old.unlink(missing_ok=True)
 
 # %% ../nbs/07_inference.ipynb #8e74eb49
 def save_classifier(
@@ -306,36 +388,39 @@ def save_classifier(
 )->Path: # `folder`
     "Write the network of `learn`, and all that is needed to use it, to a folder"
     _check_learner(learn)
-    folder,(items,batch) = Path(folder),_sample(learn)
-    info,state = _describe(learn, items[0], batch),{k: v.detach().cpu().clone().contiguous() for k,v in learn.model.state_dict().items()}
-    _check_answers(learn, Classifier(info, _trained_network(info, state, 'The learner'), learn.dls.device), items, batch)
+    folder = Path(folder)
+    items,batch = _sample(learn)
+    info = _describe(learn, items[0], batch)
+    state = {k: v.detach().cpu().clone().contiguous() for k,v in learn.model.state_dict().items()}
+    model = _trained_network(info, state, 'The learner')
+    _check_answers(learn, Classifier(info, model, learn.dls.device), items, batch)
     weights = save(state)
-    digest = hashlib.sha256(weights).hexdigest()
-    name = f'model-{digest[:8]}.safetensors'
     _claim(folder)
-    atomic_write(folder/name, weights)
-    write_json(folder/_json_name, info.to_dict() | dict(weights=name, sha256=digest))
-    for old in folder.glob('model-*.safetensors'):
-        if old.name != name: old.unlink(missing_ok=True)
+    _write(folder, info, weights)
     return folder
 
 # %% ../nbs/07_inference.ipynb #387e8718
 def _weights(path, digest):
     "The tensors of a safetensors file with that checksum"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there: {path.parent} has lost its weights, or never had any.')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is not there: {path.parent} has lost its weights, or never had any.')
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f'{path} is damaged or not the file that was saved: its checksum is not the one in {_json_name}. Copy the folder again, or save it again.')
+        raise ValueError(f'{path} is damaged or not the file that was saved: its checksum is not the one in '
+                         f'{_json_name}. Copy the folder again, or save it again.')
     try: return load(data)
     except SafetensorError as e: raise ValueError(f'{path} is damaged or not a safetensors file: {e}') from None
 
+# %% ../nbs/07_inference.ipynb #06b3e7d8
 def _is_run(folder):
     "Whether a folder is a run, and not a classifier; an error if it is neither"
     if not folder.exists(): raise FileNotFoundError(f'No such folder: {folder}')
-    if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file. Give the folder that save_classifier or train wrote.')
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file. Give the folder that save_classifier or train wrote.')
     if (folder/_json_name).is_file(): return False
     if is_run(folder): return True
-    raise FileNotFoundError(f'{folder} is no classifier: it has no {_json_name} (save_classifier writes it) and no run.json (train writes it).')
+    raise FileNotFoundError(f'{folder} is no classifier: it has no {_json_name} (save_classifier writes it) '
+                            'and no run.json (train writes it).')
 
 # %% ../nbs/07_inference.ipynb #0469357a
 def load_classifier(
@@ -346,7 +431,9 @@ def load_classifier(
     folder = Path(folder)
     if _is_run(folder):
         run = Run.open(folder)
-        info,file,state = _run_info(run),run.weights_file,run.read_weights()
+        info = _run_info(run)
+        file = run.weights_file
+        state = run.read_weights()
     else:
         info,name,digest = _read_info(folder/_json_name)
         file = folder/name

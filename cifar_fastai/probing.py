@@ -42,9 +42,9 @@ from .registry import Registry
 # %% ../nbs/07_probing.ipynb #4972b0b0
 def _check_positions(positions, n, of):
     if not len(positions): raise ValueError('This needs at least one image, got none.')
-    for i in positions:
-        if isinstance(i, Integral) and 0 <= i < n: continue
-        raise ValueError(f'Position {i!r} is not among the {n:,} images of the {of}: '
+    bad = [i for i in positions if not isinstance(i, Integral) or not 0 <= i < n]
+    if bad:
+        raise ValueError(f'Position {bad[0]!r} is not among the {n:,} images of the {of}: '
                          f'use whole numbers from 0 to {n - 1:,}.')
 
 # %% ../nbs/07_probing.ipynb #82199049
@@ -61,15 +61,21 @@ def _hooked(hooks):
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/07_probing.ipynb #885dbdca
-def _outputs(model, x): # -> (name, module, shape of the output), in the order in which modules finish
+# %% ../nbs/07_probing.ipynb #6167b27e
+class _Output(NamedTuple):
+    name:str # of the module
+    module:nn.Module
+    shape:tuple # of what it gave
+    def is_spatial(self): return len(self.shape) == 4 and min(self.shape[2:]) > 1
+
+def _outputs(model, x): # -> an `_Output` for each call of a module, in the order in which they finish
     found = []
     def note(name):
         def hook(module, args, out):
-            if isinstance(out, Tensor): found.append((name, module, tuple(out.shape)))
+            if isinstance(out, Tensor): found.append(_Output(name, module, tuple(out.shape)))
         return hook
-    hooks = [m.register_forward_hook(note(name)) for name,m in model.named_modules()]
-    with _hooked(hooks), eval_mode(model), torch.no_grad(): model(x)
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+    with eval_mode(model), torch.no_grad(), _hooked(hooks): model(x)
     return found
 
 # %% ../nbs/07_probing.ipynb #d65bddf7
@@ -80,50 +86,48 @@ class CamLayer(NamedTuple):
     width:int # of a map, in pixels
     is_last:bool # False: later convolutions see only 1x1 maps, which have no "where"
 
-# %% ../nbs/07_probing.ipynb #391bee11
-def _is_spatial(shape): return len(shape) == 4 and min(shape[2:]) > 1
-
+# %% ../nbs/07_probing.ipynb #5dba3e4c
 def find_cam_layer(
     model:nn.Module, # any network with convolutions
     x:Tensor, # (N, C, H, W), as the network takes them; one image is enough
 )->CamLayer:
     "Find the last feature maps that are larger than 1x1, before they are pooled."
-    outputs = _outputs(model, x)
-    last_calls = {name: i for i,(name, _, _) in enumerate(outputs)}.values() # captum sees the last call of a module
-    conv_types = (nn.Conv2d, Permute) # with Permute, Swin and its kind come back to (N, C, H, W)
-    convs = [i for i in last_calls if isinstance(outputs[i][1], conv_types)]
     kind = type(model).__name__
+    outputs = _outputs(model, x)
+    last_calls = {o.name: i for i, o in enumerate(outputs)}.values()
+    convs = [i for i in last_calls if isinstance(outputs[i].module, (nn.Conv2d, Permute))]
     if not convs:
         raise ValueError(f'This {kind} has no convolution (nn.Conv2d), so Grad-CAM has no feature maps to weigh.')
-    spatial = [i for i in convs if _is_spatial(outputs[i][2])]
+    spatial = [i for i in convs if outputs[i].is_spatial()]
     if not spatial:
         raise ValueError(f'All convolutions give 1x1 maps of images of {x.shape[-2]}x{x.shape[-1]}: '
                          'Grad-CAM needs larger images.')
-    size = outputs[spatial[-1]][2][2:]
-    last = max(i for i in last_calls if len(outputs[i][2]) == 4 and outputs[i][2][2:] == size)
-    if any(isinstance(module, nn.Linear) and len(shape) > 2 for _,module,shape in outputs[last:]):
-        raise ValueError(f'After its last convolution this {kind} goes on with other things than feature maps (N, C, H, W), '
-                         'so it is not known where it looks. If one of its layers gives such maps, name it: layer=...')
-    return CamLayer(outputs[last][0], *size, is_last=max(convs) <= last)
+    size = outputs[spatial[-1]].shape[2:]
+    last = max(i for i in last_calls if len(outputs[i].shape) == 4 and outputs[i].shape[2:] == size)
+    if any(isinstance(o.module, nn.Linear) and len(o.shape) > 2 for o in outputs[last:]):
+        raise ValueError(f'After its last convolution this {kind} goes on with other things than feature maps '
+                         '(N, C, H, W), so it is not known where it looks. '
+                         'If one of its layers gives such maps, name it: layer=...')
+    return CamLayer(outputs[last].name, *size, is_last=max(convs) <= last)
 
 # %% ../nbs/07_probing.ipynb #b2955c86
-def _check_layer(model, x, name): # -> the module
+def _check_layer(model, x, name): # -> the module called `name`
     known = Registry('layer', '[name for name, _ in learn.model.named_modules()]')
     known.update(model.named_modules())
     module = known[name]
-    shapes = [shape for other,_,shape in _outputs(model, x) if other == name]
-    if shapes and _is_spatial(shapes[-1]): return module
-    given = shapes[-1] if shapes else 'no tensor'
-    raise ValueError(f'Layer {name!r} gives {given}, but Grad-CAM needs feature maps (N, C, H, W) with more than one pixel. '
-                     f'Use layer={find_cam_layer(model, x).name!r}, or leave it out.')
+    outputs = [o for o in _outputs(model, x) if o.name == name]
+    if outputs and outputs[-1].is_spatial(): return module
+    given = outputs[-1].shape if outputs else 'no tensor'
+    raise ValueError(f'Layer {name!r} gives {given}, but Grad-CAM needs feature maps (N, C, H, W) with more than one '
+                     f'pixel. Use layer={find_cam_layer(model, x).name!r}, or leave it out.')
 
 # %% ../nbs/07_probing.ipynb #55af825b
 def _cam_module(model, x, name): # -> the module called `name`, or the one that `find_cam_layer` finds
     if name is not None: return _check_layer(model, x, name)
     layer = find_cam_layer(model, x)
     if not layer.is_last:
-        warn(f'Of images of {x.shape[-2]}x{x.shape[-1]} the last convolutions of this network see maps of 1x1, which have '
-             f'no "where". Grad-CAM is taken from {layer.name!r}, with maps of {layer.height}x{layer.width}: '
+        warn(f'Of images of {x.shape[-2]}x{x.shape[-1]} the last convolutions of this network see maps of 1x1, which '
+             f'have no "where". Grad-CAM is taken from {layer.name!r}, with maps of {layer.height}x{layer.width}: '
              'read it as a rough hint. Larger images (image_size=128) give finer maps.', stacklevel=4)
     return model.get_submodule(layer.name)
 
@@ -134,9 +138,10 @@ def _inputs_of(module): # -> list of what goes into it, filled while the body ru
     def catch(module, args): caught.append(args[0].detach().as_subclass(Tensor))
     with _hooked([module.register_forward_pre_hook(catch)]): yield caught
 
+# %% ../nbs/07_probing.ipynb #67574b17
 def _seen(learn, dl, positions): # -> images as the network gets them, and what it said
     with _inputs_of(learn.model) as caught: said = evaluate(learn, loader_at(dl, positions), bs=len(positions))
-    return caught[0],said
+    return caught[0], said
 
 # %% ../nbs/07_probing.ipynb #34920a5c
 def _heat(grad_cam, model, x, classes): # -> (N, H, W)
@@ -149,47 +154,57 @@ def _heat(grad_cam, model, x, classes): # -> (N, H, W)
 
 # %% ../nbs/07_probing.ipynb #96c01e8f
 def _check_file(learn, file): # -> its path
-    candidates = (Path(learn.dls.path)/file, Path(file))
-    path = next(filter(Path.is_file, candidates), None)
-    if path is None:
-        raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor here.')
-    labeled_by_folder = 'data_info' in vars(learn.dls) # else the labels may come from anywhere
+    path = next((p for p in (Path(learn.dls.path)/file, Path(file)) if p.is_file()), None)
+    if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor here.')
     vocab = list(learn.dls.vocab)
-    if labeled_by_folder and class_of(path) not in vocab:
+    has_class_folders = 'data_info' in vars(learn.dls)  # else the labels may come from anywhere
+    if has_class_folders and class_of(path) not in vocab:
         raise ValueError(f'{path} lies in no folder named after a class, and needs a label. '
                          f'The classes are {", ".join(vocab)}.')
     return path
 
-def _loader_of_files(learn, files):
+# %% ../nbs/07_probing.ipynb #35990d8b
+def _of_files(learn, files): # -> a loader
     dl = learn.dls.loaders[-1]
     if not isinstance(dl.dataset, (Datasets, TfmdLists)):
         raise ValueError('The DataLoaders of this learner do not read files: give positions in a split.')
     return loader_of_items(dl, [_check_file(learn, file) for file in files])
 
-# %% ../nbs/07_probing.ipynb #9a7a90e4
+# %% ../nbs/07_probing.ipynb #0d8f0c82
 def _find_images(learn, images, split): # -> a loader, and positions in it
     images = [images] if isinstance(images, (str, Path, Integral)) else list(images)
-    all_files = all(isinstance(o, (str, Path)) for o in images)
-    if images and all_files: return _loader_of_files(learn, images),list(range(len(images)))
-    dl = None if all_files else evaluable_loader(learn, split)
+    are_files = all(isinstance(o, (str, Path)) for o in images)
+    if images and are_files: return _of_files(learn, images), list(range(len(images)))
+    dl = None if are_files else evaluable_loader(learn, split)
     _check_positions(images, 0 if dl is None else len(dl.dataset), 'split')
-    return dl,images
+    return dl, images
 
 # %% ../nbs/07_probing.ipynb #d7b53702
 def _check_target(target, vocab, n): # -> 'predicted', 'actual', or (n,) class numbers
     if isinstance(target, str):
-        if target in ('predicted', 'actual'): return target
         if target in vocab: return np.full(n, vocab.index(target))
+        if target in ('predicted', 'actual'): return target
         raise ValueError(f"Unknown target {target!r}. Allowed: 'predicted', 'actual', a class "
                          f"({', '.join(vocab)}), or a class number for each image.")
     classes = np.asarray(target)
-    whole = classes.shape == (n,) and classes.dtype.kind in 'iu'
-    if whole and ((classes >= 0) & (classes < len(vocab))).all(): return classes
-    raise ValueError(f'target needs one class number (0 to {len(vocab) - 1}) for each of the {n} images, got {target!r}.')
+    is_whole = classes.shape == (n,) and classes.dtype.kind in 'iu'
+    if not (is_whole and ((classes >= 0) & (classes < len(vocab))).all()):
+        raise ValueError(f'target needs one class number (0 to {len(vocab) - 1}) for each of the {n} images, '
+                         f'got {target!r}.')
+    return classes
 
+# %% ../nbs/07_probing.ipynb #ea378b79
 def _classes(target, said, chunk): # -> class numbers of a chunk of images
     if isinstance(target, str): return said.predictions if target == 'predicted' else said.targets
     return target[chunk]
+
+# %% ../nbs/07_probing.ipynb #ad89634d
+def _heats(learn, cam, dl, positions, target, layer, bs): # -> the heat of each batch
+    for start in range(0, len(positions), bs):
+        chunk = slice(start, start + bs)
+        x, said = _seen(learn, dl, positions[chunk])
+        if start == 0: module = _cam_module(learn.model, x[:1], layer)
+        yield _heat(cam(learn.model, module), learn.model, x, _classes(target, said, chunk))
 
 # %% ../nbs/07_probing.ipynb #bf7ae5f0
 def grad_cam(
@@ -199,67 +214,64 @@ def grad_cam(
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
     layer:str|None=None, # a name from `learn.model.named_modules()`; None: see `find_cam_layer`
     bs:int=64, # images per batch
-)->np.ndarray: # (n, H, W) float32 as large as the network's images: 1 at most, all 0 if nothing speaks for the class
+)->np.ndarray: # (n, H, W) float32, as large as the network's images; the highest is 1, or 0 without evidence
     "Compute where in each image the network found evidence for a class."
     cam = _import_grad_cam()
     check_evaluable(learn, split, bs)
     with no_random():
-        dl,positions = _find_images(learn, images, split)
+        dl, positions = _find_images(learn, images, split)
         target = _check_target(target, list(getattr(learn.dls, 'vocab', [])), len(positions))
         return np.concatenate(list(_heats(learn, cam, dl, positions, target, layer, bs)))
 
-def _heats(learn, cam, dl, positions, target, layer, bs): # -> the heat of each batch
-    for start in range(0, len(positions), bs):
-        chunk = slice(start, start + bs)
-        x,said = _seen(learn, dl, positions[chunk])
-        if not start: module = _cam_module(learn.model, x[:1], layer) # the same for all batches
-        yield _heat(cam(learn.model, module), learn.model, x, _classes(target, said, chunk))
-
 # %% ../nbs/07_probing.ipynb #15da1ecf
+def _new_tiles(n): # -> (n, 3) axes: up to four images below each other, more of them two in a row
+    across = 1 if n <= 4 else 2
+    rows = ceil(n / across)
+    fig = plt.figure(figsize=(5.2 * across + .7, 1.9 * rows), layout='constrained')
+    widths = [1, 1, 1, .12] * across  # three pictures and a gap, which the last one in a row does not need
+    grid = fig.add_gridspec(rows, len(widths) - 1, width_ratios=widths[:-1])
+    places = [(i // across, 4 * (i % across)) for i in range(n)]
+    return np.array([[fig.add_subplot(grid[row, left + j]) for j in range(3)] for row, left in places])
+
+# %% ../nbs/07_probing.ipynb #6d46a0ea
 def _tiles(n, axes): # -> (n, 3) axes
     if axes is None: return _new_tiles(n)
     axes = np.ravel(axes)
-    if len(axes) < 3*n: raise ValueError(f'{n} images need {3*n} axes, three for each, got {len(axes)}.')
-    return axes[:3*n].reshape(n, 3)
-
-def _new_tiles(n):
-    "One column of images if they are few, else two with a gap between them"
-    across = 1 if n <= 4 else 2
-    rows = ceil(n/across)
-    fig = plt.figure(figsize=(5.2*across + .7, 1.9*rows), layout='constrained')
-    widths = ([1, 1, 1, .12]*across)[:-1]
-    grid = fig.add_gridspec(rows, len(widths), width_ratios=widths)
-    return np.array([[fig.add_subplot(grid[i//across, 4*(i % across) + j]) for j in range(3)] for i in range(n)])
+    if len(axes) < 3 * n: raise ValueError(f'{n} images need {3 * n} axes, three for each, got {len(axes)}.')
+    return axes[:3 * n].reshape(n, 3)
 
 # %% ../nbs/07_probing.ipynb #a96ea2ec
+def _rivals(evaluation, positions): # -> (class to compare the predicted one with, what it is)
+    predictions = evaluation.predictions[positions]
+    targets = evaluation.targets[positions]
+    others = evaluation.probs[positions].copy()
+    others[np.arange(len(others)), predictions] = -1
+    wrong = predictions != targets
+    return np.where(wrong, targets, others.argmax(1)), np.where(wrong, 'actual', 'runner-up')
+
+# %% ../nbs/07_probing.ipynb #84c63399
 def _draw_heat(ax, image, heat): # -> what a color bar needs
     extent = (-.5, image.width - .5, image.height - .5, -.5)
     ax.imshow(image.convert('L'), cmap='gray', extent=extent, interpolation='nearest')
-    return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=.3 + .45*heat, extent=extent)
+    return ax.imshow(heat, cmap='inferno', vmin=0, vmax=1, alpha=.3 + .45 * heat, extent=extent)
 
-# %% ../nbs/07_probing.ipynb #196b448d
-def _rivals(evaluation, positions): # -> (class to compare the predicted one with, what it is)
-    predicted = evaluation.predictions[positions]
-    actual = evaluation.targets[positions]
-    others = evaluation.probs[positions].copy()
-    others[np.arange(len(others)), predicted] = -1
-    wrong = predicted != actual
-    return np.where(wrong, actual, others.argmax(1)),np.where(wrong, 'actual', 'runner-up')
-
+# %% ../nbs/07_probing.ipynb #4b358f69
 def _title(ax, text, color='black'):
     ax.set_title(literal(text), fontsize=9, color=color)
     ax.set_axis_off()
 
+# %% ../nbs/07_probing.ipynb #ef54c3c1
 def _draw_row(row, evaluation, i, image, rival, kind, heats): # -> what a color bar needs
     vocab = evaluation.vocab
     probs = evaluation.probs[i]
     predicted = evaluation.predictions[i]
+    actual = evaluation.targets[i]
+    color = blue if predicted == actual else dark_orange
     row[0].imshow(image, interpolation='nearest')
-    _title(row[0], f'actual {vocab[evaluation.targets[i]]}')
-    _title(row[1], f'predicted {vocab[predicted]} {percent(probs[predicted])}', blue if evaluation.correct[i] else dark_orange)
+    _title(row[0], f'actual {vocab[actual]}')
+    _title(row[1], f'predicted {vocab[predicted]} {percent(probs[predicted])}', color)
     _title(row[2], f'{kind} {vocab[rival]} {percent(probs[rival])}')
-    drawn = [_draw_heat(ax, image, heat) for ax,heat in zip(row[1:], heats)]
-    return drawn[0]
+    return [_draw_heat(ax, image, heat) for ax, heat in zip(row[1:], heats)][0]
 
 # %% ../nbs/07_probing.ipynb #323bad2c
 def _check_same_classes(learn, evaluation):
@@ -276,22 +288,21 @@ def plot_grad_cam(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:Sequence|None=None, # at least three for each image; a new figure if None
 )->np.ndarray: # (n, 3) axes
-    "Draw each image, and the heat of its predicted class and of its actual one, or of the runner-up if they are the same."
+    "Draw each image, the heat of its predicted class, and that of its actual class, or of the runner-up."
     positions = [positions] if isinstance(positions, Integral) else list(positions)
     _check_positions(positions, len(evaluation), 'evaluation')
     _check_same_classes(learn, evaluation)
     images = [evaluation.open_image(i, root) for i in positions]
-    folder = Path(root or evaluation.root).absolute()
-    files = [folder/evaluation.files[i] for i in positions]
-    rivals,kinds = _rivals(evaluation, positions)
-    predicted_heat = grad_cam(learn, files, evaluation.predictions[positions], layer=layer)
-    rival_heat = grad_cam(learn, files, rivals, layer=layer)
+    files = [Path(root or evaluation.root).absolute()/evaluation.files[i] for i in positions]
+    predicted = evaluation.predictions[positions]
+    rivals, kinds = _rivals(evaluation, positions)
+    heats = [grad_cam(learn, files, classes, layer=layer) for classes in (predicted, rivals)]
     tiles = _tiles(len(positions), axes)
-    for row,i,image,rival,kind,*heats in zip(tiles, positions, images, rivals, kinds, predicted_heat, rival_heat):
-        drawn = _draw_row(row, evaluation, i, image, rival, kind, heats)
+    for row, i, image, rival, kind, *heat in zip(tiles, positions, images, rivals, kinds, *heats):
+        drawn = _draw_row(row, evaluation, i, image, rival, kind, heat)
     if axes is None:
-        bar = tiles[0, 0].figure.colorbar(drawn, ax=tiles.ravel().tolist(), aspect=30, pad=.01,
-                                          label='heat (share of the highest)')
+        label = 'heat (share of the highest)'
+        bar = tiles[0, 0].figure.colorbar(drawn, ax=tiles.ravel().tolist(), aspect=30, pad=.01, label=label)
         bar.solids.set_alpha(1)
     return tiles
 
@@ -301,17 +312,20 @@ class Features(NamedTuple):
     values:np.ndarray # (n, F) float32: what enters the last Linear layer
     evaluation:Evaluation # of the same images, in the same order
 
+# %% ../nbs/07_probing.ipynb #50cc8c6f
 def _last_linear(model):
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if layers: return layers[-1]
-    raise ValueError(f'This {type(model).__name__} has no Linear layer, so it is not known what its features are.')
+    if not layers:
+        raise ValueError(f'This {type(model).__name__} has no Linear layer, so it is not known what its features are.')
+    return layers[-1]
 
-# %% ../nbs/07_probing.ipynb #50cc8c6f
+# %% ../nbs/07_probing.ipynb #bca27f53
 def _named(evaluation, split, positions):
     "Name a sample after its split, and images that never were files after their position in it."
-    files = [f'#{i}' if name.startswith('#') else name for i,name in zip(positions, evaluation.files)]
+    files = [f'#{i}' if name.startswith('#') else name for i, name in zip(positions, evaluation.files)]
     return replace(evaluation, files=files, split=split)
 
+# %% ../nbs/07_probing.ipynb #95045607
 def features(
     learn:Learner, # a classifier that ends in a Linear layer; left as it was
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
@@ -326,14 +340,15 @@ def features(
         positions = random_positions(len(dl.dataset), n, seed)
         with _inputs_of(linear) as caught: said = evaluate(learn, loader_at(dl, positions), bs)
     if not caught:
-        raise ValueError('The last Linear layer of this network is never called, so it is not known what its features are.')
+        raise ValueError('The last Linear layer of this network is never called, '
+                         'so it is not known what its features are.')
     values = torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy()
     name = split if isinstance(split, str) else split_name(learn.dls, split)
     return Features(values, _named(said, name, positions))
 
 # %% ../nbs/07_probing.ipynb #a603bd4c
 def _check_features(values):
-    if values.ndim != 2 or min(values.shape) < 2:
+    if not (values.ndim == 2 and min(values.shape) >= 2):
         raise ValueError(f'embed needs features of at least 2 images, (n, F) with F at least 2, got {values.shape}.')
     if not np.isfinite(values).all():
         raise ValueError('The features hold NaN or infinite numbers. '
@@ -342,80 +357,86 @@ def _check_features(values):
         raise ValueError('All images have the same features, so there is nothing to draw. '
                          'The network is not trained, or has died.')
 
-# %% ../nbs/07_probing.ipynb #384101e7
-def _tsne(values, seed):
-    values = PCA(min(50, *values.shape), random_state=seed).fit_transform(values)
-    perplexity = min(30, (len(values) - 1)/3)
-    return TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(values)
+# %% ../nbs/07_probing.ipynb #496a1e24
+def _pca(values, seed, n=2): return PCA(n, random_state=seed).fit_transform(values)
 
-# %% ../nbs/07_probing.ipynb #bd78890f
-def _pca(values, seed): return PCA(2, random_state=seed).fit_transform(values)
+def _tsne(values, seed):
+    components = _pca(values, seed, min(50, *values.shape))
+    perplexity = min(30, (len(values) - 1) / 3)
+    return TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(components)
 
 _embeddings = {'tsne': _tsne, 'pca': _pca}
 
+# %% ../nbs/07_probing.ipynb #bd78890f
 def embed(
-    features:Features|np.ndarray, # as `features` gives them, or (n, F); t-SNE takes seconds for n=2,000, minutes for 10,000
+    features:Features|np.ndarray, # from `features`, or (n, F); t-SNE takes seconds for 2,000 images, minutes for 10,000
     method:str='tsne', # or `'pca'`
     seed:int=0, # the same seed, the same picture
 )->np.ndarray: # (n, 2) float32
     "Lay out features in two dimensions, so that similar ones are close."
-    if method not in _embeddings: raise ValueError(f"Unknown method {method!r}. Allowed: 'tsne' or 'pca'.")
     if isinstance(features, Features): features = features.values
     values = np.asarray(features, dtype=np.float32)
+    if method not in _embeddings: raise ValueError(f"Unknown method {method!r}. Allowed: 'tsne' or 'pca'.")
     _check_features(values)
     return _embeddings[method](values, whole_seed(seed)).astype(np.float32)
 
 # %% ../nbs/07_probing.ipynb #20b7aeb4
 _most_labels = 30  # more classes would hide what is drawn
 
+def _label_places(xy, targets, present, vocab): # -> (classes, 2) middles of labels, apart from each other; their height
+    wide, high = np.ptp(xy, 0)
+    half = np.minimum(.008 * np.array([len(vocab[c]) for c in present]), .5) * wide  # of a label
+    left = xy[:, 0].min() - .04 * wide
+    right = xy[:, 0].max() + .04 * wide
+    middles = np.array([np.median(xy[targets == c], 0) for c in present])
+    middles[:, 0] = middles[:, 0].clip(left + half, right - half)
+    height = .052 * high
+    return labels_apart(middles, max(.16 * wide, 2 * half.max()), height), height
+
+# %% ../nbs/07_probing.ipynb #4c2e03a2
 def _label_classes(ax, xy, targets, vocab, colors):
     present = np.unique(targets)
     if len(present) > _most_labels: return
-    wide,high = np.ptp(xy, 0)
-    lengths = np.array([len(vocab[c]) for c in present])
-    half = np.minimum(.008*lengths, .5)*wide # of a label
-    height = .052*high
-    middles = np.array([np.median(xy[targets == c], 0) for c in present])
-    left = xy[:, 0].min() - .04*wide
-    right = xy[:, 0].max() + .04*wide
-    middles[:, 0] = middles[:, 0].clip(left + half, right - half)
-    spots = labels_apart(middles, max(.16*wide, 2*half.max()), height)
-    ax.set_ylim(top=max(ax.get_ylim()[1], spots[:, 1].max() + height))
-    for c,(x, y) in zip(present, spots):
-        ax.text(x, y, literal(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4,
-                bbox=dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colors[c], linewidth=1.6, alpha=.75))
+    places, height = _label_places(xy, targets, present, vocab)
+    ax.set_ylim(top=max(ax.get_ylim()[1], places[:, 1].max() + height))
+    for c, (x, y) in zip(present, places):
+        box = dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colors[c], linewidth=1.6, alpha=.75)
+        ax.text(x, y, literal(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4, bbox=box)
+
+# %% ../nbs/07_probing.ipynb #489e256a
+def _check_points(xy, n):
+    if not (xy.ndim == 2 and xy.shape[1] == 2):
+        raise ValueError(f'plot_embedding needs points (n, 2), as embed gives them, got {xy.shape}.')
+    if len(xy) != n:
+        raise ValueError(f'There are {len(xy):,} points, but {n:,} images in the evaluation. '
+                         'Use that of the same images: found = features(learn), '
+                         'then plot_embedding(embed(found), found.evaluation).')
+
+# %% ../nbs/07_probing.ipynb #909b5518
+def _draw_points(ax, xy, targets, which, colors, name, **look):
+    label = f'{name} ({which.sum():,})'
+    ax.scatter(*xy[which].T, c=[colors[c] for c in targets[which]], label=label, **look)
 
 # %% ../nbs/07_probing.ipynb #21cc2800
-def _draw_points(ax, xy, targets, which, colors, **look):
-    ax.scatter(*xy[which].T, c=[colors[c] for c in targets[which]], **look)
-
-def _finish_embedding(ax, evaluation):
-    legend = ax.legend(title='prediction', edgecolor='none', framealpha=.9, loc='best')
-    for handle in legend.legend_handles: handle.set_facecolor('#bbbbbb')
-    ax.set(xticks=[], yticks=[], xlabel='first axis of the embedding (no unit)',
-           ylabel='second axis of the embedding (no unit)',
-           title=f'{len(evaluation):,} {evaluation.split} images as the network sees them')
-
-# %% ../nbs/07_probing.ipynb #bee99695
 def plot_embedding(
     xy:np.ndarray, # (n, 2), as `embed` gives it
     evaluation:Evaluation, # of the same n images, in the same order, such as `Features.evaluation`
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw images as points, colored by actual class, wrong ones with a ring; up to 30 classes are named."
+    "Draw images as points colored by actual class, with a ring around wrong ones; up to 30 classes are named."
     xy = np.asarray(xy)
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f'plot_embedding needs points (n, 2), as embed gives them, got {xy.shape}.')
-    if len(xy) != len(evaluation):
-        raise ValueError(f'There are {len(xy):,} points, but {len(evaluation):,} images in the evaluation. Use that of the '
-                         'same images: found = features(learn), then plot_embedding(embed(found), found.evaluation).')
+    _check_points(xy, len(evaluation))
     if ax is None: ax = plt.subplots(figsize=(7.6, 6.4), layout='constrained')[1]
-    colors = class_colors(len(evaluation.vocab))
     targets = evaluation.targets
-    right = evaluation.correct
-    _draw_points(ax, xy, targets, right, colors, s=11, alpha=.75, linewidths=0, label=f'right ({right.sum():,})')
-    _draw_points(ax, xy, targets, ~right, colors, s=30, edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3,
-                 label=f'wrong ({(~right).sum():,})')
+    wrong = evaluation.predictions != targets
+    colors = class_colors(len(evaluation.vocab))
+    ring = dict(edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3)
+    _draw_points(ax, xy, targets, ~wrong, colors, 'right', s=11, alpha=.75, linewidths=0)
+    _draw_points(ax, xy, targets, wrong, colors, 'wrong', s=30, **ring)
     _label_classes(ax, xy, targets, evaluation.vocab, colors)
-    _finish_embedding(ax, evaluation)
+    legend = ax.legend(title='prediction', edgecolor='none', framealpha=.9, loc='best')
+    for handle in legend.legend_handles: handle.set_facecolor('#bbbbbb')
+    axis = 'axis of the embedding (no unit)'
+    ax.set(xticks=[], yticks=[], xlabel=f'first {axis}', ylabel=f'second {axis}',
+           title=f'{len(evaluation):,} {evaluation.split} images as the network sees them')
     return ax

@@ -10,6 +10,7 @@ __all__ = ['list_corruptions', 'corruption_levels', 'corrupt', 'show_corruptions
 # %% ../nbs/07_robustness.ipynb #ab6a089c
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import product
 from math import ceil
 from numbers import Integral
 from typing import NamedTuple
@@ -39,9 +40,6 @@ from .plotting import blue, gray, green, labels_apart, orange, plain_axes, wine
 from .registry import Registry
 
 # %% ../nbs/07_robustness.ipynb #19e5b95c
-def _check(ok, message):
-    if not ok: raise ValueError(message)
-
 def _side(x): return min(x.shape[-2:])
 
 def _blur(x, sigma, rngs):
@@ -49,31 +47,42 @@ def _blur(x, sigma, rngs):
     radius = min(ceil(3 * sigma), _side(x) - 1)
     return gaussian_blur(x, [2 * radius + 1] * 2, [sigma] * 2)
 
+# %% ../nbs/07_robustness.ipynb #f6eb78bb
 def _noise(x, deviation, rngs):
-    return x + deviation * torch.from_numpy(np.stack([rng.standard_normal(x.shape[1:], dtype=np.float32) for rng in rngs])).to(x.device)
+    noise = np.stack([rng.standard_normal(x.shape[1:], dtype=np.float32) for rng in rngs])
+    return x + deviation * torch.from_numpy(noise).to(x.device)
 
 def _contrast(x, factor, rngs): return adjust_contrast(x, factor)
 
 # %% ../nbs/07_robustness.ipynb #a7016770
+def _bytes(x): return x.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+# %% ../nbs/07_robustness.ipynb #32b6691c
 def _jpeg_image(image, quality): # (H, W, C) bytes -> the same
     file = BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, 'JPEG', quality=quality)
+    is_gray = image.shape[-1] == 1
+    Image.fromarray(image[..., 0] if is_gray else image).save(file, 'JPEG', quality=quality)
     return np.array(Image.open(file)).reshape(image.shape)
 
 def _jpeg(x, quality, rngs):
     images = _bytes(x).permute(0, 2, 3, 1).cpu().numpy()
-    return torch.from_numpy(np.stack([_jpeg_image(o, quality) for o in images])).to(x.device).permute(0, 3, 1, 2) / 255
-
-def _bytes(x): return x.clamp(0, 1).mul(255).round().to(torch.uint8)
+    images = np.stack([_jpeg_image(o, quality) for o in images])
+    return torch.from_numpy(images).to(x.device).permute(0, 3, 1, 2) / 255
 
 # %% ../nbs/07_robustness.ipynb #96ece4a5
-_ways = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+_directions = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 def _shift(x, pixels, rngs):
-    by, (h, w) = min(max(1, round(pixels * _side(x) / 32)), _side(x) - 1), x.shape[-2:]
+    height, width = x.shape[-2:]
+    by = min(max(1, round(pixels * _side(x) / 32)), _side(x) - 1)
     padded = F.pad(x, [by] * 4, mode='reflect')
-    corners = [(by * (1 + dy), by * (1 + dx)) for dy, dx in (_ways[rng.integers(len(_ways))] for rng in rngs)]
-    return torch.stack([image[:, top:top + h, left:left + w] for image, (top, left) in zip(padded, corners)])
+    shifted = []
+    for image, rng in zip(padded, rngs):
+        dy, dx = _directions[rng.integers(len(_directions))]
+        top = by * (1 + dy)
+        left = by * (1 + dx)
+        shifted.append(image[:, top:top + height, left:left + width])
+    return torch.stack(shifted)
 
 # %% ../nbs/07_robustness.ipynb #62d99594
 class _Corruption(NamedTuple):
@@ -81,6 +90,7 @@ class _Corruption(NamedTuple):
     unit:str # of the strengths
     strengths:tuple # of levels 1 to 5
 
+# %% ../nbs/07_robustness.ipynb #8008d17f
 _corruptions = Registry('corruption', 'list_corruptions()')
 _corruptions.update(
     blur=_Corruption(_blur, 'sigma, in pixels of 32', (.4, .6, .8, 1.1, 1.5)),
@@ -94,62 +104,93 @@ def list_corruptions()->list[str]:
     "The names of the corruptions"
     return _corruptions.names()
 
+# %% ../nbs/07_robustness.ipynb #b14dde2e
 def corruption_levels()->pd.DataFrame: # a row for each corruption: its unit, and its strength at levels 1 to 5
     "What the levels of the corruptions mean"
-    rows = [{'corruption': name, 'unit': o.unit, **dict(enumerate(o.strengths, 1))} for name, o in _corruptions.items()]
+    rows = [dict(corruption=name, unit=o.unit) | dict(enumerate(o.strengths, 1)) for name, o in _corruptions.items()]
     return pd.DataFrame(rows).set_index('corruption')
 
 # %% ../nbs/07_robustness.ipynb #bf66489c
 def _check_level(level):
-    _check(isinstance(level, Integral) and 1 <= level <= 5, f'level must be a whole number from 1 (mild) to 5 (strong), got {level!r}.')
+    if not (isinstance(level, Integral) and 1 <= level <= 5):
+        raise ValueError(f'level must be a whole number from 1 (mild) to 5 (strong), got {level!r}.')
     return int(level)
 
+# %% ../nbs/07_robustness.ipynb #8e9c5af3
 def _check_images(x):
-    _check(x.ndim == 4 and x.shape[1] in (1, 3) and len(x), f'corrupt takes images (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}. images[None] makes a batch of one.')
+    if not (x.ndim == 4 and x.shape[1] in (1, 3) and len(x)):
+        raise ValueError(f'corrupt takes images (N, C, H, W) with 1 or 3 channels, got {tuple(x.shape)}. '
+                         'images[None] makes a batch of one.')
     if x.dtype == torch.uint8: return
-    if not x.is_floating_point(): raise TypeError(f'corrupt takes images of bytes or of floats from 0 to 1, got {x.dtype}.')
-    _check(((x >= -1e-3) & (x <= 1 + 1e-3)).all(), f'corrupt takes images before normalization, floats from 0 to 1 or bytes, got {x.min():.2f} to {x.max():.2f}.')
+    if not x.is_floating_point():
+        raise TypeError(f'corrupt takes images of bytes or of floats from 0 to 1, got {x.dtype}.')
+    if not ((x >= -1e-3) & (x <= 1 + 1e-3)).all(): # NaN is neither
+        raise ValueError('corrupt takes images before normalization, floats from 0 to 1 or bytes, '
+                         f'got {x.min():.2f} to {x.max():.2f}.')
 
-def _as_tensor(images): # an array is copied: torch takes neither read-only ones nor views that run backwards
-    return (torch.from_numpy(np.array(images, order='C')) if isinstance(images, np.ndarray) else images).as_subclass(Tensor)
+# %% ../nbs/07_robustness.ipynb #72c01fd0
+def _as_tensor(images):
+    # a copy of an array: torch takes neither read-only ones nor views that run backwards
+    if isinstance(images, np.ndarray): images = torch.from_numpy(np.array(images, order='C'))
+    return images.as_subclass(Tensor)
 
+def _as_bytes(x): return x if x.dtype == torch.uint8 else _bytes(x)
+
+# %% ../nbs/07_robustness.ipynb #254c1c6e
 def _generators(images, seed):
     return [np.random.default_rng([seed, crc32(image.tobytes())]) for image in images.cpu().numpy()]
 
 # %% ../nbs/07_robustness.ipynb #fcb816da
 def corrupt(
-    images:Tensor|np.ndarray, # (N, C, H, W) with 1 or 3 channels: bytes, or floats from 0 to 1 (before normalization)
+    images:Tensor|np.ndarray, # (N, C, H, W), 1 or 3 channels: bytes, or floats from 0 to 1 (before normalization)
     name:str, # one of `list_corruptions()`
     level:int, # 1 (mild) to 5 (strong)
     seed:int=0, # of what is random: noise, and the direction of a shift
 )->Tensor|np.ndarray: # of the kind, shape and type of `images`
     "Make images worse, the same image always in the same way."
-    corruption, level, seed = _corruptions[name], _check_level(level), whole_seed(seed)
+    corruption = _corruptions[name]
+    strength = corruption.strengths[_check_level(level) - 1]
+    seed = whole_seed(seed)
     given = _as_tensor(images)
     _check_images(given)
-    x = given if given.dtype == torch.uint8 else _bytes(given)
-    x = _bytes(corruption.apply(x.float() / 255, corruption.strengths[level - 1], _generators(x, seed)))
-    x = x if given.dtype == torch.uint8 else x.to(given.dtype) / 255
+    x = _as_bytes(given)
+    x = _bytes(corruption.apply(x.float() / 255, strength, _generators(x, seed)))
+    if given.dtype != torch.uint8: x = x.to(given.dtype) / 255
     return x.numpy() if isinstance(images, np.ndarray) else x
 
 # %% ../nbs/07_robustness.ipynb #698b5a9c
 def _names(corruptions):
-    names = list_corruptions() if corruptions is None else [corruptions] if isinstance(corruptions, str) else list(corruptions)
-    for name in names: _corruptions[name]
-    _check(names, 'This needs at least one corruption, got none. list_corruptions() shows all.')
+    if corruptions is None: return list_corruptions()
+    names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
+    for name in names: _corruptions[name]  # an unknown one is refused
+    if not names: raise ValueError('This needs at least one corruption, got none. list_corruptions() shows all.')
     return names
 
+# %% ../nbs/07_robustness.ipynb #be5dc750
 def _levels(levels):
-    levels = [_check_level(o) for o in ([levels] if isinstance(levels, Integral) else levels)]
-    _check(levels, 'This needs at least one level from 1 to 5, got none.')
+    if isinstance(levels, Integral): levels = [levels]
+    levels = [_check_level(o) for o in levels]
+    if not levels: raise ValueError('This needs at least one level from 1 to 5, got none.')
     return levels
 
-# %% ../nbs/07_robustness.ipynb #06085806
+# %% ../nbs/07_robustness.ipynb #a010c2a7
+def _corruption_axes(rows, columns, axes): # -> (rows, columns) axes
+    if axes is None:
+        size = (1.25 * columns + .3, 1.25 * rows + .25)
+        axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')[1]
+    axes = np.ravel(axes)
+    n = rows * columns
+    if len(axes) < n:
+        raise ValueError(f'{rows} corruptions with {columns} pictures each need {n} axes, got {len(axes)}.')
+    return axes[:n].reshape(rows, columns)
+
+# %% ../nbs/07_robustness.ipynb #fd834b9a
 def _show(ax, image):
     ax.imshow(image.transpose(1, 2, 0), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
+# %% ../nbs/07_robustness.ipynb #06085806
 def show_corruptions(
     images:Tensor|np.ndarray, # (N, C, H, W) as `corrupt` takes them; a row shows one of them, the next row the next
     corruptions:Sequence|None=None, # names; all if None
@@ -158,47 +199,53 @@ def show_corruptions(
     axes:Sequence|None=None, # for each corruption one for the image and one for each level; a new figure if None
 )->np.ndarray: # (corruptions, levels + 1) axes
     "Draw what the corruptions look like."
-    names, levels = _names(corruptions), _levels(levels)
+    names = _names(corruptions)
+    levels = _levels(levels)
     given = _as_tensor(images)
     _check_images(given)
-    images = (given if given.dtype == torch.uint8 else _bytes(given)).cpu().numpy()
+    images = _as_bytes(given).cpu().numpy()
     axes = _corruption_axes(len(names), len(levels) + 1, axes)
     for i, (row, name) in enumerate(zip(axes, names)):
         image = images[i % len(images)][None]
-        for ax, level in zip(row, (0, *levels)):
-            _show(ax, (corrupt(image, name, level, seed) if level else image)[0])
-            if i == 0: ax.set_title(f'level {level}' if level else 'clean', fontsize=9)
         row[0].set_ylabel(name, fontsize=9)
+        _show(row[0], image[0])
+        for ax, level in zip(row[1:], levels): _show(ax, corrupt(image, name, level, seed)[0])
+    for ax, title in zip(axes[0], ['clean', *(f'level {o}' for o in levels)]): ax.set_title(title, fontsize=9)
     return axes
-
-def _corruption_axes(rows, columns, axes):
-    if axes is None: axes = plt.subplots(rows, columns, figsize=(1.25 * columns + .3, 1.25 * rows + .25), squeeze=False, layout='constrained')[1]
-    axes = np.ravel(axes)
-    _check(len(axes) >= rows * columns, f'{rows} corruptions with {columns} pictures each need {rows * columns} axes, got {len(axes)}.')
-    return axes[:rows * columns].reshape(rows, columns)
 
 # %% ../nbs/07_robustness.ipynb #30169ec2
 class _Corrupt(DisplayedTransform):
     order = 12  # after `IntToFloatTensor`, before `ResizeBatch`
     def __init__(self, corruption, level, seed):
         super().__init__()
-        self.corruption, self.level, self.seed, self.n_seen = corruption, level, seed, 0
+        self.corruption = corruption
+        self.level = level
+        self.seed = seed
+        self.n_seen = 0
 
     def encodes(self, x:TensorImage):
         self.n_seen += len(x)
         return TensorImage(corrupt(x, self.corruption, self.level, self.seed))
 
 # %% ../nbs/07_robustness.ipynb #1591bd66
+def _check_pipeline(dl):
+    if not isinstance(dl, TfmdDL):
+        raise ValueError('robustness corrupts images before they are normalized, so it needs a DataLoader of '
+                         f"fastai's data blocks, whose batch transforms it can see; got {type(dl).__name__}.")
+
+# %% ../nbs/07_robustness.ipynb #53eee6a7
 def _evaluate_corrupted(learn, dl, name, level, seed, bs):
     if not level: return evaluate(learn, dl, bs)
     tfm = _Corrupt(name, level, seed)
     said = evaluate(learn, dl.new(after_batch=[*dl.after_batch.fs, tfm]), bs)
-    _check(tfm.n_seen == len(said), 'The batches of this split hold no fastai images (TensorImage), so they cannot be corrupted.')
+    if tfm.n_seen != len(said):
+        raise ValueError('The batches of this split hold no fastai images (TensorImage), so they cannot be corrupted.')
     return said
 
-def _check_pipeline(dl):
-    _check(isinstance(dl, TfmdDL), 'robustness corrupts images before they are normalized, so it needs a DataLoader of fastai\'s data blocks, '
-           f'whose batch transforms it can see; got {type(dl).__name__}.')
+# %% ../nbs/07_robustness.ipynb #54af4aa2
+def _row(name, level, said):
+    low, high = said.accuracy_interval()
+    return dict(corruption=name, level=level, n=len(said), accuracy=said.accuracy, low=low, high=high)
 
 # %% ../nbs/07_robustness.ipynb #2239a831
 def robustness(
@@ -211,37 +258,54 @@ def robustness(
     bs:int|None=None, # images per batch; that of the split's `DataLoader` if None
 )->pd.DataFrame: # columns corruption, level (0: clean), n, accuracy, low, high (95% interval), change (from clean)
     "Evaluate a model on the same images, clean and corrupted, a pass for each corruption and level."
-    jobs = [('clean', 0), *((name, level) for name in _names(corruptions) for level in _levels(levels))]
+    jobs = [('clean', 0), *product(_names(corruptions), _levels(levels))]
+    rows = []
     with no_random():
         dl = evaluable_loader(learn, split)
         _check_pipeline(dl)
-        dl, bar = loader_at(dl, random_positions(len(dl.dataset), n, seed)), tqdm(jobs, desc='robustness', unit='pass', leave=False, disable=None)
-        table = pd.DataFrame(_row(name, level, _evaluate_corrupted(learn, dl, name, level, whole_seed(seed), bs)) for name, level in bar)
+        dl = loader_at(dl, random_positions(len(dl.dataset), n, seed))
+        for name, level in tqdm(jobs, desc='robustness', unit='pass', leave=False, disable=None):
+            rows.append(_row(name, level, _evaluate_corrupted(learn, dl, name, level, whole_seed(seed), bs)))
+    table = pd.DataFrame(rows)
     return table.assign(change=table.accuracy - table.accuracy[0])
-
-def _row(name, level, said):
-    low, high = said.accuracy_interval()
-    return dict(corruption=name, level=level, n=len(said), accuracy=said.accuracy, low=low, high=high)
 
 # %% ../nbs/07_robustness.ipynb #fd9ab574
 _looks = [(blue, 'o'), (orange, 's'), (green, '^'), (wine, 'D'), (gray, 'v')]
 
 def _check_table(table):
     missing = [o for o in ('corruption', 'level', 'accuracy', 'low', 'high') if o not in table]
-    _check(not missing, f'This table has no column {", ".join(missing)}. plot_robustness draws what robustness returns.')
-    _check((table.level > 0).any(), 'This table has no corrupted images. plot_robustness draws what robustness returns.')
+    hint = 'plot_robustness draws what robustness returns.'
+    if missing: raise ValueError(f'This table has no column {", ".join(missing)}. {hint}')
+    if not (table.level > 0).any(): raise ValueError(f'This table has no corrupted images. {hint}')
 
+# %% ../nbs/07_robustness.ipynb #025f4ecd
 def _draw_bars(ax, x, rows, **look):
     accuracy = 100 * rows.accuracy
-    ax.errorbar(x, accuracy, yerr=np.maximum([accuracy - 100 * rows.low, 100 * rows.high - accuracy], 0), elinewidth=.9, capsize=2, ls='none', markersize=4.5, **look)
+    errors = np.maximum([accuracy - 100 * rows.low, 100 * rows.high - accuracy], 0)
+    ax.errorbar(x, accuracy, yerr=errors, elinewidth=.9, capsize=2, ls='none', markersize=4.5, **look)
 
+# %% ../nbs/07_robustness.ipynb #cc9e37d9
 def _draw_line(ax, clean, rows, look, offset): # -> its end
     color, marker = look
     rows = rows.sort_values('level')
-    x, y = [*clean.level, *(rows.level + offset)], [*(100 * clean.accuracy), *(100 * rows.accuracy)]
+    levels = rows.level + offset
+    x = [*clean.level, *levels]
+    y = [*(100 * clean.accuracy), *(100 * rows.accuracy)]
     ax.plot(x, y, color=color, lw=1.6)
-    _draw_bars(ax, rows.level + offset, rows, color=color, marker=marker)
+    _draw_bars(ax, levels, rows, color=color, marker=marker)
     return x[-1], y[-1]
+
+# %% ../nbs/07_robustness.ipynb #012176d2
+def _label_lines(ax, names, ends):
+    low, high = ax.get_ylim()
+    right = ends[:, 0].max()
+    spots = labels_apart(np.column_stack([np.zeros(len(ends)), ends[:, 1]]), 1, .055 * (high - low))
+    line = dict(arrowstyle='-', color=gray, lw=.5, shrinkA=1, shrinkB=4)
+    for i, (name, end, (_, y)) in enumerate(zip(names, ends, spots)):
+        color, _ = _looks[i % len(_looks)]
+        ax.annotate(name, end, (right + .16, y), va='center', fontsize=9.5, color=color, arrowprops=line,
+                    annotation_clip=False)
+    ax.set_xlim(-.2, right + .8)
 
 # %% ../nbs/07_robustness.ipynb #7096e345
 def plot_robustness(
@@ -251,21 +315,17 @@ def plot_robustness(
     "Draw accuracy against the level of each corruption, with 95% intervals."
     _check_table(table)
     if ax is None: ax = plt.subplots(figsize=(7, 4.2), layout='constrained')[1]
-    clean, groups = table[table.level == 0], list(table[table.level > 0].groupby('corruption', sort=False))
-    ends = [_draw_line(ax, clean, rows, _looks[i % len(_looks)], .05 * (i - (len(groups) - 1) / 2)) for i, (_, rows) in enumerate(groups)]
+    clean = table[table.level == 0]
+    groups = dict(list(table[table.level > 0].groupby('corruption', sort=False)))
+    ends = []
+    for i, rows in enumerate(groups.values()):
+        offset = .05 * (i - (len(groups) - 1) / 2)  # side by side, so that no bar hides another
+        ends.append(_draw_line(ax, clean, rows, _looks[i % len(_looks)], offset))
     _draw_bars(ax, clean.level, clean, color=plt.rcParams['text.color'], marker='o', zorder=3)
-    _label_lines(ax, [name for name, _ in groups], np.array(ends))
-    ax.set(xlabel='level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
+    _label_lines(ax, groups, np.array(ends))
     levels = range(1, table.level.max() + 1)
     ax.set_xticks([0, *levels], ['clean', *map(str, levels)])
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel='level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
     plain_axes(ax)
     return ax
-
-def _label_lines(ax, names, ends):
-    low, high = ax.get_ylim()
-    spots = labels_apart(np.column_stack([np.zeros(len(ends)), ends[:, 1]]), 1, .055 * (high - low))
-    for i, (name, (x, y), (_, at)) in enumerate(zip(names, ends, spots)):
-        ax.annotate(name, (x, y), (ends[:, 0].max() + .16, at), va='center', fontsize=9.5, color=_looks[i % len(_looks)][0],
-                    arrowprops=dict(arrowstyle='-', color=gray, lw=.5, shrinkA=1, shrinkB=4), annotation_clip=False)
-    ax.set_xlim(-.2, ends[:, 0].max() + .8)

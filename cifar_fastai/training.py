@@ -143,7 +143,7 @@ def _check_stages(recipe, dls):
 
 def _check_sizes(recipe, model, in_channels):
     "Refuse images too small for the network, or any others where it needs them all of one size"
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), None)
     for side in sorted({side for stage in recipe.stages for side in stage.progressive_resizing}):
         try:
             with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=device))

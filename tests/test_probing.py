@@ -262,6 +262,14 @@ def test_a_layer_by_name(practice, dls):
 
 
 @needs_captum
+def test_a_layer_by_name_where_none_is_found(dls):
+    tokens = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(), nn.Linear(20, 10))
+    learn = make_learner(dls, tokens)
+    with pytest.raises(ValueError, match='goes on with other things.*name it: layer='): grad_cam(learn, [0])
+    assert grad_cam(learn, [0], layer='0').shape == (1, 32, 32)
+
+
+@needs_captum
 def test_positions_and_files_are_the_same_images(learn, result, practice):
     i = 23
     expected = grad_cam(learn, [i])
