@@ -22,26 +22,40 @@ monitors = ('valid_loss', 'accuracy')
 
 def _number(owner, name, value, low, high=float('inf'), whole=False):
     "Refuse what is not a number from `low` to `high`"
-    ok = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if ok: return
-    kind,upto = 'a whole number' if whole else 'a number',f' to {high}' if high < float('inf') else ' up'
-    raise ValueError(f'{owner}: {name} must be {kind} from {low}{upto}, got {value!r}')
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if is_number and low <= value <= high: return
+    kind = 'a whole number' if whole else 'a number'
+    end = f' to {high}' if high < float('inf') else ' up'
+    raise ValueError(f'{owner}: {name} must be {kind} from {low}{end}, got {value!r}')
 
 def _one_of(owner, name, value, allowed):
-    if value not in allowed: raise ValueError(f'{owner}: {name} must be one of {", ".join(map(repr, allowed))}, got {value!r}')
+    "Refuse what is not in a list"
+    if value in allowed: return
+    raise ValueError(f'{owner}: {name} must be one of {", ".join(map(repr, allowed))}, got {value!r}')
 
 # %% ../nbs/01_recipes.ipynb #997d2bca
 bn_modes = ('train', 'stats', 'frozen')
 
-def _tuples(owner, **types):
+def _convert(owner, **converters):
     "Lists, as JSON has them, become tuples, and paths text, so that recipes can be compared, hashed and written"
-    for name,convert in types.items():
-        object.__setattr__(owner, name, convert(getattr(owner, name)))
+    for name,convert in converters.items(): object.__setattr__(owner, name, convert(getattr(owner, name)))
+
+def _several(kind): # -> a converter
+    "One of a kind stands for a tuple of one"
+    return lambda value: (value,) if isinstance(value, kind) else tuple(value)
+
+def _unless(kind): # -> a converter
+    "A tuple, or one of a kind, which stays"
+    return lambda value: value if isinstance(value, kind) else tuple(value)
+
+def _sorted_weights(weights): return tuple(sorted(dict(weights).items()))
 
 def _check_lr(lr):
     "A number, or a pair with a higher second number; the first may be None"
-    low,high = lr if isinstance(lr, tuple) and len(lr) == 2 else (lr, lr)
-    for n in (high,) if low is None else (low, high): _number('Stage', 'lr', n, 1e-9, 1e3)
+    is_pair = isinstance(lr, tuple) and len(lr) == 2
+    low,high = lr if is_pair else (lr, lr)
+    _number('Stage', 'lr', high, 1e-9, 1e3)
+    if low is not None: _number('Stage', 'lr', low, 1e-9, 1e3)
     if low is not None and low > high: raise ValueError(f'Stage: lr must be a number or (low, high), got {lr!r}')
 
 # %% ../nbs/01_recipes.ipynb #7483a644
@@ -49,7 +63,7 @@ def _check_lr(lr):
 class Stage:
     "Some epochs of training under one schedule"
     epochs:int # how many, at least 1; early stopping may make it fewer
-    lr:float|tuple # learning rate, the highest one under 'one_cycle'; (low, high) spreads from the first parameter group to the last, (None, high) gives all but the last a tenth
+    lr:float|tuple # learning rate, the highest under 'one_cycle'; (low, high): first to last group; (None, high): a tenth but for the last
     schedule:str = 'one_cycle' # one of `schedules`
     pct_start:float = .25 # one_cycle: the part of the steps that warms up
     div:float = 25. # one_cycle: begins at lr/div
@@ -61,32 +75,34 @@ class Stage:
     min_lr:float = 0. # reduce_on_plateau: no cut goes below
     early_stopping:int = 0 # epochs without a better `early_stopping_monitor` before training stops; 0 for never
     early_stopping_monitor:str = 'valid_loss' # one of `monitors`
-    keep_best:str = '' # the weights with the best of this monitor return in the end; '' for the last ones, or for the best ones where training may stop early
+    keep_best:str = '' # the weights with the best of this monitor return at the end; '': only where training may stop early
     freeze_to:str = '' # one of the recipe's `groups`: what comes before it is frozen; '' trains everything
-    bn:str = 'train' # BatchNorm of frozen layers, or of the whole body if none is frozen: 'train' as ever, 'stats' for statistics only, 'frozen' for neither
+    bn:str = 'train' # BatchNorm of frozen layers (of the body if none is): 'train' as ever, 'stats' only those, 'frozen' neither
     class_weights:tuple = () # {class: weight} of the training loss; 1 for the classes not named
     grad_clip:float = 0. # gradients are scaled down to this norm; 0 for never
-    progressive_resizing:tuple[int, ...] = () # sides in pixels that training images are shrunk to, each for an equal part of the steps: (24, 32); () for never
+    progressive_resizing:tuple[int, ...] = () # sides in pixels that training images have, each for an equal part of the steps
     lookahead:int = 0 # every so many steps, training goes on from a running mean of the weights; 0 for never
     augment:str|None = None # another preset from here on; None goes on with the one before
     reset_opt:bool = False # begin with a new optimizer, whose momentum and statistics are those of the first step
     discard:bool = False # return to the weights from before, once it is measured what this stage would give
 
     def __post_init__(self):
-        _tuples(self, moms=tuple, progressive_resizing=lambda s: (s,) if isinstance(s, int) else tuple(s), lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr, class_weights=lambda w: tuple(sorted(dict(w).items())))
-        check = lambda *a,**k: _number('Stage', *a, **k)
-        check('epochs', self.epochs, 1, whole=True)
+        _convert(self, moms=tuple, progressive_resizing=_several(int), class_weights=_sorted_weights,
+                 lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr)
+        def check(name, *limits, **kind): _number('Stage', name, getattr(self, name), *limits, **kind)
+        check('epochs', 1, whole=True)
         _check_lr(self.lr)
-        check('pct_start', self.pct_start, 0, 1)
-        check('plateau_factor', self.plateau_factor, 1e-6, 1)
-        for n in ('div', 'div_final'): check(n, getattr(self, n), 1)
-        for n in ('plateau_patience', 'early_stopping', 'lookahead'): check(n, getattr(self, n), 0, whole=True)
-        for n in self.progressive_resizing: check('progressive_resizing', n, 1, whole=True)
-        for n in ('min_lr', 'grad_clip'): check(n, getattr(self, n), 0)
-        for c,w in self.class_weights: check(f'class_weights of {c!r}', w, 0)
+        check('pct_start', 0, 1)
+        check('plateau_factor', 1e-6, 1)
+        for name in ('div', 'div_final'): check(name, 1)
+        for name in ('plateau_patience', 'early_stopping', 'lookahead'): check(name, 0, whole=True)
+        for side in self.progressive_resizing: _number('Stage', 'progressive_resizing', side, 1, whole=True)
+        for name in ('min_lr', 'grad_clip'): check(name, 0)
+        for c,weight in self.class_weights: _number('Stage', f'class_weights of {c!r}', weight, 0)
         _one_of('Stage', 'schedule', self.schedule, schedules)
         _one_of('Stage', 'bn', self.bn, bn_modes)
-        for n in ('plateau_monitor', 'early_stopping_monitor'): _one_of('Stage', n, getattr(self, n), monitors)
+        _one_of('Stage', 'plateau_monitor', self.plateau_monitor, monitors)
+        _one_of('Stage', 'early_stopping_monitor', self.early_stopping_monitor, monitors)
         _one_of('Stage', 'keep_best', self.keep_best, ('', *monitors))
 
 # %% ../nbs/01_recipes.ipynb #9f1eb15e
@@ -99,12 +115,13 @@ class Head:
     first_bn:bool = True # BatchNorm right after pooling
 
     def __post_init__(self):
-        _tuples(self, lin_ftrs=tuple, ps=lambda ps: ps if isinstance(ps, (int, float)) else tuple(ps))
+        _convert(self, lin_ftrs=tuple, ps=_unless((int, float)))
         for n in self.lin_ftrs: _number('Head', 'lin_ftrs', n, 1, whole=True)
         ps = self.ps if isinstance(self.ps, tuple) else (self.ps,)
         for p in ps: _number('Head', 'ps', p, 0, 1)
-        if len(ps) not in (1, len(self.lin_ftrs) + 1):
-            raise ValueError(f'Head: ps must be one number or {len(self.lin_ftrs) + 1}, one before each dense layer, got {self.ps!r}')
+        n_layers = len(self.lin_ftrs) + 1
+        if len(ps) not in (1, n_layers):
+            raise ValueError(f'Head: ps must be one number or {n_layers}, one before each dense layer, got {self.ps!r}')
 
 # %% ../nbs/01_recipes.ipynb #fc1b428d
 @dataclass(frozen=True, kw_only=True)
@@ -115,37 +132,38 @@ class Recipe:
     stages:tuple[Stage, ...] # one after another
     description:str = '' # one line: what it is for
     source:str = '' # the project or paper it comes from
-    weights:str = '' # what the network begins with: '' random, 'DEFAULT' or another name of its published weights, a file, or a run folder
+    weights:str = '' # to begin with: '' random, 'DEFAULT' or another name of published weights, a file, or a run folder
     head:Head|None = None # replaces the network's own classifier
     groups:tuple[str, ...] = () # layers at which a new parameter group begins: 'layer3', 'head'
     image_size:int = 32 # side in pixels that the network sees
     augment:str = 'flip_crop' # preset, one of `data.list_augmentations()`
     stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1, no more) or (means, stds)
-    valid:float|int|str = .1 # part or number of the training images kept for validation; 'test' only to repeat what others did
+    valid:float|int|str = .1 # part or number of training images kept for validation; 'test' only to repeat what others did
     bs:int = 256 # images a step
     optimizer:str = 'adamw' # one of `optimizers`
     sgd_lr_mult:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
-    bias_lr_mult:float = 1. # 'sgd' and 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
-    wd:float = 0. # weight decay, never on biases and norms: decoupled for 'adamw' and 'muon', as an L2 gradient for 'sgd' and 'adam'
-    l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the training loss
+    bias_lr_mult:float = 1. # 'sgd', 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
+    wd:float = 0. # weight decay, not on biases and norms: decoupled for 'adamw' and 'muon', an L2 gradient for 'sgd' and 'adam'
+    l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the loss
     l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
     label_smoothing:float = 0. # between 0 and 1
-    mixed_precision:bool = False # 16-bit floats where they do, on hardware that multiplies them: CUDA, and CPUs with AVX512-BF16
+    mixed_precision:bool = False # 16-bit floats where they do, on hardware that has them: CUDA, and CPUs with AVX512-BF16
     compile:bool = False # `torch.compile` the network, for as long as it is trained; on CUDA only
-    keras:bool = False # Keras' initialization (of the head alone, where weights are given), its constants of BatchNorm and Adam, and its validation loss, which includes `l2`
+    keras:bool = False # as Keras: initialization (of the head, if there are weights), BatchNorm, Adam, and `l2` in the validation loss
 
     def __post_init__(self):
-        _tuples(self, stages=lambda s: (s,) if isinstance(s, Stage) else tuple(s), groups=tuple, weights=str,
-                stats=lambda s: s if isinstance(s, str) else tuple(map(tuple, s)))
+        _convert(self, stages=_several(Stage), groups=tuple, weights=str,
+                 stats=lambda stats: stats if isinstance(stats, str) else tuple(map(tuple, stats)))
         owner = f'Recipe {self.name!r}'
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
-        for n in ('bs', 'image_size'): _number(owner, n, getattr(self, n), 1, whole=True)
-        for n in ('wd', 'l2', 'sgd_lr_mult', 'bias_lr_mult'): _number(owner, n, getattr(self, n), 0)
+        for name in ('bs', 'image_size'): _number(owner, name, getattr(self, name), 1, whole=True)
+        for name in ('wd', 'l2', 'sgd_lr_mult', 'bias_lr_mult'): _number(owner, name, getattr(self, name), 0)
         _number(owner, 'label_smoothing', self.label_smoothing, 0, 1)
         _one_of(owner, 'optimizer', self.optimizer, optimizers)
-        for s in self.stages:
-            _one_of(owner, 'freeze_to of a stage', s.freeze_to, ('', *self.groups))
-            for n in s.progressive_resizing: _number(owner, 'progressive_resizing of a stage', n, 1, self.image_size, whole=True)
+        for stage in self.stages:
+            _one_of(owner, 'freeze_to of a stage', stage.freeze_to, ('', *self.groups))
+            for side in stage.progressive_resizing:
+                _number(owner, 'progressive_resizing of a stage', side, 1, self.image_size, whole=True)
 
     @property
     def epochs(self)->int: # early stopping may make it fewer
@@ -155,23 +173,34 @@ class Recipe:
     def change(self,
         **changes, # fields of `Recipe`; `epochs`, `lr` and Stage's other fields change the stage, if there is just one
     )->'Recipe': # a new one; this one stays as it is
-        "A copy with some choices changed; with another `image_size`, `progressive_resizing` of its stages change in proportion"
-        stage = {k:changes.pop(k) for k in list(changes) if k in _stage_names()}
-        for k in changes: _known(k)
-        if stage and len(self.stages) > 1:
-            raise ValueError(f'{self.name!r} has {len(self.stages)} stages, so {", ".join(stage)} is not clear; give stages=(...) instead')
-        if stage and 'stages' in changes: raise ValueError(f'stages and {", ".join(stage)} were both given, and it is not clear which counts; put everything into stages=(...)')
-        stages,side = self.stages,changes.get('image_size')
-        if isinstance(side, int) and side > 0: stages = tuple(replace(s, progressive_resizing=tuple(max(1, round(n*side/self.image_size)) for n in s.progressive_resizing)) for s in stages)
-        if stage: changes['stages'] = (replace(stages[0], **stage),)
-        elif stages != self.stages: changes.setdefault('stages', stages)
-        return replace(self, **changes)
+        "A copy with some choices changed; with another `image_size`, `progressive_resizing` changes in proportion"
+        of_stage = {name: changes.pop(name) for name in list(changes) if name in _stage_names()}
+        for name in changes: _known(name)
+        if of_stage: self._check_clear(of_stage, changes)
+        stages = self._resized(changes.get('image_size'))
+        if of_stage: stages = (replace(stages[0], **of_stage),)
+        return replace(self, **dict(stages=stages) | changes)
+
+    def _check_clear(self, of_stage, changes):
+        names = ', '.join(of_stage)
+        if len(self.stages) > 1:
+            raise ValueError(f'{self.name!r} has {len(self.stages)} stages, so {names} is not clear; '
+                             'give stages=(...) instead')
+        if 'stages' in changes:
+            raise ValueError(f'stages and {names} were both given, and it is not clear which counts; '
+                             'put everything into stages=(...)')
+
+    def _resized(self, side): # -> stages, with sizes of images in proportion
+        if not isinstance(side, int) or side < 1: return self.stages # `replace` will refuse it
+        def sizes(stage): return tuple(max(1, round(n*side/self.image_size)) for n in stage.progressive_resizing)
+        return tuple(replace(s, progressive_resizing=sizes(s)) for s in self.stages)
 
     def shorten(self,
         epochs:int=1, # the most that a stage may have
     )->'Recipe': # called '..._short', so that nobody takes its results for the whole recipe's
         "A quick try that goes through every stage"
-        return replace(self, name=f'{self.name}_short', stages=tuple(replace(s, epochs=min(s.epochs, epochs)) for s in self.stages))
+        stages = tuple(replace(s, epochs=min(s.epochs, epochs)) for s in self.stages)
+        return replace(self, name=f'{self.name}_short', stages=stages)
 
     def to_json(self)->str: # readable, indented
         "Write the recipe as JSON"
@@ -239,26 +268,37 @@ register_recipe(Recipe(
     augment='flip_crop', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/01_recipes.ipynb #c6a2e8d1
-def _speedrun(name, model, epochs, description, bs=128, lr=.04, sgd_lr_mult=4., wd=.05, moms=(.95, .85, .95), progressive_resizing=(24, 32), augment='alternating_flip_crop_2', label_smoothing=.2, **kwargs):
+_with_muon = dict(optimizer='muon', sgd_lr_mult=4., wd=.05, bs=128, valid=.02, augment='alternating_flip_crop_2',
+                  label_smoothing=.2, mixed_precision=True)
+
+def _speedrun(name, model, epochs, description, lr=.04, moms=(.95, .85, .95), progressive_resizing=(24, 32), **changes):
     "Few epochs, with Muon"
-    return Recipe(name=name, model=model, description=description, stages=Stage(epochs=epochs, lr=lr, moms=moms, progressive_resizing=progressive_resizing),
-                  augment=augment, valid=.02, bs=bs, optimizer='muon', sgd_lr_mult=sgd_lr_mult, wd=wd, label_smoothing=label_smoothing, mixed_precision=True, **kwargs)
+    stage = Stage(epochs=epochs, lr=lr, moms=moms, progressive_resizing=progressive_resizing)
+    return Recipe(name=name, model=model, description=description, stages=stage, **_with_muon | changes)
 
 register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'three to six minutes on two cores with 16-bit arithmetic'))
-register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores', label_smoothing=.1))
-register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores', lr=.06, progressive_resizing=(16, 24, 32), label_smoothing=.1))
-register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores', augment='alternating_flip_crop'))
+register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores',
+                          label_smoothing=.1))
+register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores',
+                          lr=.06, progressive_resizing=(16, 24, 32), label_smoothing=.1))
+register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores',
+                          augment='alternating_flip_crop'))
 
 # %% ../nbs/01_recipes.ipynb #0e94b7ac
-for _goal,_epochs,_augment in (94, 8, 'alternating_flip_crop_2'), (95, 15, 'alternating_flip_crop_2'), (96, 30, 'alternating_cutout'):
+_on_a_big_gpu = dict(bs=1000, lr=.12, sgd_lr_mult=8., wd=.06, moms=(.6, .6, .6), progressive_resizing=(),
+                     source='airbench, with Muon', compile=True)
+
+for _goal,_epochs,_augment in ((94, 8, 'alternating_flip_crop_2'), (95, 15, 'alternating_flip_crop_2'),
+                               (96, 30, 'alternating_cutout')):
     register_recipe(_speedrun(
-        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%', bs=1000, lr=.12, sgd_lr_mult=8., wd=.06, moms=(.6, .6, .6), progressive_resizing=(),
-        augment=_augment, source='airbench, with Muon', compile=True))
+        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%',
+        augment=_augment, **_on_a_big_gpu))
 
 # %% ../nbs/01_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)
 register_recipe(Recipe(
-    name='three_block_cnn', model='three_block_cnn', description='as published: longer, augmented, then fine-tuned for cats and dogs', source='reference project 1',
+    name='three_block_cnn', model='three_block_cnn', source='reference project 1',
+    description='as published: longer, augmented, then fine-tuned for cats and dogs',
     groups=('block3',), stages=(
         Stage(epochs=18, lr=1e-3, schedule='constant'),
         Stage(epochs=8, lr=1e-3, schedule='constant', augment='shift_flip'),
@@ -270,24 +310,28 @@ register_recipe(Recipe(
 # %% ../nbs/01_recipes.ipynb #c5a20f1c
 def _one_cycle(name, project):
     "A network of a project, trained our way"
-    return Recipe(name=f'{name}_one_cycle', model=name, description=f'the network of project {project}, with augmentation and one cycle',
-                  source=f'reference project {project}, trained our way', stages=Stage(epochs=10, lr=4e-3),
-                  augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1)
+    return Recipe(
+        name=f'{name}_one_cycle', model=name, source=f'reference project {project}, trained our way',
+        description=f'the network of project {project}, with augmentation and one cycle',
+        stages=Stage(epochs=10, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1)
 
 register_recipe(_one_cycle('three_block_cnn', 1))
 
 # %% ../nbs/01_recipes.ipynb #ac0a503c
 register_recipe(Recipe(
-    name='plain_cnn', model='plain_cnn', description='as published: Adam, early stopping, a lower rate on plateaus', source='reference project 2',
+    name='plain_cnn', model='plain_cnn', source='reference project 2',
+    description='as published: Adam, early stopping, a lower rate on plateaus',
     stages=Stage(epochs=30, lr=1e-3, schedule='reduce_on_plateau', plateau_monitor='accuracy', early_stopping=5),
     augment='none', bs=64, optimizer='adam', keras=True))
 
 # %% ../nbs/01_recipes.ipynb #c1bc1700
 register_recipe(Recipe(
-    name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', description='as published: the end of MobileNetV2 and a new head', source='reference project 2',
+    name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', source='reference project 2',
+    description='as published: the end of MobileNetV2 and a new head',
     head=Head(lin_ftrs=(256,), ps=(0, .5), concat_pool=False, first_bn=False), groups=('features.16', 'head'),
     stages=Stage(epochs=10, lr=1e-4, schedule='reduce_on_plateau', freeze_to='features.16', bn='frozen', grad_clip=1.),
-    image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', keras=True, l2=1e-3, l2_on='head.*'))
+    image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', keras=True,
+    l2=1e-3, l2_on='head.*'))
 
 # %% ../nbs/01_recipes.ipynb #036c0726
 register_recipe(Recipe(
@@ -300,18 +344,24 @@ register_recipe(_one_cycle('wide_cnn', 3))
 
 # %% ../nbs/01_recipes.ipynb #15004eb6
 register_recipe(Recipe(
-    name='residual_cnn', model='residual_cnn', description='as published: three constant rates, L2, augmentation', source='reference project 4',
-    stages=tuple(Stage(epochs=n, lr=lr, schedule='constant', reset_opt=True) for n,lr in [(20, 3e-4), (10, 1e-4), (5, 5e-5)]),
-    augment='rotate_shift_flip', stats='unit', valid=.2, bs=64, optimizer='adam', keras=True, l2=1e-4, l2_on='*.convs.*'))
+    name='residual_cnn', model='residual_cnn', source='reference project 4',
+    description='as published: three constant rates, L2, augmentation', stages=(
+        Stage(epochs=20, lr=3e-4, schedule='constant', reset_opt=True),
+        Stage(epochs=10, lr=1e-4, schedule='constant', reset_opt=True),
+        Stage(epochs=5, lr=5e-5, schedule='constant', reset_opt=True)),
+    augment='rotate_shift_flip', stats='unit', valid=.2, bs=64, optimizer='adam', keras=True,
+    l2=1e-4, l2_on='*.convs.*'))
 
 # %% ../nbs/01_recipes.ipynb #21428836
 def _ladder(step, description, epochs=100, early_stopping=10, bs=512, **kwargs):
     "A step of project 5's ladder; `kwargs` go to the stage or the recipe, whichever has them"
-    stage = {k:kwargs.pop(k) for k in list(kwargs) if k in _stage_names()}
-    return Recipe(**dict(
-        name=f'ladder_{step}', model=f'ladder_{step}', description=f'as published: {description}', source='reference project 5',
-        stages=Stage(**dict(epochs=epochs, lr=1e-3, schedule='constant', early_stopping=early_stopping) | stage),
-        augment='none', stats='unit', valid=.2, bs=bs, optimizer='adam', keras=True) | kwargs)
+    of_stage = {k: kwargs.pop(k) for k in list(kwargs) if k in _stage_names()}
+    stage = dict(epochs=epochs, lr=1e-3, schedule='constant', early_stopping=early_stopping) | of_stage
+    recipe = dict(
+        name=f'ladder_{step}', model=f'ladder_{step}', source='reference project 5',
+        description=f'as published: {description}', stages=Stage(**stage),
+        augment='none', stats='unit', valid=.2, bs=bs, optimizer='adam', keras=True)
+    return Recipe(**recipe | kwargs)
 
 # %% ../nbs/01_recipes.ipynb #e5208841
 register_recipe(_ladder(0, 'one convolution', epochs=30, early_stopping=0))
@@ -337,19 +387,24 @@ register_recipe(_ladder('8_1_sgd', 'SGD instead of Adam', **_step_8_1 | dict(opt
 # %% ../nbs/01_recipes.ipynb #622db96e
 def _keras_finetuned(name, **kwargs):
     "Twenty epochs with a frozen body, ten more with all layers at a hundredth of the rate"
-    return Recipe(name=name, source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('head',),
-                  stages=(Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
-                          Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
-                  augment='none', valid=.2, bs=32, optimizer='adam', keras=True, **kwargs)
+    return Recipe(
+        name=name, source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False),
+        groups=('head',), stages=(
+            Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
+            Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
+        augment='none', valid=.2, bs=32, optimizer='adam', keras=True, **kwargs)
 
-register_recipe(_keras_finetuned('xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
-                                 description='as published: Xception, first its head, then all of it'))
-register_recipe(_keras_finetuned('efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', weights='aa_in1k', image_size=260, stats='imagenet',
-                                 description='as published: EfficientNetB2, first its head, then all of it'))
+register_recipe(_keras_finetuned(
+    'xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
+    description='as published: Xception, first its head, then all of it'))
+register_recipe(_keras_finetuned(
+    'efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', weights='aa_in1k', image_size=260, stats='imagenet',
+    description='as published: EfficientNetB2, first its head, then all of it'))
 
 # %% ../nbs/01_recipes.ipynb #5ef0a55b
 register_recipe(Recipe(
-    name='resnet34_finetuned', model='resnet34', weights='IMAGENET1K_V1', description='as published: ResNet34, discriminative learning rates', source='reference project 5',
+    name='resnet34_finetuned', model='resnet34', weights='IMAGENET1K_V1', source='reference project 5',
+    description='as published: ResNet34, discriminative learning rates',
     head=Head(), groups=('layer3', 'head'), stages=(
         Stage(epochs=1, lr=(None, 2e-3), pct_start=.99, freeze_to='head'),
         Stage(epochs=4, lr=(1e-5, 1e-3), pct_start=.3, div=5.),
@@ -360,4 +415,5 @@ register_recipe(Recipe(
 register_recipe(Recipe(
     name='resnet34_tiny_imagenet', model='resnet34', description='pretraining on Tiny ImageNet, for weights to fine-tune',
     stages=Stage(epochs=40, lr=.2, pct_start=.15, moms=(.9, .9, .9)),
-    image_size=64, augment='aug_transforms_crop', stats='imagenet', valid=.05, bs=256, optimizer='sgd', wd=1e-4, label_smoothing=.1, mixed_precision=True))
+    image_size=64, augment='aug_transforms_crop', stats='imagenet', valid=.05, bs=256, optimizer='sgd', wd=1e-4,
+    label_smoothing=.1, mixed_precision=True))
