@@ -1,4 +1,4 @@
-"""A data set's items, each read once and kept as one tensor: in memory, on the accelerator, and on disk for the next time
+"""A data set's items, each read once and kept: in memory, on the accelerator, and on disk for the next time
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/caching.html.md"""
 
@@ -33,14 +33,17 @@ class Rows:
         rows:Tensor|None=None, # take these, instead of new ones
     ):
         order = sorted(range(t.ndim), key=t.stride, reverse=True)
-        self.type,self.axes = type(t),(0, *(1 + order.index(d) for d in range(t.ndim)))
+        self.type = type(t)
+        self.axes = 0,*(1 + order.index(d) for d in range(t.ndim))
         self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor) if rows is None else rows
 
     def __setitem__(self, i, t):
         row = self.rows.permute(self.axes)[i]
         if (t.shape, t.dtype) != (row.shape, row.dtype):
-            raise ValueError(f'Item {i} has a part of shape {tuple(t.shape)} and type {t.dtype}; of the first item that was read it is {tuple(row.shape)} and {row.dtype}. '
-                             "Only items that are all alike can be kept in memory. Bring them to one size and type, or use fastai's TfmdDL.")
+            raise ValueError(f'Item {i} has a part of shape {tuple(t.shape)} and type {t.dtype}; '
+                             f'of the first item that was read it is {tuple(row.shape)} and {row.dtype}. '
+                             'Only items that are all alike can be kept in memory. '
+                             "Bring them to one size and type, or use fastai's TfmdDL.")
         row.copy_(t)
     def __getitem__(self, idxs): return self.rows.index_select(0, idxs).permute(self.axes).as_subclass(self.type)
 
@@ -48,7 +51,9 @@ class Rows:
 def _load(parts, file, about):
     "The rows that the file holds, if it is about the same items"
     try:
-        with safe_open(file, 'pt') as f: found = [f.get_tensor(str(k)) for k in range(len(parts))] if f.metadata() == dict(about=about) else []
+        with safe_open(file, 'pt') as f:
+            if f.metadata() != dict(about=about): return
+            found = [f.get_tensor(str(k)) for k in range(len(parts))]
     except (OSError, SafetensorError): return
     if [(t.shape, t.dtype) for t in found] == [(p.rows.shape, p.rows.dtype) for p in parts]: return found
 
@@ -57,7 +62,8 @@ def _save(parts, file, about):
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
-        with atomic_file(file) as part: save_file({str(k): p.rows for k,p in enumerate(parts)}, part, metadata=dict(about=about))
+        rows = {str(k): p.rows for k,p in enumerate(parts)}
+        with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about))
 
 # %% ../nbs/01_caching.ipynb #5e5d2010
 def _on_accelerator(parts, device):
@@ -76,8 +82,12 @@ class ItemCache:
         about:str='', # what the items are made from
     ):
         if read is not None: self.read = read
-        self.file,self.about,self.n = file and Path(file),about,n
-        self.parts,self.known,self.left,self.copies = [],bytearray(n),n,{}
+        self.file = file and Path(file)
+        self.about,self.n = about,n
+        self.parts = [] # until an item was read
+        self.known = bytearray(n) # 1 for each item that was read
+        self.left = n # to be read
+        self.copies = {} # device -> parts there
 
     def keep(self,
         i:int, # an item
@@ -87,7 +97,7 @@ class ItemCache:
 
     def take(self,
         idxs:list, # of items
-        device:torch.device|None=None, # where batches are wanted: they are made there if all items are known, else by the processor
+        device:torch.device|None=None, # where batches are wanted: they are made there once all items are known
     )->tuple: # for each part of an item, a batch of it
         "Make a batch"
         if self.left: self._learn(idxs)
@@ -101,16 +111,21 @@ class ItemCache:
         for i in idxs:
             if self.known[i]: continue
             self.keep(i)
-            self.known[i],self.left = 1,self.left - 1
+            self.known[i] = 1
+            self.left -= 1
             if not self.left and self.file: _save(self.parts, self.file, self.about)
 
     def _begin(self, i):
         item = self.read(i)
         if not isinstance(item, tuple) or not all(isinstance(t, Tensor) for t in item):
-            raise TypeError(f"Item {i} is a {type(item).__name__}{f' of {[type(t).__name__ for t in item]}' if isinstance(item, tuple) else ''}; what is kept in memory is a tuple of tensors.")
+            kind = type(item).__name__
+            if isinstance(item, tuple): kind += f' of {[type(t).__name__ for t in item]}'
+            raise TypeError(f'Item {i} is a {kind}; what is kept in memory is a tuple of tensors.')
         self.parts = [Rows(t, self.n) for t in item]
         if self.file and (found := _load(self.parts, self.file, self.about)):
-            self.parts,self.left,self.known = [Rows(t, self.n, rows) for t,rows in zip(item, found)],0,bytearray(b'\1'*self.n)
+            self.parts = [Rows(t, self.n, rows) for t,rows in zip(item, found)]
+            self.left = 0
+            self.known = bytearray(b'\1'*self.n)
 
     def _parts(self, device):
         if self.left or device is None or device.type == 'cpu': return self.parts
@@ -133,7 +148,7 @@ class CachedDL(ShuffleDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
     def new(self, dataset=None, cls=None, **kwargs):
         "As fastai's; other transforms of items mean that those in memory are of no use: a loader that reads them anew"
-        if kwargs.get('after_item', ...) is None: del kwargs['after_item']  # as `learn.tta` has it where it was given none
+        if kwargs.get('after_item', ...) is None: del kwargs['after_item'] # as `learn.tta` has it where it was given none
         if 'after_item' in kwargs and cls is None and (dataset is None or dataset is self.dataset): cls = ShuffleDL
         return super().new(dataset, cls, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What happens during training, besides steps: precision, losses, schedules of image size and rate, and the run's history
+"""What happens during training, besides steps: precision, losses, sizes and rates, history, and stopping at nan
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
@@ -46,21 +46,24 @@ class _SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the training loss, kept where the losses are"
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
-        self.count,self.val = self.count + 1,torch.lerp(loss, self.val.as_subclass(Tensor).to(loss), self.beta)
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.as_subclass(Tensor).to(loss), self.beta)
 
 class PlainLosses(Callback):
     "Keep the losses that fastai records as numbers; those of an accelerator are fetched once an epoch"
     order = 51 # after fastai's Recorder, before its progress bar
     def before_fit(self):
-        self.behind,self.fetched = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder'),0
+        self.behind = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder')
+        self.fetched = 0
         if not self.behind: return
         self.shown = torch.zeros((), pin_memory=torch.cuda.is_available())
-        if type(self.recorder.smooth_loss) is AvgSmoothLoss: vars(self.recorder)['smooth_loss'] = _SmoothLoss(self.recorder.smooth_loss.beta) # past fastai's warning
+        fastais = self.recorder.smooth_loss
+        if type(fastais) is AvgSmoothLoss: vars(self.recorder)['smooth_loss'] = _SmoothLoss(fastais.beta) # past a warning
 
     def after_batch(self):
         if not self.training: return
         last = self.recorder.losses[-1]
-        if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar: what has arrived
+        if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar: what is here
         else: self.recorder.losses[-1] = float(last)
 
     def after_fit(self): self.after_train() # of a fit that was canceled
@@ -84,7 +87,7 @@ def compile_whole(
     **kwargs, # of `torch.compile`, which sees one size of batch unless told otherwise
 )->None:
     "`torch.compile` a model as one graph"
-    def call(*args): return model._call_impl(*args) # some versions of torch see no frame in a `Sequential`, and would compile its layers one by one
+    def call(*args): return model._call_impl(*args) # without this frame, torch may compile a `Sequential` layer by layer
     model._compiled_call_impl = torch.compile(call, **dict(dynamic=False) | kwargs)
 
 class CompileModel(Callback):
@@ -104,14 +107,16 @@ def training_precision(
 )->str: # 'fp32', 'bf16' or 'fp16'
     "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"
     if not recipe.mixed_precision: return 'fp32'
-    if torch.device(device).type == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
-    return 'bf16' if torch.device(device).type == 'cpu' and has_avx512_bf16() else 'fp32'
+    kind = torch.device(device).type
+    if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    return 'bf16' if kind == 'cpu' and has_avx512_bf16() else 'fp32'
 
 class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
     order = MixedPrecision.order
     def before_batch(self):
-        model,own = self.model,vars(self.model).get('forward') # one that was put on this instance
+        model = self.model
+        own = vars(model).get('forward') # one that was put on this instance
         def forward(*args): # for this batch only
             if own is None: del model.forward
             else: model.forward = own
@@ -174,7 +179,8 @@ class ClassWeights(Callback):
     def before_fit(self):
         check_class_weights(self.weights, self.dls.vocab)
         weight = torch.tensor([float(self.weights.get(c, 1)) for c in self.dls.vocab], device=self.dls.device)
-        self.plain,self.weighted = self.loss_func,CrossEntropyLossFlat(weight=weight, label_smoothing=self.learn.recipe.label_smoothing)
+        self.plain = self.loss_func
+        self.weighted = CrossEntropyLossFlat(weight=weight, label_smoothing=self.learn.recipe.label_smoothing)
 
     def before_train(self): self.learn.loss_func = self.weighted
     def before_validate(self): self.learn.loss_func = self.plain
@@ -189,8 +195,12 @@ class ProgressiveResizing(Callback):
 
     def before_batch(self):
         if not self.training: return
-        side,x = self.sizes[min(int(self.pct_train*len(self.sizes)), len(self.sizes) - 1)],self.xb[0]
-        if x.shape[-1] != side: self.learn.xb = F.interpolate(x, (side, side), mode='bilinear', align_corners=False, antialias=True),*self.xb[1:]
+        part = min(int(self.pct_train*len(self.sizes)), len(self.sizes) - 1)
+        side = self.sizes[part]
+        x,*rest = self.xb
+        if x.shape[-1] == side: return
+        smaller = F.interpolate(x, (side, side), mode='bilinear', align_corners=False, antialias=True)
+        self.learn.xb = smaller,*rest
 
 # %% ../nbs/04_callbacks.ipynb #d4170e8b
 class Lookahead(Callback):
@@ -201,19 +211,21 @@ class Lookahead(Callback):
     ): self.every,self.decay = every,decay
 
     def before_fit(self):
-        self.now = [p for p in self.model.parameters() if p.requires_grad] + [b for b in self.model.buffers() if b.is_floating_point()]
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.now = weights + [b for b in self.model.buffers() if b.is_floating_point()]
         self.mean = [t.detach().clone() for t in self.now]
 
     @torch.no_grad()
     def after_batch(self):
-        n,n_all = self.train_iter,self.n_epoch*self.n_iter # train_iter counts this one already
+        n = self.train_iter # which counts this one already
+        n_all = self.n_epoch*self.n_iter
         if not self.training or (n % self.every and n < n_all): return
         torch._foreach_lerp_(self.mean, self.now, 1 - self.decay**self.every*(n/n_all)**3)
         torch._foreach_copy_(self.now, self.mean)
 
 # %% ../nbs/04_callbacks.ipynb #5b3049bf
 class LowerLROnPlateau(ReduceLROnPlateau):
-    "fastai's `ReduceLROnPlateau`, which leaves a group's rate alone where it is below `min_lr` already, instead of raising it"
+    "fastai's `ReduceLROnPlateau`, but for a group whose rate is below `min_lr` already: it stays, and is not raised"
     def after_epoch(self):
         before = [h['lr'] for h in self.opt.hypers]
         super().after_epoch()
@@ -230,7 +242,7 @@ class KeepBest(SaveModelCallback):
 
 # %% ../nbs/04_callbacks.ipynb #6390b3c7
 class StopOnNonFiniteLoss(Callback):
-    "Raise `NonFiniteLossError`, naming epoch and batch, before the optimizer's step; an accelerator's losses are looked at less often"
+    "Raise `NonFiniteLossError` before the optimizer's step; an accelerator's losses are looked at less often"
     order = MixedPrecision.order + 1 # which leaves its 16-bit floats first
     trained = False # whether there was an epoch to look at
 
@@ -238,7 +250,9 @@ class StopOnNonFiniteLoss(Callback):
         every:int=50, # batches, on an accelerator: each look waits for it
     ): self.every = every
 
-    def before_fit(self): self.first,self.trained = None,False # number of the first batch with such a loss
+    def before_fit(self):
+        self.first = None # number of the first batch with such a loss
+        self.trained = False
 
     def after_loss(self):
         if not self.training: return
@@ -251,9 +265,11 @@ class StopOnNonFiniteLoss(Callback):
         if self.first is not None: self._look()
 
     def after_fit(self): # nobody has looked at what came of the last step; predictions end here too
-        looked_at,self.trained = self.trained and self.recorder.values,False
-        better_weights_return = any(cb.last_saved_path and not cb.new_best for cb in self.learn.cbs if isinstance(cb, KeepBest))
-        if not looked_at or better_weights_return: return
+        trained = self.trained
+        self.trained = False
+        keepers = [cb for cb in self.learn.cbs if isinstance(cb, KeepBest)]
+        better_weights_return = any(cb.last_saved_path and not cb.new_best for cb in keepers)
+        if not trained or not self.recorder.values or better_weights_return: return
         loss = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])).get('valid_loss', 0.)
         if not isfinite(loss): raise self._error(f'validation loss is {loss} after', self.epoch, self._lr())
 
@@ -262,7 +278,9 @@ class StopOnNonFiniteLoss(Callback):
     def _error(self, what, epoch, lr, batch=None):
         where = f'epoch {epoch + 1} of {self.n_epoch}'
         if batch is not None: where += f', batch {batch + 1} of {self.n_iter}'
-        return NonFiniteLossError(f'The {what} {where}, at learning rate {lr:.3g}. Try a lower rate, and look for broken images or labels.', epoch, batch, lr)
+        message = (f'The {what} {where}, at learning rate {lr:.3g}. '
+                   'Try a lower rate, and look for broken images or labels.')
+        return NonFiniteLossError(message, epoch, batch, lr)
 
     def _note(self):
         "Keep the number of the first bad batch on the device; only now and then wait for it"
@@ -285,11 +303,15 @@ class HistoryWriter(Callback):
     def __init__(self,
         run:Run, # whose history it is
     ):
-        self.target,self.stage,self.epochs,self.start = run,1,0,time.perf_counter()
+        self.target = run
+        self.stage,self.epochs = 1,0 # epochs over all stages
+        self.start = time.perf_counter()
 
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.epochs += 1
         train_loss,valid_loss,accuracy = [f'{v:.6f}' for v in self.recorder.values[-1][:3]]
-        self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, valid_loss=valid_loss, accuracy=accuracy,
-                                lr=f'{self.opt.hypers[-1]["lr"]:.3g}', seconds=f'{time.perf_counter() - self.start:.2f}'))
+        lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
+        seconds = f'{time.perf_counter() - self.start:.2f}'
+        self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, valid_loss=valid_loss,
+                                   accuracy=accuracy, lr=lr, seconds=seconds))

@@ -1,4 +1,4 @@
-"""How images are split, and the fastai `DataLoaders` that training reads
+"""How images are split, checked and kept, and the fastai `DataLoaders` that training reads
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
@@ -40,7 +40,8 @@ from .augmentation import augmentation
 from .files import cache_folder
 from .images import ColorImage, FixedSize, GrayImage
 from .caching import ItemCache, CachedDL, ShuffleDL
-from .sources import class_of, describe_data, find_data, fingerprint, image_files, split_path, test_files, test_folder_names, train_files
+from .sources import (class_of, describe_data, find_data, fingerprint, image_files, split_path, test_files,
+                                  test_folder_names, train_files)
 
 # %% ../nbs/03_data.ipynb #06e1bc94
 def _shares(sizes, total, leave):
@@ -54,10 +55,13 @@ def _shares(sizes, total, leave):
     return share
 
 def _total(wanted, sizes, leave, name):
-    n, least = sum(sizes.values()), len(sizes)
+    n = sum(sizes.values())
+    least = len(sizes)
     total = round(wanted*n) if isinstance(wanted, float) else operator.index(wanted)
     for c, k in sizes.items():
-        if k < 1 + leave: raise ValueError(f'{name}={wanted}: the class {c} has only one image, but training and validation need one each.')
+        if k < 1 + leave:
+            raise ValueError(f'{name}={wanted}: the class {c} has only one image, '
+                             'but training and validation need one each.')
     if not least <= total <= n - leave*least:
         raise ValueError(f'{name}={wanted} means {total} of {n} images. With {least} classes, and at least one image of each on both '
                          f'sides, use between {least} and {n - leave*least}.')
@@ -156,7 +160,8 @@ def _splitter(valid, seed, limit):
     if valid == 'test':
         warnings.warn("valid='test' validates on the test images: use it only to reproduce a project that did so. "
                       'Figures chosen by it are too good.', stacklevel=3)
-    elif isinstance(valid, str): raise ValueError(f"valid={valid!r}: use a share in (0, 1), a number of images, or 'test'.")
+    elif isinstance(valid, str):
+        raise ValueError(f"valid={valid!r}: use a share in (0, 1), a number of images, or 'test'.")
     splitter = FolderSplitter() if valid == 'test' else StratifiedSplitter(valid, seed)
     return splitter if limit is None else LimitedSplitter(splitter, limit, seed)
 
@@ -195,7 +200,8 @@ class ImageCache(ItemCache):
         **kwargs, # `file` and `about`, as `ItemCache` has them
     ):
         super().__init__(len(files), **kwargs)
-        self.files,self.image,self.size,self.numbers = list(files),image,size,numbers
+        self.files = list(files)
+        self.image,self.size,self.numbers = image,size,numbers
 
     @cached_property
     def index(self): return {f: i for i, f in enumerate(self.files)}
@@ -234,17 +240,22 @@ class ImageCaches(dict):
         whole:bool=True, # keep all images of a folder together, whichever of them a data set has
     ):
         super().__init__()
-        self.path,self.how,self.whole = path.absolute(),(image, size, dict(numbers)),whole
+        self.path = path.absolute()
+        self.how = image,size,dict(numbers)
+        self.whole = whole
 
     def __missing__(self, folder):
         files = image_files(self.path/folder) if folder and self.whole and (self.path/folder).is_dir() else []
-        self[folder] = ImageCache(files, *self.how, **(self._file(folder, files) if len(files) >= _worth_keeping else {}))
+        kept = self._file(folder, files) if len(files) >= _worth_keeping else {}
+        self[folder] = ImageCache(files, *self.how, **kept)
         return self[folder]
 
     def _file(self, folder, files):
         image, size, numbers = self.how
-        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]}'
-        return dict(file=cache_folder()/'decoded'/f'{name}.safetensors', about=_state(files, self.path, 'plain_image', image.__name__, size, numbers))
+        place = hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]
+        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
+        state = _state(files, self.path, 'plain_image', image.__name__, size, numbers)
+        return dict(file=cache_folder()/'decoded'/name, about=state)
 
     def give(self,
         dataset, # fastai `Datasets` of image files
@@ -283,14 +294,15 @@ def _room():
 
 def _check_room(n_bytes):
     if n_bytes > _room():
-        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB of memory, and may take {_room()/2**30:.1f}: four fifths of what this machine has. '
+        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB of memory, and may take '
+                         f'{_room()/2**30:.1f}: four fifths of what this machine has. '
                          'Use in_memory=False, or limit=... for some of the images.')
 
 def reading_size(
     size:tuple[int, int]|None, # height and width of all images; None: they differ
     image_size:int|None, # side of the images in a batch; None: as they are read
 )->tuple[int, int]|None: # height and width; None: each as it is
-    "Choose the size to read images at: images much larger than those of a batch are shrunk here, and not kept large in memory"
+    "Choose the size to read images at: those much larger than a batch's are shrunk here, and not kept large in memory"
     sizes_differ = not size
     if image_size and (sizes_differ or max(size) > 2*image_size): return image_size, image_size
     return None if sizes_differ else tuple(size)
@@ -300,7 +312,8 @@ def _check_images(info, image_size):
         raise ValueError(f'{info.unreadable[0]} cannot be read as an image. '
                          '`cifar-fastai data SOURCE --verify` lists all such files.')
     if not info.size and not image_size:
-        raise ValueError(f'The images in {info.path} differ in size: pass image_size=..., the side in pixels to bring them to.')
+        raise ValueError(f'The images in {info.path} differ in size: '
+                         'pass image_size=..., the side in pixels to bring them to.')
 
 def cifar10_dataloaders(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
@@ -314,10 +327,11 @@ def cifar10_dataloaders(
     device:str|torch.device|None=None, # None: fastai's default
     gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only so many training images, the same share of each class
-    in_memory:bool|None=None, # read each image once and keep it, see `ImageCache`; None: if `num_workers` is None and they take less than 1 GiB
+    in_memory:bool|None=None, # read each image once and keep it; None: if `num_workers` is None and they take less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
-    bs, limit = _positive('bs', bs), None if limit is None else _positive('limit', limit)
+    bs = _positive('bs', bs)
+    if limit is not None: limit = _positive('limit', limit)
     image_size = None if image_size is None else _positive('image_size', image_size)
     info = describe_data(find_data(source))
     _check_images(info, image_size)
@@ -391,7 +405,8 @@ def split_loader(
     "Find the loader of a split"
     if split == 'test': return test_dataloader(dls)
     i = ('train', 'valid').index(split)
-    if len(dls.loaders) <= i: raise ValueError(f'This learner has no {split} split. Train with valid > 0, or evaluate another split.')
+    if len(dls.loaders) <= i:
+        raise ValueError(f'This learner has no {split} split. Train with valid > 0, or evaluate another split.')
     return dls.loaders[i]
 
 def split_name(

@@ -42,8 +42,10 @@ def read_size(
     "Tell how large an image is"
     try:
         with Image.open(file) as image:
-            known = image.format == 'TIFF' or image.format == 'PNG' and 'exif' not in image.info  # Pillow has turned it, or would have to decode it to know
-            return image.size if not known and _turn(image) in _sideways else image.size[::-1]
+            turned = image.format == 'TIFF' # by Pillow
+            not_told = image.format == 'PNG' and 'exif' not in image.info # Pillow would have to decode it to know
+            if not turned and not not_told and _turn(image) in _sideways: return image.size
+            return image.size[::-1]
     except Exception: return None  # decoders raise all sorts
 
 # %% ../nbs/00_images.ipynb #c0edd38f
@@ -52,10 +54,13 @@ def _stretch(
 )->np.ndarray: # (H, W) uint8
     "Bring 32-bit values to 8 bits, by the range that they lie in"
     if not np.isfinite(a).all(): raise ValueError('it holds values that are no numbers (nan or infinite)')
-    low,high = float(a.min()),float(a.max())
+    low = float(a.min())
+    high = float(a.max())
     tops,slack = ((1, 255, 65535),.05) if a.dtype.kind == 'f' else ((255, 65535),0)
     top = next((t for t in tops if high <= (1 + slack)*t), None)
-    if top is None or low < -slack*top: a,top = a.astype(np.float64) - low, high - low or 1
+    if top is None or low < -slack*top:
+        a = a.astype(np.float64) - low
+        top = high - low or 1
     return np.clip(np.round(a * (255/top)), 0, 255).astype(np.uint8)
 
 def _sixteen_bit(a): return np.round(a * (255/65535)).astype(np.uint8)
@@ -112,7 +117,9 @@ class FixedSize(DisplayedTransform):
     ):
         super().__init__()
         self.size = size
-    def encodes(self, x:PILImage): return x if x.shape == self.size else x.resize(self.size[::-1], Image.Resampling.BILINEAR)
+    def encodes(self, x:PILImage):
+        if x.shape == self.size: return x
+        return x.resize(self.size[::-1], Image.Resampling.BILINEAR)
 
 # %% ../nbs/00_images.ipynb #b964e1f7
 class UnreadableImageError(ValueError):
@@ -140,7 +147,8 @@ def _reason(e):
     "What Pillow's error means, in one line"
     text = ' '.join(str(e).split()) or type(e).__name__
     if isinstance(e, UnidentifiedImageError): return 'is not an image, or not of a kind that Pillow reads'
-    if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)): return f'is too large ({text}). Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS'
+    if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f'is too large ({text}). Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS'
     if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror})'
     return 'needs more memory than there is' if isinstance(e, MemoryError) else f'cannot be decoded: {text}'
 
@@ -153,7 +161,7 @@ def _named(name):
 
 def read_image(
     path:str|os.PathLike, # a file of any format that Pillow reads
-    size:tuple[int, int]|None=None, # height and width that it will be brought to; a huge JPEG is then decoded at a fraction of its size
+    size:tuple[int, int]|None=None, # height and width that it will be brought to; a huge JPEG is then decoded smaller
     channels:int=3, # 3 for color, 1 for gray
 )->Image.Image: # of mode 'RGB' or 'L', upright
     "Read an image file, or raise an `UnreadableImageError`"
@@ -172,7 +180,8 @@ def _check_values(a, kind):
     if a.dtype.kind != 'f': raise ValueError(f'{kind} of {a.dtype} is no image: give uint8 (0 to 255) or floats (0 to 1).')
     if not np.isfinite(a).all(): raise ValueError(f'{kind} with nan or infinite values is no image.')
     if a.min() < -1e-5 or a.max() > 1 + 1e-5:
-        raise ValueError(f'Floats must be from 0 to 1, got {a.min():.4g} to {a.max():.4g}. Divide by 255 if 255 is white; do not normalize.')
+        raise ValueError(f'Floats must be from 0 to 1, got {a.min():.4g} to {a.max():.4g}. '
+                         'Divide by 255 if 255 is white; do not normalize.')
 
 def _check_shape(a, kind, shape):
     if a.ndim in (2, 3) and a.size and (a.ndim == 2 or a.shape[2] in (1, 3, 4)): return
@@ -184,12 +193,14 @@ def _pixel_array(
     x:np.ndarray|Tensor, # an image
 )->np.ndarray: # (H, W) or (H, W, C), uint8 or float32
     "Check an array or tensor, and lay it out as an array"
-    kind,a,shape = 'An array',x,x.shape
+    kind = 'An array'
+    a = x
     if isinstance(x, Tensor):
-        kind,a = 'A tensor',x.detach().cpu().as_subclass(Tensor)
-        a = (a.float() if a.is_floating_point() else a).numpy()
-        a = np.moveaxis(a, 0, -1) if a.ndim == 3 else a
-    _check_shape(a, kind, shape)
+        kind = 'A tensor'
+        t = x.detach().cpu().as_subclass(Tensor)
+        a = (t.float() if t.is_floating_point() else t).numpy() # NumPy knows no bfloat16
+        if a.ndim == 3: a = np.moveaxis(a, 0, -1)
+    _check_shape(a, kind, x.shape)
     _check_values(a, kind)
     return a if a.dtype == np.uint8 else a.astype(np.float32)
 
@@ -222,7 +233,8 @@ def image_pixels(
     "Bring an image of any kind to a size, as training does it"
     if isinstance(x, (str, os.PathLike)): return _image_pixels(read_image(x, size, channels), size, channels)
     if isinstance(x, Image.Image):
-        with _named(getattr(x, 'filename', '') or 'the image'): return _image_pixels(plain_image(x, channels), size, channels)
+        name = getattr(x, 'filename', '') or 'the image'
+        with _named(name): return _image_pixels(plain_image(x, channels), size, channels)
     if not isinstance(x, (np.ndarray, Tensor)):
         raise TypeError(f'{type(x).__name__} is no image: give a path, a PIL image, an array or a tensor, or a list of them.')
     a = _pixel_array(x)

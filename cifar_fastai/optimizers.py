@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/00_optimizers.ipynb #a2d56f37
 class GroupOptimizer(Optimizer):
-    "fastai's `Optimizer`, for functions that take all parameters of a group at once: on a GPU, a few kernels for all instead of a few for each"
+    "fastai's `Optimizer`, for functions that take all parameters of a group at once: a few kernels for all of them"
     @torch.no_grad()
     def step(self, closure=None):
         if closure is not None: return super().step(closure) # which takes none, and says so
@@ -30,7 +30,8 @@ class GroupOptimizer(Optimizer):
         for p,*_ in self.all_params(with_grad=True): p.grad = None
 
 def _grads(params): return [p.grad for p in params]
-def _decayed(params, states): return [p for p,s in zip(params, states) if s.get('do_wd', True)] # fastai says no for biases and norms
+def _decayed(params, states): # fastai says no for biases and norms
+    return [p for p,s in zip(params, states) if s.get('do_wd', True)]
 
 def add_l2_gradients(
     params, # parameters that have gradients, which are changed in place
@@ -78,14 +79,15 @@ def nesterov_sgd(
     bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "SGD with Nesterov momentum; the same steps as `torch.optim.SGD(nesterov=True)`"
-    return GroupOptimizer(params, [add_l2_gradients, sum_gradients, partial(nesterov_steps, bias_lr_mult=bias_lr_mult)], lr=lr, mom=mom, wd=wd)
+    steps = partial(nesterov_steps, bias_lr_mult=bias_lr_mult)
+    return GroupOptimizer(params, [add_l2_gradients, sum_gradients, steps], lr=lr, mom=mom, wd=wd)
 
 # %% ../nbs/00_optimizers.ipynb #1d7f9a35
 def orthogonalize(
     m:Tensor, # (rows, columns), or several of them: (N, rows, columns)
     steps:int=5, # of the iteration, at least 1
     low_precision:bool|None=None, # compute in bfloat16; None: on CUDA only
-)->Tensor: # of the same shape; its singular values lie between about .68 and 1.2, but where those of `m` are less than 1/600 of its norm
+)->Tensor: # of the same shape; singular values from about .68 to 1.2, but where those of `m` are below 1/600 of its norm
     "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
     if low_precision is None: low_precision = m.is_cuda
@@ -97,7 +99,9 @@ def orthogonalize(
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     else:
-        gram,one,product = x @ x.mT,torch.eye(x.shape[1], device=x.device),None
+        gram = x @ x.mT
+        one = torch.eye(x.shape[1], device=x.device)
+        product = None
         for k in range(steps):
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a) # x becomes factor @ x
             product = factor if product is None else factor @ product
@@ -134,7 +138,8 @@ def muon_steps(
     filters,rest = [],[]
     for p,s in zip(params, states): (rest if p.ndim < 4 else filters).append((p, s))
     if rest: nesterov_steps(*zip(*rest), lr*sgd_lr_mult, mom, bias_lr_mult)
-    together = [filters] if filters and filters[0][0].is_cuda else [[f] for f in filters] # a processor's cores are busy with one
+    on_cuda = filters and filters[0][0].is_cuda
+    together = [filters] if on_cuda else [[f] for f in filters] # a processor's cores are busy with one
     for some in together:
         steps = [torch.add(p.grad, s['grad_avg'], alpha=mom).flatten(1) for p,s in some]
         for (p,_),step,new in zip(some, steps, orthogonalize(_padded(steps))):
@@ -150,4 +155,5 @@ def muon(
     bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of that
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
-    return GroupOptimizer(params, [decoupled_weight_decay, sum_gradients, partial(muon_steps, sgd_lr_mult=sgd_lr_mult, bias_lr_mult=bias_lr_mult)], lr=lr, mom=mom, wd=wd)
+    steps = partial(muon_steps, sgd_lr_mult=sgd_lr_mult, bias_lr_mult=bias_lr_mult)
+    return GroupOptimizer(params, [decoupled_weight_decay, sum_gradients, steps], lr=lr, mom=mom, wd=wd)
