@@ -76,11 +76,13 @@ def shift_mat(
     one, zero = torch.ones_like(dx), torch.zeros_like(dx)
     return affine_mat(one, zero, dx, zero, one, dy)
 
+# %% ../nbs/02_augmentation.ipynb #082575b2
 class TrainingAffine(AffineCoordTfm):
     "Affine transforms for training images only"
     def __call__(self, b, split_idx=None, **kwargs):
         return super().__call__(b, split_idx=split_idx, **kwargs) if split_idx == 0 else b
 
+# %% ../nbs/02_augmentation.ipynb #419dc667
 class TrainingCrop(RandomResizedCropGPU):
     "Crop a window, the same for the whole batch, and resize it to what the batch had; validation images stay whole"
     split_idx = 0
@@ -93,6 +95,7 @@ class TrainingCrop(RandomResizedCropGPU):
         self.size, self.ratio = (h, w), (w/h, w/h)
         super().before_call(b, split_idx)
 
+# %% ../nbs/02_augmentation.ipynb #345feec6
 def _for_training(tfm):
     if isinstance(tfm, RandomResizedCropGPU): return TrainingCrop(tfm.min_scale)
     if not isinstance(tfm, AffineCoordTfm): return tfm
@@ -132,6 +135,7 @@ def list_augmentations()->list[str]: # in the order of this page
     "The names of the augmentation presets"
     return _presets.names()
 
+# %% ../nbs/02_augmentation.ipynb #15f64620
 def augmentation(
     name:str, # one of `list_augmentations()`
     size:int=32, # side of the images in a batch, in pixels: crops and cutouts grow with it

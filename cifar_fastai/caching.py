@@ -144,6 +144,7 @@ class ShuffleDL(TfmdDL):
     def __getstate__(self): # for worker processes, where an iterator that a loop left early cannot go
         return {k: v for k,v in vars(self).items() if k != 'it'}
 
+# %% ../nbs/01_caching.ipynb #d01ecec9
 class CachedDL(ShuffleDL):
     "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
     def new(self, dataset=None, cls=None, **kwargs):

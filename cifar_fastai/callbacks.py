@@ -90,6 +90,7 @@ def compile_whole(
     def call(*args): return model._call_impl(*args) # without this frame, torch may compile a `Sequential` layer by layer
     model._compiled_call_impl = torch.compile(call, **dict(dynamic=False) | kwargs)
 
+# %% ../nbs/04_callbacks.ipynb #60583673
 class CompileModel(Callback):
     "`torch.compile` the model for its training batches, which are all of one size"
     def __init__(self,
@@ -111,6 +112,7 @@ def training_precision(
     if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     return 'bf16' if kind == 'cpu' and has_avx512_bf16() else 'fp32'
 
+# %% ../nbs/04_callbacks.ipynb #7bfdb62f
 class BFloat16OnCPU(Callback):
     "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
     order = MixedPrecision.order
@@ -125,6 +127,7 @@ class BFloat16OnCPU(Callback):
 
     def after_pred(self): self.learn.pred = to_float(self.pred)
 
+# %% ../nbs/04_callbacks.ipynb #10d680ee
 class MixedPrecisionOnCUDA(MixedPrecision):
     "fastai's `MixedPrecision`, which leaves autocast when a batch fails, too"
     inside = False

@@ -107,6 +107,7 @@ class FolderSplitter:
         test = {i for i, f in enumerate(items) if split_path(f)[0] in test_folder_names}
         return [i for i in range(len(items)) if i not in test], sorted(test)
 
+# %% ../nbs/03_data.ipynb #2aa183a3
 class LimitedSplitter:
     "Keep only some of the training images, the same share of each class, for quick tries"
     def __init__(self,
@@ -282,6 +283,7 @@ def default_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores)
 
+# %% ../nbs/03_data.ipynb #ba06e12d
 def _n_bytes(info, item_size, limit, gray):
     "What the training images take in memory"
     n = info.n_train if limit is None else min(limit, info.n_train)
@@ -307,6 +309,7 @@ def reading_size(
     if image_size and (sizes_differ or max(size) > 2*image_size): return image_size, image_size
     return None if sizes_differ else tuple(size)
 
+# %% ../nbs/03_data.ipynb #dd52498b
 def _check_images(info, image_size):
     if info.unreadable:
         raise ValueError(f'{info.unreadable[0]} cannot be read as an image. '
@@ -358,6 +361,7 @@ def random_tfms(
     "The augmentation of a loader: those of its batch transforms that are random"
     return [t for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, RandTransform)]
 
+# %% ../nbs/03_data.ipynb #6432c442
 def augment_loader(
     dl:TfmdDL, # left as it is
     tfms:list, # fastai batch transforms that take the place of `random_tfms(dl)`
@@ -365,6 +369,7 @@ def augment_loader(
     "Make a loader with another augmentation"
     return dl.new(after_batch=[t for t in dl.after_batch.fs if not isinstance(t, RandTransform)] + list(tfms))
 
+# %% ../nbs/03_data.ipynb #dafa893f
 def _batch_side(dl):
     "The longer side of the images when augmentation gets them"
     resized = [t.size for t in dl.after_batch.fs if isinstance(t, ResizeBatch)]
@@ -409,6 +414,7 @@ def split_loader(
         raise ValueError(f'This learner has no {split} split. Train with valid > 0, or evaluate another split.')
     return dls.loaders[i]
 
+# %% ../nbs/03_data.ipynb #f6922581
 def split_name(
     dls:DataLoaders, # training, and maybe validation
     dl:TfmdDL, # any loader
@@ -432,6 +438,7 @@ def file_names(
     if items is None or hasattr(items, 'iloc'): items = range(len(dataset))
     return [_file_name(i, item, root) for i, item in enumerate(items)]
 
+# %% ../nbs/03_data.ipynb #815cab10
 def dataset_fingerprint(
     dataset, # of a loader
 )->str: # as `fingerprint` gives it; empty if not all items are files
@@ -452,6 +459,7 @@ def loader_of_items(
     if caches := vars(dl.dataset).get('caches'): caches.give(chosen)
     return dl.new(chosen, shuffle=False, drop_last=False)
 
+# %% ../nbs/03_data.ipynb #5e43a7ce
 def loader_at(
     dl:DataLoader, # fastai's, of any data set
     positions:Sequence, # whole numbers, in its data set
@@ -475,6 +483,7 @@ def random_positions(
     if n is None or n >= n_images: return np.arange(n_images)
     return np.sort(np.random.default_rng(whole_seed(seed)).choice(n_images, n, replace=False))
 
+# %% ../nbs/03_data.ipynb #1ff8abfb
 def whole_seed(
     seed:int, # what was given as a seed
 )->int: # the same

@@ -31,6 +31,7 @@ def error_line(
     if isinstance(e, OSError) and e.strerror: text = f'{e.strerror}: {e.filename}' if e.filename else e.strerror
     return plain_message(text) or type(e).__name__
 
+# %% ../nbs/00_errors.ipynb #9f09530f
 def plain_message(
     text:str, # as fastai or a loading process made it
 )->str: # one line; empty if there is nothing to say

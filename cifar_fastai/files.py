@@ -93,6 +93,7 @@ def write_json(
     "Write a JSON file for people to read too, all of it or nothing"
     return atomic_write(path, json.dumps(data, indent=2) + '\n')
 
+# %% ../nbs/00_files.ipynb #a90b1d3d
 def parse_json(
     text:str|bytes, # a JSON object; bytes are UTF-8
     name:str|Path, # what the text is of, for the error
@@ -103,6 +104,7 @@ def parse_json(
     if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, not an object')
     return data
 
+# %% ../nbs/00_files.ipynb #30606c9b
 def read_json(
     path:str|Path, # holds a JSON object, in UTF-8
 )->dict:
@@ -132,6 +134,7 @@ _disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 class DiskError(OSError):
     "The disk is full or protected"
 
+# %% ../nbs/00_files.ipynb #6d34a296
 @contextmanager
 def writing(
     path:str|Path, # what the body writes

@@ -104,6 +104,7 @@ class ColorImage(_NamesFile, PILImage):
     "fastai's `PILImage` (red, green, blue), made of a file or picture by `plain_image`, with errors that name the file"
     _channels = 3
 
+# %% ../nbs/00_images.ipynb #09b6dc99
 class GrayImage(_NamesFile, PILImageBW):
     "fastai's `PILImageBW` (one channel), made of a file or picture by `plain_image`, with errors that name the file"
     _channels = 1

@@ -91,6 +91,7 @@ def eval_mode(
     finally:
         for m,mode in modes: m.training = mode
 
+# %% ../nbs/01_models.ipynb #7ccf8cd1
 # PyTorch before 2.15 counts attention on CUDA only
 def _attention_flops(q, k, v, *args, out_shape=None, **kwargs): return sdpa_flop_count(q, k, v)
 _cpu_attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
@@ -131,6 +132,7 @@ def conv_norm_relu(
     "3x3 convolution, BatchNorm, ReLU: the usual order"
     return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
 
+# %% ../nbs/01_models.ipynb #ed71052a
 def conv_relu_norm(
     ni:int, # channels in
     nf:int, # filters
@@ -138,6 +140,7 @@ def conv_relu_norm(
     "3x3 convolution, ReLU, BatchNorm: the order of most of the reference projects"
     return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=1), nn.ReLU(inplace=True), nn.BatchNorm2d(nf))
 
+# %% ../nbs/01_models.ipynb #84925593
 def conv_relu(
     ni:int, # channels in
     nf:int, # filters
@@ -235,6 +238,7 @@ def conv_block(
     nn.init.dirac_(conv.weight.data[:ni])
     return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm(nf), act() if act else nn.ReLU(inplace=True))
 
+# %% ../nbs/01_models.ipynb #ea9b9e49
 class Residual(nn.Module):
     "`x` plus what `depth` convolutions make of it"
     def __init__(self,
@@ -247,6 +251,7 @@ class Residual(nn.Module):
 
     def forward(self, x): return x + self.branch(x)
 
+# %% ../nbs/01_models.ipynb #87a2ce8e
 class Scale(nn.Module):
     "Multiply by a constant"
     def __init__(self,
@@ -275,16 +280,19 @@ def whitened_cnn(
     head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/8), nn.Linear(c, n_out, bias=False))
     return _join(body, head)
 
+# %% ../nbs/01_models.ipynb #a308b12e
 @register_model
 def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Our default: eight convolutions (48, 96, 192) after a whitening stem; 1.07 million parameters"
     return whitened_cnn((48, 96, 192), n_out, in_channels, image_size)
 
+# %% ../nbs/01_models.ipynb #022c87e0
 @register_model
 def tiny_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "The same, a third narrower (32, 64, 128), at under half the work; 480 thousand parameters"
     return whitened_cnn((32, 64, 128), n_out, in_channels, image_size)
 
+# %% ../nbs/01_models.ipynb #f17e2dc0
 @register_model
 def medium_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "The same, a third wider (64, 128, 256); 1.9 million parameters"
@@ -300,6 +308,7 @@ class OffsetNorm(nn.BatchNorm2d):
         del self.weight
         self.register_buffer('weight', torch.ones(nf), persistent=False)
 
+# %% ../nbs/01_models.ipynb #90ccdb0b
 def airbench(
     widths:tuple, # filters of each stage
     depth:int, # convolutions in a stage
@@ -317,18 +326,21 @@ def airbench(
     head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), Scale(1/9), nn.Linear(widths[-1], n_out, bias=False))
     return _join(nn.Sequential(body), head)
 
+# %% ../nbs/01_models.ipynb #37515aea
 @register_model
 def airbench94(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 parameters to train (airbench)"
     _flat(256, image_size, 4)
     return airbench((64, 256, 256), 2, False, n_out, in_channels)
 
+# %% ../nbs/01_models.ipynb #68956ad4
 @register_model
 def airbench95(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of two convolutions (128, 384, 384) after a whitening stem (airbench)"
     _flat(384, image_size, 4)
     return airbench((128, 384, 384), 2, False, n_out, in_channels)
 
+# %% ../nbs/01_models.ipynb #b714cca4
 @register_model
 def airbench96(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; where its shortcuts lie is our reading)"
@@ -437,11 +449,13 @@ def ladder_5(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     return _join(conv_blocks(in_channels, (64, 128, 256), depth=2, dropout=(.2, .3, .4)),
                  dense_head(_flat(256, image_size, 3), (512,), n_out, dropout=.5))
 
+# %% ../nbs/01_models.ipynb #1a2ada43
 @register_model
 def ladder_6(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "The network of `ladder_5`; the step changes the batch size (project 5)"
     return ladder_5(n_out, in_channels, image_size)
 
+# %% ../nbs/01_models.ipynb #d2f8ad6c
 @register_model
 def ladder_7(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Step 5 with BatchNorm before ReLU and global average pooling; 1,285,706 parameters (project 5)"

@@ -29,6 +29,7 @@ class GroupOptimizer(Optimizer):
     def zero_grad(self):
         for p,*_ in self.all_params(with_grad=True): p.grad = None
 
+# %% ../nbs/00_optimizers.ipynb #b242de23
 def _grads(params): return [p.grad for p in params]
 def _decayed(params, states): # fastai says no for biases and norms
     return [p for p,s in zip(params, states) if s.get('do_wd', True)]
@@ -42,6 +43,7 @@ def add_l2_gradients(
     "Add `wd` times each weight to its gradient"
     if wd and (decayed := _decayed(params, states)): torch._foreach_add_(_grads(decayed), decayed, alpha=wd)
 
+# %% ../nbs/00_optimizers.ipynb #edf6c6f5
 def sum_gradients(
     params, # parameters that have gradients
     states, # a dictionary for each, whose 'grad_avg' is the running sum
@@ -55,6 +57,7 @@ def sum_gradients(
     torch._foreach_mul_(sums, mom)
     torch._foreach_add_(sums, _grads(params))
 
+# %% ../nbs/00_optimizers.ipynb #f2c03db4
 def nesterov_steps(
     params, # parameters that have gradients; changed in place
     states, # a dictionary for each, of `sum_gradients`
@@ -71,6 +74,7 @@ def nesterov_steps(
         torch._foreach_add_(ps, grads, alpha=-rate)
         torch._foreach_add_(ps, sums, alpha=-rate*mom)
 
+# %% ../nbs/00_optimizers.ipynb #41211a2e
 def nesterov_sgd(
     params, # parameters, or lists of them, one a group
     lr:float, # learning rate
@@ -120,6 +124,7 @@ def decoupled_weight_decay(
     "Multiply each weight by `1 - lr*wd`"
     if wd and (decayed := _decayed(params, states)): torch._foreach_mul_(decayed, 1 - lr*wd)
 
+# %% ../nbs/00_optimizers.ipynb #ee1021dd
 def _padded(matrices): # -> (N, rows, columns)
     "Matrices as one tensor, with zeros below and to the right, which stay zeros when it is made orthogonal"
     rows,columns = (max(m.shape[d] for m in matrices) for d in (0, 1))
@@ -146,6 +151,7 @@ def muon_steps(
             rows,columns = step.shape
             p.add_(new[:rows, :columns].reshape(p.shape), alpha=-lr*max(1, rows/columns)**.5)
 
+# %% ../nbs/00_optimizers.ipynb #cc91d233
 def muon(
     params, # parameters, or lists of them, one a group
     lr:float, # learning rate

@@ -242,6 +242,7 @@ def register_recipe(
     "Make `recipe` known to `get_recipe`; a name that is taken is a `ValueError`"
     _recipes.add(recipe.name, recipe)
 
+# %% ../nbs/01_recipes.ipynb #cbb55b3f
 def get_recipe(
     name:str, # one of `list_recipes()`
     **changes, # what to change, see `Recipe.change`
@@ -249,6 +250,7 @@ def get_recipe(
     "The recipe called `name`"
     return _recipes[name].change(**changes)
 
+# %% ../nbs/01_recipes.ipynb #8529b90e
 def list_recipes(
     pattern:str='*', # shell-style pattern: 'small_*'
 )->list[str]: # names, in the order of this page
