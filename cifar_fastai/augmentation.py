@@ -24,13 +24,16 @@ def _reflect(i, size): return (size - 1 - (size - 1 - i.abs()).abs()).clamp(0)
 
 class FlipCrop(RandTransform):
     "Mirror every second image, and shift each by up to `pad` pixels; what moves in is the image's own reflection"
-    order,split_idx = 30,0
+    order = 30
+    split_idx = 0
     def __init__(self,
         pad:int=4, # pixels, less than the image's side
-        alternate:bool=False, # mirror an image every second `epoch`, instead of at random: half of them in the even ones, the others in the odd ones
+        alternate:bool=False, # mirror half of the images in even epochs and the others in odd ones, instead of at random
     ):
         super().__init__(p=1.)
-        self.pad,self.alternate,self.epoch,self.salt = pad,alternate,0,None
+        self.pad,self.alternate = pad,alternate
+        self.epoch = 0
+        self.salt = None # drawn at the first batch
 
     def _mirrored(self, x): # -> (N, 1), whether to mirror an image
         if not self.alternate: return torch.rand(x.shape[0], 1, device=x.device) < .5
@@ -42,8 +45,11 @@ class FlipCrop(RandTransform):
     def encodes(self, x:TensorImage):
         x = x.as_subclass(Tensor)  # each operation on fastai's own class takes longer to begin
         n, c, h, w = x.shape
-        def shifted(size): return torch.arange(size, device=x.device) + torch.randint(-self.pad, self.pad+1, (n, 1), device=x.device)
-        rows, cols = _reflect(shifted(h), h), _reflect(shifted(w), w)
+        def shifted(size):
+            by = torch.randint(-self.pad, self.pad+1, (n, 1), device=x.device)
+            return _reflect(torch.arange(size, device=x.device) + by, size)
+        rows = shifted(h)
+        cols = shifted(w)
         cols = torch.where(self._mirrored(x), w - 1 - cols, cols)
         source = (rows[:, :, None]*w + cols[:, None, :]).view(n, 1, h*w).expand(n, c, h*w)
         return x.flatten(2).gather(2, source).view(n, c, h, w)
@@ -51,7 +57,8 @@ class FlipCrop(RandTransform):
 # %% ../nbs/02_augmentation.ipynb #b8493a94
 class Cutout(RandTransform):
     "Erase one square in each image, at a place of its own: the mean color, since it comes after `Normalize`"
-    order,split_idx = 100,0
+    order = 100
+    split_idx = 0
     def __init__(self,
         size:int=8, # side in pixels
     ):
@@ -63,7 +70,8 @@ class Cutout(RandTransform):
             start = torch.randint(0, max(1, side - self.size + 1), (x.shape[0], 1), device=x.device)
             at = torch.arange(side, device=x.device)
             return (at >= start) & (at < start + self.size)
-        rows, cols = inside(x.shape[2]), inside(x.shape[3])
+        rows = inside(x.shape[2])
+        cols = inside(x.shape[3])
         return x.masked_fill((rows[:, :, None] & cols[:, None, :])[:, None], 0)
 
 # %% ../nbs/02_augmentation.ipynb #a1f05593
@@ -73,7 +81,8 @@ def shift_mat(
 )->Tensor: # (N, 3, 3)
     "Make a matrix for each image that shifts it by a random share of its sides"
     dx, dy = x.new_empty(2, x.shape[0]).uniform_(-2*max_shift, 2*max_shift)  # coordinates run from -1 to 1
-    one, zero = torch.ones_like(dx), torch.zeros_like(dx)
+    one = torch.ones_like(dx)
+    zero = torch.zeros_like(dx)
     return affine_mat(one, zero, dx, zero, one, dy)
 
 # %% ../nbs/02_augmentation.ipynb #082575b2
@@ -92,14 +101,16 @@ class TrainingCrop(RandomResizedCropGPU):
 
     def before_call(self, b, split_idx):
         h, w = (b[0] if isinstance(b, tuple) else b).shape[-2:]
-        self.size, self.ratio = (h, w), (w/h, w/h)
+        self.size = h, w
+        self.ratio = w/h, w/h
         super().before_call(b, split_idx)
 
 # %% ../nbs/02_augmentation.ipynb #345feec6
 def _for_training(tfm):
     if isinstance(tfm, RandomResizedCropGPU): return TrainingCrop(tfm.min_scale)
     if not isinstance(tfm, AffineCoordTfm): return tfm
-    return TrainingAffine(tfm.aff_fs, tfm.coord_fs, mode=tfm.mode, pad_mode=tfm.pad_mode, align_corners=tfm.align_corners)
+    return TrainingAffine(tfm.aff_fs, tfm.coord_fs, mode=tfm.mode, pad_mode=tfm.pad_mode,
+                          align_corners=tfm.align_corners)
 
 def _training_only(tfms): return list(map(_for_training, tfms))
 
@@ -108,11 +119,13 @@ def affine_augmentation(
     max_shift:float=0, # share of the image's sides
     max_zoom:float=0, # .1: between .9 and 1.1 times the size
 )->list: # one batch transform
-    "Rotate, shift, zoom and mirror as Keras' generators do, but for a zoom that keeps the proportions: each image on its own, border pixels repeated"
+    "Rotate, shift, zoom and mirror each image by itself as Keras' generators do, but for a zoom that keeps proportions"
     tfms = [Flip(p=.5, pad_mode=PadMode.Border)]
     if max_deg: tfms.append(Rotate(max_deg, p=1, pad_mode=PadMode.Border))
     if max_zoom: tfms.append(Zoom(1-max_zoom, 1+max_zoom, p=1, draw_x=.5, draw_y=.5, pad_mode=PadMode.Border))
-    if max_shift: tfms.append(AffineCoordTfm(partial(shift_mat, max_shift=max_shift), pad_mode=PadMode.Border, align_corners=True))
+    if max_shift:
+        shift = partial(shift_mat, max_shift=max_shift)
+        tfms.append(AffineCoordTfm(shift, pad_mode=PadMode.Border, align_corners=True))
     return _training_only(setup_aug_tfms(tfms))
 
 # %% ../nbs/02_augmentation.ipynb #f10d6699

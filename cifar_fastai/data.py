@@ -38,7 +38,7 @@ from torch.utils.data import Subset
 
 from .augmentation import augmentation
 from .files import cache_folder
-from .images import ColorImage, FixedSize, GrayImage
+from .images import ColorImage, FixedSize, GrayImage, luma
 from .caching import ItemCache, CachedDL, ShuffleDL
 from .sources import (class_of, describe_data, find_data, fingerprint, image_files, split_path, test_files,
                                   test_folder_names, train_files)
@@ -71,7 +71,8 @@ def _as_bytes(text): return text.encode('utf-8', 'surrogateescape')  # file name
 
 def _by_hash(files, salt):
     "Class -> indices of its files, in an order that depends on nothing but `salt`, class and name"
-    keys, classes = [split_path(f)[1:] for f in files], {}
+    keys = [split_path(f)[1:] for f in files]
+    classes = {}
     for i, (c, _) in enumerate(keys): classes.setdefault(c, []).append(i)
     def number(i): return hashlib.sha256(_as_bytes('\0'.join((salt, *keys[i])))).digest()
     return {c: sorted(classes[c], key=number) for c in sorted(classes)}
@@ -125,7 +126,6 @@ class LimitedSplitter:
 # %% ../nbs/03_data.ipynb #cf332bd0
 cifar10_stats = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _known_stats = {'cifar10': cifar10_stats, 'imagenet': tuple(map(tuple, imagenet_stats)), 'unit': None}
-_luma = (0.299, 0.587, 0.114)  # how PIL weighs red, green and blue for gray
 
 def channel_stats(
     stats:str|tuple|None, # 'cifar10', 'imagenet', 'unit' or None (no normalization), or a pair (mean, std) with a number per channel
@@ -137,7 +137,7 @@ def channel_stats(
     stats = _known_stats[stats] if isinstance(stats, str) else stats
     if stats is None: return None
     mean, std = (tuple(np.atleast_1d(s).tolist()) for s in stats)
-    if gray and len(mean) == 3: mean, std = ((float(np.dot(s, _luma)),) for s in (mean, std))
+    if gray and len(mean) == 3: mean, std = ((float(np.dot(s, luma)),) for s in (mean, std))
     if {len(mean), len(std)} != {1 if gray else 3}:
         raise ValueError(f'stats={stats}: mean and std need {1 if gray else 3} numbers each.')
     return mean, std
@@ -177,7 +177,8 @@ def cifar10_datablock(
     item_size:tuple[int, int]|None=None, # height and width every image is brought to when it is read; None: as they are
 )->DataBlock: # its source is a data set's path
     "Describe how a data set becomes batches"
-    side, numbers = image_size or max(item_size or (32,)), channel_stats(stats, gray)
+    side = image_size or max(item_size or (32,))
+    numbers = channel_stats(stats, gray)
     tfms = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
     tfms += augmentation(augment, side) if isinstance(augment, str) else list(augment)
     if numbers: tfms.append(Normalize.from_stats(*numbers))

@@ -44,8 +44,9 @@ def exercise(
     number:str, # 'tutorial.exercise': '2.3'
     title:str, # what is asked for, in a few words
 )->Callable: # a decorator; the function stays as it is
-    "Register a function as what tries the answers to exercise `number`"
+    "Register a function as what tries answers to exercise `number`; a notebook may do so again: its cells run twice"
     def register(f):
+        if f.__module__ == '__main__': exercise_registry.pop(number, None)
         exercise_registry.add(number, Exercise(number, title, f))
         return f
     return register

@@ -283,6 +283,10 @@ def test_an_exercise_of_ones_own():
             return 'Right.'
         assert check('99.1', 'yes') and check('99.1', 'no').text == 'Try the other word.'
         with pytest.raises(ValueError, match='registered already'): exercise('99.1', 'Again')(print)
+        def anew(answer): return 'Anything goes.'
+        anew.__module__ = '__main__'  # as in a notebook, where a cell may run twice
+        for _ in range(2): exercise('99.1', 'Say something')(anew)
+        assert check('99.1', 'no').text == 'Anything goes.'
     finally: exercise_registry.pop('99.1', None)
 
 def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
