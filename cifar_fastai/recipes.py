@@ -54,8 +54,8 @@ def _check_lr(lr):
     "A number, or a pair with a higher second number; the first may be None"
     is_pair = isinstance(lr, tuple) and len(lr) == 2
     low,high = lr if is_pair else (lr, lr)
-    _number('Stage', 'lr', high, 1e-9, 1e3)
     if low is not None: _number('Stage', 'lr', low, 1e-9, 1e3)
+    _number('Stage', 'lr', high, 1e-9, 1e3)
     if low is not None and low > high: raise ValueError(f'Stage: lr must be a number or (low, high), got {lr!r}')
 
 # %% ../nbs/01_recipes.ipynb #7483a644
