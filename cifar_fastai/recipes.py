@@ -44,10 +44,6 @@ def _several(kind): # -> a converter
     "One of a kind stands for a tuple of one"
     return lambda value: (value,) if isinstance(value, kind) else tuple(value)
 
-def _unless(kind): # -> a converter
-    "A tuple, or one of a kind, which stays"
-    return lambda value: value if isinstance(value, kind) else tuple(value)
-
 def _sorted_weights(weights): return tuple(sorted(dict(weights).items()))
 
 def _check_lr(lr):
@@ -115,7 +111,7 @@ class Head:
     first_bn:bool = True # BatchNorm right after pooling
 
     def __post_init__(self):
-        _convert(self, lin_ftrs=tuple, ps=_unless((int, float)))
+        _convert(self, lin_ftrs=tuple, ps=lambda ps: ps if isinstance(ps, (int, float)) else tuple(ps))
         for n in self.lin_ftrs: _number('Head', 'lin_ftrs', n, 1, whole=True)
         ps = self.ps if isinstance(self.ps, tuple) else (self.ps,)
         for p in ps: _number('Head', 'ps', p, 0, 1)

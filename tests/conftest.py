@@ -231,3 +231,26 @@ def tab(browser):
         return page, requests, errors
     yield open_tab
     for context in made: context.close()
+
+
+@pytest.fixture(scope='module')
+def learn(practice):
+    "A learner to ask, which tests leave as it was"
+    from fastai.torch_core import set_seed
+    from small_learner import fitted_learner, loaders
+    set_seed(0)  # of its batches
+    return fitted_learner(loaders(practice))
+
+
+@pytest.fixture(scope='module')
+def result(learn):
+    "What it says of the test images"
+    from cifar_fastai.evaluation import evaluate
+    return evaluate(learn)
+
+
+@pytest.fixture
+def in_memory(practice, result):
+    "Its images as plain tensors"
+    from small_learner import tensor_loaders
+    return tensor_loaders(practice, result)

@@ -23,7 +23,7 @@ from cifar_fastai.models import create_model, list_models
 from cifar_fastai.probing import Features, embed, features, find_cam_layer, grad_cam, plot_embedding, plot_grad_cam
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.robustness import robustness
-from small_learner import fitted_learner, loaders, make_learner, network, normalized, pixels, tensor_loaders
+from small_learner import loaders, make_learner, network, normalized, pixels
 
 needs_captum = pytest.mark.skipif(find_spec('captum') is None, reason='captum is not installed')
 
@@ -34,17 +34,7 @@ pytestmark = pytest.mark.usefixtures('plain_pyplot')
 
 
 @pytest.fixture(scope='module')
-def dls(practice):
-    set_seed(0)  # of its batches
-    return loaders(practice)
-
-
-@pytest.fixture(scope='module')
-def learn(dls): return fitted_learner(dls)
-
-
-@pytest.fixture(scope='module')
-def result(learn): return evaluate(learn)
+def dls(learn): return learn.dls
 
 
 def softmax(x):
@@ -284,10 +274,6 @@ def test_positions_and_files_are_the_same_images(learn, result, practice):
 @needs_captum
 def test_batches_do_not_matter(learn):
     for bs in (1, 3, 7): np.testing.assert_allclose(grad_cam(learn, range(7), bs=bs), grad_cam(learn, range(7)), atol=1e-4)
-
-
-@pytest.fixture
-def in_memory(practice, result): return tensor_loaders(practice, result)
 
 
 @needs_captum

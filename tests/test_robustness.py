@@ -12,30 +12,11 @@ from scipy.stats import binomtest
 from torch import nn
 
 from cifar_fastai import sources  # not its names: pytest would take `test_files` for a test
-from cifar_fastai.evaluation import evaluate
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.robustness import corrupt, corruption_levels, list_corruptions, plot_robustness, robustness, show_corruptions
-from small_learner import fitted_learner, loaders, make_learner, normalized, pixels, tensor_loaders
+from small_learner import loaders, make_learner, normalized, pixels
 
 pytestmark = pytest.mark.usefixtures('plain_pyplot')
-
-
-@pytest.fixture(scope='module')
-def dls(practice):
-    set_seed(0)  # of its batches
-    return loaders(practice)
-
-
-@pytest.fixture(scope='module')
-def learn(dls): return fitted_learner(dls)
-
-
-@pytest.fixture(scope='module')
-def result(learn): return evaluate(learn)
-
-
-@pytest.fixture
-def in_memory(practice, result): return tensor_loaders(practice, result)
 
 
 # ---------------------------------------------------------------------------------------------------- corruptions
