@@ -11,7 +11,7 @@ help: ## this list
 env: ## .venv with the package and all its tools; a moment when nothing changed
 	@$(PYTHON) tests/environment.py $(VERSIONS)
 
-train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe speedrun" takes another recipe
+train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe airbench94_long" takes another recipe
 	@$(BIN)/cifar-fastai train $(ARGS)
 
 test: env ## every check, on all processors: all tests, all notebooks, what is made of them; ARGS="-k transfer" takes some

@@ -1,4 +1,4 @@
-"""What each trick of a speed recipe buys: `python benchmarks/ablations.py speedrun --seeds 2`
+"""What each trick of a speed recipe buys: `python benchmarks/ablations.py small_cnn --seeds 2`
 
 The recipe with several numbers of epochs, and without each of its tricks at its own number. Accuracies are those of a tenth of the training
 images, kept for validation; the test images are not read. A row for each goes to benchmarks/results/ablations.csv: means over the seeds of
@@ -35,7 +35,7 @@ def small_cnn_random_filters(n_out=10, in_channels=3, image_size=32):
         if isinstance(m, nn.Conv2d): m.reset_parameters()
     return model
 
-as_small_cnn = get_recipe('small_cnn')
+as_small_cnn = get_recipe('small_cnn_one_cycle')
 tricks = dict( # what a recipe is without each
     whitening=dict(model='small_cnn_trained_stem'), identities=dict(model='small_cnn_random_filters'),
     muon=dict(optimizer='sgd', lr=as_small_cnn.stages[0].lr, wd=as_small_cnn.wd, moms=as_small_cnn.stages[0].moms),

@@ -1,4 +1,4 @@
-"""What it brings that learners keep freed memory for the next step: `python benchmarks/allocator.py small_cnn ladder_0 ladder_2`
+"""What it brings that learners keep freed memory for the next step: `python benchmarks/allocator.py small_cnn_one_cycle ladder_0 ladder_2`
 
 Training steps of a recipe's network on random images, on the CPU, with and without `training.reuse_memory`, each side in a process of its
 own, in turns, three times. A row for each recipe goes to benchmarks/results/allocator.csv: medians of the milliseconds a step and of the

@@ -25,7 +25,7 @@ from side_by_side import add_row, count, gpu_name, kind_of_machine, machine, rea
 from steps import wait
 
 reference = 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', *(f'ladder_{n}' for n in (0, 1, 2, 3, 4, 7))
-ours = 'speedrun_minute', 'speedrun_quick', 'speedrun', 'speedrun_long', 'small_cnn'
+ours = 'tiny_cnn', 'small_cnn_quick', 'small_cnn', 'airbench94_long', 'small_cnn_one_cycle'
 airbench94_sgd = get_recipe('speedrun_94').change( # airbench's rates are for a sum of losses; these are for their mean, its schedule's shape is fastai's
     name='airbench94_sgd', bs=1024, optimizer='sgd', lr=1.5, bias_lr_mult=64., wd=1.33e-3, moms=(.85, .85, .85), pct_start=.23, div=5., div_final=14., lookahead=5,
     mixed_precision=False, compile=False)

@@ -1,4 +1,4 @@
-"""What becomes of speed and memory with larger batches and with more images: `python benchmarks/scaling.py small_cnn`
+"""What becomes of speed and memory with larger batches and with more images: `python benchmarks/scaling.py small_cnn_one_cycle`
 
 Each size in a process of its own, in turns, three times. Batch sizes: training steps, on images in memory. Numbers of images: the loader
 alone, over data sets made of the same files again and again; the seconds until its first batch is there count from an empty cache on disk

@@ -1,4 +1,4 @@
-"""What a training step costs, and where it goes: `python benchmarks/steps.py small_cnn`
+"""What a training step costs, and where it goes: `python benchmarks/steps.py small_cnn_one_cycle`
 
 Five sides, each in a process of its own, in turns, three times: fastai's `Learner` as `create_learner` makes it, with images in memory; a
 loop in plain PyTorch with the same network, batches and loss, and torch's optimizer (our own where torch has none); the loader alone; the
@@ -71,7 +71,7 @@ def optimizer(model, recipe):
 def check(recipe, device):
     "Refuse what the loop in plain PyTorch does not do"
     for name,asked in (('l2', recipe.l2), ('mixed_precision', training_precision(recipe, device) == 'fp16')):
-        if asked: raise SystemExit(f'{recipe.name} has {name}={getattr(recipe, name)!r}, which the loop here has no counterpart of. Choose another recipe, such as small_cnn.')
+        if asked: raise SystemExit(f'{recipe.name} has {name}={getattr(recipe, name)!r}, which the loop here has no counterpart of. Choose another recipe, such as small_cnn_one_cycle.')
 
 def autocast(args, recipe):
     "As the recipe has it on this device"

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'optimizers', 'monitors', 'bn_modes', 'Stage', 'Head', 'Recipe', 'register_recipe', 'get_recipe',
-           'list_recipes']
+           'list_recipes', 'recipes_by_purpose']
 
 # %% ../nbs/01_recipes.ipynb #ef87ce9b
 import json
@@ -254,33 +254,23 @@ def list_recipes(
     return _recipes.names(pattern)
 
 # %% ../nbs/01_recipes.ipynb #c37eec30
-register_recipe(Recipe(
-    name='small_cnn', model='small_cnn', description='our default: about a quarter of an hour on two cores',
-    stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
-    augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
-
-# %% ../nbs/01_recipes.ipynb #97dfa1e6
-register_recipe(Recipe(
-    name='small_cnn_long', model='small_cnn', description='the same network, with more epochs',
-    stages=Stage(epochs=24, lr=.15, div=5., moms=(.9, .9, .9)),
-    augment='flip_crop', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
-
-# %% ../nbs/01_recipes.ipynb #c6a2e8d1
 _with_muon = dict(optimizer='muon', sgd_lr_mult=4., wd=.05, bs=128, valid=.02, augment='alternating_flip_crop_2',
                   label_smoothing=.2, mixed_precision=True)
 
-def _speedrun(name, model, epochs, description, lr=.04, moms=(.95, .85, .95), progressive_resizing=(24, 32), **changes):
+def _fast(name, model, epochs, description, lr=.04, moms=(.95, .85, .95), progressive_resizing=(24, 32), **changes):
     "Few epochs, with Muon"
     stage = Stage(epochs=epochs, lr=lr, moms=moms, progressive_resizing=progressive_resizing)
     return Recipe(name=name, model=model, description=description, stages=stage, **_with_muon | changes)
 
-register_recipe(_speedrun('speedrun', 'small_cnn', 8, 'three to six minutes on two cores with 16-bit arithmetic'))
-register_recipe(_speedrun('speedrun_quick', 'small_cnn', 2, 'a minute, or a little more, on two such cores',
-                          label_smoothing=.1))
-register_recipe(_speedrun('speedrun_minute', 'tiny_cnn', 1, 'one epoch: well under a minute on two such cores',
-                          lr=.06, progressive_resizing=(16, 24, 32), label_smoothing=.1))
-register_recipe(_speedrun('speedrun_long', 'airbench94', 16, 'a quarter to half an hour on two such cores',
-                          augment='alternating_flip_crop'))
+register_recipe(_fast('small_cnn', 'small_cnn', 8, 'the default: about three minutes on two current cores'))
+
+# %% ../nbs/01_recipes.ipynb #97dfa1e6
+register_recipe(_fast('tiny_cnn', 'tiny_cnn', 1, 'one epoch: some ten seconds on two current cores',
+                      lr=.06, progressive_resizing=(16, 24, 32), label_smoothing=.1))
+register_recipe(_fast('small_cnn_quick', 'small_cnn', 2, 'two epochs: under a minute on two current cores',
+                      label_smoothing=.1))
+register_recipe(_fast('airbench94_long', 'airbench94', 16, 'a quarter of an hour on two current cores',
+                      augment='alternating_flip_crop'))
 
 # %% ../nbs/01_recipes.ipynb #0e94b7ac
 _on_a_big_gpu = dict(bs=1000, lr=.12, sgd_lr_mult=8., wd=.06, moms=(.6, .6, .6), progressive_resizing=(),
@@ -288,9 +278,15 @@ _on_a_big_gpu = dict(bs=1000, lr=.12, sgd_lr_mult=8., wd=.06, moms=(.6, .6, .6),
 
 for _goal,_epochs,_augment in ((94, 8, 'alternating_flip_crop_2'), (95, 15, 'alternating_flip_crop_2'),
                                (96, 30, 'alternating_cutout')):
-    register_recipe(_speedrun(
-        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'for a big GPU: the network that airbench takes to {_goal}%',
+    register_recipe(_fast(
+        f'speedrun_{_goal}', f'airbench{_goal}', _epochs, f'the network that airbench takes to {_goal}%',
         augment=_augment, **_on_a_big_gpu))
+
+# %% ../nbs/01_recipes.ipynb #ef1cfbb0
+register_recipe(Recipe(
+    name='small_cnn_one_cycle', model='small_cnn', description='SGD, augmentation and one cycle',
+    stages=Stage(epochs=9, lr=.15, div=5., moms=(.9, .9, .9)),
+    augment='flip_crop_2', bs=128, optimizer='sgd', wd=1e-3, label_smoothing=.2))
 
 # %% ../nbs/01_recipes.ipynb #5b044cde
 _cats_and_dogs = dict(cat=2., dog=2.)
@@ -415,3 +411,23 @@ register_recipe(Recipe(
     stages=Stage(epochs=40, lr=.2, pct_start=.15, moms=(.9, .9, .9)),
     image_size=64, augment='aug_transforms_crop', stats='imagenet', valid=.05, bs=256, optimizer='sgd', wd=1e-4,
     label_smoothing=.1, mixed_precision=True))
+
+# %% ../nbs/01_recipes.ipynb #4264dc27
+_purposes = { # -> patterns of names; a recipe counts once
+    'the default': ('small_cnn',),
+    'quick look': ('tiny_cnn', 'small_cnn_quick'),
+    'most accuracy on a CPU': ('airbench94_long',),
+    'most accuracy on a GPU': ('speedrun_*',),
+    'fine-tuning': ('resnet34_finetuned', '*_finetuned', 'resnet34_tiny_imagenet'),
+    'fit_one_cycle': ('small_cnn_one_cycle', '*_one_cycle'),
+    'reference projects, as published': ('three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', 'ladder_*'),
+    'others': ('*',)}
+
+def recipes_by_purpose()->dict[str, list[str]]: # purpose -> names of recipes
+    "Say which recipes there are for what"
+    left,found = list_recipes(),{}
+    for purpose,patterns in _purposes.items():
+        matching = dict.fromkeys(name for pattern in patterns for name in list_recipes(pattern))
+        found[purpose] = [name for name in matching if name in left]
+        left = [name for name in left if name not in matching]
+    return {purpose: names for purpose,names in found.items() if names}

@@ -220,7 +220,7 @@ def test_loaders_are_timed(practice, monkeypatch, tmp_path):
     assert {r['variant'] for r in found} == {'synthetic'}
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['ladder_0', 'speedrun'])
+@pytest.mark.parametrize('name', ['ladder_0', 'small_cnn'])
 def test_steps_are_timed(name, practice, monkeypatch, tmp_path):
     row, = run_benchmark(steps, monkeypatch, tmp_path, name, '--data', str(practice), '--bs', '16', '--steps', '3', '--device', 'cpu')
     assert (row['recipe'], row['bs'], row['steps'], row['device'], row['precision']) == (name, '16', '3', 'cpu', training_precision(get_recipe(name), 'cpu'))
@@ -229,7 +229,7 @@ def test_steps_are_timed(name, practice, monkeypatch, tmp_path):
 
 def test_the_plain_loop_steps_as_the_recipe_does():
     for name in ('sgd', 'adam', 'adamw', 'muon'):
-        recipe,conv = get_recipe('small_cnn', optimizer=name, wd=0.), torch.nn.Conv2d(3, 4, 3)
+        recipe,conv = get_recipe('small_cnn_one_cycle', optimizer=name, wd=0.), torch.nn.Conv2d(3, 4, 3)
         ours,loop = (copy.deepcopy(conv) for _ in range(2))
         ways = (ours, optimizer_function(recipe)(list(ours.parameters()), lr=1e-4, mom=.9)), (loop, steps.optimizer(loop, recipe))
         for net,opt in ways:
@@ -319,9 +319,9 @@ def test_rows_of_a_gpu_are_replaced_whatever_the_processor_beside_it(monkeypatch
 
 @pytest.mark.slow
 def test_each_trick_is_left_out_once(results, practice, tmp_path, monkeypatch):
-    recipe = get_recipe('small_cnn').change(name='quick', epochs=2, bs=32, progressive_resizing=(16,), lookahead=1)
+    recipe = get_recipe('small_cnn_one_cycle').change(name='quick', epochs=2, bs=32, progressive_resizing=(16,), lookahead=1)
     assert set(ablations.variants(recipe, [1, 2])) == {('', 1), ('', 2), *((k, 2) for k in ('whitening', 'identities', 'growing_images', 'averaging', 'label_smoothing'))}
-    others = ablations.variants(get_recipe('speedrun_long'), [16])  # of another network, and with larger shifts
+    others = ablations.variants(get_recipe('airbench94_long'), [16])  # of another network, and with larger shifts
     assert not {('whitening', 16), ('identities', 16)} & set(others) and others['alternating_flips', 16].augment == 'flip_crop'
     monkeypatch.setattr(ablations, 'results', results)
     monkeypatch.setattr(ablations, 'get_recipe', lambda name: recipe)

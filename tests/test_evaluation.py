@@ -735,7 +735,7 @@ def test_callbacks_of_training_are_not_called(dls):
 
 def test_learner_of_a_recipe(practice):
     dls = data.cifar10_dataloaders(practice, bs=25, num_workers=0, device='cpu')
-    learn = create_learner('small_cnn', dls)
+    learn = create_learner('small_cnn_one_cycle', dls)
     with Passes(learn.model) as passes: result = evaluate(learn)
     assert len(passes.sizes) == 2 and len(result) == 50 and result.probs.shape == (50, 10)
 

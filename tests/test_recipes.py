@@ -38,7 +38,7 @@ def test_change():
     assert recipe == get_recipe('small_cnn')
 
 def test_sizes_grow_with_the_image():
-    recipe = get_recipe('speedrun')
+    recipe = get_recipe('small_cnn')
     assert recipe.stages[0].progressive_resizing == (24, 32)
     assert recipe.change(image_size=64).stages[0].progressive_resizing == (48, 64) and recipe.change(image_size=16, epochs=1).stages[0].progressive_resizing == (12, 16)
     assert recipe.change(image_size=64, progressive_resizing=(32,)).stages[0].progressive_resizing == (32,) and recipe.change(image_size=64, stages=one).stages == (one,)
@@ -88,7 +88,7 @@ def test_what_is_no_recipe(text):
 
 def test_recipes_of_the_former_names_are_read():
     "A run folder may be older than the names of fields"
-    recipe = get_recipe('speedrun').change(bias_lr_mult=2., lookahead=5)
+    recipe = get_recipe('small_cnn').change(bias_lr_mult=2., lookahead=5)
     text = recipe.to_json()
     for now,before in dict(progressive_resizing='sizes', lookahead='average', sgd_lr_mult='sgd_lr', bias_lr_mult='bias_lr').items():
         assert f'"{now}"' in text

@@ -31,7 +31,7 @@ from small_runs import At, history, history_of, overfitting, read, tiny
 @pytest.mark.parametrize('name', ['small_cnn', 'ladder_4'])
 @pytest.mark.slow
 def test_same_seed_same_result_bit_for_bit(go, name):
-    recipe = get_recipe('small_cnn', model=name, epochs=2, bs=32)
+    recipe = get_recipe('small_cnn_one_cycle', model=name, epochs=2, bs=32)
     a,b,c = [go(recipe, name=n, seed=s) for n,s in [('a', 3), ('b', 3), ('c', 4)]]
     weights = [load_file(l.run_dir/'model.safetensors') for l in (a, b, c)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
@@ -73,7 +73,7 @@ def test_command_of_a_run(tmp_path, monkeypatch, argv, command):
 
 @pytest.mark.slow
 def test_recipe_in_the_folder_repeats_the_run(go):
-    a = go(get_recipe('small_cnn', epochs=1, bs=32), name='a')
+    a = go(get_recipe('small_cnn_one_cycle', epochs=1, bs=32), name='a')
     b = go(Recipe.from_json((a.run_dir/'recipe.json').read_text()), name='b')
     assert history(a).valid_loss.equals(history(b).valid_loss)
 
@@ -194,7 +194,7 @@ def test_memory_of_freed_tensors_is_used_again(env, reused):
 
 @pytest.mark.slow
 def test_learner_is_fastais(practice):
-    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0))
+    learn = create_learner('small_cnn_one_cycle', cifar10_dataloaders(practice, bs=32, num_workers=0))
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, .05)
         assert learn.lr_find(num_it=5, show_plot=False).valley > 0
@@ -202,7 +202,7 @@ def test_learner_is_fastais(practice):
     assert preds.shape == (20, 10) and preds.sum(1).allclose(torch.ones(20), atol=1e-5) and len(targets) == 20
 
 def test_gray_images_get_a_gray_network(practice):
-    learn = create_learner('small_cnn', cifar10_dataloaders(practice, bs=32, num_workers=0, gray=True, stats='unit'))
+    learn = create_learner('small_cnn_one_cycle', cifar10_dataloaders(practice, bs=32, num_workers=0, gray=True, stats='unit'))
     assert learn.model.body.stem.filters.shape[1] == 1
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
 
@@ -362,7 +362,7 @@ def test_the_stem_sees_evenly_spaced_images(practice, monkeypatch, n_images):
 
 def test_whitening_stem_is_fitted_to_the_training_images(practice):
     dls = cifar10_dataloaders(practice, bs=32)
-    a,b = create_learner('small_cnn', dls),create_learner('small_cnn', dls)
+    a,b = create_learner('small_cnn_one_cycle', dls),create_learner('small_cnn_one_cycle', dls)
     assert torch.equal(a.model.body.stem.filters, b.model.body.stem.filters)  # computed, not drawn
     items = dls.train.items
     x = dls.test_dl(items, bs=len(items)).one_batch()[0].as_subclass(torch.Tensor)
@@ -371,7 +371,7 @@ def test_whitening_stem_is_fitted_to_the_training_images(practice):
     assert (covariance - covariance.diagonal().diag()).abs().max() < .01 and .9 < covariance.diagonal().max() < 1.001
 
 def test_a_stem_that_comes_with_weights_stays_as_it_is(practice, tmp_path):
-    recipe = get_recipe('small_cnn', bs=32)
+    recipe = get_recipe('small_cnn_one_cycle', bs=32)
     given = create_learner(recipe, cifar10_dataloaders(practice, bs=32)).model
     with torch.no_grad(): given.body.stem.filters.neg_()  # as other images might have given
     save_file({k: v.contiguous() for k,v in given.state_dict().items()}, tmp_path/'w.safetensors')

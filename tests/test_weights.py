@@ -245,7 +245,7 @@ def test_a_run_of_ours_gives_its_weights(practice, tmp_path):
     from cifar_fastai.models import create_model
     from cifar_fastai.recipes import get_recipe
     from cifar_fastai.training import train
-    learn = train(get_recipe('small_cnn', epochs=1), source=practice, run_dir=tmp_path / 'run', num_workers=0, device='cpu')
+    learn = train(get_recipe('small_cnn_one_cycle', epochs=1), source=practice, run_dir=tmp_path / 'run', num_workers=0, device='cpu')
     model = create_model('small_cnn')
     report = load_weights(model, find_weights('small_cnn', learn.run_dir))
     assert report == WeightsReport(loaded=tuple(model.state_dict())) and equal(model.state_dict(), learn.model.state_dict())
