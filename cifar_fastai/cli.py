@@ -32,12 +32,12 @@ def _examples(*lines):
     return 'Examples:\n\n\b\n' + '\n'.join('  ' + line for line in lines)
 
 app = typer.Typer(
-    name='cifar-fastai', add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name='cifar-fastai', rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings=dict(help_option_names=['-h', '--help']),
     epilog=_examples(
-        'cifar-fastai train                                  # the default network on the best data there is',
-        'cifar-fastai evaluate runs/small_cnn-seed0          # what it gets right, and what it confuses',
-        'cifar-fastai predict runs/small_cnn-seed0 frog.png  # what is in a picture of yours'))
+        'cifar-fastai train                                  # the default recipe on CIFAR-10',
+        'cifar-fastai evaluate runs/small_cnn-seed0          # accuracy, per-class metrics, most confused classes',
+        'cifar-fastai predict runs/small_cnn-seed0 frog.png  # classify an image of your own'))
 
 # %% ../nbs/10_cli.ipynb #8bd00e25
 def _fail(e):
@@ -64,7 +64,7 @@ def _fail_usage(e, args):
     if not text.endswith('?'): text += '.'
     context = getattr(e, 'ctx', None)
     command = context.command_path if context else 'cifar-fastai'
-    print(f'Error: {text} `{command} --help` shows what is possible.', file=sys.stderr)
+    print(f'Error: {text} `{command} --help` lists the options.', file=sys.stderr)
     return e.exit_code
 
 # %% ../nbs/10_cli.ipynb #f892c89a
@@ -80,7 +80,7 @@ def _options(
     version:Annotated[bool, typer.Option(
         '--version', callback=_show_version, is_eager=True, help='Show versions and exit.')]=False,
 ):
-    "Train networks on CIFAR-10 with fastai, and see what they confuse."
+    "Train image classifiers on CIFAR-10 with fastai, and see what they get wrong."
 
 # %% ../nbs/10_cli.ipynb #63dca062
 @contextmanager
@@ -133,28 +133,32 @@ augmentations = (
     'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom',
     'aug_transforms', 'aug_transforms_crop')
 
-_source_help = "'cifar10', 'synthetic', a folder with train/<class>/ and test/<class>/, or an archive of one."
-_workers_help = ('Processes that read the images from their files, each time anew. Default: images are read once and kept '
-                 'in memory; where they do not fit, one process a core reads them, at most 8.')
-_device_help = "'cpu', 'cuda', 'cuda:1'. Default: the best there is."
+_source_help = "cifar10, synthetic, a folder with train/<class>/ and test/<class>/, or an archive of one."
+_workers_help = ('Worker processes that decode images in every epoch. Default: images are decoded once and kept in memory; '
+                 'if they do not fit, one worker per core, at most 8.')
+_device_help = 'cpu, cuda, cuda:1 or mps. Default: the GPU if there is one.'
 
-_Source = Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: that of the run.')]
+_Source = Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: the data of the run.')]
 _Workers = Annotated[int|None, typer.Option(metavar='N', min=0, help=_workers_help)]
+def _recipes_like(incomplete:str): # for completion in a shell
+    from cifar_fastai.recipes import list_recipes
+    return list_recipes(f'{incomplete}*')
+
 _Device = Annotated[str|None, typer.Option(metavar='NAME', help=_device_help)]
-_RunFolder = Annotated[Path, typer.Argument(metavar='RUN', help='A run folder, as `train` writes it.')]
+_RunFolder = Annotated[Path, typer.Argument(metavar='RUN', help='Run folder, as `train` writes it.')]
 
 # %% ../nbs/10_cli.ipynb #55e5c34a
-@app.command('data', short_help='Get a data set, and show what is in it.', epilog=_examples(
-    'cifar-fastai data                        # find CIFAR-10 here, or download it',
-    'cifar-fastai data synthetic              # the built-in practice set: drawings, no download',
-    'cifar-fastai data my_photos.zip --verify # unpack an archive, and decode every image in it'))
+@app.command('data', short_help='Get a data set, and show its classes.', epilog=_examples(
+    'cifar-fastai data                        # find or download CIFAR-10',
+    'cifar-fastai data synthetic              # built-in synthetic images, no download',
+    'cifar-fastai data my_photos.zip --verify # extract an archive, and decode every image'))
 def data_command(
     source:Annotated[str|None, typer.Argument(
-        help=_source_help + ' Default: CIFAR_FASTAI_DATA; else a copy on this machine; '
-                            'else a download; else the practice set.')]=None,
-    verify:Annotated[bool, typer.Option('--verify', help='Decode every image, and list those that are broken.')]=False,
+        help=_source_help + ' Default: CIFAR_FASTAI_DATA, a local copy, a download, '
+                            'or else the synthetic images.')]=None,
+    verify:Annotated[bool, typer.Option('--verify', help='Decode every image, and list those that cannot be read.')]=False,
 )->None:
-    "Get a data set, downloading or unpacking it if need be, and show what is in it."
+    "Get a data set (download or extract it if necessary), and show its classes."
     with loading(): from cifar_fastai.data import describe_data, find_data
     path = find_data(source)
     if verify: print('Decoding every image ...', file=sys.stderr)
@@ -176,23 +180,23 @@ def _print_data(info):
     print()
     rows = [[c, n_train[c], n_test.get(c, 0)] for c in info.classes]
     print_table(['class', 'train', 'test'], [*rows, ['all', info.n_train, info.n_test]])
-    if not info.n_test: print('There is no test folder: training works, and evaluation on the validation images.')
+    if not info.n_test: print('There is no test folder, so runs are evaluated on the validation set only.')
 
 # %% ../nbs/10_cli.ipynb #87e6f105
 def _broken(info, verified):
     "List the images that cannot be read; what to say about them"
     for file in info.unreadable: print(f'Cannot be read: {file}', file=sys.stderr)
-    more = 'Remove or replace them.' if verified else 'Only a sample was looked at: --verify looks at all.'
+    more = 'Remove or replace them.' if verified else 'Only a sample was checked; --verify checks all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 
 # %% ../nbs/10_cli.ipynb #e3d60700
-@app.command('models', short_help='List the networks and what they cost.', epilog=_examples(
+@app.command('models', short_help='List the networks with their size and compute cost.', epilog=_examples(
     'cifar-fastai models',
     "cifar-fastai models 'ladder_*'"))
 def models_command(
-    pattern:Annotated[str, typer.Argument(help="Names to show, '*' stands for anything.")]='*',
+    pattern:Annotated[str, typer.Argument(help="Names to show; '*' matches anything.")]='*',
 )->None:
-    "List the networks: their parameters, and the multiply-adds of one 32x32 image."
+    "List the networks with their parameters, and their multiply-adds for one 32x32 image."
     with loading(): from cifar_fastai import models
     names = models.list_models(pattern)
     if not names: models.create_model(pattern)  # which knows what to say
@@ -204,25 +208,44 @@ def _model_row(models, name):
     return [name, models.count_parameters(model).total, models.multiply_adds(model), doc.split('\n')[0]]
 
 # %% ../nbs/10_cli.ipynb #1a3cd927
-@app.command('recipes', short_help='List the recipes, or show one.', epilog=_examples(
-    'cifar-fastai recipes',
-    'cifar-fastai recipes small_cnn                   # every choice in it',
-    'cifar-fastai recipes small_cnn --json > my.json  # to edit it, and then',
+@app.command('recipes', short_help='Show which recipe is for what, or every choice in one.', epilog=_examples(
+    'cifar-fastai recipes                             # which recipe is for what',
+    "cifar-fastai recipes 'ladder_*'                  # all that match",
+    'cifar-fastai recipes small_cnn                   # every choice in one',
+    'cifar-fastai recipes small_cnn --json > my.json  # edit the file, then',
     'cifar-fastai train --recipe my.json'))
 def recipes_command(
-    name:Annotated[str, typer.Argument(help="A recipe to show, or a pattern: '*' stands for anything.")]='*',
+    name:Annotated[str|None, typer.Argument(
+        help="Recipe to show, or a pattern: '*' lists all.", autocompletion=_recipes_like)]=None,
     as_json:Annotated[bool, typer.Option(
         '--json', help='Print one recipe as JSON, as `train --recipe` reads it.')]=False,
 )->None:
-    "List the recipes, or show every choice in one of them."
+    "Show which recipe is for what, or every choice in one."
     from cifar_fastai.recipes import get_recipe, list_recipes
-    names = list_recipes(name) or [get_recipe(name).name]  # which knows what to say
+    if name is None and not as_json: return _print_purposes()
+    names = list_recipes(name or '*') or [get_recipe(name).name]  # which knows what to say
     if as_json and name not in names: raise CommandError(f'--json needs the name of one recipe: {", ".join(names)}', 2)
     if as_json: print(get_recipe(name).to_json())
     elif name in names: _print_recipe(get_recipe(name))
     else: _print_recipes(map(get_recipe, names))
 
 # %% ../nbs/10_cli.ipynb #3ca00d71
+def _print_purposes():
+    "Which recipe is for what; those of a project in one row"
+    from itertools import groupby
+    from cifar_fastai.recipes import get_recipe, recipes_by_purpose
+    rows = []
+    for purpose,names in recipes_by_purpose().items():
+        published = purpose.startswith('reference')
+        for source,group in groupby(map(get_recipe, names), lambda r: r.source if published else r.name):
+            group = list(group)
+            name,about = group[0].name,group[0].description
+            if len(group) > 1: name,about = f'{name} to {group[-1].name}',f'{source}: {len(group)} recipes'
+            rows.append([purpose, name, about])
+            purpose = ''
+    print_table(['for', 'recipe', 'description'], rows)
+    print("\n`cifar-fastai recipes NAME` shows every choice in one; `cifar-fastai recipes '*'` lists all.")
+
 def _print_recipes(recipes):
     print_table(['recipe', 'model', 'epochs', 'image size', 'augmentation', 'description'],
                 [[r.name, r.model, r.epochs, r.image_size, r.augment, r.description] for r in recipes])
@@ -284,7 +307,7 @@ def _check_device(device):
         there = ['cpu']
         if torch.cuda.is_available(): there.append('cuda')
         if torch.backends.mps.is_available(): there.append('mps')
-        raise CommandError(f'--device {device} cannot be used here. Possible: {", ".join(there)}.', 2) from e
+        raise CommandError(f'--device {device} is not available here. Available: {", ".join(there)}.', 2) from e
 
 # %% ../nbs/10_cli.ipynb #2d30e9bc
 def _free_name(name, run, fingerprint):
@@ -328,92 +351,94 @@ def _accuracy_line(result):
             f'(95% interval {low:.1%} to {high:.1%}), loss {result.loss:.4f}{tta}')
 
 def _print_evaluation(result):
-    "Precision, recall and F1 of each class, and what is taken for what"
+    "Precision, recall and F1 of each class, and the most confused classes"
     columns = ['class', 'n', 'precision', 'recall', 'f1']
     rows = [[row[c] for c in columns] for row in result.per_class().to_dict('records')]
     print_table(columns, rows, f'{result.split} images')
-    pairs = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in result.most_confused()[:5]]
-    print(f'\nmost confused: {", ".join(pairs) or "nothing"}')
+    print(f'\n{_confused_line(result)}')
+
+def _confused_line(result):
+    pairs = [f'{actual} as {predicted} ({n})' for actual, predicted, n in result.most_confused()[:5]]
+    return f'most confused: {", ".join(pairs) or "none"}'
 
 # %% ../nbs/10_cli.ipynb #1212a262
 def _splits_to_evaluate(learn, test, changed): # -> splits, and what to say about them
     if not learn.dls.data_info.n_test:
-        return ['valid'],'This data has no test folder, so only the validation images were evaluated.'
+        return ['valid'],'This data has no test set, so only the validation set was evaluated.'
     if test is None and changed:
-        return ['valid'],(f'The recipe was changed ({", ".join(changed)}), so the test images were not read. '
-                          'Read them when your choices are fixed.')
+        return ['valid'],(f'The recipe was changed ({", ".join(changed)}), so it was evaluated on the validation set only. '
+                          f'Once your choices are final: cifar-fastai evaluate {shlex.quote(str(learn.run_dir))}')
     return ['valid'] if test is False else ['valid', 'test'],''
 
 def _finish(learn, test, changed, report):
-    "Evaluate what was trained, write the figures down, and say how to go on"
+    "Evaluate the run, write the results, and print them with the next command"
     from cifar_fastai.evaluation import evaluate
     from cifar_fastai.interpretation import plot_history
     splits,note = _splits_to_evaluate(learn, test, changed)
     results = [evaluate(learn, split) for split in splits]
-    print('', *map(_accuracy_line, results), '', sep='\n')
-    _print_evaluation(results[-1])
+    print('', *map(_accuracy_line, results), _confused_line(results[-1]), '', sep='\n')
     for r in results: _keep_figures(r, learn.run_dir, r.split)
     _keep_picture(learn.run_dir/'history.png', lambda axes: plot_history(learn.run_dir, axes), (9, 3.4), 2)
     page = _keep_report(learn, splits[-1]) if report else None
     _print_next(learn, note, page)
 
 def _keep_report(learn, split): # -> the file, or None
-    "Write report.html; what goes wrong there loses nothing of the run"
+    "Write report.html; an error there does not lose the run"
     from cifar_fastai.report import write_report
-    print('\nWriting the report ...')
     try: return write_report(learn, split=split)
     except Exception as e: print(f'The report was not written: {describe_error(e)[0]}', file=sys.stderr)
 
 def _print_next(learn, note, page):
-    "What to do with a run"
-    if note: print(f'\n{note}')
-    if page: print(f'\nAll of it on one page: {page}')
-    run = shlex.quote(str(learn.run_dir))
-    split = '' if learn.dls.data_info.n_test else ' --split valid'
-    print(f'\nThe run folder is {learn.run_dir}. To go on:')
-    print(f'  cifar-fastai evaluate {run}{split}')
-    print(f'  cifar-fastai predict {run} PICTURE...')
+    "Where everything is, and the next command"
+    if note: print(f'{note}\n')
+    facts = {'run folder': learn.run_dir} | ({'report': page} if page else {})
+    print_facts(**facts, next=f'cifar-fastai predict {shlex.quote(str(learn.run_dir))} IMAGE...')
 
 # %% ../nbs/10_cli.ipynb #5bc6cf57
-@app.command('train', short_help='Train a network as a recipe says, and write a run folder.', epilog=_examples(
-    'cifar-fastai train                                   # small_cnn on the best data there is',
+@app.command('train', short_help='Train a network with a recipe, and write a run folder.', epilog=_examples(
+    'cifar-fastai train                                   # small_cnn on CIFAR-10',
     'cifar-fastai train --recipe wide_cnn --seed 1        # another recipe, another seed',
-    'cifar-fastai train --epochs 2 --limit 5000           # a quick try',
-    'cifar-fastai train --data my_photos --out runs/mine  # images and a run folder of yours',
+    'cifar-fastai train --epochs 2 --limit 5000           # a quick experiment',
+    'cifar-fastai train --data my_photos --valid .2       # your own images, a fifth of them for validation',
     'cifar-fastai train --recipe resnet34_finetuned --image-size 96',
     'cifar-fastai train --recipe my.json                  # see `cifar-fastai recipes --help`'))
 def train_command(
     recipe:Annotated[str, typer.Option(
-        metavar='NAME|FILE', help='One of `cifar-fastai recipes`, or a JSON file.')]='small_cnn',
+        metavar='NAME|FILE', help='One of `cifar-fastai recipes`, or a JSON file.',
+        autocompletion=_recipes_like)]='small_cnn',
     seed:Annotated[int, typer.Option(
-        metavar='N', min=0, max=2**32 - 1, help='Of the split, the weights, the order and the augmentation.')]=0,
-    data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: the best there is.')]=None,
+        metavar='N', min=0, max=2**32 - 1, help='Random seed for the split, the initial weights, the order of images and the augmentation.')]=0,
+    data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help + ' Default: CIFAR-10, see `cifar-fastai data --help`.')]=None,
     out:Annotated[Path|None, typer.Option(
-        metavar='FOLDER', help='Run folder, new or empty. Default: a new one in runs/.')]=None,
+        metavar='FOLDER', help='Run folder, new or empty. Default: a new folder in runs/.')]=None,
     epochs:Annotated[int|None, typer.Option(
-        metavar='N', min=1, help='Instead of those of the recipe; the most in each stage, if it has several.')]=None,
-    lr:Annotated[float|None, typer.Option(metavar='X', help='Learning rate, the highest one under one-cycle.')]=None,
-    bs:Annotated[int|None, typer.Option(metavar='N', min=1, help='Images in a batch.')]=None,
+        metavar='N', min=1, help="Override the recipe's epochs; with several stages, an upper limit for each.")]=None,
+    lr:Annotated[float|None, typer.Option(metavar='X', help='Learning rate; the maximum of a one-cycle schedule.')]=None,
+    bs:Annotated[int|None, typer.Option(metavar='N', min=1, help='Batch size.')]=None,
     augment:Annotated[str|None, typer.Option(
-        metavar='NAME', help='Augmentation: ' + ', '.join(augmentations) + '.')]=None,
+        metavar='NAME', help='Augmentation: ' + ', '.join(augmentations) + '.',
+        autocompletion=lambda incomplete: [a for a in augmentations if a.startswith(incomplete)])]=None,
     weights:Annotated[str|None, typer.Option(
-        metavar='NAME|FILE|RUN', help="What to begin with: 'DEFAULT' or a name of published weights, "
+        metavar='NAME|FILE|RUN', help='Initial weights: DEFAULT or the name of pretrained weights, '
                                       'a file (.pth, .safetensors), or a run folder.')]=None,
     image_size:Annotated[int|None, typer.Option(
-        metavar='N', min=1, help='Side in pixels that images are brought to.')]=None,
-    limit:Annotated[int|None, typer.Option(metavar='N', min=1, help='Train on so many images only.')]=None,
+        metavar='N', min=1, help='Side that images are resized to, in pixels.')]=None,
+    valid:Annotated[float|None, typer.Option(
+        metavar='X', min=0, help="Validation set: a fraction of the training images (.2), or a number of them (1000).")]=None,
+    limit:Annotated[int|None, typer.Option(metavar='N', min=1, help='Use only this many training images.')]=None,
     workers:_Workers=None,
     device:_Device=None,
     test:Annotated[bool|None, typer.Option(
-        '--test/--no-test', help='Whether to read the test images at the end. '
-                                 'Default: only if the recipe is run as it stands.')]=None,
+        '--test/--no-test', help='Evaluate on the test set at the end. '
+                                 'Default: only if no option changes the recipe.')]=None,
     report:Annotated[bool, typer.Option(
-        '--report/--no-report', help='Whether to write report.html into the run folder.')]=True,
+        '--report/--no-report', help='Write report.html to the run folder.')]=True,
 )->None:
-    """Train a network as a recipe says, and write a run folder.
+    """Train a network with a recipe, and write a run folder.
 
-    Ctrl-C loses nothing: the history up to the last whole epoch and the weights stay in the run folder."""
-    options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size)
+    Ctrl-C keeps the history up to the last complete epoch, and the weights."""
+    options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
+                   valid=int(valid) if valid and valid >= 1 else valid)
     changes = {name: value for name,value in options.items() if value is not None}
     chosen = _find_recipe(recipe, changes)
     changed = [*changes] if limit is None else [*changes, 'limit']
@@ -440,23 +465,23 @@ def _print_confusion(result, width=100):
     print_table(['actual \\ predicted', *heads], [[c, *row] for c,row in zip(vocab, counts)])
 
 # %% ../nbs/10_cli.ipynb #a72c1f3f
-@app.command('evaluate', short_help='Show what a trained network gets right, and what it confuses.', epilog=_examples(
-    'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test images',
-    'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # while you still choose',
-    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on other images of the same classes'))
+@app.command('evaluate', short_help='Evaluate a run: accuracy, per-class metrics, confusion matrix.', epilog=_examples(
+    'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test set',
+    'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # on the validation set, while you experiment',
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes'))
 def evaluate_command(
     run:_RunFolder,
     split:Annotated[Split, typer.Option(metavar='NAME', help='test, valid or train.')]=Split.test,
     tta:Annotated[str, typer.Option(
-        metavar='NAME', help='Test-time augmentation: flip, flip_shift or fastai; each image is looked at in several '
-                             'ways, and the answers are averaged.')]='',
+        metavar='NAME', help='Test-time augmentation: flip, flip_shift or fastai. Probabilities are averaged over '
+                             'several views of each image.')]='',
     data:_Source=None,
     workers:_Workers=None,
     device:_Device=None,
 )->None:
-    """Show what a trained network gets right, and what it confuses.
+    """Evaluate a run: accuracy, per-class metrics and confusion matrix.
 
-    The figures are added to metrics.json in the run folder, and the confusion matrix is drawn."""
+    The metrics are added to metrics.json in the run folder, and a plot of the confusion matrix is saved."""
     with loading():
         from cifar_fastai.evaluation import evaluate
         from cifar_fastai.training import load_run
@@ -476,24 +501,24 @@ def _figures_name(result, learn):
     return name if learn.dls.data_info.matches(trained_on) else f'{name} on {result.variant}'
 
 # %% ../nbs/10_cli.ipynb #641a118b
-@app.command('report', short_help='Write a page that shows a run, or compares it with another.', epilog=_examples(
+@app.command('report', short_help='Write the HTML report of a run, or compare two runs.', epilog=_examples(
     'cifar-fastai report runs/small_cnn-seed0                                # runs/small_cnn-seed0/report.html',
-    'cifar-fastai report runs/small_cnn-seed1 --against runs/small_cnn-seed0 # what changed, image by image',
+    'cifar-fastai report runs/small_cnn-seed1 --against runs/small_cnn-seed0 # compare two runs, image by image',
     'cifar-fastai report runs/small_cnn-seed0 --split valid --out valid.html'))
 def report_command(
     run:_RunFolder,
     against:Annotated[Path|None, typer.Option(
-        metavar='RUN', help='Another run on the same images: the one before.')]=None,
+        metavar='RUN', help='Baseline: another run on the same images.')]=None,
     split:Annotated[str|None, typer.Option(
         metavar='NAME', help='test or valid. Default: test if the run was evaluated on it, else valid.')]=None,
     out:Annotated[Path|None, typer.Option(
-        metavar='FILE', help='The page. Default: report.html in the run folder.')]=None,
+        metavar='FILE', help='HTML file. Default: report.html in the run folder.')]=None,
     data:_Source=None,
     device:_Device=None,
 )->None:
-    """Write a page that shows a run, or compares it with another.
+    """Write the HTML report of a run, or compare two runs.
 
-    One HTML file that needs no network: figures, pictures of what went wrong, calibration, likely label errors, and more."""
+    One self-contained HTML file: metrics, misclassified images, calibration, likely label errors, and more."""
     with loading(): from cifar_fastai.report import write_report
     _check_device(device)
     print(f'Written: {write_report(run, against, split, out, data, device)}')
@@ -525,25 +550,25 @@ def _printable(path):
     return text if text.isprintable() else repr(text)
 
 # %% ../nbs/10_cli.ipynb #b7386505
-@app.command('predict', short_help='Say what is in pictures.', epilog=_examples(
+@app.command('predict', short_help='Classify images.', epilog=_examples(
     'cifar-fastai predict runs/small_cnn-seed0 frog.png',
-    'cifar-fastai predict runs/small_cnn-seed0 photos/ --top 1   # a folder, and those in it',
-    'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # what save_classifier wrote works too'))
+    'cifar-fastai predict runs/small_cnn-seed0 photos/ --top 1   # all images below a folder',
+    'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # from save_classifier'))
 def predict_command(
     classifier:Annotated[Path, typer.Argument(
-        metavar='RUN', help='A run folder, or a folder that save_classifier wrote.')],
+        metavar='RUN', help='Run folder, or a folder that save_classifier wrote.')],
     paths:Annotated[list[str], typer.Argument(metavar='PATH...', help='Images, and folders of images.')],
-    top:Annotated[int, typer.Option(metavar='N', min=1, help='How many classes to show.')]=3,
-    as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object a line.')]=False,
+    top:Annotated[int, typer.Option(metavar='N', min=1, help='Number of classes to show.')]=3,
+    as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')]=False,
     device:_Device=None,
 )->None:
-    """Say what is in pictures, with probabilities.
+    """Classify images: the most likely classes with their predicted probabilities.
 
-    What cannot be read, and a folder without images, is named on stderr with the reason, and the exit code is then 1."""
+    Files that cannot be read are listed on stderr with the reason, and the exit code is then 1."""
     with loading(): from cifar_fastai.inference import Prediction, load_classifier
     _check_device(device)
     if '' in paths:
-        raise typer.BadParameter("'' is no path, but an empty text, such as a variable of the shell that is not set.",
+        raise typer.BadParameter("got an empty path ''; perhaps a shell variable is not set.",
                                  param_hint='PATH...')
     pictures,wrong = _pictures(paths)
     read = failed = 0
@@ -560,15 +585,15 @@ def predict_command(
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(
-    'cifar-fastai course            # what there is, and what you have solved',
-    'cifar-fastai course my_course  # the notebooks, to work in'))
+    'cifar-fastai course            # tutorials, exercises and your progress',
+    'cifar-fastai course my_course  # copy the notebooks to a folder'))
 def course_command(
     folder:Annotated[Path|None, typer.Argument(
-        help='Copy the tutorials here. What is there already stays as it is.')]=None,
+        help='Copy the tutorials here; existing files are not overwritten.')]=None,
 )->None:
     """List the tutorials and exercises, or copy them to a folder.
 
-    What you have solved is kept on this machine, and nowhere else."""
+    Your progress is stored on this machine only."""
     with loading(): from cifar_fastai import course
     if folder is None: return _print_course(course.tutorials(), course.exercises(), course.progress_file())
     _print_copied(folder, [p.name for p in course.copy_tutorials(folder)], list(course.tutorials().file))
@@ -585,13 +610,13 @@ def _print_course(tutorials, exercises, kept):
         rows += [[str(t.tutorial), t.title, f'{t.right} of {t.exercises}']]
         rows += _exercise_rows(exercises[exercises.tutorial == t.tutorial])
     print_table(['', 'tutorial', 'solved'], rows)
-    print(f'\nKept in {kept}')
+    print(f'\nProgress file: {kept}')
     print(_next_exercise(tutorials, exercises))
 
 def _next_exercise(tutorials, exercises):
-    if not exercises.attempts.any(): return 'To begin: cifar-fastai course my_course'
+    if not exercises.attempts.any(): return 'To start: cifar-fastai course my_course'
     unsolved = exercises[~exercises.right]
-    if unsolved.empty: return 'All are solved.'
+    if unsolved.empty: return 'All exercises are solved.'
     first = unsolved.iloc[0]
     return f'Next: {first.exercise}, in {tutorials.set_index("tutorial").file[first.tutorial]}'
 
@@ -600,7 +625,7 @@ def _print_copied(folder, written, names):
     from importlib.util import find_spec
     for name in written: print(folder/name)
     kept = len(names) - len(written)
-    if kept: print(f'{kept} of {len(names)} were in {folder} already, and stay as they are.')
+    if kept: print(f'{kept} of {len(names)} exist in {folder} already and were not overwritten.')
     if not find_spec('jupyterlab'):
-        print('\nNotebooks need something to run them: an editor that can, or `pip install jupyterlab ipywidgets`.')
-    print(f'\nTo begin: jupyter lab {shlex.quote(str(folder/names[0]))}')
+        print('\nTo run notebooks, use an editor that supports them, or `pip install jupyterlab ipywidgets`.')
+    print(f'\nTo start: jupyter lab {shlex.quote(str(folder/names[0]))}')

@@ -414,7 +414,7 @@ register_recipe(Recipe(
 
 # %% ../nbs/01_recipes.ipynb #4264dc27
 _purposes = { # -> patterns of names; a recipe counts once
-    'the default': ('small_cnn',),
+    'start here': ('small_cnn',),
     'quick look': ('tiny_cnn', 'small_cnn_quick'),
     'most accuracy on a CPU': ('airbench94_long',),
     'most accuracy on a GPU': ('speedrun_*',),

@@ -1,4 +1,4 @@
-"""What a command shows: tables, how far a training is, and what went wrong in one line
+"""What a command prints: tables, the progress of training, and errors in one line
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/terminal.html.md"""
 
@@ -24,7 +24,7 @@ from .registry import UnknownNameError
 # %% ../nbs/09_terminal.ipynb #e76a732b
 @contextmanager
 def loading()->Iterator[None]:
-    "Tell whoever waits at a terminal for imports"
+    "Say in a terminal that imports take a moment"
     text = 'Loading PyTorch and fastai ...' if sys.stderr.isatty() else ''
     if text: print(text, end='\r', file=sys.stderr, flush=True)
     try: yield
@@ -33,10 +33,10 @@ def loading()->Iterator[None]:
 
 # %% ../nbs/09_terminal.ipynb #73c56243
 class CommandError(Exception):
-    "What a command could not do"
+    "An error with its exit code"
     def __init__(self,
         message:str, # one line
-        code:int=1, # exit code: 1 failed, 2 asked wrongly, 130 stopped by the user
+        code:int=1, # exit code: 1 runtime error, 2 usage error, 130 stopped by the user
     ):
         super().__init__(message)
         self.code = code
@@ -48,7 +48,7 @@ _listing_commands = {'list_recipes()': '`cifar-fastai recipes`', 'list_models()'
 def explain(
     e:Exception, # of any kind
 )->str: # one line
-    "Say what went wrong, in the words of the command line"
+    "The message of an error, for the command line"
     if isinstance(e, UnknownNameError) and e.lister in _listing_commands:
         return f'{e.problem} {_listing_commands[e.lister]} shows all.'
     return error_line(e)
@@ -59,7 +59,7 @@ _asked_wrongly = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryE
 def describe_error(
     e:Exception, # of any kind
 )->tuple[str, int]: # one line, and the exit code
-    "Say what went wrong, and whether it was asked wrongly (2) or failed (1)"
+    "The message of an error, and its exit code: 2 for a usage error, 1 for a runtime error"
     if isinstance(e, CommandError): return str(e),e.code
     if isinstance(e, _asked_wrongly): return explain(e),2
     if isinstance(e, (OSError, NonFiniteLossError)): return explain(e),1
@@ -67,7 +67,7 @@ def describe_error(
 
 # %% ../nbs/09_terminal.ipynb #2f4fbd65
 def _console():
-    "rich, without its own ideas about brackets, colons and numbers"
+    "rich, without markup, emoji and highlighting; it honors NO_COLOR"
     from rich.console import Console
     terminal = sys.stdout.isatty()
     width = None if terminal or 'COLUMNS' in os.environ else 160
@@ -80,7 +80,7 @@ def print_table(
     rows:list[list], # at least one; floats are shown with three digits
     title:str|None=None, # above the table
 )->None:
-    "Print rows under their headings, numbers to the right"
+    "Print a table; numbers are right-aligned"
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     look = dict(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify='left', title_style='bold')
@@ -96,94 +96,122 @@ def _cell(value):
 
 # %% ../nbs/09_terminal.ipynb #92ef7fad
 def print_facts(
-    **facts, # name -> what it stands for
+    **facts, # name -> value
 )->None:
-    "Print names and what they stand for, in two columns"
+    "Print names and values in two columns"
     width = max(map(len, facts))
     for name,value in facts.items(): print(f'{name:<{width}}  {value}')
 
 # %% ../nbs/09_terminal.ipynb #2940cb0e
 def counted(
     n:int, # how many
-    what:str, # one of them: 'epoch'
+    what:str, # the singular: 'epoch'
 )->str:
-    "Write a number of things: '1 epoch', '2 epochs'"
+    "A number with its noun: '1 epoch', '2 epochs'"
     return f'{n:,} {what}' if n == 1 else f'{n:,} {what}s'
 
 def duration(
     seconds:float, # 0 or more
 )->str: # '1:15', '3:01:02'
-    "Write a time"
+    "A duration as text"
     minutes,s = divmod(round(seconds), 60)
     hours,m = divmod(minutes, 60)
     return f'{hours}:{m:02}:{s:02}' if hours else f'{m}:{s:02}'
 
 # %% ../nbs/09_terminal.ipynb #0b578d0c
 def _progress_bar(console):
-    "A bar with the loss and the time left; without a thread, since processes that load images are forked"
+    "A bar with the loss and the time left; without a thread, since workers are forked"
     from rich.progress import BarColumn, Progress, TextColumn
     columns = (TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:3.0f}%'),
                TextColumn('{task.fields[note]}'))
     return Progress(*columns, console=console, auto_refresh=False, transient=True, disable=not console.is_interactive)
 
+def _rest_of_stage(stage, size, begun=0.): # -> its cost, in epochs of full-size images; `begun` is the part that is done
+    "What is left of the training of a stage"
+    sides = stage.progressive_resizing or (size,)
+    def left(i): return max(0., min(1., i + 1 - begun*len(sides))) # the part of size i
+    return stage.epochs*sum(left(i)*(side/size)**2 for i,side in enumerate(sides))/len(sides)
+
 class _Bar:
     "A bar within an epoch, with the loss and the time left"
-    def __init__(self, console, per_epoch, epochs):
+    def __init__(self, console, learn):
         self.progress = _progress_bar(console)
-        self.per_epoch,self.epochs = per_epoch,epochs # batches an epoch, epochs in all
-        self.steps = 0
-        self.drawn = 0. # when it was last
-        self.start = time.perf_counter()
-        self.task = self.progress.add_task('', total=per_epoch, note='')
+        self.n_train,self.n_valid = len(learn.dls.train),len(learn.dls.valid) # batches
+        self.valid_cost = len(learn.dls.valid_ds)/len(learn.dls.train_ds)/3 # in epochs
+        self.done,self.seconds = 0.,0. # cost of what was done, and its time
+        self.drawn = self.last = time.perf_counter()
+        self.task = self.progress.add_task('', total=self.n_train + self.n_valid, note='')
         self.progress.start()
 
-    def begin_epoch(self, n): self.progress.reset(self.task, description=f'epoch {n}/{self.epochs}', note='')
+    def begin_epoch(self, n, epochs):
+        self.progress.reset(self.task, description=f'epoch {n}/{epochs}', note='')
+        self.last = time.perf_counter()
 
-    def step(self, learn, epochs_left):
-        "One batch more; drawn five times a second"
-        self.steps += 1
+    def step(self, learn, later_stages):
+        "One more batch; the bar is drawn five times a second"
+        self.measure(learn)
         self.progress.advance(self.task)
-        if self.progress.disable or time.perf_counter() - self.drawn < .2: return
-        self.drawn = time.perf_counter()
-        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}  {self.left(epochs_left)} left')
+        if self.progress.disable or self.last - self.drawn < .2: return
+        self.drawn = self.last
+        left = duration(self.left(learn, later_stages))
+        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}  {left} left')
         self.progress.refresh()
 
-    def left(self, epochs_left):
-        "Time left, if all epochs take as long as those before"
-        steps_left = epochs_left*self.per_epoch - self.progress.tasks[0].completed
-        return duration(steps_left*(time.perf_counter() - self.start)/self.steps)
+    def measure(self, learn):
+        "Count the cost of a batch and its time"
+        now = time.perf_counter()
+        self.seconds += now - self.last
+        self.last = now
+        pixels = (learn.xb[0].shape[-1]/learn.recipe.image_size)**2
+        self.done += pixels/self.n_train if learn.training else self.valid_cost/self.n_valid
+
+    def left(self, learn, later_stages):
+        "Seconds left, if early stopping does not end a stage"
+        stage,*later = learn.recipe.stages[-later_stages - 1:]
+        size = learn.recipe.image_size
+        epochs = learn.epoch + (learn.iter + 1)/self.n_train if learn.training else learn.epoch + 1
+        cost = _rest_of_stage(stage, size, epochs/stage.epochs) + sum(_rest_of_stage(s, size) for s in later)
+        in_epoch = (learn.iter + 1)/self.n_valid if not learn.training else 0
+        n_validations = stage.epochs - learn.epoch - in_epoch + sum(s.epochs for s in later)
+        return (cost + n_validations*self.valid_cost)*self.seconds/self.done
 
 # %% ../nbs/09_terminal.ipynb #2a7c2ff3
-def _plan(learn): # -> lines
+def _roughly(seconds): # -> text
+    "A time that is an estimate"
+    if seconds < 90: return f'about {max(10, 10*round(seconds/10))} seconds'
+    if seconds < 90*60: return f'about {round(seconds/60)} minutes'
+    return f'about {seconds/3600:.1f} hours'
+
+def _header(learn, seconds): # -> one line
+    "What is trained, on which data and device, and how long it will take"
+    from cifar_fastai.runs import Run
+    recipe,run = learn.recipe,Run(learn.run_dir).info
+    data,hardware = run['data'],run['hardware']
+    processor = hardware['gpu'] if 'cuda' in run['device'] else hardware['cpu']
+    at_most = 'at most ' if any(s.early_stopping for s in recipe.stages) else ''
+    return (f'{recipe.name} on {data["variant"]} ({data["n_train"]:,} training images), {run["device"]} ({processor}): '
+            f'{at_most}{counted(recipe.epochs, "epoch")}, {_roughly(seconds)}')
+
+def _initial_weights(learn): # -> a line, or None
     from cifar_fastai.runs import Run
     recipe = learn.recipe
-    run = Run(learn.run_dir).info
-    data,hardware = run['data'],run['hardware']
-    n_train,n_valid,n_test = (f'{data[f"n_{split}"]:,} {split}' for split in ('train', 'valid', 'test'))
-    processor = hardware['gpu'] if 'cuda' in run['device'] else hardware['cpu']
-    yield (f'recipe   {recipe.name}: {counted(recipe.epochs, "epoch")}, batches of {recipe.bs}, '
-           f'augmentation {recipe.augment}, seed {run["seed"]}')
-    yield f'network  {recipe.model}: {sum(run["parameters"].values()):,} parameters'
-    if recipe.weights: yield f'weights  {recipe.weights}: ' + ', '.join(run['weights'].splitlines())
-    yield f'data     {data["variant"]}: {n_train}, {n_valid} and {n_test} images of {len(data["classes"])} classes'
-    yield f'device   {run["device"]}: {processor}, {counted(hardware["threads"], "thread")}'
-    yield f'run      {learn.run_dir}'
+    if recipe.weights: return f'initial weights {recipe.weights}: ' + ', '.join(Run(learn.run_dir).info['weights'].splitlines())
 
 # %% ../nbs/09_terminal.ipynb #145aa8aa
 class TrainingProgress:
-    "Says what will be done, how far it is, and what came of each epoch; its methods are named for fastai's events"
+    "Prints a header, a progress bar and a line per epoch; its methods are named after fastai's events"
     def __init__(self):
         self.learn,self.bar = None,None # until there are any
         self.console = _console()
         self.stage,self.epoch = 0,0 # counted from 1 once they begin; epochs over all stages
-        self.training = False
+        self.has_header,self.training = False,False
         self.interrupted = None # when Ctrl-C was pressed
 
     @property
     def run_dir(self): return getattr(self.learn, 'run_dir', None)
 
     def callback(self)->object: # a fastai `Callback`
-        "Make the callback that passes events on to this"
+        "Make the callback that passes events on"
         from fastai.callback.core import Callback
         def passing(event): return lambda cb: getattr(self, event)(cb.learn)
         cb = Callback(**{e: passing(e) for e in ('after_create', 'before_train', 'after_batch', 'after_epoch')})
@@ -196,28 +224,30 @@ class TrainingProgress:
         if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
 
     def before_train(self, learn):
-        if not self.bar: self.begin(learn)
+        if not self.bar: self.bar = _Bar(self.console, learn)
         if learn.epoch == 0:
             self.stage += 1
             if self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
         self.epoch += 1
         self.training = True
         self.epoch_start = time.perf_counter()
-        self.bar.begin_epoch(self.epoch)
-
-    def begin(self, learn):
-        for line in _plan(learn): self.say(line)
-        self.say(f'\n{"epoch":>7}  {"train loss":>10}  {"valid loss":>10}  {"accuracy":>8}  {"time":>7}')
-        self.bar = _Bar(self.console, len(learn.dls.train) + len(learn.dls.valid), learn.recipe.epochs)
+        self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
 
     def after_batch(self, learn):
         if self.interrupted: raise KeyboardInterrupt
         if not self.training: return
-        later_stages = learn.recipe.stages[self.stage:]
-        self.bar.step(learn, learn.n_epoch - learn.epoch + sum(s.epochs for s in later_stages))
+        later_stages = len(learn.recipe.stages) - self.stage
+        self.bar.step(learn, later_stages)
+        if not self.has_header and (self.bar.seconds > 3 or not learn.training): self.header(learn, later_stages)
+
+    def header(self, learn, later_stages):
+        self.has_header = True
+        self.say(_header(learn, self.bar.seconds + self.bar.left(learn, later_stages)))
+        if line := _initial_weights(learn): self.say(line)
+        self.say(f'\n{"epoch":>7}  {"train loss":>10}  {"valid loss":>10}  {"accuracy":>8}  {"time":>7}')
 
     def after_epoch(self, learn):
-        if not self.training: return # the last look at the validation images
+        if not self.training: return # the final validation
         self.training = False
         train_loss,valid_loss,accuracy = learn.recorder.values[-1]
         n = f'{self.epoch}/{learn.recipe.epochs}'
@@ -237,7 +267,7 @@ class TrainingProgress:
 # %% ../nbs/09_terminal.ipynb #3cc3bd54
 @contextmanager
 def _one_interrupt(progress, seconds=5):
-    "Let Ctrl-C through once, and ignore it while what was finished is written"
+    "Let Ctrl-C through once, and ignore it while files are written"
     def interrupt(*_):
         now = time.monotonic()
         if progress.interrupted and now - progress.interrupted < seconds: return
@@ -261,22 +291,22 @@ def _one_interrupt(progress, seconds=5):
 
 # %% ../nbs/09_terminal.ipynb #640e38ed
 def _what_is_left(run_dir):
-    "Say what a run that ended early has left"
+    "What an interrupted run has saved"
     from cifar_fastai.runs import Run, is_run
     if not run_dir: return 'Nothing was written.'
     if not is_run(run_dir): return f'Nothing was written to {run_dir}.'
     run = Run(run_dir)
     if run.status == 'finished':
         evaluation = f'cifar-fastai evaluate {shlex.quote(str(run_dir))}'
-        return f'The training is finished and in {run_dir}: `{evaluation}` evaluates it.'
+        return f'Training had finished and is saved in {run_dir}; `{evaluation}` evaluates it.'
     n = len(run.history) if run.history_file.exists() else 0
     weights = ' and the weights' if run.weights_file.exists() else ''
-    return f'What was finished is in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
+    return f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
 
 # %% ../nbs/09_terminal.ipynb #fbdc584c
 @contextmanager
 def follow_training()->Iterator[TrainingProgress]:
-    "Show progress, and when training ends early say where what was finished is"
+    "Show progress; if training ends early, say what was saved and where"
     progress = TrainingProgress()
     try:
         with _one_interrupt(progress): yield progress

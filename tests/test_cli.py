@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -198,7 +199,7 @@ def test_epochs_of_two_stages(practice):
     "They are the most of each stage; one rate for both would not be clear"
     Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=(tiny.stages*2)).to_json())
     result = train('two.json', practice, '--epochs', 1)
-    assert result.code == 0 and 'recipe   two_short: 2 epochs' in result.out and Path('runs/two_short-seed0').is_dir()
+    assert result.code == 0 and 'two_short on ' in result.out and ': 2 epochs, ' in result.out and Path('runs/two_short-seed0').is_dir()
     fails(train('two.json', practice, '--lr', .1), '2 stages', '--lr')
 
 def tgz(name, members):
@@ -292,12 +293,12 @@ def full_disk(monkeypatch, name):
 
 def test_full_disk(recipe, practice, monkeypatch):
     full_disk(monkeypatch, 'history.csv')
-    result = fails(train(recipe, practice, '--out', 'run'), 'No space left on device: run/history.csv', 'What was finished is in run', '1 epoch)', code=1)
+    result = fails(train(recipe, practice, '--out', 'run'), 'No space left on device: run/history.csv', 'Saved in run', '1 epoch)', code=1)
     assert '1/2' in result.out and len(pd.read_csv('run/history.csv')) == 1
 
 def test_loss_that_is_no_number(practice):
     Path('wild.json').write_text(tiny.change(lr=1000., optimizer='sgd').to_json())
-    result = fails(train('wild.json', practice, '--out', 'run'), 'The loss became', 'epoch', 'batch', 'What was finished is in run', code=1)
+    result = fails(train('wild.json', practice, '--out', 'run'), 'The loss became', 'epoch', 'batch', 'Saved in run', code=1)
     assert 'Exception occured' not in result.err and Path('run/history.csv').exists()
 
 def test_debug_shows_the_traceback(monkeypatch):
@@ -306,7 +307,7 @@ def test_debug_shows_the_traceback(monkeypatch):
     assert result.code == 2 and 'Traceback' in result.err and result.err.splitlines()[-1].startswith("Error: Unknown recipe 'nothing'")
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, '_print_recipes', lambda recipes: 1/0)
+    monkeypatch.setattr(cli, '_print_purposes', lambda: 1/0)
     fails(run('recipes'), 'ZeroDivisionError', 'CIFAR_FASTAI_DEBUG=1', code=1)
 
 def test_a_pipe_that_is_closed():
@@ -314,10 +315,10 @@ def test_a_pipe_that_is_closed():
     assert len(result.stdout) == 1 and not result.stderr
 
 def test_only_our_own_warnings_are_shown(monkeypatch):
-    def show(recipes):
+    def show():
         warnings.warn_explicit('theirs', UserWarning, 'torch/x.py', 1, module='torch.x')
         warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', 1, module='cifar_fastai.data')
-    monkeypatch.setattr(cli, '_print_recipes', show)
+    monkeypatch.setattr(cli, '_print_purposes', show)
     before = warnings.filters[:]
     assert run('recipes').err == 'Warning: ours\n'
     assert warnings.filters == before
@@ -335,7 +336,7 @@ def test_ctrl_c(recipe, practice):
     out,err = process.communicate(timeout=120)
     n = len(pd.read_csv('run/history.csv'))
     assert process.returncode == 130 and n >= 1
-    assert err == f'Stopped. What was finished is in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
+    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
@@ -356,7 +357,7 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     monkeypatch.setattr(sys, 'unraisablehook', complaints.append)
     result = train(recipe, practice, '--out', 'run')
     gc.collect()
-    assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
+    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
     assert not complaints
 
 @pytest.mark.alone
@@ -368,12 +369,12 @@ def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     def at_first_epoch(self, text): say(self, text); ' 1/2 ' in text and Drops()
     monkeypatch.setattr(terminal.TrainingProgress, 'say', at_first_epoch)
     result = train(recipe, practice, '--out', 'run')
-    assert result.code == 130 and result.err == 'Stopped. What was finished is in run: history.csv (1 epoch) and the weights.\n'
+    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
     assert signal.getsignal(signal.SIGINT) is before
 
 def test_ctrl_c_before_training(monkeypatch):
-    def stop(recipes): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, '_print_recipes', stop)
+    def stop(): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, '_print_purposes', stop)
     result = run('recipes')
     assert result.code == 130 and result.err.strip() == 'Stopped.'
 
@@ -382,7 +383,7 @@ def test_ctrl_c_while_evaluating(recipe, practice, monkeypatch):
     def stop(*args): raise KeyboardInterrupt
     monkeypatch.setattr(evaluation, 'evaluate', stop)
     result = train(recipe, practice, '--out', 'run')
-    assert result.code == 130 and result.err == 'Stopped. The training is finished and in run: `cifar-fastai evaluate run` evaluates it.\n'
+    assert result.code == 130 and result.err == 'Stopped. Training had finished and is saved in run; `cifar-fastai evaluate run` evaluates it.\n'
     assert (Path('run')/'model.safetensors').exists()
 
 # data, models, recipes
@@ -416,9 +417,33 @@ def test_models():
     assert all(re.search(rf'^{name} ', out, re.M) for name in list_models())
 
 def test_recipes():
-    out = run('recipes').out
+    out = run('recipes', '*').out
     assert all(re.search(rf'^{name} ', out, re.M) for name in list_recipes())
     assert 'wide_cnn' not in run('recipes', 'small*').out
+
+def test_recipes_for_what():
+    out = run('recipes').out
+    assert re.search(r'^start here +small_cnn ', out, re.M) and re.search('ladder_0 to ladder_8_1_sgd +reference project 5: 11 recipes', out)
+    assert len(out.splitlines()) < 30
+
+def complete(words):
+    "What a shell offers for the last word"
+    env = os.environ | dict(_CIFAR_FASTAI_COMPLETE='complete_bash', COMP_WORDS=words, COMP_CWORD=str(words.count(' ')))
+    return subprocess.run(program, env=env, capture_output=True, text=True).stdout.split()
+
+def test_completion_in_a_shell():
+    assert complete('cifar-fastai pre') == ['predict']
+    assert complete('cifar-fastai train --recipe small_') == list_recipes('small_*')
+    assert complete('cifar-fastai train --augment flip_') == ['flip_crop', 'flip_crop_2']
+
+def test_no_color(monkeypatch):
+    "The one thing that has a color is the bar"
+    screen = io.StringIO()
+    monkeypatch.setenv('NO_COLOR', '1')
+    monkeypatch.setattr(sys, 'stdout', screen)
+    screen.isatty = lambda: True
+    with terminal._progress_bar(terminal._console()) as bar: bar.update(bar.add_task('epoch 1/2', total=2, note=''), completed=1, refresh=True)
+    assert 'epoch 1/2' in screen.getvalue() and not re.search(r'\x1b\[[\d;]*3[0-9]', screen.getvalue())
 
 @pytest.mark.parametrize('name', list_recipes())
 def test_recipe_shows_every_choice(name):
@@ -434,11 +459,31 @@ def test_recipe_shows_every_choice(name):
 
 # train
 
-def test_train_says_what_it_does(trained, practice):
-    lines = trained.out.splitlines()
-    assert [l.split()[0] for l in lines[:5]] == ['recipe', 'network', 'data', 'device', 'run']
-    assert 'tiny: 2 epochs, batches of 32' in lines[0] and 'seed 3' in lines[0] and '263,402 parameters' in lines[1]
-    assert '180 train, 20 valid and 50 test images of 10 classes' in lines[2] and str(trained.folder) in lines[4]
+def test_train_begins_with_a_header(trained, practice):
+    header,empty,columns = trained.out.splitlines()[:3]
+    device = read(trained.folder/'run.json')['hardware']['cpu']
+    assert header == f'tiny on synthetic (180 training images), cpu ({device}): 2 epochs, about 10 seconds' and not empty
+    assert columns.split() == ['epoch', 'train', 'loss', 'valid', 'loss', 'accuracy', 'time']
+
+@pytest.mark.parametrize('seconds, says', [(2, 'about 10 seconds'), (44, 'about 40 seconds'), (100, 'about 2 minutes'), (190, 'about 3 minutes'), (3*3600, 'about 3.0 hours')])
+def test_expected_time(seconds, says): assert terminal._roughly(seconds) == says
+
+def test_small_images_count_less():
+    "In units of an epoch of full-size images: half an epoch of 16 pixels and half of 32 is (1/4 + 1)/2"
+    stage = Stage(epochs=2, lr=.1, progressive_resizing=(16, 32))
+    assert terminal._rest_of_stage(stage, 32) == pytest.approx(2*.625) and terminal._rest_of_stage(stage, 32, .75) == pytest.approx(2*.25)
+    assert terminal._rest_of_stage(Stage(epochs=3, lr=.1), 32, 1/3) == pytest.approx(2)
+
+def test_time_left():
+    "Ten batches an epoch, each a second; validation has as many images as a third of the training set, and no backward pass"
+    dls = SimpleNamespace(train=range(10), valid=range(2), train_ds=range(300), valid_ds=range(100))
+    recipe = Recipe(name='two', model='ladder_0', stages=(Stage(epochs=2, lr=.1), Stage(epochs=1, lr=.1)))
+    learn = SimpleNamespace(dls=dls, recipe=recipe, training=True, epoch=0, iter=4, xb=[torch.zeros(1, 3, 32, 32)])
+    bar = terminal._Bar(Console(file=io.StringIO()), learn)
+    bar.seconds,bar.done = 5.,.5
+    assert bar.left(learn, 1) == pytest.approx(25 + 3*10/9)
+    learn.training,learn.epoch,learn.iter = False,1,0
+    assert bar.left(learn, 1) == pytest.approx(10 + (1 + .5)*10/9)
 
 def test_train_prints_a_line_an_epoch(trained):
     history = pd.read_csv(trained.folder/'history.csv')
@@ -454,13 +499,12 @@ def test_train_ends_with_results_and_next_commands(trained):
     metrics = read(trained.folder/'metrics.json')
     assert list(metrics) == ['valid', 'test']
     for split in metrics: assert f'{split:<5} accuracy {metrics[split]["accuracy"]:.2%}' in trained.out
-    assert re.search(r'^truck +5 +[\d.]+ +[\d.]+ +[\d.]+ *$', trained.out, re.M) and 'most confused: ' in trained.out
-    end = trained.out.splitlines()[-3:]
-    assert str(trained.folder) in end[0]
-    for line in end[1:]:
-        words = shlex.split(line)
-        assert words[0] == 'cifar-fastai' and words[2] == str(trained.folder)
-        commands()[words[1]].make_context(words[1], words[2:])
+    end = dict(re.split('  +', line) for line in trained.out.splitlines()[-3:])
+    assert 'most confused: ' in trained.out
+    assert end['run folder'] == str(trained.folder) and end['report'] == str(trained.folder/'report.html')
+    words = shlex.split(end['next'])
+    assert words[:3] == ['cifar-fastai', 'predict', str(trained.folder)]
+    commands()['predict'].make_context('predict', words[2:])
 
 def test_run_folder(trained):
     assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors',
@@ -474,7 +518,6 @@ def test_run_folder(trained):
 
 def test_train_ends_with_a_report(trained):
     page = (trained.folder/'report.html').read_text(encoding='utf-8')
-    assert f'All of it on one page: {trained.folder/"report.html"}' in trained.out
     assert f"{read(trained.folder/'metrics.json')['test']['accuracy']:.2%}" in page
 
 def test_a_report_that_fails_costs_nothing_else(recipe, practice, monkeypatch):
@@ -493,19 +536,22 @@ def test_a_report_that_fails_costs_nothing_else(recipe, practice, monkeypatch):
 def test_test_images_are_for_settings_that_are_fixed(options, splits, says, recipe, practice):
     result = train(recipe, practice, '--out', 'run', *options)
     assert result.code == 0 and list(read('run/metrics.json')) == splits
-    assert ('the test images were not read' in result.out) == bool(says) and says in result.out
-    assert 'cifar-fastai evaluate run' in result.out
+    assert ('validation set only' in result.out) == bool(says) and says in result.out
+    assert ('cifar-fastai evaluate run' in result.out) == bool(says) and 'cifar-fastai predict run' in result.out
 
 def test_options_change_the_recipe(recipe, practice):
-    assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--lr', '.02', '--bs', '16', '--augment', 'none', '--limit', '50', '--device', 'cpu').code == 0
-    assert Recipe.from_json(Path('run/recipe.json').read_text()) == tiny.change(epochs=1, lr=.02, bs=16, augment='none')
+    assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--lr', '.02', '--bs', '16', '--augment', 'none', '--limit', '50', '--valid', '.3', '--device', 'cpu').code == 0
+    assert Recipe.from_json(Path('run/recipe.json').read_text()) == tiny.change(epochs=1, lr=.02, bs=16, augment='none', valid=.3)
     assert read('run/run.json')['data']['n_train'] == 50
+
+def test_a_number_of_validation_images(recipe, practice):
+    assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--valid', '30').code == 0
+    assert read('run/run.json')['data']['n_valid'] == 30
 
 def test_train_without_a_test_folder(recipe, practice):
     shutil.copytree(practice/'train', 'set/train')
     result = train(recipe, 'set', '--epochs', '1', '--test')
-    assert result.code == 0 and 'no test folder' in result.out and list(read('runs/tiny-seed0/metrics.json')) == ['valid']
-    assert 'evaluate runs/tiny-seed0 --split valid' in result.out
+    assert result.code == 0 and 'no test set' in result.out and list(read('runs/tiny-seed0/metrics.json')) == ['valid']
 
 @pytest.mark.slow
 def test_train_makes_a_new_run_folder_each_time(recipe, practice):
@@ -708,7 +754,7 @@ def test_predict_goes_on_after_an_impossible_name(trained):
     result = run('predict', trained.folder, 'x'*300 + '.png', 'cat.png', '--top', 1)
     assert result.code == 1 and result.out.splitlines()[-1] == '1 image read, 1 not.' and 'File name too long' in result.err
 
-def test_predict_an_empty_text(trained): fails(run('predict', trained.folder, ''), "'' is no path")
+def test_predict_an_empty_text(trained): fails(run('predict', trained.folder, ''), "empty path ''")
 
 def test_predict_nothing(trained):
     Path('empty').mkdir()
@@ -746,7 +792,7 @@ def test_course_lists_tutorials_exercises_and_what_was_solved(tmp_path, monkeypa
     assert row('2.2').endswith('right') and row('2.1').endswith('tried') and row('2.3').endswith('own with at most 100,000 parameters')
     assert row('2').split()[-3:] == ['1', 'of', str(len(exercises(2)))]
     assert all(t in '\n'.join(lines) for t in [*tutorials().title, *exercises().title])
-    assert lines[-2:] == [f'Kept in {tmp_path/"course.json"}', f'Next: 1.1, in {tutorials().file[0]}']
+    assert lines[-2:] == [f'Progress file: {tmp_path/"course.json"}', f'Next: 1.1, in {tutorials().file[0]}']
 
 def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -757,7 +803,7 @@ def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatc
     copies[1].unlink()
     again = run('course', 'my course')
     assert copies[0].read_text(encoding='utf-8') == 'mine' and copies[1].exists()
-    assert again.out.splitlines()[:2] == [str(Path('my course')/copies[1].name), f'{len(copies) - 1} of {len(copies)} were in my course already, and stay as they are.']
+    assert again.out.splitlines()[:2] == [str(Path('my course')/copies[1].name), f'{len(copies) - 1} of {len(copies)} exist in my course already and were not overwritten.']
 
 def test_course_into_a_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
