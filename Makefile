@@ -3,15 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8
-.PHONY: help env train test quick tutorials docs build constraints clean
+.PHONY: help env train test quick tutorials benchmarks docs build constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-env: ## .venv with the package and all its tools; a moment when nothing changed
+env: ## .venv with the package and its tools; instant if nothing changed. UV_TORCH_BACKEND=cpu takes PyTorch without CUDA
 	@$(PYTHON) tests/environment.py $(VERSIONS)
 
-train: env ## train a CNN on the best CIFAR-10 data to be had; ARGS="--recipe airbench94_long" takes another recipe
+train: env ## train the default recipe on CIFAR-10; ARGS="--recipe airbench94_long" takes another
 	@$(BIN)/cifar-fastai train $(ARGS)
 
 test: env ## every check, on all processors: all tests, all notebooks, what is made of them; ARGS="-k transfer" takes some
@@ -22,6 +22,9 @@ quick: env ## what takes no seconds, and the notebooks that you changed: before 
 
 tutorials: env ## the tutorials at their full size; ARGS="-k transfer" takes one
 	@$(PYTEST) --whole tests/test_notebooks.py -k tutorials $(ARGS)
+
+benchmarks: env ## measure the recipes of the README's table again, on this idle machine; continues where it was stopped; ARGS="--seeds 10"
+	@$(BIN)/python benchmarks/speedruns.py $(ARGS)
 
 docs: env ## README.md, and the site in _site/html
 	@$(BIN)/python docs/readme.py

@@ -1,8 +1,11 @@
-"""Makes .venv, with the package and all its tools: the first step of every make target, a moment when nothing changed.
+"""Makes .venv, with the package and all its tools: the first step of every make target; instant if nothing changed.
 
-.venv is made anew when the Python, the folder or the choice of versions is another one, and filled again when a file that
-says what to install changed. Only the standard library is used, in words that old Pythons can read: who has one gets a
-message, no SyntaxError.
+.venv is made anew if the Python, the folder or VERSIONS changed, and filled again if UV_TORCH_BACKEND or a file that lists
+requirements changed. This script uses only the standard library and old syntax, so that an old Python prints a message
+rather than a SyntaxError.
+
+UV_TORCH_BACKEND (cpu, auto, cu128 ...) chooses the build of PyTorch, as for uv. If it is not set, a Linux machine without a GPU
+gets the CPU build, 4 GB smaller, if PyTorch's own index can be reached.
 
 Why not `uv sync`: its lock file (1.6 MB) names the host of one package index in more than half of its lines, so it would not do
 behind a mirror; and it needs a uv that is there already, where this needs a Python only."""
@@ -73,9 +76,33 @@ def installed():
     return f'{len(packages)} packages, {size / 1e9:.1f} GB'
 
 
+def has_gpu():
+    "Whether this machine has the driver of an NVIDIA or AMD GPU, or Windows' in WSL."
+    return any(os.path.exists(o) for o in ('/dev/nvidiactl', '/dev/kfd', '/dev/dxg')) or bool(shutil.which('nvidia-smi'))
+
+
+def torch_backend(uv):
+    "The build of PyTorch to ask uv for, '' for the default one."
+    if 'UV_TORCH_BACKEND' in os.environ:
+        return os.environ['UV_TORCH_BACKEND']
+    if not sys.platform.startswith('linux') or has_gpu():
+        return ''
+    env = dict(os.environ, UV_HTTP_TIMEOUT='5', UV_HTTP_RETRIES='0')
+    ask = [str(uv), 'pip', 'compile', '--quiet', '--no-deps', '--no-cache', '--torch-backend', 'cpu', '-']
+    reached = subprocess.run(ask, input=b'torch', env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    return 'cpu' if reached else ''
+
+
+def check_space(gigabytes):
+    "Stop with a message if .venv would not fit."
+    free = shutil.disk_usage(str(root)).free / 1e9
+    if free < gigabytes:
+        sys.exit(f'.venv needs {gigabytes} GB, and {root} has {free:.1f} GB free. Free some space; '
+                 'without a GPU, UV_TORCH_BACKEND=cpu needs 3 GB.')
+
+
 def fill(wanted):
     "Install the package, its tools and what both need into .venv: by uv, which is quick, or by pip if there is no uv."
-    print('Installing into .venv: 7 GB, most of it torch; some minutes the first time', flush=True)
     start = time.time()
     # This variable's folder may hold a build of torch for the CPU alone, with which torchvision's usual build does not work.
     env = {k: v for k, v in os.environ.items() if k != 'PIP_FIND_LINKS'}
@@ -85,9 +112,20 @@ def fill(wanted):
     has_uv = run(*pip, '-c', 'constraints.txt', 'uv') == 0
     if not has_uv and wanted != 'tested':
         sys.exit(f'uv finds the {wanted} versions, and could not be installed: see above.')
+    backend = torch_backend(venv / 'bin/uv') if has_uv else ''
+    size = 3 if backend == 'cpu' else 7
+    check_space(size)
+    build = "PyTorch's CPU build" if backend == 'cpu' else 'PyTorch'
+    print(f'Installing into .venv: about {size} GB with {build}; some minutes the first time', flush=True)
     install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python) if has_uv else pip  # pip compiles unasked
-    if run(*install, *versions[wanted], '-e', '.[dev,interpret]'):
-        sys.exit('Could not install what settings.ini and constraints.txt name: see above.')
+    install_all = lambda backend: run(*install, *(['--torch-backend', backend] if backend else []), *versions[wanted], '-e', '.[dev,interpret]')
+    failed = install_all(backend)
+    if failed and backend and 'UV_TORCH_BACKEND' not in os.environ:
+        print("Trying again with PyTorch's default build", flush=True)
+        failed = install_all('')
+    if failed:
+        sys.exit('Could not install the requirements in settings.ini and constraints.txt: the message above says why. Without a '
+                 'connection, point UV_INDEX_URL or UV_FIND_LINKS at packages that you have.')
     print(f'Installed {installed()}, in {time.time() - start:.0f} s', flush=True)
 
 
@@ -106,7 +144,7 @@ def main(wanted='tested'):
     check_version()
     if wanted not in versions:
         sys.exit(f'VERSIONS={wanted} is unknown. There are {", ".join(versions)}.')
-    made_for = f'{wanted} {digest()}'
+    made_for = f'{wanted} {os.environ.get("UV_TORCH_BACKEND", "")} {digest()}'
     if not fits() or stamp.exists() and stamp.read_text().split()[0] != wanted:
         make()
     if not stamp.exists() or stamp.read_text() != made_for:

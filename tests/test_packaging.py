@@ -262,6 +262,35 @@ def test_missing_venv_module_is_told(monkeypatch):
         environment.get_venv_module()
 
 
+@pytest.mark.parametrize('chosen, gpu, reached, backend', [
+    (None, False, True, 'cpu'), (None, False, False, ''), (None, True, True, ''), ('auto', False, False, 'auto'), ('', False, True, '')])
+def test_build_of_pytorch(monkeypatch, chosen, gpu, reached, backend):
+    monkeypatch.delenv('UV_TORCH_BACKEND', raising=False)
+    if chosen is not None:
+        monkeypatch.setenv('UV_TORCH_BACKEND', chosen)
+    monkeypatch.setattr(environment.sys, 'platform', 'linux')
+    monkeypatch.setattr(environment, 'has_gpu', lambda: gpu)
+    monkeypatch.setattr(environment.subprocess, 'run', lambda *args, **kwargs: subprocess.CompletedProcess(args, 0 if reached else 1))
+    assert environment.torch_backend('uv') == backend
+
+
+def test_another_build_of_pytorch_fills_the_environment_again(monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(environment, 'stamp', tmp_path / 'filled-for')
+    monkeypatch.setattr(environment, 'fill', lambda wanted: done.append(os.environ.get('UV_TORCH_BACKEND')))
+    monkeypatch.setattr(environment, 'install_hooks', lambda: None)
+    monkeypatch.setattr(environment, 'fits', lambda: True)
+    for backend in ('auto', 'auto', 'cpu'):
+        monkeypatch.setenv('UV_TORCH_BACKEND', backend)
+        environment.main()
+    assert done == ['auto', 'cpu']
+
+
+def test_full_disk_is_told():
+    with pytest.raises(SystemExit, match=r'\.venv needs 10000000 GB, and .* has [\d.]+ GB free. Free some space'):
+        environment.check_space(10**7)
+
+
 def test_environment_does_nothing_when_nothing_changed(monkeypatch, tmp_path):
     done = []
     monkeypatch.setattr(environment, 'stamp', tmp_path / 'filled-for')
