@@ -16,12 +16,15 @@ lines = lambda key: cfg[key].strip().splitlines()
 
 packages = find_packages(here)
 lib, = [o for o in packages if '.' not in o]  # the only package in this folder
-pictures = found(r'^Repository *= *"(.+)"', read('pyproject.toml')) + '/raw/HEAD/'
+repository = found(r'^Repository *= *"(.+)"', read('pyproject.toml'))
+
+def absolute(m):
+    "A relative link or image of README.md as an address, since a package index cannot follow it"
+    return f'{m[1]}{repository}/{"raw" if m[1].startswith("!") else "blob"}/HEAD/'
 
 setup(
     version=found(r'^__version__ *= *[\'"](.+)[\'"]', read(f'{lib}/__init__.py')),
-    # pictures have relative addresses in README.md, which a package index cannot follow
-    long_description=re.sub(r'(!\[[^]]*\]\()(?!\w+:)', rf'\1{pictures}', read('README.md')),
+    long_description=re.sub(r'(!?\[[^]]*\]\()(?!\w+:|#)', absolute, read('README.md')),
     long_description_content_type='text/markdown',
     license_expression=cfg['license'],
     author=cfg['author'],

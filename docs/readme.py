@@ -1,11 +1,13 @@
 """README.md from nbs/index.ipynb, as nbdev-readme would make it, but without Quarto: `python docs/readme.py [--check]`.
 
-Pictures go to docs/images. README.md names them by relative paths, which GitHub shows; setup.py makes them absolute for package indexes."""
+Images go to docs/images. Links to images, notebooks and folders of the repository are relative, so that they work on GitHub and in a clone,
+whether or not the site is published; setup.py makes them absolute for package indexes."""
 import base64, difflib, json, re, sys
+from pathlib import Path
 
 import yaml
-from nbdev.config import get_config
-from nbdev.readme_filter import doc_link
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
 
 from build_site import outside_fences
@@ -17,9 +19,20 @@ def options(source):
     found = dict(re.findall(r'^#\|\s*([\w-]+)\s*:\s*(.*?)\s*$', source, re.M))
     return found, re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip()
 
-def markdown(source, doc_url):
-    "Point links to notebooks at the site"
-    link = lambda m: f']({doc_link(m[1], doc_url)})'
+def notebooks(cfg):
+    "{page of the site: notebook}, the paths relative to the site and to the repository"
+    found = (Path(o).resolve().relative_to(cfg.nbs_path) for o in nbglob(cfg.nbs_path))
+    return {nbpath2html(o).as_posix(): f'{cfg.nbs_path.name}/{o.as_posix()}' for o in found}
+
+def markdown(source, cfg):
+    "Point links to notebooks, to pages of the site and to the repository at files of the repository"
+    pages,site,repository = notebooks(cfg),cfg.doc_host + cfg.doc_baseurl,f'{cfg.git_url}/tree/{cfg.branch}/'
+    def link(m):
+        target = m[1].split('#')[0]
+        if target.startswith(repository): return f']({target.removeprefix(repository)})'
+        page = target.removeprefix(site).lstrip('/')
+        if target.endswith('.ipynb') and '://' not in target: return f']({cfg.nbs_path.name}/{target})'
+        return f']({pages[page]})' if target.startswith(site) and page in pages else m[0]
     return outside_fences(lambda text: re.sub(r'\]\(([^)\s]+)\)', link, text), source)
 
 def shown(output, alt, pictures):
@@ -41,7 +54,7 @@ def code(cell, source, pictures):
     if opts.get('output') == 'false': return
     for output in cell.get('outputs', []): yield shown(output, opts.get('fig-alt', '').strip('"\''), pictures)
 
-def readme(nb, doc_url):
+def readme(nb, cfg):
     "The files made from a notebook that nbdev has processed: {name: content}"
     parts, pictures = [], {}
     for cell in nb['cells']:
@@ -49,9 +62,9 @@ def readme(nb, doc_url):
         if cell['cell_type'] == 'raw' and source.startswith('---'):
             front = yaml.safe_load(source.split('---')[1])
             parts += [f'# {front["title"]}', f'> {front["description"]}' if front.get('description') else '']
-        elif cell['cell_type'] == 'markdown': parts.append(markdown(source, doc_url))
+        elif cell['cell_type'] == 'markdown': parts.append(source)
         elif cell['cell_type'] == 'code': parts += code(cell, source, pictures)
-    text = '\n\n'.join(filter(None, (o.strip('\n') for o in parts))) + '\n'
+    text = markdown('\n\n'.join(filter(None, (o.strip('\n') for o in parts))) + '\n', cfg)
     return {'README.md': text.encode(), **pictures}
 
 def on_disk(root, names):
@@ -71,7 +84,7 @@ def differences(old, new):
 def main(check=False):
     cfg = get_config()
     proc = proc_nbs(force=True, file_glob=cfg.readme_nb, n_workers=1)
-    new = readme(json.loads((proc / cfg.readme_nb).read_text(encoding='utf-8')), cfg.doc_url)
+    new = readme(json.loads((proc / cfg.readme_nb).read_text(encoding='utf-8')), cfg)
     old = on_disk(cfg.config_path, new)
     if check: return '\n'.join(differences(old, new)) or 0
     for name in old.keys() - new.keys(): (cfg.config_path / name).unlink()

@@ -287,6 +287,10 @@ def test_an_exercise_of_ones_own():
         anew.__module__ = '__main__'  # as in a notebook, where a cell may run twice
         for _ in range(2): exercise('99.1', 'Say something')(anew)
         assert check('99.1', 'no').text == 'Anything goes.'
+        def module(answer): return 'Of a module.'
+        exercise('99.1', 'Say something')(module)  # a module that is imported once its notebook has run
+        assert check('99.1', 'no').text == 'Of a module.'
+        with pytest.raises(ValueError, match='registered already'): exercise('99.1', 'Again')(module)
     finally: exercise_registry.pop('99.1', None)
 
 def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']

@@ -114,28 +114,31 @@ def test_metadata_requires_what_settings_say(metadata):
     assert sorted(metadata.provides_extra) == sorted(extras)
 
 
-def test_long_description_is_the_readme_with_pictures_that_an_index_can_show(metadata):
+def test_long_description_is_the_readme_with_links_that_work_on_an_index(metadata):
     assert metadata.description_content_type.startswith('text/markdown')
-    pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', metadata.description)
-    assert all(o.startswith('https://') for o in pictures)
+    links = re.findall(r'\[[^]]*\]\(([^)]+)\)', metadata.description)
+    assert links and all(re.match('https://|#', o) for o in links)
     repository = project['urls']['Repository']
-    assert metadata.description.replace(f'{repository}/raw/HEAD/', '').strip() == read('README.md').strip()
+    assert re.sub(f'{repository}/(raw|blob)/HEAD/', '', metadata.description).strip() == read('README.md').strip()
 
 
-def test_setup_makes_pictures_absolute(tmp_path):
+def test_setup_makes_links_absolute(tmp_path):
     pytest.importorskip('setuptools', minversion='77')  # as the build takes it
     for name in ['pyproject.toml', 'settings.ini', 'setup.py', 'LICENSE', f'{cfg.lib_name}/__init__.py']:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         copyfile(root / name, tmp_path / name)
-    (tmp_path / 'README.md').write_text('![a](docs/images/a.png) ![](http://b/b.png) [c](c.md)\n')
+    (tmp_path / 'README.md').write_text('![a](docs/images/a.png) ![](http://b/b.png) [c](c.md) [d](#d)\n')
     text = run(sys.executable, 'setup.py', '--quiet', '--long-description', cwd=tmp_path)
-    raw = f'{project["urls"]["Repository"]}/raw/HEAD'
-    assert text.strip().splitlines()[-1] == f'![a]({raw}/docs/images/a.png) ![](http://b/b.png) [c](c.md)'
+    repository = project['urls']['Repository']
+    assert text.strip().splitlines()[-1] == f'![a]({repository}/raw/HEAD/docs/images/a.png) ![](http://b/b.png) [c]({repository}/blob/HEAD/c.md) [d](#d)'
 
 
-def test_readme_links_work_away_from_the_repository():
-    links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]+)\)', read('README.md'))
-    assert not [o for o in links if not re.match(r'https?://|#', o)]
+def test_readme_links_lead_to_files_of_the_repository():
+    "So they work whether or not the site is published"
+    links = re.findall(r'\[[^]]*\]\(([^)]+)\)', read('README.md'))
+    relative = [o for o in links if not re.match(r'https?://|#', o)]
+    assert len(relative) > 10 and not [o for o in relative if not (root / o).exists()]
+    assert not [o for o in links if o.startswith(project['urls']['Documentation'])]
 
 
 def test_installed_package_imports(installed):

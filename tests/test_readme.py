@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbdev.config import get_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'docs'))
 
@@ -18,7 +19,7 @@ def code(source, *outputs):
 
 
 def made(*cells):
-    return readme(dict(cells=list(cells)), 'https://site/')
+    return readme(dict(cells=list(cells)), get_config())
 
 
 def text(*cells):
@@ -29,9 +30,18 @@ def test_title_and_subtitle():
     assert text(dict(cell_type='raw', source='---\ntitle: pack\ndescription: A course\n---')) == '# pack\n\n> A course\n'
 
 
-def test_links_to_notebooks_lead_to_the_site_but_not_in_code():
+def test_links_to_notebooks_are_relative_but_not_in_code():
     assert text(dict(cell_type='markdown', source='[d](03_data.ipynb#x)\n\n```\n[d](03_data.ipynb)\n```')) == (
-        '[d](https://site/data.html#x)\n\n```\n[d](03_data.ipynb)\n```\n')
+        '[d](nbs/03_data.ipynb)\n\n```\n[d](03_data.ipynb)\n```\n')
+
+
+@pytest.mark.parametrize('target, relative', [
+    ('{doc_url}training.html#create_learner', 'nbs/05_training.ipynb'), ('{doc_url}tutorials/transfer.html', 'nbs/tutorials/04_transfer.ipynb'),
+    ('{git_url}/tree/main/benchmarks/results', 'benchmarks/results'), ('https://docs.fast.ai/learner.html#learner', 'https://docs.fast.ai/learner.html#learner')])
+def test_links_to_the_site_and_the_repository_are_relative(target, relative):
+    cfg = get_config()
+    target = target.format(doc_url=cfg.doc_url, git_url=cfg.git_url)
+    assert text(dict(cell_type='markdown', source=f'[a]({target})')) == f'[a]({relative})\n'
 
 
 @pytest.mark.parametrize('cell, expected', [
