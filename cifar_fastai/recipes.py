@@ -58,29 +58,29 @@ def _check_lr(lr):
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     "Some epochs of training under one schedule"
-    epochs:int # how many, at least 1; early stopping may make it fewer
-    lr:float|tuple # learning rate, the highest under 'one_cycle'; (low, high): first to last group; (None, high): a tenth but for the last
+    epochs:int # at least 1; early stopping may end the stage sooner
+    lr:float|tuple # learning rate, the maximum of 'one_cycle'; (low, high): from the first parameter group to the last; (None, high): a tenth of it but for the last group
     schedule:str = 'one_cycle' # one of `schedules`
-    pct_start:float = .25 # one_cycle: the part of the steps that warms up
-    div:float = 25. # one_cycle: begins at lr/div
-    div_final:float = 1e5 # one_cycle: ends at lr/div_final
-    moms:tuple[float, float, float] = (.95, .85, .95) # one_cycle: momentum at the beginning, at the highest rate, at the end
-    plateau_monitor:str = 'valid_loss' # reduce_on_plateau: what must get better, one of `monitors`
-    plateau_patience:int = 3 # reduce_on_plateau: epochs without that before the rate is cut
-    plateau_factor:float = .5 # reduce_on_plateau: the cut, between 0 and 1
-    min_lr:float = 0. # reduce_on_plateau: no cut goes below
-    early_stopping:int = 0 # epochs without a better `early_stopping_monitor` before training stops; 0 for never
-    early_stopping_monitor:str = 'valid_loss' # one of `monitors`
-    keep_best:str = '' # the weights with the best of this monitor return at the end; '': only where training may stop early
-    freeze_to:str = '' # one of the recipe's `groups`: what comes before it is frozen; '' trains everything
-    bn:str = 'train' # BatchNorm of frozen layers (of the body if none is): 'train' as ever, 'stats' only those, 'frozen' neither
-    class_weights:tuple = () # {class: weight} of the training loss; 1 for the classes not named
-    grad_clip:float = 0. # gradients are scaled down to this norm; 0 for never
-    progressive_resizing:tuple[int, ...] = () # sides in pixels that training images have, each for an equal part of the steps
-    lookahead:int = 0 # every so many steps, training goes on from a running mean of the weights; 0 for never
-    augment:str|None = None # another preset from here on; None goes on with the one before
-    reset_opt:bool = False # begin with a new optimizer, whose momentum and statistics are those of the first step
-    discard:bool = False # return to the weights from before, once it is measured what this stage would give
+    pct_start:float = .25 # one_cycle: fraction of the steps for warmup
+    div:float = 25. # one_cycle: initial learning rate is lr/div
+    div_final:float = 1e5 # one_cycle: final learning rate is lr/div_final
+    moms:tuple[float, float, float] = (.95, .85, .95) # one_cycle: momentum at the start, at the maximum learning rate, at the end
+    plateau_monitor:str = 'valid_loss' # reduce_on_plateau: metric to watch, one of `monitors`
+    plateau_patience:int = 3 # reduce_on_plateau: epochs without improvement before the learning rate is lowered
+    plateau_factor:float = .5 # reduce_on_plateau: factor, between 0 and 1
+    min_lr:float = 0. # reduce_on_plateau: lower bound of the learning rate
+    early_stopping:int = 0 # epochs without improvement before training stops; 0: no early stopping
+    early_stopping_monitor:str = 'valid_loss' # metric to watch, one of `monitors`
+    keep_best:str = '' # restore the weights of the epoch with the best value of this monitor; '': only with early stopping
+    freeze_to:str = '' # one of the recipe's `groups`: layers before it are frozen; '' trains all
+    bn:str = 'train' # BatchNorm of frozen layers (of the body if none is): 'train' weights and statistics, 'stats' statistics only, 'frozen' neither
+    class_weights:tuple = () # {class: weight} in the training loss; 1 for other classes
+    grad_clip:float = 0. # clip gradients to this norm; 0: no clipping
+    progressive_resizing:tuple[int, ...] = () # sizes of training images in pixels, each for an equal share of the steps
+    lookahead:int = 0 # every this many steps, continue from a moving average of the weights; 0: no lookahead
+    augment:str|None = None # augmentation from this stage on; None: as before
+    reset_opt:bool = False # start with a new optimizer, without momentum and statistics of the stage before
+    discard:bool = False # measure this stage, then restore the weights from before it
 
     def __post_init__(self):
         _convert(self, moms=tuple, progressive_resizing=_several(int), class_weights=_sorted_weights,
@@ -105,10 +105,10 @@ class Stage:
 @dataclass(frozen=True, kw_only=True)
 class Head:
     "The layers that turn a body's feature maps into scores"
-    lin_ftrs:tuple[int, ...] = (512,) # units of the hidden dense layers
-    ps:float|tuple = .5 # dropout: of the last layer, half of it before; or one for each dense layer
-    concat_pool:bool = True # average and maximum of each feature map, else the average alone
-    first_bn:bool = True # BatchNorm right after pooling
+    lin_ftrs:tuple[int, ...] = (512,) # units of the hidden linear layers
+    ps:float|tuple = .5 # dropout before the last linear layer, half of it before the others; or one number for each linear layer
+    concat_pool:bool = True # average and max pooling, concatenated; else average pooling
+    first_bn:bool = True # BatchNorm after pooling
 
     def __post_init__(self):
         _convert(self, lin_ftrs=tuple, ps=lambda ps: ps if isinstance(ps, (int, float)) else tuple(ps))
@@ -122,30 +122,30 @@ class Head:
 # %% ../nbs/01_recipes.ipynb #fc1b428d
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    "Every choice of a training run, but its seed and its data"
-    name:str # what it is asked for by, and what run folders are named after
-    model:str # network: one of `models.list_models()`, of torchvision, or 'timm/' and one of timm
+    "Every choice of a training run, except its seed and its data"
+    name:str # for `get_recipe`, and for the names of run folders
+    model:str # network: one of `models.list_models()`, of torchvision's, or 'timm/' and one of timm's
     stages:tuple[Stage, ...] # one after another
     description:str = '' # one line: what it is for
     source:str = '' # the project or paper it comes from
-    weights:str = '' # to begin with: '' random, 'DEFAULT' or another name of published weights, a file, or a run folder
+    weights:str = '' # initial weights: '' random, 'DEFAULT' or the name of pretrained weights, a file, or a run folder
     head:Head|None = None # replaces the network's own classifier
-    groups:tuple[str, ...] = () # layers at which a new parameter group begins: 'layer3', 'head'
-    image_size:int = 32 # side in pixels that the network sees
-    augment:str = 'flip_crop' # preset, one of `data.list_augmentations()`
-    stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1, no more) or (means, stds)
-    valid:float|int|str = .1 # part or number of training images kept for validation; 'test' only to repeat what others did
-    bs:int = 256 # images a step
+    groups:tuple[str, ...] = () # layers at which a parameter group starts: 'layer3', 'head'
+    image_size:int = 32 # height and width of the network's input in pixels
+    augment:str = 'flip_crop' # augmentation, one of `data.list_augmentations()`
+    stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1 only) or (means, stds)
+    valid:float|int|str = .1 # fraction or number of training images held out for validation; 'test' only to reproduce projects that did so
+    bs:int = 256 # batch size
     optimizer:str = 'adamw' # one of `optimizers`
-    sgd_lr_mult:float = 1. # 'muon': the rate of biases, norms and dense layers, as a multiple of the stage's `lr`
-    bias_lr_mult:float = 1. # 'sgd', 'muon': the rate of biases and norms, as a multiple of what it would be; airbench has 64
+    sgd_lr_mult:float = 1. # 'muon': learning rate of biases, norms and linear layers, as a multiple of the stage's `lr`
+    bias_lr_mult:float = 1. # 'sgd', 'muon': further multiple for biases and norms; airbench has 64
     wd:float = 0. # weight decay, not on biases and norms: decoupled for 'adamw' and 'muon', an L2 gradient for 'sgd' and 'adam'
-    l2:float = 0. # Keras' penalty: this times the sum of squares of the weights that `l2_on` names is added to the loss
-    l2_on:str = '*' # shell-style pattern of parameter names; biases and norms are left out
+    l2:float = 0. # Keras' L2 penalty: this times the sum of squares of the weights that `l2_on` matches is added to the loss
+    l2_on:str = '*' # shell-style pattern of parameter names; never biases and norms
     label_smoothing:float = 0. # between 0 and 1
-    mixed_precision:bool = False # 16-bit floats where they do, on hardware that has them: CUDA, and CPUs with AVX512-BF16
-    compile:bool = False # `torch.compile` the network, for as long as it is trained; on CUDA only
-    keras:bool = False # as Keras: initialization (of the head, if there are weights), BatchNorm, Adam, and `l2` in the validation loss
+    mixed_precision:bool = False # 16-bit floats on hardware that supports them: CUDA, and CPUs with AVX512-BF16
+    compile:bool = False # `torch.compile` the network during training; on CUDA only
+    keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm and Adam, and `l2` in the validation loss
 
     def __post_init__(self):
         _convert(self, stages=_several(Stage), groups=tuple, weights=str,
@@ -292,7 +292,7 @@ register_recipe(Recipe(
 _cats_and_dogs = dict(cat=2., dog=2.)
 register_recipe(Recipe(
     name='three_block_cnn', model='three_block_cnn', source='reference project 1',
-    description='as published: longer, augmented, then fine-tuned for cats and dogs',
+    description='as published: four stages, the last of them for cats and dogs',
     groups=('block3',), stages=(
         Stage(epochs=18, lr=1e-3, schedule='constant'),
         Stage(epochs=8, lr=1e-3, schedule='constant', augment='shift_flip'),
@@ -303,9 +303,9 @@ register_recipe(Recipe(
 
 # %% ../nbs/01_recipes.ipynb #c5a20f1c
 def _one_cycle(name, project):
-    "A network of a project, trained our way"
+    "Our recipe for a project's network"
     return Recipe(
-        name=f'{name}_one_cycle', model=name, source=f'reference project {project}, trained our way',
+        name=f'{name}_one_cycle', model=name, source=f'reference project {project}, our recipe',
         description=f'the network of project {project}, with augmentation and one cycle',
         stages=Stage(epochs=10, lr=4e-3), augment='flip_crop_2', bs=128, optimizer='adamw', wd=.05, label_smoothing=.1)
 
@@ -314,14 +314,14 @@ register_recipe(_one_cycle('three_block_cnn', 1))
 # %% ../nbs/01_recipes.ipynb #ac0a503c
 register_recipe(Recipe(
     name='plain_cnn', model='plain_cnn', source='reference project 2',
-    description='as published: Adam, early stopping, a lower rate on plateaus',
+    description='as published: Adam, early stopping, reduce on plateau',
     stages=Stage(epochs=30, lr=1e-3, schedule='reduce_on_plateau', plateau_monitor='accuracy', early_stopping=5),
     augment='none', bs=64, optimizer='adam', keras=True))
 
 # %% ../nbs/01_recipes.ipynb #c1bc1700
 register_recipe(Recipe(
     name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', source='reference project 2',
-    description='as published: the end of MobileNetV2 and a new head',
+    description='as published: MobileNetV2, its last layers and a new head',
     head=Head(lin_ftrs=(256,), ps=(0, .5), concat_pool=False, first_bn=False), groups=('features.16', 'head'),
     stages=Stage(epochs=10, lr=1e-4, schedule='reduce_on_plateau', freeze_to='features.16', bn='frozen', grad_clip=1.),
     image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', keras=True,
@@ -339,7 +339,7 @@ register_recipe(_one_cycle('wide_cnn', 3))
 # %% ../nbs/01_recipes.ipynb #15004eb6
 register_recipe(Recipe(
     name='residual_cnn', model='residual_cnn', source='reference project 4',
-    description='as published: three constant rates, L2, augmentation', stages=(
+    description='as published: three learning rates, L2, augmentation', stages=(
         Stage(epochs=20, lr=3e-4, schedule='constant', reset_opt=True),
         Stage(epochs=10, lr=1e-4, schedule='constant', reset_opt=True),
         Stage(epochs=5, lr=5e-5, schedule='constant', reset_opt=True)),
@@ -373,9 +373,9 @@ register_recipe(_one_cycle('ladder_4', 5))
 _step_7 = dict(model='ladder_7', bs=256, l2=.01, l2_on='body.*', schedule='reduce_on_plateau', plateau_monitor='accuracy',
                plateau_patience=3, min_lr=1e-5, keep_best='accuracy')
 _step_8_1 = _step_7 | dict(augment='rotate_shift_flip_zoom', stats='cifar10', plateau_factor=.7, epochs=200, early_stopping=20)
-register_recipe(_ladder(7, 'L2, average pooling, a lower rate on plateaus', **_step_7))
+register_recipe(_ladder(7, 'L2, average pooling, reduce on plateau', **_step_7))
 register_recipe(_ladder(8, 'augmentation', augment='rotate_shift_flip_zoom', **_step_7))
-register_recipe(_ladder('8_1', 'mean and deviation, more patience', **_step_8_1))
+register_recipe(_ladder('8_1', 'standardized images, more patience', **_step_8_1))
 register_recipe(_ladder('8_1_sgd', 'SGD instead of Adam', **_step_8_1 | dict(optimizer='sgd', lr=.01)))
 
 # %% ../nbs/01_recipes.ipynb #622db96e
@@ -390,15 +390,15 @@ def _keras_finetuned(name, **kwargs):
 
 register_recipe(_keras_finetuned(
     'xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
-    description='as published: Xception, first its head, then all of it'))
+    description='as published: Xception, first the head, then all layers'))
 register_recipe(_keras_finetuned(
     'efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', weights='aa_in1k', image_size=260, stats='imagenet',
-    description='as published: EfficientNetB2, first its head, then all of it'))
+    description='as published: EfficientNetB2, first the head, then all layers'))
 
 # %% ../nbs/01_recipes.ipynb #5ef0a55b
 register_recipe(Recipe(
     name='resnet34_finetuned', model='resnet34', weights='IMAGENET1K_V1', source='reference project 5',
-    description='as published: ResNet34, discriminative learning rates',
+    description='as published: ResNet34 with discriminative learning rates',
     head=Head(), groups=('layer3', 'head'), stages=(
         Stage(epochs=1, lr=(None, 2e-3), pct_start=.99, freeze_to='head'),
         Stage(epochs=4, lr=(1e-5, 1e-3), pct_start=.3, div=5.),
@@ -407,7 +407,7 @@ register_recipe(Recipe(
 
 # %% ../nbs/01_recipes.ipynb #35ff7ae6
 register_recipe(Recipe(
-    name='resnet34_tiny_imagenet', model='resnet34', description='pretraining on Tiny ImageNet, for weights to fine-tune',
+    name='resnet34_tiny_imagenet', model='resnet34', description='pretraining on Tiny ImageNet',
     stages=Stage(epochs=40, lr=.2, pct_start=.15, moms=(.9, .9, .9)),
     image_size=64, augment='aug_transforms_crop', stats='imagenet', valid=.05, bs=256, optimizer='sgd', wd=1e-4,
     label_smoothing=.1, mixed_precision=True))

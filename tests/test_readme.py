@@ -75,3 +75,12 @@ def test_readme_is_what_the_index_makes():
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, 'docs/readme.py', '--check'], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_first_screen():
+    "What shows in a terminal of 80 x 40 characters: a sentence, the results, how to begin, a figure"
+    screen = ''
+    for line in (Path(__file__).resolve().parent.parent / 'README.md').read_text(encoding='utf-8').splitlines():
+        screen += f'{line}\n'
+        if sum(max(1, -(-len(o) // 80)) for o in screen.splitlines()) >= 40: break
+    for part in ('**3 minutes on two CPU cores**', '| [small_cnn]', 'cifar-fastai train ', 'cifar-fastai predict ', '![Eight'): assert part in screen, part
