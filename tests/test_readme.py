@@ -1,5 +1,6 @@
 "README.md is made from nbs/index.ipynb by docs/readme.py."
 import base64
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,4 +84,5 @@ def test_first_screen():
     for line in (Path(__file__).resolve().parent.parent / 'README.md').read_text(encoding='utf-8').splitlines():
         screen += f'{line}\n'
         if sum(max(1, -(-len(o) // 80)) for o in screen.splitlines()) >= 40: break
-    for part in ('**3 minutes on two CPU cores**', '| [small_cnn]', 'cifar-fastai train ', 'cifar-fastai predict ', '![Eight'): assert part in screen, part
+    assert re.search(r'minutes on two CPU cores', screen)
+    for part in ('| [small_cnn]', 'cifar-fastai train ', 'cifar-fastai predict ', '![Eight'): assert part in screen, part
