@@ -20,7 +20,7 @@ from cifar_fastai.models import create_model, list_models, register_model
 from cifar_fastai.recipes import get_recipe
 from cifar_fastai.runs import Run
 from cifar_fastai.training import load_run, reuse_memory
-from side_by_side import check_machine, count, gpu_name, machine, read_rows, results, run_script, write_rows
+from side_by_side import check_machine, commit, count, gpu_name, machine, read_rows, results, run_script, write_rows
 
 def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
     "`small_cnn` with a first layer that is trained, in the place of the whitening one"
@@ -84,7 +84,7 @@ def main():
                          accuracy_lowest=mine.valid_accuracy.min(), accuracy_highest=mine.valid_accuracy.max(), tta=args.tta, tta_accuracy=round(statistics.mean(tta), 5),
                          cpu_seconds=round(statistics.mean(run['cpu_seconds'] for run in made.values()), 1), limit=args.limit or '', variant=data.variant, device=args.device,
                          gpu=gpu_name(args.device), **machine(),
-                         command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]])))
+                         command=shlex.join(['python', 'benchmarks/ablations.py', *sys.argv[1:]]), **commit(min(run['started'] for run in made.values()))))
     path = results/'ablations.csv'
     if not rows: raise SystemExit(f'No run of {recipe.name} was finished.')
     kind = 'recipe', 'variant', 'device', 'limit'

@@ -63,6 +63,6 @@ def main():
         model=args.model, n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), epochs=args.epochs, train_seconds=last['seconds'], cpu_seconds=round(side_by_side.cpu_seconds() - cpu_start, 1),
         valid_accuracy=last['valid_accuracy'], parameters=count_parameters(learn.model).total, device=str(dls.device), precision='fp32',
         **{k: machine[k] for k in ('cpu', 'instructions', 'cores', 'threads', 'gpu')}, **{k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')},
-        command=f'python benchmarks/plain_fastai.py {args.model} --epochs {args.epochs} --lr {args.lr} --bs {args.bs} --workers {workers} --seed {args.seed}')])
+        command=f'python benchmarks/plain_fastai.py {args.model} --epochs {args.epochs} --lr {args.lr} --bs {args.bs} --workers {workers} --seed {args.seed}', **side_by_side.commit())])
 
 if __name__ == '__main__': side_by_side.run_script(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cifar_fastai.recipes import get_recipe, list_recipes
 from cifar_fastai.runs import Run
-from side_by_side import read_rows, results, run_script, write_rows
+from side_by_side import commit, read_rows, results, run_script, write_rows
 
 def read(folder):
     "What a run folder says: run.json, recipe.json, metrics.json"
@@ -35,7 +35,7 @@ def training_row(folder):
                 weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                 parameters=sum(run['parameters'].values()), device=run['device'], precision=run.get('precision', 'fp32'), cpu=hardware['cpu'],
                 instructions=hardware.get('instructions', ''), cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
-                fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'])
+                fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'], **commit(run['started']))
 
 def stage_rows(folder):
     "What each stage of a run came to: the training loss of its first and of its last epoch, and the figures of the last"
@@ -56,10 +56,12 @@ def curve_rows(folder):
                    valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
 
 def add(path, rows):
-    "Put rows into a CSV file, in the place of those that it has of the same runs"
+    "Put rows into a CSV file, in place of its rows of the same runs, whose commit stays"
     groups,new = {},{}
     for known,several in ((groups, read_rows(path)), (new, rows)):
         for r in several: known.setdefault((r['recipe'], str(r['seed']), r['started']), []).append(r)
+    for run in groups.keys() & new.keys():
+        for r in new[run]: r.update({k: v for k in ('commit', 'committed') if (v := groups[run][0].get(k)) and k in r})
     if new: write_rows(path, [r for group in (groups | new).values() for r in group])
 
 def record(*folders):

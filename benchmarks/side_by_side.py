@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -49,6 +50,31 @@ def machine(run=None):
     about,installed = (run['hardware'],run['versions']) if run else (hardware(),versions())
     return {k: about.get(k, '') for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
+def git(*args):
+    "What git says about this repository; an empty string outside a checkout"
+    root = Path(__file__).parents[1]
+    if not (root/'.git').exists(): return ''
+    utc = os.environ | dict(TZ='UTC')
+    return subprocess.run(['git', *args], cwd=root, env=utc, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.strip()
+
+head = git('rev-parse', 'HEAD')  # when this process started, as its code
+edited = bool(git('diff', '--name-only', 'HEAD', '--', 'cifar_fastai', 'benchmarks/*.py'))
+
+def commit(started=None):
+    "The columns `commit` and `committed` of a row: of this checkout, or, for a run that started before its last commit, of the commit before that run"
+    found = git('rev-list', '-1', f'--before={started}', head) if started and head else head
+    if not found: return dict(commit='', committed='')
+    name,committed = git('log', '-1', '--abbrev=9', '--date=format-local:%Y-%m-%dT%H:%M:%S+0000', '--format=%h %cd', found).split()
+    if found != head: return dict(commit=f'~{name}', committed=committed)
+    return dict(commit=name + '+'*edited, committed=committed)
+
+def changes_since(row):
+    "What changed the numbers of a row's recipe after the row's commit; a row without a commit may be older than any change"
+    recipe = row.get('recipe', '')
+    known = row['committed'] if isinstance(row.get('committed'), str) else ''
+    return [o['what'] for o in read_rows(results/'changes.csv')
+            if known < o['date'] and any(fnmatch(recipe, pattern) for pattern in o['recipes'].split())]
+
 def check_machine(runs, device):
     "Refuse runs of an earlier call that were made on something else, since their row would say that it was here: {folder: run.json}"
     for folder,run in runs.items():
@@ -84,6 +110,7 @@ def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='
 def add_row(name, row, instead_of=()):
     "Add a row to benchmarks/results/NAME.csv, in the place of those that are like it in the columns `instead_of`, and show it"
     path = results/f'{name}.csv'
+    row = row | {k: v for k,v in commit().items() if k not in row}
     like_it = lambda r: instead_of and all(r.get(k) == str(row[k]) for k in instead_of)
     write_rows(path, [*(r for r in read_rows(path) if not like_it(r)), row])
     print('\n'.join(f'{k:20} {v}' for k,v in row.items()))
