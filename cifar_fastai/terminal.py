@@ -138,7 +138,8 @@ class _Bar:
         self.progress = _progress_bar(console)
         self.n_train,self.n_valid = len(learn.dls.train),len(learn.dls.valid) # batches
         self.valid_cost = len(learn.dls.valid_ds)/len(learn.dls.train_ds)/3 # in epochs
-        self.done,self.seconds = 0.,0. # cost of what was done, and its time
+        self.batches = 0 # seen so far
+        self.done,self.seconds = 0.,0. # cost of what was timed, and its time
         self.drawn = self.last = time.perf_counter()
         self.task = self.progress.add_task('', total=self.n_train + self.n_valid, note='')
         self.progress.start()
@@ -153,15 +154,17 @@ class _Bar:
         self.progress.advance(self.task)
         if self.progress.disable or self.last - self.drawn < .2: return
         self.drawn = self.last
-        left = duration(self.left(learn, later_stages))
-        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}  {left} left')
+        left = f'  {duration(self.left(learn, later_stages))} left' if self.done else ''
+        self.progress.update(self.task, note=f'loss {float(learn.smooth_loss):.3f}{left}')
         self.progress.refresh()
 
     def measure(self, learn):
         "Count the cost of a batch and its time"
         now = time.perf_counter()
-        self.seconds += now - self.last
-        self.last = now
+        seconds,self.last = now - self.last,now
+        self.batches += 1
+        if self.batches <= 2: return
+        self.seconds += seconds
         pixels = (learn.xb[0].shape[-1]/learn.recipe.image_size)**2
         self.done += pixels/self.n_train if learn.training else self.valid_cost/self.n_valid
 
@@ -173,11 +176,12 @@ class _Bar:
         cost = _rest_of_stage(stage, size, epochs/stage.epochs) + sum(_rest_of_stage(s, size) for s in later)
         in_epoch = (learn.iter + 1)/self.n_valid if not learn.training else 0
         n_validations = stage.epochs - learn.epoch - in_epoch + sum(s.epochs for s in later)
-        return (cost + n_validations*self.valid_cost)*self.seconds/self.done
+        return (cost + n_validations*self.valid_cost)*self.seconds/self.done if self.done else float('nan')
 
 # %% ../nbs/09_terminal.ipynb #2a7c2ff3
 def _roughly(seconds): # -> text
     "A time that is an estimate"
+    if seconds != seconds: return 'unknown time' # nothing was timed
     if seconds < 90: return f'about {max(10, 10*round(seconds/10))} seconds'
     if seconds < 90*60: return f'about {round(seconds/60)} minutes'
     return f'about {seconds/3600:.1f} hours'
@@ -238,7 +242,8 @@ class TrainingProgress:
         if not self.training: return
         later_stages = len(learn.recipe.stages) - self.stage
         self.bar.step(learn, later_stages)
-        if not self.has_header and (self.bar.seconds > 3 or not learn.training): self.header(learn, later_stages)
+        known = self.bar.seconds > 3 and self.bar.batches > 10
+        if not self.has_header and (known or not learn.training): self.header(learn, later_stages)
 
     def header(self, learn, later_stages):
         self.has_header = True
