@@ -1,4 +1,4 @@
-"""The folder of a training: every choice, what it ran on, how it went, and the weights
+"""The run folder of a training: its settings, software and hardware, history, metrics and weights
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.html.md"""
 
@@ -37,14 +37,14 @@ def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
 
-def versions()->dict: # package -> version; None for what is not installed
-    "Versions of what a result depends on"
+def versions()->dict: # package -> version; None if it is not installed
+    "Versions of the packages that results depend on"
     packages = ('cifar_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'numpy', 'pillow')
     return dict(python=platform.python_version(), **{p: _version(p) for p in packages})
 
 # %% ../nbs/02_runs.ipynb #611cddda
-def has_avx512_bf16()->bool: # False if this torch is too old to tell
-    "Tell whether this processor multiplies bfloat16 numbers itself"
+def has_avx512_bf16()->bool: # False if this version of PyTorch cannot tell
+    "Tell whether this CPU has bfloat16 instructions (AVX512-BF16)"
     capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
     return bool(capabilities.get('avx512_bf16'))
 
@@ -59,7 +59,7 @@ def _cpu_name():
 
 # %% ../nbs/02_runs.ipynb #6d81db3c
 def hardware()->dict: # cpu, instructions, cores, threads, gpu (or None), system
-    "What a run is computed on"
+    "The hardware and operating system of this machine"
     instructions = torch.backends.cpu.get_cpu_capability()
     if has_avx512_bf16(): instructions += '-BF16'
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -68,8 +68,8 @@ def hardware()->dict: # cpu, instructions, cores, threads, gpu (or None), system
                 gpu=gpu, system=platform.system())
 
 # %% ../nbs/02_runs.ipynb #54134b06
-def command()->str: # as one would type it; a script with its path below the working folder
-    "How this process was started"
+def command()->str: # as typed in a shell; the path of a script is relative to the working directory
+    "The command that started this process"
     script = Path(sys.argv[0])
     if script.suffix != '.py': return shlex.join([script.name, *sys.argv[1:]])
     path = script.resolve()
@@ -78,11 +78,11 @@ def command()->str: # as one would type it; a script with its path below the wor
 
 # %% ../nbs/02_runs.ipynb #4c3f9c79
 def create_run_dir(
-    recipe:Recipe, # its name begins the folder's name
-    seed:int, # and its seed ends it
-    parent:str|Path='runs', # folder of run folders; made if it is not there
+    recipe:Recipe, # the folder name starts with its name
+    seed:int, # the folder name ends with the seed
+    parent:str|Path='runs', # folder of run folders; created if it does not exist
 )->Path: # a new, empty folder: `runs/small_cnn-seed0`, then `runs/small_cnn-seed0-2`
-    "Make a folder for a run; one that is there is never touched"
+    "Create a new run folder; existing folders are never touched"
     stem = f'{recipe.name}-seed{seed}'
     for n in count(1):
         path = Path(parent)/(stem if n == 1 else f'{stem}-{n}')
@@ -96,7 +96,7 @@ class Run:
     history_columns = ('stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds')
 
     def __init__(self,
-        folder:str|Path, # looked at only when something is read; `Run.open` looks at once
+        folder:str|Path, # checked only when something is read; `Run.open` checks at once
     ):
         self.folder = Path(folder)
         self.recipe_file = self.folder/'recipe.json'
@@ -111,13 +111,13 @@ class Run:
     def create(cls,
         folder:str|Path, # new or empty
         recipe:Recipe, # what is trained
-        info:dict, # more for `run.json`, which has status, command, versions and hardware: seed, data, device ...
+        info:dict, # seed, data, device, ..., added in `run.json` to the status, command, versions and hardware
     )->'Run': # its status is 'training'
-        "Claim a folder, and write what is known before the first epoch; a `FileExistsError` if it holds something"
+        "Create a run folder before the first epoch; raises `FileExistsError` if the folder is not empty"
         run = cls(folder)
         if not run._claim(recipe):
-            raise FileExistsError(f'{run.folder} is there already and not an empty folder. '
-                                  'Nothing was written; choose another --out or remove it.')
+            raise FileExistsError(f'{run.folder} already exists and is not an empty folder. '
+                                  'Nothing was written. Choose another --out, or remove it.')
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
         write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
         run._append(cls.history_columns)
@@ -127,12 +127,12 @@ class Run:
     def open(cls,
         folder:str|Path, # what `train` wrote
     )->'Run':
-        "The run in a folder; an error names the file that is missing or damaged"
+        "Open a run folder; the error names a file that is missing or damaged"
         run = cls(folder)
         for file in (run.info_file, run.recipe_file):
             if not file.is_file():
-                raise FileNotFoundError(f'{run.folder} is no run folder: it has no {file.name}. '
-                                        'A run folder is what `train` writes, e.g. runs/small_cnn-seed0.')
+                raise FileNotFoundError(f'{run.folder} is not a run folder: it has no {file.name}. '
+                                        'Run folders are written by `train`, e.g. runs/small_cnn-seed0.')
             read_json(file)
         return run
 
@@ -151,48 +151,49 @@ class Run:
 # %% ../nbs/02_runs.ipynb #ad91d7f3
 @patch(as_prop=True)
 def recipe(self:Run)->Recipe:
-    "Every choice; a `ValueError` if they cannot be those of a recipe"
+    "The recipe of the run; raises `ValueError` if the file does not hold a valid recipe"
     try: return Recipe.from_json(self.recipe_file.read_text(encoding='utf-8'))
-    except (TypeError, ValueError) as e: raise ValueError(f'{self.recipe_file} is damaged or not ours: {e}') from None
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{self.recipe_file} is damaged or not a recipe: {e}') from None
 
 # %% ../nbs/02_runs.ipynb #dc98c0b5
 @patch(as_prop=True)
-def choices(self:Run)->dict: # `recipe.json` as it is, whichever version of the package wrote it
-    "Every choice, as JSON"
+def choices(self:Run)->dict: # unchanged, whichever version of the package wrote it
+    "The content of `recipe.json`"
     return read_json(self.recipe_file)
 
 # %% ../nbs/02_runs.ipynb #ac64e3b1
 @patch(as_prop=True)
 def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seconds ...
-    "What `run.json` says"
+    "The content of `run.json`"
     return read_json(self.info_file)
 
 @patch(as_prop=True)
 def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C) or 'failed'
-    "How the run ended; one that was killed is 'training' for ever"
+    "The status of the run; a run that was killed stays 'training'"
     return self.info['status']
 
 # %% ../nbs/02_runs.ipynb #95e2eb8c
 @patch(as_prop=True)
-def history(self:Run)->pd.DataFrame: # a row an epoch, columns `Run.history_columns`
-    "How training went"
+def history(self:Run)->pd.DataFrame: # one row per epoch, columns `Run.history_columns`
+    "The training history"
     return pd.read_csv(self.history_file)
 
 @patch(as_prop=True)
 def metrics(self:Run)->dict: # {'valid': {'accuracy': ..., 'loss': ...}, 'test': ...}; empty until there are any
-    "The final figures, of each split or way of testing"
+    "The final metrics, by split or evaluation"
     return read_json(self.metrics_file) if self.metrics_file.exists() else {}
 
 # %% ../nbs/02_runs.ipynb #7d53007d
 def is_run(
-    folder:str|Path, # need not be there
+    folder:str|Path, # need not exist
 )->bool:
-    "Tell whether a folder is one of a run"
+    "Tell whether a folder is a run folder"
     return Run(folder).info_file.is_file()
 
 # %% ../nbs/02_runs.ipynb #63ad99f6
 def list_runs(
-    folder:str|Path, # a run folder, or one with run folders in it
+    folder:str|Path, # a run folder, or a folder that contains run folders
 )->list[Run]: # sorted by name
     "The runs in a folder"
     if is_run(folder): return [Run(folder)]
@@ -203,16 +204,16 @@ def list_runs(
 def add_epoch(self:Run,
     row:dict, # a value for each of `Run.history_columns`
 )->None:
-    "Add an epoch to the history, so that it is not lost whatever comes next"
+    "Append an epoch to the history file at once, so that a crash does not lose it"
     self._append([row[name] for name in self.history_columns])
 
 # %% ../nbs/02_runs.ipynb #22c2141f
 @patch
 def add_metrics(self:Run,
     name:str, # 'valid', 'test', 'test flip' ...
-    figures:dict, # of what JSON can hold
+    figures:dict, # metric -> value; values must be valid in JSON
 )->None:
-    "Add figures to those of that name, which are replaced if they are there"
+    "Add metrics under `name`; existing values of the same metrics are replaced"
     metrics = self.metrics
     metrics[name] = metrics.get(name, {}) | figures
     write_json(self.metrics_file, metrics)
@@ -220,9 +221,9 @@ def add_metrics(self:Run,
 # %% ../nbs/02_runs.ipynb #4c114872
 @patch
 def evaluation_file(self:Run,
-    name:str, # of its figures in `metrics`
-)->Path: # need not be there
-    "Where an evaluation with that name is kept"
+    name:str, # its key in `metrics`
+)->Path: # need not exist
+    "The file in which the evaluation called `name` is saved"
     return self.folder/f'{name.replace(" ", "-")}.npz'
 
 # %% ../nbs/02_runs.ipynb #ce5180dc
@@ -237,7 +238,7 @@ def _on_cpu(weights): # a copy: layers may share weights
 def save_weights(self:Run,
     model:nn.Module, # on any device
 )->None:
-    "Write the weights of `model`; if the disk refuses, an `OSError` says where they are instead"
+    "Save the weights of `model`; if that fails, an `OSError` says where they were saved instead"
     state = {name: _on_cpu(weights) for name, weights in model.state_dict().items()}
     try:
         with atomic_file(self.weights_file) as part: save_file(state, part)
@@ -245,15 +246,15 @@ def save_weights(self:Run,
         kept = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))/self.weights_file.name
         save_file(state, kept)
         raise WeightsElsewhereError(f'Could not write {self.weights_file} ({e}). '
-                                    f'The weights were kept in {kept}: make room and move them.') from e
+                                    f'The weights were saved in {kept} instead. Free disk space and move them.') from e
 
 # %% ../nbs/02_runs.ipynb #501bc704
 @patch
 @contextmanager
 def training(self:Run,
-    model:nn.Module, # trained by the body
+    model:nn.Module, # trained inside the `with` block
 )->Iterator[None]:
-    "Save the weights and say in `run.json` what happened, however the body ends"
+    "Save the weights and record the outcome in `run.json`, however the `with` block ends"
     info = self.info
     started = time.perf_counter()
     cpu_started = time.process_time()
@@ -282,7 +283,7 @@ def training(self:Run,
 # %% ../nbs/02_runs.ipynb #e68ad15e
 @patch
 def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
-    "The weights by name; an error if they are missing or not those that the run wrote"
+    "Read the state dict; an error if the file is missing or not the one that the run wrote"
     file = self.weights_file
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, and the weights they begin with
+"""Networks of torchvision and timm, and their pretrained weights
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/weights.html.md"""
 
@@ -46,18 +46,18 @@ def _backbones():
 
 # %% ../nbs/03_weights.ipynb #f6a1d671
 def _builder(name):
-    "What builds a network; a name that timm gave up is answered with its present one"
+    "The function that builds a network; for a name that timm changed, the error gives the new one"
     renamed = get_deprecated_models().get(name.removeprefix('timm/')) or ''
     arch = renamed.partition('.')[0] # without the tag of its weights
     if name not in _backbones() and arch:
-        raise UnknownNameError(f"Unknown network {name!r}. timm calls it {arch!r} now: write 'timm/{arch}'.")
+        raise UnknownNameError(f"Unknown network {name!r}. timm renamed it: use 'timm/{arch}'.")
     return _backbones()[name]
 
 # %% ../nbs/03_weights.ipynb #7b5498aa
 def list_backbones(
     pattern:str='*', # shell-style pattern: 'resnet*', 'timm/*xception*'
 )->list[str]: # names, torchvision's first
-    "The names that `create_backbone` takes"
+    "The names that `create_backbone` accepts"
     return _backbones().names(pattern)
 
 # %% ../nbs/03_weights.ipynb #7b369d7b
@@ -74,7 +74,7 @@ def _first_conv(model):
 
 # %% ../nbs/03_weights.ipynb #da7d291f
 def _take_channels(model, in_channels):
-    "Replace the first convolution if the images have other than its channels"
+    "Replace the first convolution if its number of channels is not that of the images"
     name,conv = _first_conv(model)
     if conv.in_channels == in_channels: return model
     settings = ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
@@ -92,20 +92,20 @@ def create_backbone(
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out) scores before softmax
     "Build a network of torchvision or timm, untrained"
     for k,v in dict(n_out=n_out, in_channels=in_channels).items():
-        if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a whole number of at least 1, got {v!r}')
+        if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive integer, got {v!r}')
     build = _builder(name)
     if name.startswith('timm/'): return build(num_classes=n_out, in_chans=in_channels)
     return _take_channels(build(num_classes=n_out, **_extras.get(name, {})), in_channels)
 
 # %% ../nbs/03_weights.ipynb #b3de8dc3
-_wanted = ('Wanted is a file of weights: .safetensors, '
-           "or .pth as torch.save(model.state_dict(), 'weights.pth') writes it.")
+_wanted = ('Expected a weights file: .safetensors, '
+           "or .pth as written by torch.save(model.state_dict(), 'weights.pth').")
 
 # an empty stand-in for the list in which fastai's optimizers save their settings
 _L = type('L', (), dict(__module__='fastcore.foundation'))
 
 def _not_weights(path, why=''):
-    return ValueError(f'{path} is damaged, or something else than weights{why}. {_wanted}')
+    return ValueError(f'{path} is not a weights file, or is corrupted{why}. {_wanted}')
 
 # %% ../nbs/03_weights.ipynb #33fbb85b
 def _format(path):
@@ -130,15 +130,15 @@ def _forbidden(path):
 
 # %% ../nbs/03_weights.ipynb #84dab5b2
 def _open(path):
-    "What a file holds; one that needs pickle or is damaged is a `ValueError`"
+    "The content of a file; raises `ValueError` if it needs unrestricted pickle or is corrupted"
     kind = _format(path)
     if not kind: raise _not_weights(path)
     try:
         if kind == 'safetensors': return load_file(path)
         with torch.serialization.safe_globals([_L]): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f'{path} was not opened: it holds more than tensors{_forbidden(path)}, and reading that '
-                         "would mean to run whatever the file says. Where it was made, save the weights alone: "
+        raise ValueError(f'{path} was not loaded: it holds more than tensors{_forbidden(path)}, and loading it '
+                         "could run arbitrary code. Save only the weights where the file was created: "
                          "torch.save(model.state_dict(), 'weights.pth'), or "
                          'learn.save(name, with_opt=False).') from None
     except MemoryError: raise
@@ -148,12 +148,12 @@ def _open(path):
 
 # %% ../nbs/03_weights.ipynb #8a609f0f
 def _check_state(state, origin):
-    "Refuse what is not names and tensors"
+    "Reject what is not a state dict"
     if not isinstance(state, Mapping):
-        raise ValueError(f'{origin} holds a {type(state).__name__}, not names and tensors. {_wanted}')
+        raise ValueError(f'{origin} holds a {type(state).__name__}, not a state dict. {_wanted}')
     if not state: raise ValueError(f'{origin} holds no weights at all. {_wanted}')
     odd = [f'{k!r}: {type(v).__name__}' for k,v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-    if odd: raise ValueError(f'{origin} holds other things than tensors ({_first_few(odd)}). {_wanted}')
+    if odd: raise ValueError(f'{origin} holds values that are not tensors ({_first_few(odd)}). {_wanted}')
 
 # %% ../nbs/03_weights.ipynb #f044eb96
 _wrappers = ('state_dict', 'model_state_dict', 'model')
@@ -171,7 +171,7 @@ def _unwrap(found, origin):
 def _strip_prefix(state, prefix): return {k.removeprefix(prefix): v for k,v in state.items()}
 
 def _plain_names(state):
-    "Without the words that wrappers put before names"
+    "Without the prefixes that wrappers add to names"
     state = {k.replace('_orig_mod.', ''): v for k,v in state.items()}
     while all(k.startswith('module.') for k in state): state = _strip_prefix(state, 'module.')
     return state
@@ -183,7 +183,7 @@ def _read_run(folder):
     "The weights in a run folder"
     try: return _plain_names(Run.open(folder).read_weights())
     except FileNotFoundError as e:
-        raise FileNotFoundError(f'{e} Any other file of weights can be given by its own name.') from None
+        raise FileNotFoundError(f'{e} To use a weights file from elsewhere, give the path of the file.') from None
 
 # %% ../nbs/03_weights.ipynb #becd808e
 def _kept(name): return Path(get_dir())/'checkpoints'/name
@@ -197,34 +197,34 @@ def _said_hash(name): # -> digits, or None
 
 # %% ../nbs/03_weights.ipynb #df08be8c
 def _check_hash(path):
-    "Refuse a file whose SHA-256 does not begin as its name says"
+    "Reject a file whose SHA-256 does not start with the digits in its name"
     said = _said_hash(path.name)
     found = file_digest(path)
     if said and not found.startswith(said):
-        raise ValueError(f'{path} is damaged: its SHA-256 begins with {found[:len(said)]}, not {said}. '
-                         'Remove it, and it is fetched again.')
+        raise ValueError(f'{path} is corrupted: its SHA-256 starts with {found[:len(said)]}, not {said}. '
+                         'Delete it, and it will be downloaded again.')
     return path
 
 # %% ../nbs/03_weights.ipynb #c5f15329
 def _not_fetched(what, url, path, reason):
-    "The error that says what to do by hand"
-    return ConnectionError(f'{what}: could not be fetched ({reason}).\n'
+    "The error that says how to provide the file by hand"
+    return ConnectionError(f'{what} could not be downloaded ({reason}).\n'
                            f'Put the file {path.name}\n  from {url}\n  into {path.parent}\n'
-                           f"or give a file that you have as the weights: path/to/{path.name}")
+                           f"or pass a file that you have as the weights: path/to/{path.name}")
 
 # %% ../nbs/03_weights.ipynb #bdfd87a7
 def _reason(e):
     "Why a download failed, in a few words"
-    if isinstance(e, RuntimeError): return f'it broke off, or is another file: {e}' # of torch, for a wrong hash
+    if isinstance(e, RuntimeError): return f'incomplete download, or a different file: {e}' # torch: wrong hash
     if type(e) is URLError: return e.reason # of its subclass HTTPError the text says more
     return str(e) or type(e).__name__
 
 # %% ../nbs/03_weights.ipynb #52c56238
 def _fetch(url, what):
-    "The file of an address: kept from before, or downloaded"
+    "The file of a URL: from the cache, or downloaded"
     path = _kept(_file_name(url))
     if path.exists(): return _check_hash(path)
-    print(f'Fetching {url}', file=sys.stderr, flush=True)
+    print(f'Downloading {url}', file=sys.stderr, flush=True)
     try:
         with writing(path, 'TORCH_HOME'):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _fetch(url, what):
 def _place(cfg): return dict(repo_id=cfg.hf_hub_id, filename=cfg.hf_hub_filename or 'model.safetensors')
 
 def _fetch_from_hub(cfg, what):
-    "A file that is only on the Hugging Face hub, from its cache, put by hand or downloaded"
+    "A file that is only on the Hugging Face Hub: placed by hand, from the Hub's cache, or downloaded"
     path = _kept(f'{cfg.architecture}.{cfg.tag}.safetensors')
     if path.exists(): return path
     place = _place(cfg)
@@ -270,9 +270,9 @@ def _timm_weights(arch, tag):
 
 # %% ../nbs/03_weights.ipynb #95a9e9d8
 def list_weights(
-    name:str, # one of `list_backbones()`, or a network of ours, for which nothing is published
-)->list[str]: # what is published, 'DEFAULT' first; empty if nothing is
-    "The names that `find_weights` takes for a network"
+    name:str, # one of `list_backbones()`, or one of our networks, which have no published weights
+)->list[str]: # names of published weights, 'DEFAULT' first; empty if there are none
+    "The names of weights that `find_weights` accepts for a network"
     if name not in _backbones() and name in list_models(): return []
     _builder(name)
     if name.startswith('timm/'):
@@ -283,7 +283,7 @@ def list_weights(
 
 # %% ../nbs/03_weights.ipynb #b797c293
 def _published(name, word):
-    "What torchvision or timm give under a name"
+    "The weights that torchvision or timm publish under a name"
     if name.startswith('timm/'):
         tag = '' if word == 'DEFAULT' else word
         return _timm_weights(name.removeprefix('timm/'), tag)
@@ -298,25 +298,25 @@ def _word(name, weights):
 
 # %% ../nbs/03_weights.ipynb #9aee9c99
 def _no_such(name, weights, words):
-    "The error for what is neither a known name nor there"
+    "The error for weights that are neither a known name nor an existing path"
     text = str(weights)
-    published = f'Nothing is published for {name!r}.'
-    if words: published = f'Published for {name!r}: {", ".join(map(repr, words))}.'
-    what_else = 'Or give a file (.pth, .safetensors) or a run folder.'
+    published = f'No weights are published for {name!r}.'
+    if words: published = f'Published weights for {name!r}: {", ".join(map(repr, words))}.'
+    what_else = 'You can also give the path of a file (.pth, .safetensors) or of a run folder.'
     has_suffix = Path(text).suffix in ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
     if has_suffix or '/' in text or os.sep in text:
-        return FileNotFoundError(f'There is no file and no folder {text}. {published} {what_else}')
+        return FileNotFoundError(f'There is no file or folder {text}. {published} {what_else}')
     return UnknownNameError(f'Unknown weights {text!r}. {published} {what_else}')
 
 # %% ../nbs/03_weights.ipynb #19d71b18
 def find_weights(
-    name:str, # network: one of `list_backbones()`, or of ours
+    name:str, # network: one of `list_backbones()` or `list_models()`
     weights:str|Path, # one of `list_weights(name)`, a file (.pth, .safetensors) or a run folder
 )->dict[str, Tensor]: # names and tensors, on the CPU, as `load_weights` takes them
-    "Read weights, downloading them if need be"
+    "Read weights, downloading them if necessary"
     if not str(weights).strip():
-        raise ValueError('weights is empty, and that means none: a network begins with random numbers then. '
-                         "'DEFAULT' takes the best published ones.")
+        raise ValueError('weights is empty. Give a name, a file or a run folder; '
+                         "'DEFAULT' selects the recommended pretrained weights.")
     words = list_weights(name)
     if words and (word := _word(name, weights)) in words: return _published(name, word)
     path = Path(weights).expanduser()
@@ -334,21 +334,21 @@ def _some(names, n=4):
 # %% ../nbs/03_weights.ipynb #040f907f
 @dataclass(frozen=True)
 class WeightsReport:
-    "What became of each tensor"
+    "What `load_weights` did with each tensor"
     loaded:tuple[str, ...] = () # in the network now
-    missing:tuple[str, ...] = () # in the network only: stay as they were
-    unexpected:tuple[str, ...] = () # in the file only: not used
+    missing:tuple[str, ...] = () # only in the network: left unchanged
+    unexpected:tuple[str, ...] = () # only in the file: not used
     misshapen:dict[str, str] = field(default_factory=dict) # name -> both shapes
-    dropped:tuple[str, ...] = () # of the classifier of other classes, or of another head: not used
-    adapted:tuple[str, ...] = () # loaded, made to fit the number of channels
+    dropped:tuple[str, ...] = () # of a classifier for other classes, or of a different head: not used
+    adapted:tuple[str, ...] = () # loaded after adapting them to the number of channels
 
     def __str__(self):
         shapes = [f'{k} {v}' for k,v in self.misshapen.items()]
         lines = [('loaded', self.loaded and f'{len(self.loaded)} tensors'),
                  ('adapted to the number of channels', _some(self.adapted)),
-                 ('dropped, being another classifier', _some(self.dropped)),
-                 ('missing, so left as in the new network', _some(self.missing)),
-                 ('unexpected, so not used', _some(self.unexpected)),
+                 ('dropped (different classifier)', _some(self.dropped)),
+                 ('missing (left unchanged in the network)', _some(self.missing)),
+                 ('unexpected (not used)', _some(self.unexpected)),
                  ('misshapen', _some(shapes, 3))]
         return '\n'.join(f'{k}: {v}' for k,v in lines if v)
 
@@ -429,27 +429,27 @@ def _compare(state, model, dropped=(), adapted=()):
 # %% ../nbs/03_weights.ipynb #7c9a0333
 def weights_fit(
     state:Mapping, # names and tensors
-    model:nn.Module, # that may take them
+    model:nn.Module, # network to load them into
 )->bool:
-    "Tell whether nothing differs but the number of classes, or of channels"
+    "Tell whether weights match a network, up to the number of classes or channels"
     state,_ = _adapt_channels(state, model)
     report = _compare(state, model)
     return not (report.missing or report.unexpected or report.misshapen)
 
 # %% ../nbs/03_weights.ipynb #4a15e82b
 def _check_finite(state):
-    "Refuse weights of a training that failed"
+    "Reject weights that are nan or infinite"
     bad = [k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise ValueError(f'{len(bad)} of {len(state)} tensors hold numbers that are nan or infinite: {_some(bad)}. '
-                         'The training they come from failed; nothing was loaded.')
+        raise ValueError(f'{len(bad)} of {len(state)} tensors hold values that are nan or infinite: {_some(bad)}. '
+                         'Their training diverged. Nothing was loaded.')
 
 # %% ../nbs/03_weights.ipynb #5048d46b
 def _check_report(report, state, model, strict, head_left):
-    "Raise a readable `ValueError` if the weights do not fit"
+    "Raise a readable `ValueError` if the weights do not match"
     if not report.loaded and not report.misshapen:
-        raise ValueError('None of these weights fits the network.\n'
-                         f'They have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
+        raise ValueError('None of these weights match the network.\n'
+                         f'The weights have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
     last = _parts(_classifier(model))
     may_miss = last if head_left else last - _parts(state)
     missing = any(_part(k) not in may_miss for k in report.missing)
@@ -457,18 +457,18 @@ def _check_report(report, state, model, strict, head_left):
     unexpected = any(_part(k) in rest for k in report.unexpected)
     wrong_names = strict and (missing or unexpected)
     if not (report.misshapen or wrong_names): return
-    hint = 'Are they of another network?'
-    if not report.misshapen: hint += ' strict=False loads what fits.'
-    message = f'These weights do not fit the network, and nothing was loaded. {hint}\n{report}'
-    raise ValueError(message.replace('\nloaded: ', '\nwould fit: '))
+    hint = 'Are they from a different network?'
+    if not report.misshapen: hint += ' strict=False loads those that match.'
+    message = f'These weights do not match the network. Nothing was loaded. {hint}\n{report}'
+    raise ValueError(message.replace('\nloaded: ', '\nmatching: '))
 
 # %% ../nbs/03_weights.ipynb #2491f068
 def load_weights(
-    model:nn.Module, # changed in place, or not at all if something is wrong
-    state:Mapping[str, Tensor], # as `find_weights` gives them; half precision becomes what `model` has
-    strict:bool=True, # whether names that are missing or unexpected are an error, as told above
+    model:nn.Module, # changed in place; left unchanged on an error
+    state:Mapping[str, Tensor], # as `find_weights` returns it; converted to the precision of `model`
+    strict:bool=True, # whether missing and unexpected names are errors, see above
 )->WeightsReport: # print it
-    "Put weights into a network; a `ValueError` says what does not fit"
+    "Load weights into a network; a `ValueError` lists what does not match"
     _check_state(state, 'state')
     _check_finite(state)
     fits = weights_fit(state, model)

@@ -492,7 +492,7 @@ def test_diff_runs(fake, go, grid):
     d = d.set_index('field')
     assert d.loc['stage1.epochs'].tolist() == [2, 1] and d.loc['stage2.lr'].tolist() == [None, .001] and d.loc['name'].tolist() == ['tiny', 'two'] and 'seed' not in d.index
     assert len(diff_runs(grid/'tiny-seed0', grid/'tiny-seed0')) == 0
-    with pytest.raises(FileNotFoundError, match='is no run folder'): diff_runs(grid/'tiny-seed0', grid)
+    with pytest.raises(FileNotFoundError, match='is not a run folder'): diff_runs(grid/'tiny-seed0', grid)
 
 # Figures
 

@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_once_and_the_weights_lie_elsewhere(run, tmp_path, m
         real(state, path)
     monkeypatch.setattr(runs, 'save_file', save_file)
     monkeypatch.setattr(runs.tempfile, 'tempdir', str(tmp_path))
-    with pytest.raises(OSError, match='weights were kept in'), run.training(model): pass
+    with pytest.raises(OSError, match='weights were saved in'), run.training(model): pass
     [kept] = tmp_path.glob('cifar_fastai-*/model.safetensors')
     assert run.status == 'failed' and not run.weights_file.exists() and torch.equal(runs.load_file(kept)['weight'], model.weight)
 
@@ -135,9 +135,9 @@ def test_weights_of_another_run_are_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize('name, content, read, message', [
-    ('run.json', None, Run.open, 'is no run folder: it has no run.json'), ('recipe.json', None, Run.open, 'is no run folder: it has no recipe.json'),
+    ('run.json', None, Run.open, 'is not a run folder: it has no run.json'), ('recipe.json', None, Run.open, 'is not a run folder: it has no recipe.json'),
     ('run.json', '{"a', Run.open, 'run.json is damaged'), ('recipe.json', '[]', Run.open, 'recipe.json is damaged'),
-    ('recipe.json', '{"name": 3}', lambda folder: Run(folder).recipe, 'recipe.json is damaged or not ours'),
+    ('recipe.json', '{"name": 3}', lambda folder: Run(folder).recipe, 'recipe.json is damaged or not a recipe'),
     ('metrics.json', '{', lambda folder: Run(folder).metrics, 'metrics.json is damaged'),
     ('model.safetensors', None, lambda folder: Run(folder).read_weights(), 'model.safetensors is not there')])
 def test_what_is_missing_or_damaged_is_named(run, name, content, read, message):

@@ -255,7 +255,7 @@ def test_where_the_weights_are_is_said_last(go, tmp_path, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(runs, 'save_file', save_file)
     monkeypatch.setattr(runs.tempfile, 'mkdtemp', lambda prefix: str(tmp_path))
-    with pytest.raises(OSError, match='The weights were kept in '): go()
+    with pytest.raises(OSError, match='The weights were saved in '): go()
     assert load_file(tmp_path/'model.safetensors')
 
 def test_weights_that_layers_share(practice, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_full_disk_keeps_the_weights_elsewhere(go, tmp_path, monkeypatch):
         real(state, path)
     monkeypatch.setattr(runs, 'save_file', save_file)
     monkeypatch.setattr(runs.tempfile, 'mkdtemp', lambda prefix: str(kept))
-    with pytest.raises(OSError, match=r'No space left.*The weights were kept in .*elsewhere'): go()
+    with pytest.raises(OSError, match=r'No space left.*The weights were saved in .*elsewhere'): go()
     assert load_file(kept/'model.safetensors') and len(pd.read_csv(tmp_path/'run'/'history.csv')) == 2
 
 def test_unknown_recipe(go):
@@ -340,7 +340,7 @@ def test_load_run_warns_of_images_that_changed(practice, tmp_path):
 
 def test_load_run_says_what_is_wrong(go, tmp_path, practice):
     folder = go().run_dir
-    with pytest.raises(FileNotFoundError, match='is no run folder: it has no run.json'): load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match='is not a run folder: it has no run.json'): load_run(tmp_path)
     (folder/'model.safetensors').write_bytes((folder/'model.safetensors').read_bytes()[:1000])
     with pytest.raises(ValueError, match='its checksum is not the one in run.json'): load_run(folder, num_workers=0)
     (folder/'model.safetensors').unlink()

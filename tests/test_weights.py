@@ -103,7 +103,7 @@ def test_backbones_are_classifiers():
 @pytest.mark.parametrize('name, hint', [
     ('resnet43', "Did you mean 'resnet34'?"), ('ResNet34', "Did you mean 'resnet34'?"),
     ('legacy_xception', "Did you mean 'timm/legacy_xception'?"), ('timm/legacy_xceptoin', "Did you mean 'timm/legacy_xception'?"),
-    ('timm/xception', "write 'timm/legacy_xception'"), ('xception', "write 'timm/legacy_xception'"),
+    ('timm/xception', "use 'timm/legacy_xception'"), ('xception', "use 'timm/legacy_xception'"),
     ('timm/resnet10t.c3_in1k', "Did you mean 'timm/resnet10t'?"), ('', 'list_backbones() shows all')])
 def test_unknown_networks(f, name, hint):
     assert hint in message(UnknownNameError, f, name)
@@ -111,7 +111,7 @@ def test_unknown_networks(f, name, hint):
 
 @pytest.mark.parametrize('kwargs', [dict(n_out=0), dict(n_out=2.), dict(n_out=10, in_channels=0)])
 def test_bad_numbers(kwargs):
-    assert 'must be a whole number of at least 1' in message(ValueError, create_backbone, net, **kwargs)
+    assert 'must be a positive integer' in message(ValueError, create_backbone, net, **kwargs)
 
 
 # --- files
@@ -189,7 +189,7 @@ def test_damaged_files(content, suffix, state, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 def test_torchscript_is_refused(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / 'w.pt')
-    assert 'damaged, or something else than weights' in message(ValueError, find_weights, net, tmp_path / 'w.pt')
+    assert 'is not a weights file, or is corrupted' in message(ValueError, find_weights, net, tmp_path / 'w.pt')
 
 
 def test_learner_files(state, tmp_path):
@@ -233,12 +233,12 @@ def test_run_folder(state, tmp_path):
     assert equal(find_weights(net, make_run(tmp_path / 'run', state)), state)
 
 
-@pytest.mark.parametrize('lost, says', [('model.safetensors', 'model.safetensors is not there'), ('recipe.json', 'is no run folder: it has no recipe.json'),
-                                        ('run.json', 'is no run folder: it has no run.json')])
+@pytest.mark.parametrize('lost, says', [('model.safetensors', 'model.safetensors is not there'), ('recipe.json', 'is not a run folder: it has no recipe.json'),
+                                        ('run.json', 'is not a run folder: it has no run.json')])
 def test_incomplete_run_folder(lost, says, state, tmp_path):
     (make_run(tmp_path / 'run', state) / lost).unlink()
     text = message(FileNotFoundError, find_weights, net, tmp_path / 'run')
-    assert says in text and text.endswith('Any other file of weights can be given by its own name.')
+    assert says in text and text.endswith('To use a weights file from elsewhere, give the path of the file.')
 
 
 def test_a_run_of_ours_gives_its_weights(practice, tmp_path):
@@ -290,7 +290,7 @@ def test_another_number_of_classes(state):
     report = load_weights(model, state)
     assert report.dropped == ('fc.weight', 'fc.bias') and len(report.loaded) == len(state) - 2 and not report.missing
     assert torch.equal(model.fc.weight, fc) and torch.equal(model.conv5[0].weight, state['conv5.0.weight'])
-    assert str(report) == f'loaded: {len(state) - 2} tensors\ndropped, being another classifier: fc.weight, fc.bias'
+    assert str(report) == f'loaded: {len(state) - 2} tensors\ndropped (different classifier): fc.weight, fc.bias'
 
 
 @pytest.mark.parametrize('name, classifier', [
@@ -351,7 +351,7 @@ def test_missing_names(state):
     model = create_backbone(net, 10)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     text = message(ValueError, load_weights, model, lacking)
-    assert 'missing, so left as in the new network: stage2.0.branch1.0.weight' in text and 'strict=False' in text
+    assert 'missing (left unchanged in the network): stage2.0.branch1.0.weight' in text and 'strict=False' in text
     assert equal(model.state_dict(), before)
     assert load_weights(model, lacking, strict=False).missing == ('stage2.0.branch1.0.weight',)
     assert torch.equal(model.conv5[0].weight, state['conv5.0.weight'])
@@ -360,7 +360,7 @@ def test_missing_names(state):
 def test_unexpected_names(state):
     beside, within = {'queue': torch.zeros(3)}, {'stage2.9.weight': torch.zeros(3)}
     assert load_weights(create_backbone(net, 10), state | beside).unexpected == ('queue',)
-    assert 'unexpected, so not used: stage2.9.weight' in message(ValueError, load_weights, create_backbone(net, 10), state | within)
+    assert 'unexpected (not used): stage2.9.weight' in message(ValueError, load_weights, create_backbone(net, 10), state | within)
     assert load_weights(create_backbone(net, 10), state | within, strict=False).unexpected == ('stage2.9.weight',)
 
 
@@ -377,7 +377,7 @@ def test_misshapen_weights_are_always_refused(wrong, shown, strict, state):
 @pytest.mark.parametrize('strict', [True, False])
 def test_nothing_fits(strict, state):
     text = message(ValueError, load_weights, create_backbone(net, 10), {f'encoder.{k}': v for k, v in state.items()}, strict)
-    assert 'They have: encoder.conv1.0.weight' in text and 'The network has: conv1.0.weight' in text
+    assert 'The weights have: encoder.conv1.0.weight' in text and 'The network has: conv1.0.weight' in text
 
 
 @pytest.mark.parametrize('number', [float('nan'), float('inf'), -float('inf')])
@@ -423,9 +423,9 @@ def test_list_weights():
 
 def test_unknown_words():
     text = message(UnknownNameError, find_weights, 'resnet34', 'IMAGENET1K_V2')
-    assert "'DEFAULT', 'IMAGENET1K_V1'" in text and 'a file' in text and 'a run folder' in text
+    assert "'DEFAULT', 'IMAGENET1K_V1'" in text and 'a file (.pth' in text and 'a run folder' in text
     assert "'in1k'" in message(UnknownNameError, find_weights, 'timm/tf_efficientnet_b2', 'in22k')
-    assert "Nothing is published for 'small_cnn'" in message(UnknownNameError, find_weights, 'small_cnn', 'DEFAULT')
+    assert "No weights are published for 'small_cnn'" in message(UnknownNameError, find_weights, 'small_cnn', 'DEFAULT')
 
 
 def test_a_word_goes_before_a_folder_of_that_name(hub, tmp_path, monkeypatch):
@@ -489,12 +489,12 @@ def advice(hub):
 
 def test_another_file_is_not_kept(hub):
     hub.publish(name='squeezenet1_1-0123abcd.pth')
-    assert 'is another file' in advice(hub) and '0123abcd' in advice(hub)
+    assert 'a different file' in advice(hub) and '0123abcd' in advice(hub)
 
 
 def test_a_broken_download_is_not_kept_and_begins_again(hub):
     hub.publish((hub.content, 100_000), hub.content)
-    assert 'broke off' in advice(hub)
+    assert 'incomplete download' in advice(hub)
     assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
 
 
@@ -532,7 +532,7 @@ def test_a_kept_file_that_is_damaged(hub):
     hub.folder.mkdir(parents=True)
     (hub.folder / hub.name).write_bytes(hub.content[:-5])
     text = message(ValueError, find_weights, 'squeezenet1_1', 'DEFAULT')
-    assert 'is damaged' in text and 'Remove it' in text and str(hub.folder / hub.name) in text
+    assert 'is corrupted' in text and 'Delete it' in text and str(hub.folder / hub.name) in text
 
 
 def test_a_folder_that_cannot_be_written(hub):
@@ -665,4 +665,4 @@ def test_what_looks_like_a_hash_and_is_none(tmp_path):
     (tmp_path / 'vit-300e.pth.tar').write_bytes(b'weights')
     assert weights._check_hash(tmp_path / 'vit-300e.pth.tar').exists()
     (tmp_path / 'vit-0123abcd.pth').write_bytes(b'weights')
-    assert 'damaged' in message(ValueError, weights._check_hash, tmp_path / 'vit-0123abcd.pth')
+    assert 'corrupted' in message(ValueError, weights._check_hash, tmp_path / 'vit-0123abcd.pth')
