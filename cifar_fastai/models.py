@@ -1,4 +1,4 @@
-"""Networks for small images, each asked for by name
+"""Networks for small images, created by name
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/models.html.md"""
 
@@ -32,13 +32,13 @@ _models = Registry('model', 'list_models()')
 def register_model(
     f:Callable, # builder: `f(n_out, in_channels, image_size, **kwargs)` -> `nn.Module`
 )->Callable: # `f`
-    "Make `f` known to `create_model`; a name that is taken is a `ValueError`"
+    "Register `f` for `create_model`; raises `ValueError` if its name is taken"
     return _models.register(f)
 
 def list_models(
     pattern:str='*', # shell-style pattern: 'ladder_*'
 )->list[str]: # names, in the order of this page
-    "The names that `create_model` takes"
+    "The names that `create_model` accepts"
     return _models.names(pattern)
 
 # %% ../nbs/01_models.ipynb #6acb8ed9
@@ -48,31 +48,31 @@ def create_model(
     in_channels:int=3, # 3 for color, 1 for gray
     image_size:int=32, # side of the square images in pixels; networks that flatten their features need it
     keras:bool=False, # initialize as Keras does, and use its BatchNorm constants
-    **kwargs, # what else the builder takes
+    **kwargs, # further arguments of the builder
 )->nn.Module: # (N, in_channels, image_size, image_size) -> (N, n_out) scores before softmax
     "Build the network `name`, untrained"
     for k,v in dict(n_out=n_out, in_channels=in_channels, image_size=image_size).items():
-        if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a whole number of at least 1, got {v!r}')
+        if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive integer, got {v!r}')
     model = _models[name](n_out, in_channels, image_size, **kwargs)
     return keras_defaults(model) if keras else model
 
 # %% ../nbs/01_models.ipynb #6a65e499
 class ParameterCount(NamedTuple):
-    "How many numbers a network holds"
+    "The number of parameters and statistics of a network"
     trainable:int # parameters that get gradients
     frozen:int # parameters that do not
-    statistics:int # what is computed from images: BatchNorm's running means and variances, whitening filters
+    statistics:int # computed from images, not trained: BatchNorm's running means and variances, whitening filters
 
     @property
     def total(self)->int: # as Keras counts: statistics included
-        "All three together"
+        "The sum of all three"
         return sum(self)
 
 # %% ../nbs/01_models.ipynb #b2ae66b0
 def count_parameters(
     model:nn.Module, # any network
 )->ParameterCount: # trainable, frozen, statistics, and their `total`
-    "Count the parameters of `model`, and BatchNorm's statistics apart"
+    "Count the parameters of `model` and, separately, BatchNorm's statistics"
     size = lambda ts: sum(t.numel() for t in ts)
     kept = model.state_dict().keys() - dict(model.named_parameters()).keys()
     return ParameterCount(size(p for p in model.parameters() if p.requires_grad),
@@ -82,9 +82,9 @@ def count_parameters(
 # %% ../nbs/01_models.ipynb #ce61b52b
 @contextmanager
 def eval_mode(
-    model:nn.Module, # changed while the body runs
+    model:nn.Module, # changed inside the `with` block
 ):
-    "Put every module in eval mode, and back in the mode it had (a frozen BatchNorm differs from the rest)"
+    "Put every module in eval mode, then back in its own previous mode (a frozen BatchNorm differs from the rest)"
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try: yield
@@ -101,7 +101,7 @@ def multiply_adds(
     in_channels:int=3, # channels of the image
     image_size:int=32, # side of the image in pixels
 )->int: # of convolutions and matrix products
-    "Count the multiply-adds of one image going forward through `model`"
+    "Count the multiply-adds of a forward pass of `model` with one image"
     p = next(model.parameters())
     x = torch.zeros(1, in_channels, image_size, image_size, device=p.device, dtype=p.dtype)
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -152,7 +152,7 @@ def conv_relu(
 def conv_blocks(
     in_channels:int, # channels of the image
     widths:tuple, # filters of each block
-    layer:Callable=conv_relu_norm, # `layer(ni, nf)` makes one convolution with what follows it
+    layer:Callable=conv_relu_norm, # `layer(ni, nf)` builds a convolution with its activation and normalization
     depth:int=1, # convolutions in a block
     dropout:tuple=(), # after each block's pool; blocks beyond its end have none
 )->nn.Sequential: # (N, in_channels, H, W) -> (N, widths[-1], H / 2**len(widths), W / 2**len(widths))
@@ -172,7 +172,7 @@ def dense_head(
     first_dropout:float=0., # before the first hidden layer
     pool:bool=False, # average each feature map to one number, instead of flattening
 )->nn.Sequential: # (N, C, H, W) -> (N, n_out)
-    "Dense layers with ReLU, then one score a class"
+    "Dense layers with ReLU, then one score per class"
     drop = lambda p: [nn.Dropout(p)] if p else []
     layers = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if pool else [nn.Flatten()]
     layers += drop(first_dropout)
@@ -192,11 +192,11 @@ def _flat(width, image_size, pools):
 
 # %% ../nbs/01_models.ipynb #b2a981bb
 class PatchWhitening(nn.Module):
-    "A fixed convolution with outputs that are uncorrelated and of equal size, each with its negative, and an activation"
+    "A fixed convolution whose outputs are uncorrelated with equal variance, and their negatives, then an activation"
     def __init__(self,
         in_channels:int=3, # channels of the image
         patch_size:int=2, # side of a patch in pixels
-        bias:bool=False, # train an offset for each output
+        bias:bool=False, # add a trainable bias to each output
         act:Callable=F.relu, # activation
     ):
         super().__init__()
@@ -210,10 +210,10 @@ class PatchWhitening(nn.Module):
 
     @torch.no_grad()
     def fit(self,
-        images:Tensor, # (N, C, H, W), normalized, not augmented; some hundreds are enough
-        eps:float=5e-4, # keeps directions in which there is next to nothing from being blown up
+        images:Tensor, # (N, C, H, W), normalized, not augmented; a few hundred are enough
+        eps:float=5e-4, # added to the variances, so that components of almost no variance are not amplified
     )->None:
-        "Set the filters from the patches of `images`"
+        "Compute the whitening filters from the patches of `images`"
         total,n = 0,0
         pixels_an_image = images.shape[-2]*images.shape[-1]
         for some in images.split(max(1, 2**21//pixels_an_image)): # all patches of large images would not fit into memory
@@ -230,17 +230,17 @@ def conv_block(
     nf:int, # filters
     stride:int=1, # 2 halves the resolution
     pool:bool=False, # halve it with a 2x2 max-pool after the convolution
-    norm:Callable=nn.BatchNorm2d, # `norm(nf)` makes the normalization
-    act:Callable|None=None, # `act()` makes the activation; None: ReLU
+    norm:Callable=nn.BatchNorm2d, # `norm(nf)` builds the normalization layer
+    act:Callable|None=None, # `act()` builds the activation; None: ReLU
 )->nn.Sequential: # (N, ni, H, W) -> (N, nf, H / 2, W / 2), or (N, nf, H, W) without stride and pool
-    "3x3 convolution without bias, pool if wanted, BatchNorm, ReLU"
+    "3x3 convolution without bias, optional max-pool, BatchNorm, ReLU"
     conv = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:ni])
     return nn.Sequential(conv, *([nn.MaxPool2d(2)] if pool else []), norm(nf), act() if act else nn.ReLU(inplace=True))
 
 # %% ../nbs/01_models.ipynb #ea9b9e49
 class Residual(nn.Module):
-    "`x` plus what `depth` convolutions make of it"
+    "Residual block: `x` plus a branch of `depth` convolutions"
     def __init__(self,
         nf:int, # channels, in and out
         depth:int, # convolutions in the branch
@@ -269,7 +269,7 @@ def whitened_cnn(
     in_channels:int, # channels of the image
     image_size:int, # side of the images in pixels, 8 at least
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
-    "Build a network of `small_cnn`'s kind: a whitening stem and eight convolutions, little work at full resolution"
+    "Build a network like `small_cnn`: a whitening stem and eight convolutions, little computation at full resolution"
     _flat(widths[-1], image_size, 3)
     stem,(a,b,c) = PatchWhitening(in_channels),widths
     body = nn.Sequential(OrderedDict(
@@ -289,18 +289,18 @@ def small_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 # %% ../nbs/01_models.ipynb #022c87e0
 @register_model
 def tiny_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "The same, a third narrower (32, 64, 128), at under half the work; 480 thousand parameters"
+    "`small_cnn`, a third narrower (32, 64, 128): under half the computation; 480 thousand parameters"
     return whitened_cnn((32, 64, 128), n_out, in_channels, image_size)
 
 # %% ../nbs/01_models.ipynb #f17e2dc0
 @register_model
 def medium_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "The same, a third wider (64, 128, 256); 1.9 million parameters"
+    "`small_cnn`, a third wider (64, 128, 256); 1.9 million parameters"
     return whitened_cnn((64, 128, 256), n_out, in_channels, image_size)
 
 # %% ../nbs/01_models.ipynb #58c2f7a0
 class OffsetNorm(nn.BatchNorm2d):
-    "BatchNorm that learns an offset and no factor, and whose running statistics are mostly those of the last few batches"
+    "BatchNorm with a learned bias but no learned scale; the last few batches dominate its running statistics"
     def __init__(self,
         nf:int, # channels
     ):
@@ -312,11 +312,11 @@ class OffsetNorm(nn.BatchNorm2d):
 def airbench(
     widths:tuple, # filters of each stage
     depth:int, # convolutions in a stage
-    residual:bool, # all but the first convolution of a stage add to what comes in
+    residual:bool, # all but the first convolution of a stage form a residual branch
     n_out:int, # classes
     in_channels:int, # channels of the image
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
-    "Build a network of airbench's kind"
+    "Build an airbench network"
     stem = PatchWhitening(in_channels, bias=True, act=F.gelu)
     kind = dict(norm=OffsetNorm, act=nn.GELU)
     body = OrderedDict(stem=stem)
@@ -329,7 +329,7 @@ def airbench(
 # %% ../nbs/01_models.ipynb #37515aea
 @register_model
 def airbench94(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 parameters to train (airbench)"
+    "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 trainable parameters (airbench)"
     _flat(256, image_size, 4)
     return airbench((64, 256, 256), 2, False, n_out, in_channels)
 
@@ -343,7 +343,7 @@ def airbench95(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 # %% ../nbs/01_models.ipynb #b714cca4
 @register_model
 def airbench96(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
-    "Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; where its shortcuts lie is our reading)"
+    "Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; the placement of its shortcuts is our interpretation)"
     _flat(512, image_size, 4)
     return airbench((128, 384, 512), 3, True, n_out, in_channels)
 
@@ -370,7 +370,7 @@ def wide_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 
 # %% ../nbs/01_models.ipynb #ab1fb34c
 class ImageShortcutStage(nn.Module):
-    "Convolutions + 1x1(previous stage) + 1x1(shrunken image), then BatchNorm and pool; the image is carried along"
+    "Convolutions + 1x1(previous stage) + 1x1(downsampled image), then BatchNorm and pool; also returns the image"
     def __init__(self,
         ni:int, # channels of the previous stage's output; 0 in the first stage, which has only the image
         nf:int, # filters
@@ -467,8 +467,8 @@ def ladder_7(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 def model_table(
     pattern:str='*', # shell-style pattern of names
     image_size:int=32, # side of the images in pixels
-)->pd.DataFrame: # a row a model: parameters as Keras counts them, and multiply-adds of one image
-    "What the registered networks cost"
+)->pd.DataFrame: # one row per model: parameters as Keras counts them, and multiply-adds per image
+    "The parameters and multiply-adds of the registered networks"
     rows = []
     for name in list_models(pattern):
         m = create_model(name, image_size=image_size)

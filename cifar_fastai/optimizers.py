@@ -1,4 +1,4 @@
-"""Nesterov's SGD and Muon, as fastai optimizers that step through all parameters of a group at once
+"""SGD with Nesterov momentum, and Muon: fastai optimizers that update all parameters of a group at once
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/optimizers.html.md"""
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/00_optimizers.ipynb #a2d56f37
 class GroupOptimizer(Optimizer):
-    "fastai's `Optimizer`, for functions that take all parameters of a group at once: a few kernels for all of them"
+    "fastai's `Optimizer`, with step functions that update all parameters of a group at once, in a few GPU kernels"
     @torch.no_grad()
     def step(self, closure=None):
         if closure is not None: return super().step(closure) # which takes none, and says so
@@ -35,22 +35,22 @@ def _decayed(params, states): # fastai says no for biases and norms
     return [p for p,s in zip(params, states) if s.get('do_wd', True)]
 
 def add_l2_gradients(
-    params, # parameters that have gradients, which are changed in place
-    states, # a dictionary for each
+    params, # parameters with gradients; the gradients are changed in place
+    states, # the optimizer state of each, a dictionary
     wd, # weight decay
-    **kwargs, # what others use
+    **kwargs, # hyperparameters of other step functions
 )->None:
     "Add `wd` times each weight to its gradient"
     if wd and (decayed := _decayed(params, states)): torch._foreach_add_(_grads(decayed), decayed, alpha=wd)
 
 # %% ../nbs/00_optimizers.ipynb #edf6c6f5
 def sum_gradients(
-    params, # parameters that have gradients
-    states, # a dictionary for each, whose 'grad_avg' is the running sum
-    mom, # what a sum is multiplied by at each step
-    **kwargs, # what others use
+    params, # parameters with gradients
+    states, # the optimizer state of each, a dictionary; its 'grad_avg' is the running sum
+    mom, # momentum, by which the sum is multiplied at each step
+    **kwargs, # hyperparameters of other step functions
 )->None:
-    "Keep a running sum of the gradients"
+    "Update the running sums of the gradients, decayed by the momentum"
     for p,s in zip(params, states):
         if 'grad_avg' not in s: s['grad_avg'] = torch.zeros_like(p.grad)
     sums = [s['grad_avg'] for s in states]
@@ -59,14 +59,14 @@ def sum_gradients(
 
 # %% ../nbs/00_optimizers.ipynb #f2c03db4
 def nesterov_steps(
-    params, # parameters that have gradients; changed in place
-    states, # a dictionary for each, of `sum_gradients`
+    params, # parameters with gradients; changed in place
+    states, # the optimizer state of each, as `sum_gradients` updates it
     lr, # learning rate
     mom, # momentum
-    bias_lr_mult=1., # the rate of biases and norms, as a multiple of `lr`
-    **kwargs, # what others use
+    bias_lr_mult=1., # learning rate of biases and norms, as a multiple of `lr`
+    **kwargs, # hyperparameters of other step functions
 )->None:
-    "Move parameters along their gradients and `mom` times the running sums"
+    "Step against the gradients plus `mom` times their running sums"
     for is_bias,rate in (False, lr), (True, lr*bias_lr_mult):
         moved = [(p, p.grad, s['grad_avg']) for p,s in zip(params, states) if (p.ndim < 2) == is_bias]
         if not moved: continue
@@ -76,11 +76,11 @@ def nesterov_steps(
 
 # %% ../nbs/00_optimizers.ipynb #41211a2e
 def nesterov_sgd(
-    params, # parameters, or lists of them, one a group
+    params, # parameters, or lists of them, one per parameter group
     lr:float, # learning rate
     mom:float=.9, # momentum
     wd:float=0., # weight decay as an L2 gradient: `wd * p` is added to the gradient
-    bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of `lr`
+    bias_lr_mult:float=1., # learning rate of biases and norms, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "SGD with Nesterov momentum; the same steps as `torch.optim.SGD(nesterov=True)`"
     steps = partial(nesterov_steps, bias_lr_mult=bias_lr_mult)
@@ -89,10 +89,10 @@ def nesterov_sgd(
 # %% ../nbs/00_optimizers.ipynb #1d7f9a35
 def orthogonalize(
     m:Tensor, # (rows, columns), or several of them: (N, rows, columns)
-    steps:int=5, # of the iteration, at least 1
+    steps:int=5, # number of iterations, at least 1
     low_precision:bool|None=None, # compute in bfloat16; None: on CUDA only
-)->Tensor: # of the same shape; singular values from about .68 to 1.2, but where those of `m` are below 1/600 of its norm
-    "Make all directions of a matrix about equally long, by a Newton-Schulz iteration"
+)->Tensor: # same shape; singular values from about .68 to 1.2, except where those of `m` are below 1/600 of its norm
+    "Set all singular values of a matrix to about 1, by Newton-Schulz iteration"
     a,b,c = 3.4445,-4.7750,2.0315 # Jordan's: they make small values grow fastest
     if low_precision is None: low_precision = m.is_cuda
     x = (m.mT if m.shape[-2] > m.shape[-1] else m).reshape(-1, *sorted(m.shape[-2:])).float()
@@ -116,30 +116,30 @@ def orthogonalize(
 # %% ../nbs/00_optimizers.ipynb #90ab3e6d
 def decoupled_weight_decay(
     params, # parameters; changed in place
-    states, # a dictionary for each
+    states, # the optimizer state of each, a dictionary
     lr, # learning rate
     wd, # weight decay
-    **kwargs, # what others use
+    **kwargs, # hyperparameters of other step functions
 )->None:
     "Multiply each weight by `1 - lr*wd`"
     if wd and (decayed := _decayed(params, states)): torch._foreach_mul_(decayed, 1 - lr*wd)
 
 # %% ../nbs/00_optimizers.ipynb #ee1021dd
 def _padded(matrices): # -> (N, rows, columns)
-    "Matrices as one tensor, with zeros below and to the right, which stay zeros when it is made orthogonal"
+    "Matrices as one tensor, zero-padded below and to the right; orthogonalization keeps the zeros"
     rows,columns = (max(m.shape[d] for m in matrices) for d in (0, 1))
     return torch.stack([F.pad(m, (0, columns - m.shape[1], 0, rows - m.shape[0])) for m in matrices])
 
 def muon_steps(
-    params, # parameters that have gradients; changed in place
-    states, # a dictionary for each, of `sum_gradients`
+    params, # parameters with gradients; changed in place
+    states, # the optimizer state of each, as `sum_gradients` updates it
     lr, # learning rate
     mom, # momentum
-    sgd_lr_mult=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
-    bias_lr_mult=1., # the rate of biases and norms, as a multiple of that
-    **kwargs, # what others use
+    sgd_lr_mult=1., # learning rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr_mult=1., # learning rate of biases and norms, as a multiple of that
+    **kwargs, # hyperparameters of other step functions
 )->None:
-    "Move filters along their orthogonalized Nesterov momentum, and what is no filter as `nesterov_steps` does"
+    "Update filters by their orthogonalized Nesterov momentum, and all other parameters as `nesterov_steps` does"
     filters,rest = [],[]
     for p,s in zip(params, states): (rest if p.ndim < 4 else filters).append((p, s))
     if rest: nesterov_steps(*zip(*rest), lr*sgd_lr_mult, mom, bias_lr_mult)
@@ -153,12 +153,12 @@ def muon_steps(
 
 # %% ../nbs/00_optimizers.ipynb #cc91d233
 def muon(
-    params, # parameters, or lists of them, one a group
+    params, # parameters, or lists of them, one per parameter group
     lr:float, # learning rate
     mom:float=.95, # momentum
     wd:float=0., # weight decay, decoupled: weights shrink by `lr * wd` at each step
-    sgd_lr_mult:float=1., # the rate of biases, norms and dense layers, as a multiple of `lr`
-    bias_lr_mult:float=1., # the rate of biases and norms, as a multiple of that
+    sgd_lr_mult:float=1., # learning rate of biases, norms and dense layers, as a multiple of `lr`
+    bias_lr_mult:float=1., # learning rate of biases and norms, as a multiple of that
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
     steps = partial(muon_steps, sgd_lr_mult=sgd_lr_mult, bias_lr_mult=bias_lr_mult)

@@ -115,7 +115,7 @@ def test_unknown_model_names_the_nearest():
 
 @pytest.mark.parametrize('kwargs', [dict(n_out=0), dict(n_out=2.5), dict(in_channels=0), dict(image_size=-1), dict(image_size='32')])
 def test_bad_numbers(kwargs):
-    with pytest.raises(ValueError, match=f'{next(iter(kwargs))} must be a whole number of at least 1, got'): create_model('wide_cnn', **kwargs)
+    with pytest.raises(ValueError, match=f'{next(iter(kwargs))} must be a positive integer, got'): create_model('wide_cnn', **kwargs)
 
 def test_images_too_small():
     with pytest.raises(ValueError, match='image_size 16 is too small.*at least 32'): create_model('residual_cnn', image_size=16)
