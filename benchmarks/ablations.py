@@ -1,8 +1,9 @@
-"""What each trick of a speed recipe buys: `python benchmarks/ablations.py small_cnn --seeds 2`
+"""What each trick of a fast recipe adds: `python benchmarks/ablations.py small_cnn --seeds 2`
 
-The recipe with several numbers of epochs, and without each of its tricks at its own number. Accuracies are those of a tenth of the training
-images, kept for validation; the test images are not read. A row for each goes to benchmarks/results/ablations.csv: means over the seeds of
-accuracy, plain and with test-time augmentation, and of the processor's seconds. The same call again goes on where it was stopped, and two at a time share the work."""
+Trains the recipe with several numbers of epochs, and at its own number without each of its tricks. Accuracies are on a tenth of the
+training images, held out for validation; the test images are not read. Each variant gets a row in benchmarks/results/ablations.csv: means
+over the seeds of accuracy, with and without test-time augmentation, and of CPU seconds. The same call again continues where it was
+stopped, and two calls at a time share the work."""
 import argparse
 import json
 import shlex
@@ -23,26 +24,26 @@ from cifar_fastai.training import load_run, reuse_memory
 from side_by_side import check_machine, commit, count, gpu_name, machine, read_rows, results, run_script, write_rows
 
 def small_cnn_trained_stem(n_out=10, in_channels=3, image_size=32):
-    "`small_cnn` with a first layer that is trained, in the place of the whitening one"
+    "`small_cnn` with a trained first layer instead of the whitening one"
     model = create_model('small_cnn', n_out, in_channels, image_size)
     model.body.stem = nn.Sequential(nn.Conv2d(in_channels, len(model.body.stem.filters), 2, bias=False), nn.ReLU(inplace=True))
     return model
 
 def small_cnn_random_filters(n_out=10, in_channels=3, image_size=32):
-    "`small_cnn` with filters that begin as PyTorch's do, and not as partial identities"
+    "`small_cnn` with PyTorch's initialization of filters instead of partial identities"
     model = create_model('small_cnn', n_out, in_channels, image_size)
     for m in model.modules():
         if isinstance(m, nn.Conv2d): m.reset_parameters()
     return model
 
 as_small_cnn = get_recipe('small_cnn_one_cycle')
-tricks = dict( # what a recipe is without each
+tricks = dict( # changes that remove each
     whitening=dict(model='small_cnn_trained_stem'), identities=dict(model='small_cnn_random_filters'),
     muon=dict(optimizer='sgd', lr=as_small_cnn.stages[0].lr, wd=as_small_cnn.wd, moms=as_small_cnn.stages[0].moms),
     growing_images=dict(progressive_resizing=()), alternating_flips=dict(augment='flip_crop'), averaging=dict(lookahead=0), label_smoothing=dict(label_smoothing=0.), bfloat16=dict(mixed_precision=False))
 
 def variants(recipe, epochs):
-    "{(trick left out, epochs): recipe}; the two that are in the network can be left out of `small_cnn` only"
+    "{(trick left out, epochs): recipe}; the two in the network can be left out of `small_cnn` only"
     whole = {('', n): recipe.change(name=f'{recipe.name}_{n}_epochs', epochs=n) for n in epochs}
     left_out = {name: change for name,change in tricks.items() if recipe.model == 'small_cnn' or 'model' not in change}
     if 'alternating_flips' in left_out: left_out['alternating_flips'] = dict(augment=recipe.augment.removeprefix('alternating_'))
@@ -59,7 +60,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipe', help='one with a single stage')
     parser.add_argument('--seeds', type=count, default=2, metavar='N', help='seeds 0 to N-1 (default: 2)')
-    parser.add_argument('--epochs', type=count, nargs='+', metavar='N', help='numbers of epochs of the whole recipe (default: 2, and up to its own)')
+    parser.add_argument('--epochs', type=count, nargs='+', metavar='N', help='numbers of epochs of the full recipe (default: 2, and up to its own)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--limit', type=count, metavar='N', help='train on so many images only')
     parser.add_argument('--out', default='runs/ablations', metavar='FOLDER', help='of the run folders (default: runs/ablations)')

@@ -1,8 +1,8 @@
-"""What it brings that learners keep freed memory for the next step: `python benchmarks/allocator.py small_cnn_one_cycle ladder_0 ladder_2`
+"""What a learner gains from keeping freed memory for the next step: `python benchmarks/allocator.py small_cnn_one_cycle ladder_0 ladder_2`
 
-Training steps of a recipe's network on random images, on the CPU, with and without `training.reuse_memory`, each side in a process of its
-own, in turns, three times. A row for each recipe goes to benchmarks/results/allocator.csv: medians of the milliseconds a step and of the
-peak of the process's memory in MiB."""
+Runs training steps of a recipe's network on random images, on the CPU, with and without `training.reuse_memory`. Each side runs in its own
+process, in turns, three times. Each recipe gets a row in benchmarks/results/allocator.csv: median milliseconds per step, and median peak
+memory of the process in MiB."""
 import argparse
 import json
 import os

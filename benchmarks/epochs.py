@@ -1,10 +1,11 @@
 """How long recipes take on this machine, side by side: `python benchmarks/epochs.py`
 
-A whole run of a reference project's recipe takes up to an hour, and machines differ, so recipes are compared by what their epochs take in one
-call: each is trained on a part of the images, one epoch of every stage, in turns with the others, three times, and its epochs are multiplied.
-Training and validation are timed apart, and counted for as many images as the whole recipe has. `airbench94_sgd` is the peer: airbench's
-network under its own settings, 9.9 epochs in batches of 1,024 and in 32-bit floats, in our Learner. A row for each recipe goes to
-benchmarks/results/epochs.csv, in the place of an older one of such a machine: the median, the least and the most of the seconds of a whole run."""
+A full run of a reference project's recipe takes up to an hour, and machines differ, so one call compares recipes by the time of their
+epochs. Each recipe is trained on part of the images, one epoch of every stage, in turns with the others, three times, and the times are
+multiplied by the number of epochs. Training and validation are timed separately and scaled to the images of the full recipe. The state of
+the art is `airbench94_sgd`: airbench's network with its own settings, 9.9 epochs, batch size 1,024 and 32-bit floats, in our Learner. Each
+recipe gets a row in benchmarks/results/epochs.csv with the median, minimum and maximum seconds of a full run. It replaces an older row of
+such a machine."""
 import argparse
 import shlex
 import statistics
@@ -26,13 +27,13 @@ from steps import wait
 
 reference = 'three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', *(f'ladder_{n}' for n in (0, 1, 2, 3, 4, 7))
 ours = 'tiny_cnn', 'small_cnn_quick', 'small_cnn', 'airbench94_long', 'small_cnn_one_cycle'
-airbench94_sgd = get_recipe('speedrun_94').change( # airbench's rates are for a sum of losses; these are for their mean, its schedule's shape is fastai's
+airbench94_sgd = get_recipe('speedrun_94').change( # airbench's learning rates are for a sum of losses, these for their mean; the shape of the schedule is fastai's
     name='airbench94_sgd', bs=1024, optimizer='sgd', lr=1.5, bias_lr_mult=64., wd=1.33e-3, moms=(.85, .85, .85), pct_start=.23, div=5., div_final=14., lookahead=5,
     mixed_precision=False, compile=False)
 peer_epochs = 9.9
 
 class Clock(Callback):
-    "For each fit of one epoch: seconds an image in training, and in the validation after it"
+    "For each fit of one epoch: seconds per image in training, and in the validation after it"
     order = 90 # after all others
     def __init__(self): self.fits = []
     def _begin(self): self.n,self.start = 0,self._now()
@@ -49,7 +50,7 @@ class Clock(Callback):
     def after_batch(self): self.n += len(self.yb[0])
 
 def numbers(recipe, data):
-    "Of images that the whole recipe trains on, and validates with"
+    "Numbers of images that the full recipe trains and validates on"
     valid = recipe.valid if isinstance(recipe.valid, int) else data.n_test if recipe.valid == 'test' else round(recipe.valid*data.n_train)
     return data.n_train - (0 if recipe.valid == 'test' else valid), valid
 
@@ -59,7 +60,7 @@ def part(recipe, data, device, seconds):
     return min(batches*recipe.bs, int(.8*data.n_train))
 
 def seconds_of_epochs(recipe, data, device, limit):
-    "Seconds of an epoch of each stage of the whole recipe"
+    "Seconds per epoch of each stage of the full recipe"
     n_train,n_valid = numbers(recipe, data)
     with tempfile.TemporaryDirectory() as folder:
         train(recipe.shorten(1).change(valid=max(limit//5, len(data.classes))), source=data.path, run_dir=Path(folder)/'run', limit=limit, device=device, cbs=[clock := Clock()])
@@ -67,7 +68,7 @@ def seconds_of_epochs(recipe, data, device, limit):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('recipes', nargs='*', help='names, or patterns (default: the reference projects that begin from nothing, our own, and airbench94_sgd)')
+    parser.add_argument('recipes', nargs='*', help='names, or patterns (default: recipes of the reference projects that train from scratch, our own, and airbench94_sgd)')
     parser.add_argument('--seconds', type=float, default=6., metavar='S', help='of training in each stage, about (default: 6)')
     parser.add_argument('--runs', type=count, default=3, metavar='N', help='turns (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')

@@ -1,11 +1,10 @@
-"""Five questions that both can answer, asked of fastai's interpretation class and of an `Evaluation`: `python benchmarks/interpretation.py runs/small_cnn-seed0`
+"""The same five questions for fastai's interpretation class and for an `Evaluation`: `python benchmarks/interpretation.py runs/small_cnn-seed0`
 
-Accuracy, confusion matrix, most confused pairs, a report of each class and the top losses of the test images, whose pixels are in memory
-already; and, as a third side, the whole page of `write_report`, which answers these five and a dozen more (Grad-CAM, corruptions, features,
-calibration on the validation images) and reads its images itself. A fourth side is all numbers and tables of an Evaluation and of a
-comparison, after the pass. Each side runs in a process of its own, in turns, three times. A row goes to
-benchmarks/results/interpretation.csv: medians of the seconds, passes of the network over the images, and by how many MiB the peak of the
-process's memory grew."""
+Accuracy, confusion matrix, most confused pairs, a report of each class and the top losses of the test images, which are already in memory.
+A third side is the full page of `write_report`, which answers these five and a dozen more (Grad-CAM, corruptions, features, calibration on
+the validation images) and reads its images itself. A fourth side is all numbers and tables of an Evaluation and of a comparison, after the
+pass. Each side runs in its own process, in turns, three times. A row in benchmarks/results/interpretation.csv has medians of the seconds,
+of the passes of the network over the images, and of the growth of the process's peak memory in MiB."""
 import argparse
 import io
 import json

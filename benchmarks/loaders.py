@@ -1,8 +1,8 @@
-"""Images per second of the loaders, without any training: `python benchmarks/loaders.py`
+"""Images per second of the loaders, without training: `python benchmarks/loaders.py`
 
-fastai's file pipeline, which decodes each image again in every epoch, without and with two worker processes, and images in memory under
-each augmentation. Each in a process of its own, in turns, three times; what a loader does once (reading, starting workers) is not counted.
-A row for each goes to benchmarks/results/loaders.csv: the median, the slowest and the fastest, and the ratio to the file pipeline with two
+fastai's file pipeline, which decodes each image again in every epoch, with and without two worker processes, and images in memory with
+each augmentation. Each runs in its own process, in turns, three times. One-time work of a loader (reading, starting workers) does not
+count. Each gets a row in benchmarks/results/loaders.csv: the median, minimum and maximum, and the ratio to the file pipeline with two
 workers."""
 import argparse
 import json
@@ -38,7 +38,7 @@ def measure(args, workers, augment):
     dls = cifar10_dataloaders(args.data, bs=args.bs, augment=augment, in_memory=in_memory, num_workers=0 if in_memory else int(workers), device=args.device)
     if in_memory:
         for dl in dls:
-            for _ in dl: pass # reads what is not known yet
+            for _ in dl: pass # reads what is not cached yet
         dls.train.one_batch()
     return rate(dls.train, args.seconds)
 
@@ -47,7 +47,7 @@ def main():
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--bs', type=count, default=512, help='images in a batch (default: 512)')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--seconds', type=float, default=5, help='at least so long each time (default: 5)')
+    parser.add_argument('--seconds', type=float, default=5, help='minimum time of each measurement (default: 5)')
     parser.add_argument('--augment', nargs='+', choices=list_augmentations(), default=list_augmentations(), metavar='NAME', help='default: all')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,8 +1,9 @@
-"""The peer: a network of ours, trained with nothing but fastai's own parts: `python benchmarks/plain_fastai.py small_cnn --epochs 9`
+"""The baseline: one of our networks, trained with fastai's own parts only: `python benchmarks/plain_fastai.py small_cnn --epochs 9`
 
-Images are read from files, by worker processes, in every epoch; padding by reflection, random crop and flip; fastai's random split, its
-optimizer and its `fit_one_cycle`. Whitening filters are those that a recipe computes, since they are part of the network. The run goes to
-benchmarks/results/training.csv and curves.csv as plain_fastai, to be put beside the recipe of the same network. The test images are not read."""
+Worker processes read the images from files in every epoch, with reflection padding, random crop and flip. The random split, the optimizer
+and `fit_one_cycle` are fastai's. Whitening filters are fitted as in a recipe, since they are part of the network. The run is recorded in
+benchmarks/results/training.csv and curves.csv as plain_fastai, for comparison with the recipe of the same network. The test images are not
+read."""
 import argparse
 import time
 
@@ -25,7 +26,7 @@ import record_run
 import side_by_side
 
 class Curve(Callback):
-    "Seconds and figures of each epoch"
+    "Seconds, losses and accuracy of each epoch"
     order = 51 # after fastai's Recorder
     def before_fit(self): self.start,self.epochs = time.perf_counter(),[]
     def after_epoch(self):
@@ -42,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', help='one of `cifar-fastai models`')
     parser.add_argument('--epochs', type=side_by_side.count, default=9, metavar='N')
-    parser.add_argument('--lr', type=float, default=3e-3, metavar='X', help="the highest of the cycle; fastai's optimizer is AdamW (default: 0.003)")
+    parser.add_argument('--lr', type=float, default=3e-3, metavar='X', help="the maximum learning rate of the cycle; fastai's optimizer is AdamW (default: 0.003)")
     parser.add_argument('--bs', type=side_by_side.count, default=64, metavar='N', help="fastai's default is 64")
     parser.add_argument('--workers', type=int, metavar='N', help='default: one for each core')
     parser.add_argument('--seed', type=int, default=0, metavar='N')

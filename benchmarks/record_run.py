@@ -1,8 +1,8 @@
-"""A row of benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
+"""A row in benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
 
-The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one; if it was with test-time
-augmentation too, the row has both. What each of its stages came to goes to stages.csv, and each epoch of a whole run to curves.csv. A run
-that has rows already gets them anew, in the same place."""
+The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one. If it was also evaluated
+with test-time augmentation, the row has both. The results of each stage go to stages.csv, and each epoch of a full run goes to curves.csv;
+`recipe`, `seed` and `started` join them with training.csv, which has the commit. If a run already has rows, they are replaced in place."""
 import argparse
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def training_row(folder):
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'], **commit(run['started']))
 
 def stage_rows(folder):
-    "What each stage of a run came to: the training loss of its first and of its last epoch, and the figures of the last"
+    "The results of each stage: the training loss of its first and last epoch, and the validation results of the last"
     run,recipe,_ = read(folder)
     for stage,epochs in Run(folder).history.groupby('stage'):
         last = epochs.iloc[-1]
@@ -47,7 +47,7 @@ def stage_rows(folder):
                    first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
 
 def curve_rows(folder):
-    "Each epoch of a run: seconds since it began, and the figures"
+    "Each epoch of a run: seconds since the start, losses and accuracy"
     run,recipe,_ = read(folder)
     if recipe['name'].endswith('_short'): return
     for epoch in Run(folder).history.itertuples():
@@ -56,7 +56,7 @@ def curve_rows(folder):
                    valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
 
 def add(path, rows):
-    "Put rows into a CSV file, in place of its rows of the same runs, whose commit stays"
+    "Put rows into a CSV file, replacing its rows of the same runs but keeping their commit"
     groups,new = {},{}
     for known,several in ((groups, read_rows(path)), (new, rows)):
         for r in several: known.setdefault((r['recipe'], str(r['seed']), r['started']), []).append(r)

@@ -1,8 +1,8 @@
-"""Trains recipes over seeds, with a row a run in benchmarks/results/training.csv: `python benchmarks/reproduce.py 'ladder_[0-4]' wide_cnn --seeds 3`
+"""Train recipes over seeds, with one row per run in benchmarks/results/training.csv: `python benchmarks/reproduce.py 'ladder_[0-4]' wide_cnn --seeds 3`
 
-Each run is evaluated on the test images once, when it is finished. The same call again goes on where it was stopped. `--budget 5` shortens
-each run to about five minutes on this machine, going through every stage: fewer epochs, and if two for each stage are still too many, fewer
-images, to validate with too. Such runs are called ..._short, say how many images and epochs they had, and leave the test images alone."""
+Each finished run is evaluated on the test images once. The same call again continues where it was stopped. `--budget 5` shortens each run
+to about five minutes on this machine, with every stage: fewer epochs, and if two per stage are still too many, fewer images, for
+validation too. Such runs are called ..._short, record their number of images and epochs, and do not use the test images."""
 import argparse
 import time
 from pathlib import Path
@@ -49,7 +49,7 @@ def begun(out, name, axes):
         if all(getattr(recipe, k) == v for k,v in axes.items()): return recipe,run.info['data']['limit']
 
 def run(recipe, seeds, out, data, device, tta=None, limit=None, axes=None):
-    "Train a recipe over seeds, evaluate it on the test images and write the rows: the table of runs"
+    "Train a recipe over seeds, evaluate it on the test images and write the rows; return the table of runs"
     test = bool(data.n_test) and not recipe.name.endswith('_short')
     print(f'{recipe.name}: {recipe.epochs} epochs of {limit or "all"} images, {seeds} seeds')
     runs = run_grid(recipe, seeds, out, source=data.path, limit=limit, device=device, test=test and (tta or True), **(axes or {}))
@@ -66,14 +66,14 @@ def main():
     parser.add_argument('--seeds', type=count, default=3, metavar='N', help='seeds 0 to N-1 (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
     parser.add_argument('--out', default='runs/reproduce', metavar='FOLDER', help='of the run folders (default: runs/reproduce)')
-    parser.add_argument('--weights', metavar='NAME|FILE|RUN', help='what fine-tuned networks begin with, instead of what their recipe says')
-    parser.add_argument('--image-size', type=count, metavar='N', help='side in pixels, instead of what the recipe says')
+    parser.add_argument('--weights', metavar='NAME|FILE|RUN', help='initial weights of fine-tuned networks, instead of those of their recipe')
+    parser.add_argument('--image-size', type=count, metavar='N', help='side in pixels, instead of that of the recipe')
     parser.add_argument('--tta', metavar='NAME', help='evaluate on the test images a second time, with this test-time augmentation: flip, flip_shift or fastai')
     parser.add_argument('--budget', type=float, metavar='MINUTES', help='shorten each run to about so many minutes')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     out,data = Path(args.out),describe_data(find_data(args.data))
-    if args.tta: tta_views(args.tta)  # a wrong name is told now
+    if args.tta: tta_views(args.tta)  # refuses a wrong name now
     if args.device == 'cpu': reuse_memory()  # as training does
     for name in matching(args.recipes):
         whole,limit = get_recipe(name),None

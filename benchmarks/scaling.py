@@ -1,9 +1,9 @@
-"""What becomes of speed and memory with larger batches and with more images: `python benchmarks/scaling.py small_cnn_one_cycle`
+"""How speed and memory scale with the batch size and the number of images: `python benchmarks/scaling.py small_cnn_one_cycle`
 
-Each size in a process of its own, in turns, three times. Batch sizes: training steps, on images in memory. Numbers of images: the loader
-alone, over data sets made of the same files again and again; the seconds until its first batch is there count from an empty cache on disk
-(the first time) and from a filled one (the others). A row for each size goes to benchmarks/results/scaling.csv: medians of images per
-second, of those seconds, and of the peak of the process's memory, or of the accelerator's, in MiB."""
+Each size runs in its own process, in turns, three times. Batch sizes: training steps, on images in memory. Numbers of images: the loader
+alone, on data sets that repeat the same files; the seconds until its first batch are with an empty cache on disk (the first run) and with a
+filled one (the others). Each size gets a row in benchmarks/results/scaling.csv: medians of images per second, of those seconds, and of the
+peak memory of the process, or of the accelerator, in MiB."""
 import argparse
 import json
 import os

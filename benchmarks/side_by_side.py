@@ -1,4 +1,5 @@
-"""What the benchmarks share: command lines, and how two ways of doing the same are compared, each side in a process of its own, in turns, with a row of medians."""
+"""Shared by the benchmarks: command lines, comparisons in which each side runs in its own process, in turns, and rows of results with their
+machine, versions and commit. README.md describes the columns; a `~` in front of a commit means that it was derived afterwards."""
 import argparse
 import csv
 import json
@@ -6,7 +7,6 @@ import os
 import statistics
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ def count(text):
     return n
 
 def run_script(main):
-    "Call `main`; names and paths that are wrong are told in a line, and so is what a side told already"
+    "Call `main`; wrong names and paths exit with one line, and so does a side that failed and has said why"
     try: main()
     except (UnknownNameError, FileNotFoundError) as e: raise SystemExit(f'{Path(sys.argv[0]).name}: {e}') from None
     except subprocess.CalledProcessError as e: raise SystemExit(e.returncode) from None
@@ -40,13 +40,13 @@ def in_turns(script, args, sides, runs=3):
     return measured
 
 def medians(measured, *keys):
-    "{side}_{key}: the median of a figure over the runs"
+    "{side}_{key}: the median over the runs"
     return {f'{side}_{key}': round(statistics.median(o[key] for o in runs), 2) for key in keys for side, runs in measured.items()}
 
 def gpu_name(device): return torch.cuda.get_device_name(device) if device.startswith('cuda') else ''
 
 def machine(run=None):
-    "What the figures depend on, besides the code: here and now, or by the run.json of a run"
+    "What the numbers depend on besides the code: of this process, or from the run.json of a run"
     about,installed = (run['hardware'],run['versions']) if run else (hardware(),versions())
     return {k: about.get(k, '') for k in ('cpu', 'instructions', 'cores', 'threads')} | {k: installed[k] for k in ('python', 'torch', 'fastai', 'cifar_fastai')}
 
@@ -68,35 +68,28 @@ def commit(started=None):
     if found != head: return dict(commit=f'~{name}', committed=committed)
     return dict(commit=name + '+'*edited, committed=committed)
 
-def changes_since(row):
-    "What changed the numbers of a row's recipe after the row's commit; a row without a commit may be older than any change"
-    recipe = row.get('recipe', '')
-    known = row['committed'] if isinstance(row.get('committed'), str) else ''
-    return [o['what'] for o in read_rows(results/'changes.csv')
-            if known < o['date'] and any(fnmatch(recipe, pattern) for pattern in o['recipes'].split())]
-
 def check_machine(runs, device):
-    "Refuse runs of an earlier call that were made on something else, since their row would say that it was here: {folder: run.json}"
+    "Refuse runs of an earlier call on another machine or with other versions, since their row would name these: {folder: run.json}"
     for folder,run in runs.items():
         made,here = dict(device=run['device'], gpu=run['hardware']['gpu'], **machine(run)),dict(device=device, gpu=hardware()['gpu'], **machine())
         if other := [f'{k} {made[k]}, not {here[k]}' for k in here if made[k] != here[k]]:
             raise SystemExit(f'{folder} was not made here: {"; ".join(other)}. Choose another --out, or remove it.')
 
 def read_images(recipe, path):
-    "Decode all images that the recipe trains and validates with, if they are kept, so that later loaders find them"
+    "Decode all images that the recipe trains and validates on, if they are cached, so that later loaders find them"
     for dl in cifar10_dataloaders(path, bs=recipe.bs, valid=recipe.valid, image_size=recipe.image_size, device='cpu').loaders:
         if cache := getattr(dl.dataset, 'cache', None): cache.take(range(cache.n))  # larger images are read in every epoch
 
 def kind_of_machine(device):
-    "The columns in which rows of machines as quick as each other are alike; a GPU's rows don't depend on the processor beside it"
+    "The columns that tell machines of different speed apart; rows of a GPU do not depend on the CPU beside it"
     return ('device', 'instructions', 'cores', 'threads') if device == 'cpu' else ('device', 'gpu')
 
 def cpu_seconds():
-    "Of this process, and of children that have ended"
+    "CPU seconds of this process and of children that have ended"
     return sum(os.times()[:4])
 
 def write_rows(path, rows):
-    "A CSV file, written whole or not at all; if a row has columns that the first lacks, its order counts"
+    "Write a CSV file atomically; if a row has columns that the first lacks, its order of columns counts"
     columns = list(rows[0])
     for new in map(list, rows):
         if not set(new) <= set(columns): columns = [*new, *(k for k in columns if k not in new)]
@@ -108,7 +101,7 @@ def write_rows(path, rows):
 def read_rows(path): return list(csv.DictReader(path.open(newline='', encoding='utf-8'))) if path.exists() else []
 
 def add_row(name, row, instead_of=()):
-    "Add a row to benchmarks/results/NAME.csv, in the place of those that are like it in the columns `instead_of`, and show it"
+    "Add a row to benchmarks/results/NAME.csv, replacing those with the same values in the columns `instead_of`, and print it"
     path = results/f'{name}.csv'
     row = row | {k: v for k,v in commit().items() if k not in row}
     like_it = lambda r: instead_of and all(r.get(k) == str(row[k]) for k in instead_of)

@@ -65,7 +65,7 @@ def mean_and_std(name, values):
     return {f'{name}_mean': round(statistics.mean(values), 6), f'{name}_std': round(statistics.stdev(values), 6) if len(values) > 1 else ''}
 
 def summary(row):
-    "One line of the table in the end"
+    "One line of the final table"
     accuracy = f'{100*row["accuracy_mean"]:6.2f}%' + (f' ± {100*row["accuracy_std"]:.2f}' if row['accuracy_std'] else '')
     return f'{row["recipe"]:24}{accuracy:16}{row["seconds_median"]/60:8.2f} min  {row["seeds"]} seeds, {row["commit"]}'
 
@@ -84,7 +84,7 @@ def main():
     if not args.busy: check_idle()
     data = describe_data(find_data(args.data))
     if not data.n_test: raise SystemExit(f'{data.path} has no test images to evaluate fast recipes on.')
-    tta_views(args.tta)  # a wrong name is told now
+    tta_views(args.tta)  # refuses a wrong name now
     out = args.out or f'runs/speedruns-{commit()["commit"]}'.rstrip('-')
     if args.device == 'cpu': reuse_memory()  # as training does
     if not args.epochs: announce(names, args.seeds, args.device)
@@ -94,7 +94,7 @@ def main():
         if args.epochs: recipe = recipe.change(name=f'{name}_{args.epochs}_epochs', epochs=args.epochs)
         once,loader = warm_up(recipe, data, args.device)
         folders = run(recipe, args.seeds, out, data, args.device, args.tta).run
-        if not len(folders): continue  # what went wrong stands in the table above
+        if not len(folders): continue  # the table above says what went wrong
         done = [dict(run=Run(folder).info, metrics=Run(folder).metrics) for folder in folders]
         check_machine({folder: o['run'] for folder,o in zip(folders, done)}, args.device)
         seconds = [o['run']['seconds'] for o in done]

@@ -1,11 +1,10 @@
-"""What a training step costs, and where it goes: `python benchmarks/steps.py small_cnn_one_cycle`
+"""What a training step costs, and where the time goes: `python benchmarks/steps.py small_cnn_one_cycle`
 
-Five sides, each in a process of its own, in turns, three times: fastai's `Learner` as `create_learner` makes it, with images in memory; a
-loop in plain PyTorch with the same network, batches and loss, and torch's optimizer (our own where torch has none); the loader alone; the
-network's convolutions alone, forward and backward, each on a batch of the size that it gets there; and a large matrix product. A row for
-each recipe goes to benchmarks/results/steps.csv: medians of the milliseconds a step, the arithmetic of each side in GFLOP/s (a
-multiplication and an addition are two), what the Learner adds to the loop, and which share of its step the loader takes and the
-convolutions would take."""
+Five sides, each in its own process, in turns, three times: fastai's `Learner` from `create_learner`, with images in memory; a loop in plain
+PyTorch with the same network, batches and loss, and torch's optimizer (ours where torch has none); the loader alone; the network's
+convolutions alone, forward and backward, with the input sizes that they have there; and a large matrix product. Each recipe gets a row in
+benchmarks/results/steps.csv: median milliseconds per step, GFLOP/s of each side (a multiplication and an addition are two), the overhead of
+the Learner over the loop, and the shares of its step that the loader and the convolutions take."""
 import argparse
 import json
 import shlex

@@ -1,10 +1,10 @@
-"""How long the tutorials take, and what their networks come to: `python benchmarks/tutorials.py`
+"""How long the tutorials take, and the accuracy of their networks: `python benchmarks/tutorials.py`
 
-Each notebook is executed from top to bottom in a process of its own, as `nbdev-test` does it, without the cell that installs. A row for each
-goes to benchmarks/results/tutorials.csv: seconds, the processor's seconds, the peak of the process's memory, and, since machines differ that
-call their processor alike, the GFLOP/s of a large matrix product in 32-bit floats, measured right before. And a row for each network that a
-notebook trains goes to tutorial_accuracies.csv: mean, lowest and highest validation accuracy over seeds, those of the notebook's own
-`run_grid`, or, where it has none, of as many executions. Rows of the same notebook, data and device are replaced."""
+Each notebook runs from top to bottom in its own process, as with `nbdev-test`, without the cell that installs. Each gets a row in
+benchmarks/results/tutorials.csv: seconds, CPU seconds, and peak memory of the process. Machines with the same processor name differ, so the
+row also has the GFLOP/s of a large matrix product in 32-bit floats, measured right before. Each network that a notebook trains gets a row
+in tutorial_accuracies.csv: mean, minimum and maximum validation accuracy over the seeds of the notebook's own `run_grid`, or over as many
+runs of a notebook without one. Rows of the same notebook, data and device are replaced."""
 import argparse
 import json
 import os

@@ -18,6 +18,7 @@ sys.path.insert(0, str(benchmarks))
 
 import ablations
 import allocator
+import changes
 import epochs
 import interpretation
 import loaders
@@ -323,13 +324,13 @@ def test_a_row_has_the_commit_of_its_code(monkeypatch):
     assert side_by_side.commit() == side_by_side.commit('2026-11-27T01:23:17+0000') == dict(commit='', committed='')
 
 def test_rows_from_before_a_change_of_their_recipe(monkeypatch, tmp_path):
-    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    monkeypatch.setattr(changes, 'results', tmp_path)
     (tmp_path/'changes.csv').write_text('commit,date,what,recipes\na,2026-02-01T00:00:00+0000,order,*\nb,2026-03-01T00:00:00+0000,stems,tiny* small_cnn*\n')
-    def changes(recipe, committed): return side_by_side.changes_since(dict(recipe=recipe, committed=committed))
-    assert changes('small_cnn_4_epochs', '2026-01-31T23:59:59+0000') == ['order', 'stems'] and changes('plain_cnn', '2026-01-31T23:59:59+0000') == ['order']
-    assert changes('small_cnn', '2026-02-01T00:00:00+0000') == ['stems'] and not changes('plain_cnn', '2026-02-01T00:00:00+0000')
-    assert changes('tiny_cnn', '') == changes('tiny_cnn', float('nan')) == ['order', 'stems'] and not changes('tiny_cnn', '2026-03-01T00:00:00+0000')
-    assert side_by_side.changes_since(dict(committed='')) == ['order']  # without a recipe, what concerns all
+    def since(recipe, committed): return changes.changes_since(dict(recipe=recipe, committed=committed))
+    assert since('small_cnn_4_epochs', '2026-01-31T23:59:59+0000') == ['order', 'stems'] and since('plain_cnn', '2026-01-31T23:59:59+0000') == ['order']
+    assert since('small_cnn', '2026-02-01T00:00:00+0000') == ['stems'] and not since('plain_cnn', '2026-02-01T00:00:00+0000')
+    assert since('tiny_cnn', '') == since('tiny_cnn', float('nan')) == ['order', 'stems'] and not since('tiny_cnn', '2026-03-01T00:00:00+0000')
+    assert changes.changes_since(dict(committed='')) == ['order']  # without a recipe, what concerns all
 
 def test_changes_and_commits_of_the_results():
     "Each change concerns a recipe that there is, or a script; each row that was measured has a commit, or is joined with one that has"
