@@ -1,4 +1,4 @@
-"""What happens during training, besides steps: precision, losses, sizes and rates, history, and stopping at nan
+"""fastai callbacks for training: precision, losses, image sizes, learning rates, history, and stopping on nan
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
@@ -39,18 +39,18 @@ class PlainTensors(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #370b06e5
 def _works_behind(device):
-    "Whether a device works through a queue, so that a look at a number waits for all that was asked of it"
+    "Whether a device executes asynchronously, so that reading a number waits for all queued operations"
     return torch.device(device or 'cpu').type != 'cpu'
 
 class _SmoothLoss(AvgSmoothLoss):
-    "fastai's running mean of the training loss, kept where the losses are"
+    "fastai's running mean of the training loss, kept on the device of the losses"
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
         self.count += 1
         self.val = torch.lerp(loss, self.val.as_subclass(Tensor).to(loss), self.beta)
 
 class PlainLosses(Callback):
-    "Keep the losses that fastai records as numbers; those of an accelerator are fetched once an epoch"
+    "Store the losses that fastai records as floats; those of an accelerator are fetched once per epoch"
     order = 51 # after fastai's Recorder, before its progress bar
     def before_fit(self):
         self.behind = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder')
@@ -75,7 +75,7 @@ class PlainLosses(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #f2604d8a
 class AlternatingFlips(Callback):
-    "Tell the augmentation which epoch it is"
+    "Tell the augmentation the number of the epoch"
     def __init__(self): self.n = 0
     def before_train(self):
         for t in random_tfms(self.dls.train): t.epoch = self.n
@@ -83,8 +83,8 @@ class AlternatingFlips(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #9b0c3e64
 def compile_whole(
-    model:torch.nn.Module, # called as before; an ordinary one again once its `_compiled_call_impl` is None
-    **kwargs, # of `torch.compile`, which sees one size of batch unless told otherwise
+    model:torch.nn.Module, # called as before; to uncompile it, set its `_compiled_call_impl` to None
+    **kwargs, # of `torch.compile`; by default, static shapes (`dynamic=False`)
 )->None:
     "`torch.compile` a model as one graph"
     def call(*args): return model._call_impl(*args) # without this frame, torch may compile a `Sequential` layer by layer
@@ -92,7 +92,7 @@ def compile_whole(
 
 # %% ../nbs/04_callbacks.ipynb #60583673
 class CompileModel(Callback):
-    "`torch.compile` the model for its training batches, which are all of one size"
+    "`torch.compile` the model for training batches, which all have the same size"
     def __init__(self,
         **kwargs, # of `torch.compile`
     ): self.kwargs = kwargs
@@ -103,10 +103,10 @@ class CompileModel(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #b2f7d0c4
 def training_precision(
-    recipe:Recipe, # its `mixed_precision` counts
+    recipe:Recipe, # only its `mixed_precision` matters
     device:str|torch.device, # 'cpu', 'cuda', 'cuda:1', ...
 )->str: # 'fp32', 'bf16' or 'fp16'
-    "Tell what the convolutions and matrix products of a recipe are computed in on this hardware"
+    "Tell the precision of a recipe's convolutions and matrix products on this hardware"
     if not recipe.mixed_precision: return 'fp32'
     kind = torch.device(device).type
     if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
@@ -114,7 +114,7 @@ def training_precision(
 
 # %% ../nbs/04_callbacks.ipynb #7bfdb62f
 class BFloat16OnCPU(Callback):
-    "Call the network in bfloat16 where PyTorch's autocast does so, and give its output in 32 bits"
+    "Call the network in bfloat16 autocast, and convert its output to 32 bits"
     order = MixedPrecision.order
     def before_batch(self):
         model = self.model
@@ -129,7 +129,7 @@ class BFloat16OnCPU(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #10d680ee
 class MixedPrecisionOnCUDA(MixedPrecision):
-    "fastai's `MixedPrecision`, which leaves autocast when a batch fails, too"
+    "fastai's `MixedPrecision`, but leaving autocast also when a batch fails"
     inside = False
     def before_batch(self):
         super().before_batch()
@@ -145,7 +145,7 @@ class MixedPrecisionOnCUDA(MixedPrecision):
 class L2Penalty(Callback):
     "Add a multiple of the sum of squared weights to the training loss"
     def __init__(self,
-        l2:float, # what is added per squared weight: the penalty is `l2` times the sum of squares
+        l2:float, # factor: the penalty is `l2` times the sum of squared weights
         pattern:str='*', # shell-style pattern of parameter names; biases and norms are left out
         valid:bool=False, # add it to the validation loss too
     ):
@@ -153,7 +153,9 @@ class L2Penalty(Callback):
 
     def before_fit(self):
         self.params = [p for n,p in self.model.named_parameters() if p.ndim > 1 and fnmatchcase(n, self.pattern)]
-        if not self.params: raise ValueError(f'L2 has nothing to work on: no weights are called {self.pattern!r}')
+        if not self.params:
+            raise ValueError(f'No weights match {self.pattern!r}, so there is nothing to apply the L2 penalty to. '
+                             "Change the pattern (a recipe's l2_on), or turn off L2.")
 
     def _penalty(self): return self.l2*sum(p.square().sum() for p in self.params if p.requires_grad)
 
@@ -166,13 +168,13 @@ def check_class_weights(
     weights:dict, # class -> weight
     vocab:list, # all classes
 )->None:
-    "Refuse weights of a class that is not there"
+    "Raise an error for weights of unknown classes"
     unknown = sorted(weights.keys() - set(vocab))
     if unknown: raise ValueError(f'class_weights names {unknown[0]!r}, but the classes are {", ".join(vocab)}')
 
 # %% ../nbs/04_callbacks.ipynb #97aec11c
 class ClassWeights(Callback):
-    "Weigh the training loss by class"
+    "Weight the training loss by class"
     order = -1 # MixUp and CutMix wrap the loss that they find
     def __init__(self,
         weights:dict, # class -> weight; 1 for the others
@@ -191,7 +193,7 @@ class ClassWeights(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #be5a9402
 class ProgressiveResizing(Callback):
-    "Shrink training images to one side after another, each for an equal part of the steps"
+    "Downsample training images to a sequence of sizes, each for an equal part of the steps"
     def __init__(self,
         sizes:tuple, # sides in pixels
     ): self.sizes = sizes
@@ -207,10 +209,10 @@ class ProgressiveResizing(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #d4170e8b
 class Lookahead(Callback):
-    "Every so many steps, go on from a running mean of weights and statistics"
+    "Every few steps, replace weights and statistics by their running mean"
     def __init__(self,
         every:int=5, # steps
-        decay:float=.95, # what the mean keeps of itself in a step, at the end; less before
+        decay:float=.95, # decay of the running mean per step, reached at the end of training; lower before
     ): self.every,self.decay = every,decay
 
     def before_fit(self):
@@ -228,14 +230,14 @@ class Lookahead(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #5b3049bf
 class LowerLROnPlateau(ReduceLROnPlateau):
-    "fastai's `ReduceLROnPlateau`, but for a group whose rate is below `min_lr` already: it stays, and is not raised"
+    "fastai's `ReduceLROnPlateau`, but a learning rate that is already below `min_lr` is not raised to it"
     def after_epoch(self):
         before = [h['lr'] for h in self.opt.hypers]
         super().after_epoch()
         for h,lr in zip(self.opt.hypers, before): h['lr'] = min(h['lr'], lr)
 
 class KeepBest(SaveModelCallback):
-    "fastai's `SaveModelCallback` for the run of a stage, without a word at each better epoch"
+    "fastai's `SaveModelCallback` for a stage, without printing a line at each better epoch"
     def after_epoch(self):
         TrackerCallback.after_epoch(self)
         if self.new_best: self._save(self.fname)
@@ -245,12 +247,12 @@ class KeepBest(SaveModelCallback):
 
 # %% ../nbs/04_callbacks.ipynb #6390b3c7
 class StopOnNonFiniteLoss(Callback):
-    "Raise `NonFiniteLossError` before the optimizer's step; an accelerator's losses are looked at less often"
+    "Raise `NonFiniteLossError` before the optimizer's step; an accelerator's losses are checked less often"
     order = MixedPrecision.order + 1 # which leaves its 16-bit floats first
     trained = False # whether there was an epoch to look at
 
     def __init__(self,
-        every:int=50, # batches, on an accelerator: each look waits for it
+        every:int=50, # batches between checks on an accelerator, since each check waits for it
     ): self.every = every
 
     def before_fit(self):
@@ -282,11 +284,11 @@ class StopOnNonFiniteLoss(Callback):
         where = f'epoch {epoch + 1} of {self.n_epoch}'
         if batch is not None: where += f', batch {batch + 1} of {self.n_iter}'
         message = (f'The {what} {where}, at learning rate {lr:.3g}. '
-                   'Try a lower rate, and look for broken images or labels.')
+                   'Try a lower learning rate, and check for corrupted images or wrong labels.')
         return NonFiniteLossError(message, epoch, batch, lr)
 
     def _note(self):
-        "Keep the number of the first bad batch on the device; only now and then wait for it"
+        "Keep the number of the first bad batch on the device; read it only now and then"
         bad = torch.where(self.loss.detach().isfinite(), float('inf'), float(self.train_iter))
         self.first = bad if self.first is None else torch.minimum(self.first, bad)
         if self.train_iter % self.every == self.every - 1: self._look()
@@ -300,7 +302,7 @@ class StopOnNonFiniteLoss(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #f7c108df
 class HistoryWriter(Callback):
-    "Add each epoch to the history of a run, at once, so that nothing finished is lost"
+    "Append each epoch to the history of a run at once, so that no finished epoch is lost"
     order = 51 # right after fastai's Recorder, and before what may stop the fit
 
     def __init__(self,

@@ -1,4 +1,4 @@
-"""A pretrained body with a new head, what of it trains, and what BatchNorm does meanwhile
+"""A pretrained body with a new head, which of its layers train, and how BatchNorm behaves
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/finetuning.html.md"""
 
@@ -29,13 +29,13 @@ class _ToMinusOneToOne(nn.Module):
         return torch.stack([(c*std + mean - .5)/.5 for c,mean,std in channels], 1)
 
 # %% ../nbs/04_finetuning.ipynb #144a2d32
-_instead = 'Take a convolutional network, or keep the classifier of this one: head=None.'
+_instead = "Use a convolutional network, or keep this network's classifier with head=None."
 
 def _timm_body(backbone):
-    "A network of timm that gives feature maps"
+    "A network of timm that returns feature maps"
     try: backbone.reset_classifier(0, '')
     except AssertionError as e:
-        raise ValueError(f"timm's {type(backbone).__name__} gives no feature maps ({e}). {_instead}") from None
+        raise ValueError(f"timm's {type(backbone).__name__} returns no feature maps ({e}). {_instead}") from None
     layers = OrderedDict(timm=backbone)
     channels_last = getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' # such as Swin
     if channels_last: layers['channels_first'] = Permute([0, 3, 1, 2])
@@ -47,26 +47,26 @@ _ends = 'avgpool', 'classifier', 'fc', 'heads', 'head'
 def cut_body(
     backbone:nn.Module, # a whole network of torchvision or timm
 )->nn.Module: # (N, C, H, W) -> feature maps (N, F, h, w); the layers are those of `backbone`
-    "Leave off the classifier, and the pooling before it"
+    "Cut off the classifier and the pooling before it"
     if hasattr(backbone, 'reset_classifier'): return _timm_body(backbone)
     layers = OrderedDict()
     if getattr(backbone, 'transform_input', False): layers['transform_input'] = _ToMinusOneToOne()
     for name,layer in backbone.named_children():
         if name in _ends: return nn.Sequential(layers)
         layers[name] = layer
-    raise ValueError(f'{type(backbone).__name__} has none of the layers {", ".join(_ends)}, '
-                     'so it is not known where its body ends.')
+    raise ValueError(f'Cannot tell where the body of {type(backbone).__name__} ends: '
+                     f'it has none of the layers {", ".join(_ends)}.')
 
 # %% ../nbs/04_finetuning.ipynb #9705e796
 def _sizes_to_try(body):
-    "Heights and widths of images; timm tells those of a network that takes no others"
+    "Heights and widths of images; only one size if timm says that the network accepts no other"
     cfg = getattr(getattr(body, 'timm', None), 'pretrained_cfg', None) or {}
     if cfg.get('fixed_input_size'): return [cfg['input_size'][1:]]
     return [(n, n) for n in (32, 64, 128, 256, 512)]
 
 # %% ../nbs/04_finetuning.ipynb #1e281964
 def _in_channels(body):
-    "Channels of the images: what the first convolution that the body lists takes"
+    "Channels of the images: those of the first convolution that the body lists"
     for m in body.modules():
         if isinstance(m, PatchWhitening): return m.filters.shape[1]
         if isinstance(m, nn.Conv2d): return m.in_channels
@@ -74,7 +74,7 @@ def _in_channels(body):
 
 # %% ../nbs/04_finetuning.ipynb #97590ccf
 def _n_features(body, in_channels):
-    "Channels of the feature maps of a body, from trying it"
+    "Channels of the feature maps of a body, from a test image"
     for size in _sizes_to_try(body):
         try:
             with torch.no_grad(), eval_mode(body):
@@ -84,17 +84,17 @@ def _n_features(body, in_channels):
         else:
             if len(shape) == 4: return shape[1]
             why = f'an output of shape {tuple(shape)}'
-    raise ValueError('This body cannot have a new head: a head goes on feature maps (N, F, h, w), '
-                     f'and trying it with images gave {why!r}. {_instead}')
+    raise ValueError('Cannot add a new head to this body: a head needs feature maps (N, F, h, w), '
+                     f'but a test image gave {why!r}. {_instead}')
 
 # %% ../nbs/04_finetuning.ipynb #d2163529
 def add_new_head(
     body:nn.Module, # as `cut_body` makes it
     n_out:int, # classes
-    in_channels:int|None=None, # of the images; None: as the body's first convolution has it
+    in_channels:int|None=None, # of the images; None: those of the body's first convolution
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
-    "Put a new head on a body, initialized as fastai does"
+    "Add a new head to a body, initialized as in fastai"
     if in_channels is None: in_channels = _in_channels(body)
     n_features = _n_features(body, in_channels)
     options = {k: list(v) if isinstance(v, tuple) else v for k,v in head.items()} # fastai adds lists to `lin_ftrs`
@@ -106,7 +106,7 @@ def add_new_head(
 def _in(name, layer): return f'.{layer}.' in f'.{name}.'
 
 def _layer_names(model):
-    "The parts of a network that have parameters; instead of `body`, its parts"
+    "The top-level layers that have parameters; those of `body` instead of `body` itself"
     layers = []
     for name,child in model.named_children():
         if name == 'body': layers += child.named_children()
@@ -117,7 +117,7 @@ def _layer_names(model):
 def parameter_groups(
     model:nn.Module, # any network
     starts:tuple=(), # names of layers at which a new group begins, in the network's order: ('layer3', 'head')
-)->list[list[nn.Parameter]]: # one group more than `starts`; all parameters, in the network's order
+)->list[list[nn.Parameter]]: # one more group than `starts`; all parameters, in the network's order
     "Split a network's parameters into groups"
     groups = [[]]
     waiting = list(starts)
@@ -129,13 +129,13 @@ def parameter_groups(
         groups[-1].append(p)
         before = name
     if not waiting: return groups
-    raise ValueError(f'No parameter group can begin at {waiting[0]!r}: '
-                     'the network has no such layer, or not in this order. '
-                     f'Layers are {", ".join(_layer_names(model))}, and what is in them, as in layer3.0.')
+    raise ValueError(f'No parameter group can start at {waiting[0]!r}: '
+                     'the network has no such layer, or the names are not in its order. '
+                     f'Its layers are {", ".join(_layer_names(model))}; sublayers such as layer3.0 work too.')
 
 # %% ../nbs/04_finetuning.ipynb #d315469c
 def _frozen_groups(learn, name):
-    "How many groups come before the one that begins at `name`"
+    "The number of groups before the one that starts at `name`"
     names = ('', *getattr(learn.splitter, 'keywords', {}).get('starts', ()))
     if name in names: return names.index(name)
     raise ValueError(f'freeze_to must be one of {", ".join(map(repr, names))}, got {name!r}')
@@ -151,10 +151,10 @@ def _batchnorms(model, frozen):
 # %% ../nbs/04_finetuning.ipynb #1cd9b29f
 def freeze_to(
     learn:Learner, # its splitter is a `partial(parameter_groups, starts=...)`
-    name:str='', # the first group that trains, by the layer it begins at; '' trains all
-    bn:str='train', # what BatchNorm does, see above
-)->list: # callbacks that the training needs
-    "Freeze what comes before a layer, and what is fixed; the optimizer starts afresh only if something changed"
+    name:str='', # the first layer of the first group to train; '' trains all groups
+    bn:str='train', # behavior of BatchNorm, see above: 'train', 'stats' or 'frozen'
+)->list: # callbacks to pass to `fit`
+    "Freeze all groups before one; the optimizer is reset only if the frozen groups change"
     if bn not in ('train', 'stats', 'frozen'):
         raise ValueError(f"bn must be 'train', 'stats' or 'frozen', got {bn!r}")
     n = _frozen_groups(learn, name)

@@ -98,7 +98,7 @@ def test_groups_hold_every_parameter_once_in_order(name):
 
 @pytest.mark.parametrize('starts', [('layer9',), ('head', 'block2'), ('block2', 'block2')])
 def test_groups_that_cannot_be(starts):
-    with pytest.raises(ValueError, match=r'No parameter group can begin at .* Layers are block1, block2, head'):
+    with pytest.raises(ValueError, match=r'No parameter group can start at .* Its layers are block1, block2, head'):
         parameter_groups(create_model('ladder_3'), starts)
 
 def test_unknown_network_and_group(dls):
@@ -254,7 +254,7 @@ def test_l2_is_keras_penalty(dls):
 
 def test_l2_that_meets_nothing(dls):
     learn = create_learner(small.change(l2=.1, l2_on='tail.*'), dls)
-    with pytest.raises(ValueError, match="no weights are called 'tail"): quietly(learn, learn.fit, 1, 1e-3)
+    with pytest.raises(ValueError, match="No weights match 'tail"): quietly(learn, learn.fit, 1, 1e-3)
 
 @pytest.mark.parametrize('recipe,n', [('residual_cnn', 13), ('ladder_7', 6), ('mobilenet_v2_finetuned', 2)])
 def test_l2_is_on_the_layers_meant(recipe, n):
@@ -387,7 +387,7 @@ def test_keras_head_on_a_pretrained_body():
 
 def test_a_body_without_feature_maps_is_refused():
     recipe = Recipe(name='vit', model='vit_b_16', head=Head(), stages=Stage(epochs=1, lr=1e-2), image_size=224)
-    with pytest.raises(ValueError, match='cannot have a new head: a head goes on feature maps'): build_model(recipe, 10, pretrained=False)
+    with pytest.raises(ValueError, match='Cannot add a new head to this body: a head needs feature maps'): build_model(recipe, 10, pretrained=False)
 
 @pytest.mark.parametrize('name', ['small_cnn', 'airbench94', 'timm/resnet50_gn'])
 @pytest.mark.parametrize('in_channels', [1, 3])
@@ -419,9 +419,9 @@ def test_networks_of_one_image_size_get_a_head():
     model = add_new_head(cut_body(create_backbone('timm/swin_tiny_patch4_window7_224', 10)), 7)
     assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 7)
 
-@pytest.mark.parametrize('name, says', [('timm/vit_tiny_patch16_224', r'gave .an output of shape \(1, 197, 192\).'), ('timm/coat_lite_tiny', 'gives no feature maps')])
+@pytest.mark.parametrize('name, says', [('timm/vit_tiny_patch16_224', r'gave .an output of shape \(1, 197, 192\).'), ('timm/coat_lite_tiny', 'returns no feature maps')])
 def test_networks_of_timm_without_feature_maps_are_refused(name, says):
-    with pytest.raises(ValueError, match=f'{says}.* keep the classifier of this one: head=None'): add_new_head(cut_body(create_backbone(name, 10)), 7)
+    with pytest.raises(ValueError, match=f'{says}.* keep this network.s classifier with head=None'): add_new_head(cut_body(create_backbone(name, 10)), 7)
 
 def test_weights_may_be_a_path(tmp_path):
     recipe = get_recipe('resnet34_finetuned', weights=tmp_path/'w.pth')
