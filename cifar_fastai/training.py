@@ -1,4 +1,4 @@
-"""From a recipe and data to a trained fastai `Learner` and a folder that says how it came about
+"""From a recipe and data to a trained fastai `Learner` and a run folder that documents the training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 
@@ -47,9 +47,9 @@ from .weights import create_backbone, find_weights, list_backbones, load_weights
 
 # %% ../nbs/05_training.ipynb #a81192cd
 def optimizer_function(
-    recipe:Recipe, # its `optimizer`, `sgd_lr_mult`, `bias_lr_mult` and `keras` count
-)->partial: # `f(params, lr=...)` gives the optimizer
-    "The optimizer that `recipe` names, ready for `Learner(opt_func=...)`"
+    recipe:Recipe, # only its `optimizer`, `sgd_lr_mult`, `bias_lr_mult` and `keras` matter
+)->partial: # `f(params, lr=...)` returns the optimizer
+    "The optimizer of `recipe`, for `Learner(opt_func=...)`"
     eps = 1e-7 if recipe.keras else 1e-8
     functions = dict(
         sgd=partial(nesterov_sgd, bias_lr_mult=recipe.bias_lr_mult),
@@ -66,7 +66,7 @@ def _sample(dls):
     return dl.after_batch(to_device(batch, dls.device))[0]
 
 def _n_channels(recipe, dls):
-    "Channels of the images; a recipe for images of another size is refused"
+    "Channels of the images; an error if their size is not that of the recipe"
     _,n_channels,height,width = _sample(dls).shape
     side = recipe.image_size
     if height == width == side: return n_channels
@@ -75,8 +75,8 @@ def _n_channels(recipe, dls):
 
 # %% ../nbs/05_training.ipynb #d57a3c99
 def reuse_memory(
-)->bool: # whether this process does so now: not where a `MALLOC_...` variable is set, nor without glibc
-    "Let the memory of a freed tensor serve the next one, instead of going back to the system at once"
+)->bool: # whether it is in effect: False if a `MALLOC_...` variable is set, or without glibc
+    "Reuse the memory of freed tensors instead of returning it to the system at once"
     if any(name.startswith('MALLOC_') for name in os.environ): return False
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False # macOS, musl, Windows
@@ -85,10 +85,10 @@ def reuse_memory(
 
 # %% ../nbs/05_training.ipynb #c38506c6
 def fit_stem(
-    model:nn.Module, # its whitening layers are fitted in place; a network without any stays as it is
-    dls:DataLoaders, # whose training images they see, evenly spaced and without augmentation
-    n_images:int=2000, # how many of them
-    n_pixels:int=2000*64*64, # of fewer images, if they are large
+    model:nn.Module, # its whitening layers are fitted in place; a network without any is left unchanged
+    dls:DataLoaders, # source of the training images, taken at even intervals and without augmentation
+    n_images:int=2000, # maximum number of images
+    n_pixels:int=2000*64*64, # maximum number of pixels; if the images are large, fewer are used
 )->nn.Module: # `model`
     "Fit the whitening layers of a network to training images"
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
@@ -113,14 +113,14 @@ def _plain_network(recipe, n_out, in_channels):
 
 # %% ../nbs/05_training.ipynb #33e5a7d0
 def build_model(
-    recipe:Recipe, # its `model`, `weights`, `head`, `image_size` and `keras` count
+    recipe:Recipe, # only its `model`, `weights`, `head`, `image_size` and `keras` matter
     n_out:int, # classes
     in_channels:int=3, # of the images
-    pretrained:bool=True, # begin with the recipe's `weights`
+    pretrained:bool=True, # load the recipe's `weights`
 )->torch.nn.Module: # (N, in_channels, size, size) -> (N, n_out); `report` and `fixed` tell of its weights
     """Build the network that a recipe describes.
 
-    Its `report` says what became of the weights, and `fixed` names the parameters that never train."""
+    Its `report` says which weights were loaded, and `fixed` names the parameters that never train."""
     model = _plain_network(recipe, n_out, in_channels)
     report = None
     weights = find_weights(recipe.model, recipe.weights) if pretrained and recipe.weights else {}
@@ -136,20 +136,20 @@ def build_model(
 
 # %% ../nbs/05_training.ipynb #0100314c
 def _check_stages(recipe, dls):
-    "Refuse now what a later stage would trip over"
+    "Reject now what would be an error in a later stage"
     for stage in recipe.stages:
         augmentation(stage.augment or 'none')
         check_class_weights(dict(stage.class_weights), dls.vocab)
 
 def _check_sizes(recipe, model, in_channels):
-    "Refuse images too small for the network, or any others where it needs them all of one size"
+    "Reject image sizes that the network does not accept"
     device = next((p.device for p in model.parameters()), None)
     for side in sorted({side for stage in recipe.stages for side in stage.progressive_resizing}):
         try:
             with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=device))
         except RuntimeError as e:
-            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not take images of {side}x{side}, '
-                             f'which `progressive_resizing` of a stage asks for ({e}).') from None
+            raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not accept images of {side}x{side}. '
+                             f'Change `progressive_resizing` of the stage ({e}).') from None
 
 # %% ../nbs/05_training.ipynb #54f7a684
 def _recipe_cbs(recipe, dls):
@@ -164,7 +164,7 @@ def _recipe_cbs(recipe, dls):
 
 # %% ../nbs/05_training.ipynb #dd201c85
 class QuickLearner(Learner):
-    "fastai's `Learner`, asking a callback only at events that it has a method for; a failed batch is a canceled one"
+    "fastai's `Learner`, but it calls a callback only at events that it handles, and cancels a batch that fails"
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
         except BaseException: # Ctrl-C too
@@ -190,12 +190,12 @@ def _lr(stage): return slice(*stage.lr) if isinstance(stage.lr, tuple) else stag
 
 def create_learner(
     recipe:Recipe|str, # or its name
-    dls:DataLoaders, # train and valid; stays as it is
-    path:str|Path='.', # where the learner's own `save` and `load` look
+    dls:DataLoaders, # train and valid; not modified
+    path:str|Path='.', # folder of the learner's own `save` and `load`
     cbs:list|None=None, # more fastai callbacks
-    model:torch.nn.Module|None=None, # instead of a new one as the recipe has it
+    model:torch.nn.Module|None=None, # network to use instead of building the recipe's
 )->Learner: # untrained; `learn.recipe` is the recipe
-    "Make the fastai `Learner` that `recipe` describes, without training it"
+    "Create the fastai `Learner` that `recipe` describes, without training it"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     in_channels = _n_channels(recipe, dls)
     _check_stages(recipe, dls)
@@ -233,7 +233,7 @@ def _stage_cbs(stage):
 # %% ../nbs/05_training.ipynb #28748ff5
 @contextmanager
 def _weights_restored(learn):
-    "Return to the weights from before the body, and to no optimizer"
+    "Restore the weights from before the `with` block, and drop the optimizer"
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     try: yield
     finally:
@@ -242,7 +242,7 @@ def _weights_restored(learn):
 
 @contextmanager
 def _best_weights_kept(learn, keepers):
-    "Return to the best weights where training breaks off, too, and remove their files"
+    "Restore the best weights also when training is interrupted, and delete their files"
     try: yield
     except BaseException: # Ctrl-C too
         for cb in keepers:
@@ -283,14 +283,14 @@ def _validate(learn):
 
 # %% ../nbs/05_training.ipynb #6701b8d3
 def _describe_data(dls, limit):
-    "Which images a run is trained on"
+    "The data that a run is trained on"
     info = dls.data_info
     return dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()),
                 classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1], limit=limit,
                 n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
 
 def _describe_run(learn, seed, limit):
-    "What a run is of: its data, network and device"
+    "The data, network and device of a run"
     dls = learn.dls
     return dict(seed=seed, data=_describe_data(dls, limit), weights=str(learn.model.report or ''),
                 parameters=count_parameters(learn.model)._asdict(), device=str(dls.device),
@@ -298,7 +298,7 @@ def _describe_run(learn, seed, limit):
 
 # %% ../nbs/05_training.ipynb #251fae9e
 def _dataloaders(recipe, source, seed, **kwargs):
-    "The data as `recipe` wants it"
+    "The data as `recipe` needs it"
     return cifar10_dataloaders(source, bs=recipe.bs, valid=recipe.valid, seed=seed, augment=recipe.augment,
                                stats=recipe.stats, image_size=recipe.image_size, **kwargs)
 
@@ -306,14 +306,14 @@ def _dataloaders(recipe, source, seed, **kwargs):
 def train(
     recipe:Recipe|str, # or its name
     seed:int=0, # of the split, the initial weights, the order of images, and augmentation
-    source:str|Path|None=None, # data, as `sources.find_data` takes it; None for the best there is
-    run_dir:str|Path|None=None, # folder to write, new or empty; None makes one below `runs/`
-    limit:int|None=None, # train on this many images only, for a quick try
-    num_workers:int|None=None, # processes that read images each time anew; None: they are kept, if they fit in memory
-    device:str|None=None, # 'cpu', 'cuda'; None for the best there is
+    source:str|Path|None=None, # data, as for `sources.find_data`; None: the best available
+    run_dir:str|Path|None=None, # run folder, new or empty; None: a new one in `runs/`
+    limit:int|None=None, # train on only this many images, for a quick test
+    num_workers:int|None=None, # processes that read images in every epoch; None: cache images that fit in memory
+    device:str|None=None, # 'cpu', 'cuda'; None: the best available
     cbs:list|None=None, # more fastai callbacks
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
-    "Train a network as `recipe` says and write a run folder; the test images are not read"
+    "Train a network with `recipe` and write a run folder; the test images are not read"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     set_seed(seed)
     dls = _dataloaders(recipe, source, seed, num_workers=num_workers, device=device, limit=limit)
@@ -332,12 +332,12 @@ def train(
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c
 def load_run(
-    run_dir:str|Path, # what `train` wrote
-    source:str|Path|None=None, # data; None for that of the run if it is still there, else the best there is
+    run_dir:str|Path, # run folder that `train` wrote
+    source:str|Path|None=None, # data; None: the run's data if they still exist, else the best available
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
 )->Learner: # as `train` returned it
-    "Read a run folder back: the same data split, the trained weights"
+    "Load a run folder: the trained weights, and the same data split"
     run = Run.open(run_dir)
     recipe = run.recipe
     info = run.info
@@ -351,16 +351,16 @@ def load_run(
     return learn
 
 def _dataloaders_of(run, recipe, info, source, **kwargs):
-    "The data of a run again, or other images of its classes"
+    "The data of a run, or other images of its classes"
     data = info['data']
     same_images_wanted = source is None
     if source is None and Path(data['path']).is_dir(): source = data['path']
     dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
     if same_images_wanted and not dls.data_info.matches(data):
-        warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those now '
-                      f'in {dls.path}: what counts as validation here may have been trained on. '
-                      'Say where its data are (source, or --data).')
+        warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those '
+                      f'in {dls.path}. Its training set may contain these validation images. '
+                      'Pass its original data as source (on the command line, --data).')
     if list(dls.vocab) != data['classes']:
         raise ValueError(f'{run.folder} was trained on the classes {data["classes"]}, '
-                         f'but this data has {list(dls.vocab)}')
+                         f'but this data set has the classes {list(dls.vocab)}')
     return dls

@@ -117,7 +117,7 @@ def test_one_cycle_uses_what_the_stage_says(practice):
     moms = learn.recorder.hps['mom']
     assert moms[0] == pytest.approx(.9, abs=.01) and min(moms) == pytest.approx(.8, abs=.01) and moms[-1] == pytest.approx(.9, abs=.02)
 
-@pytest.mark.parametrize('model, sizes, message', [('ladder_0', (24, 32), 'ladder_0 does not take images of 24x24'), ('small_cnn', (2, 32), 'small_cnn does not take images of 2x2')])
+@pytest.mark.parametrize('model, sizes, message', [('ladder_0', (24, 32), 'ladder_0 does not accept images of 24x24'), ('small_cnn', (2, 32), 'small_cnn does not accept images of 2x2')])
 def test_sizes_that_a_network_does_not_take_are_refused_at_once(practice, model, sizes, message):
     stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, progressive_resizing=sizes)]
     with pytest.raises(ValueError, match=message): create_learner(tiny.change(model=model, stages=stages), cifar10_dataloaders(practice, bs=60))
@@ -332,7 +332,7 @@ def test_load_run_warns_of_images_that_changed(practice, tmp_path):
         load_run(folder, num_workers=0)
         next((mine/'train').rglob('*.png')).unlink()
         load_run(folder, source=mine, num_workers=0)  # the caller says so
-        with pytest.raises(UserWarning, match=r'was trained on other images .* may have been trained on'): load_run(folder, num_workers=0)
+        with pytest.raises(UserWarning, match=r'was trained on other images .* may contain these validation images'): load_run(folder, num_workers=0)
         run = read(folder, 'run.json')
         del run['data']['fingerprint']
         (folder/'run.json').write_text(json.dumps(run))
