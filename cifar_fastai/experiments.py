@@ -1,4 +1,4 @@
-"""Train every combination of choices over several seeds, and compare what comes out with its spread.
+"""Train every combination of settings with several seeds, and compare means and spreads of the results
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 
@@ -47,7 +47,7 @@ from .training import load_run, train
 
 # %% ../nbs/08_experiments.ipynb #26a978be
 def _values(axis, given):
-    "List the values of one axis: a list, range or array holds several, anything else is one"
+    "List the values of one axis: a list, range or array gives several, anything else is one"
     if isinstance(given, np.ndarray): given = given.tolist()
     values = list(given) if isinstance(given, (list, range)) else [given]
     if not values: raise ValueError(f'{axis} is empty, so there is nothing to train. Give at least one value.')
@@ -55,7 +55,7 @@ def _values(axis, given):
 
 # %% ../nbs/08_experiments.ipynb #a0405a04
 def _check_known(name, known, kind, lister):
-    "Refuse a name that is not one of `known`, and suggest the nearest"
+    "Reject a name that is not one of `known`, and suggest the closest"
     registry = Registry(kind, lister)
     registry.update(dict.fromkeys(known))
     registry[name]
@@ -65,11 +65,11 @@ _not_axes = ('name', 'description', 'source')  # they change nothing in a traini
 
 # %% ../nbs/08_experiments.ipynb #676986b4
 def _check_axis(name):
-    "Refuse what is no field of a recipe or of a stage"
+    "Reject what is not a field of a recipe or of a stage"
     arguments = [argument for argument in signature(run_grid).parameters if argument != 'axes']
     _check_known(name, [*_recipe_fields, *arguments], 'axis', 'The page on recipes')
-    if name in _not_axes: raise ValueError(f'{name} is no axis: it changes nothing in a training. '
-                                           'Two recipes of your own go into `recipes` as a list.')
+    if name in _not_axes: raise ValueError(f'{name} is not an axis: it has no effect on training. '
+                                           'To compare recipes of your own, pass `recipes` a list of them.')
 
 # %% ../nbs/08_experiments.ipynb #3b92b3f3
 def _seeds(seeds):
@@ -79,7 +79,7 @@ def _seeds(seeds):
     if isinstance(seeds, (tuple, set)): seeds = list(seeds)
     if not is_bool: seeds = _values('seeds', seeds)
     if is_bool or not all(type(s) is int and s >= 0 for s in seeds):
-        raise ValueError(f'seeds must be a number of seeds or a list of whole numbers from 0 up, got {seeds!r}')
+        raise ValueError(f'seeds must be a number of seeds or a list of integers of at least 0, got {seeds!r}')
     return seeds
 
 # %% ../nbs/08_experiments.ipynb #8050f78e
@@ -147,7 +147,7 @@ def _check_augmentations(recipe):
 
 # %% ../nbs/08_experiments.ipynb #f9c4498d
 def _combinations(recipes, axes, seeds):
-    "List every recipe with every choice and every seed, each combination once"
+    "List every recipe with every value and every seed, each combination once"
     found = {}
     for recipe,values in product(recipes, product(*axes.values())):
         changed = recipe.change(**dict(zip(axes, values)))
@@ -320,19 +320,19 @@ def _then_and_now(grid, c, run): # -> two dictionaries that must be equal
 
 # %% ../nbs/08_experiments.ipynb #c5923bfb
 def _check_same(grid, c, run):
-    "Refuse a finished run of other choices than `c`"
+    "Reject a finished run with other settings than `c`"
     if not _is_finished(run): return
     then, now = _then_and_now(grid, c, run)
     changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in now | then if then.get(k) != now.get(k)]
     if not changed: return
     if len(changed) > 5: changed = [*changed[:5], '...']
-    raise ValueError(f'{run.folder} holds a finished run with other choices: {", ".join(changed)}. '
+    raise ValueError(f'{run.folder} holds a finished run with other settings: {", ".join(changed)}. '
                      'Nothing was changed. '
-                     'Choose another save_to, give the recipe another name, or move that folder away.')
+                     'Choose another save_to, rename the recipe, or move that folder away.')
 
 # %% ../nbs/08_experiments.ipynb #23c1da8e
 def _check_there(grid, combinations):
-    "Refuse finished runs of other choices under names of this grid, of any seed"
+    "Reject finished runs with other settings under names of this grid, with any seed"
     for c in combinations: _check_same(grid, c, Run(grid.save_to/c.name))
     for c in {c.configuration: c for c in combinations}.values():  # one of each
         for run in _of_other_seeds(grid, c): _check_same(grid, c, run)
@@ -385,7 +385,7 @@ def _tests(test): # -> name of the figures: test-time augmentation
 
 # %% ../nbs/08_experiments.ipynb #f3ba6238
 def _add_test(grid, c, learn): # -> what went wrong
-    "Evaluate on the test images what is not evaluated yet, and keep the figures in the run folder"
+    "Run the evaluations on the test images that are still missing, and save the metrics in the run folder"
     run = Run(grid.save_to/c.name)
     known = _read_or_empty(run, 'metrics')
     missing = {name: tta for name,tta in _tests(grid.test).items() if name not in known}
@@ -401,7 +401,7 @@ def _add_test(grid, c, learn): # -> what went wrong
 
 # %% ../nbs/08_experiments.ipynb #d5632136
 def _settle(grid, c, tick): # -> what went wrong
-    "Bring one combination to its end, whatever there is of it"
+    "Complete one combination, whatever exists of it already"
     run = Run(grid.save_to/c.name)
     recipe = _as_json(c.recipe)
     rows = _read_rows(grid.save_to/'results.csv')
@@ -423,10 +423,10 @@ def _settle(grid, c, tick): # -> what went wrong
 
 # %% ../nbs/08_experiments.ipynb #7df635d2
 class _Busy(Exception):
-    "Another process is at this combination"
+    "Another process is working on this combination"
 
 def _attempt(grid, c, tick): # -> whether it is settled, and what went wrong
-    "Settle one combination, unless another process is at it"
+    "Complete one combination, unless another process is working on it"
     def busy(): raise _Busy
     try:
         with locked(grid.save_to/'.locks'/f'{c.name}.lock', busy): return True, _settle(grid, c, tick)
@@ -465,7 +465,7 @@ def _settle_all(grid, combinations, progress): # -> those that another process i
 
 # %% ../nbs/08_experiments.ipynb #0fe58dd7
 def _work(grid, combinations):
-    "Settle all combinations; those that another process is at are waited for, and taken over if it ends early"
+    "Complete all combinations; wait for those of other processes, and take them over if a process ends early"
     epochs = {c.name: c.recipe.epochs for c in combinations if not _is_finished(Run(grid.save_to/c.name))}
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
     with tqdm(total=sum(epochs.values()), smoothing=0, bar_format=form, disable=not epochs) as bar:
@@ -480,13 +480,13 @@ def _work(grid, combinations):
 
 # %% ../nbs/08_experiments.ipynb #187c2a24
 def _start(save_to, axes, test, options, combinations): # -> _Grid
-    "Look at the data and at what is there already, before anything is trained"
+    "Check the data and existing runs before anything is trained"
     limit = options['limit']
     if limit is not None and type(limit) is not int:
-        raise ValueError(f'limit is one number for the whole grid, got {limit!r}')
+        raise ValueError(f'limit must be one integer for the whole grid, got {limit!r}')
     data = describe_data(find_data(options['source']))
     if isinstance(test, str): tta_views(test)  # a wrong name is told now
-    if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True cannot be done.')
+    if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True is not possible.')
     rows = _read_rows(save_to/'results.csv')
     grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(rows))
     _check_there(grid, combinations)
@@ -497,16 +497,16 @@ def _start(save_to, axes, test, options, combinations): # -> _Grid
 # %% ../nbs/08_experiments.ipynb #1578e4fe
 def run_grid(
     recipes:Recipe|str|list, # a recipe, its name, or a list of them
-    seeds:int|list=3, # how many seeds, or which
-    save_to:str|Path='grid', # of run folders and `results.csv`; the same folder again goes on where it stopped
-    source:str|Path|None=None, # data, as `sources.find_data` takes it
-    limit:int|None=None, # train each run on this many images only, for a quick try
+    seeds:int|list=3, # number of seeds, or a list of them
+    save_to:str|Path='grid', # folder of run folders and `results.csv`; an existing grid is resumed
+    source:str|Path|None=None, # data, as for `sources.find_data`
+    limit:int|None=None, # train each run on only this many images, for a quick test
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
     test:bool|str=False, # evaluate on the test images too; a test-time augmentation's name: with and without it
     **axes, # fields of `Recipe` and `Stage`: a list of values, or one
-)->pd.DataFrame: # a row a run: its folder, recipe, choices, seed, figures, and how it ended
-    "Train every combination of recipes, choices and seeds that is not trained yet"
+)->pd.DataFrame: # one row per run: its folder, recipe, settings, seed, metrics and status
+    "Train every combination of recipes, settings and seeds that is not trained yet"
     for name in axes: _check_axis(name)
     recipes = _recipes(recipes)
     values = {name: _values(name, given) for name,given in axes.items()}
@@ -517,7 +517,7 @@ def run_grid(
     except KeyboardInterrupt:
         done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
         print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. '
-              'The same call again goes on from there.', file=sys.stderr)
+              'Repeat the call to resume.', file=sys.stderr)
         raise
     asked_for = [str(grid.save_to/c.name) for c in combinations]
     return read_runs(grid.save_to).set_index('run').loc[asked_for].reset_index()
@@ -541,17 +541,17 @@ def _read_folders(runs):
 
 # %% ../nbs/08_experiments.ipynb #7e8a0acc
 def _check_table(df):
-    "Refuse a table that is not one of runs"
+    "Reject a table that is not a table of runs"
     missing = [c for c in ('run', 'recipe', 'status', 'valid_accuracy') if c not in df]
-    if missing: raise ValueError(f'This table has no column {", ".join(missing)}, so it is none of runs. '
-                                 '`run_grid` and `read_runs` make one.')
+    if missing: raise ValueError(f'This is not a table of runs: it has no column {", ".join(missing)}. '
+                                 '`run_grid` and `read_runs` return such a table.')
     return df
 
 # %% ../nbs/08_experiments.ipynb #b25480da
 def _read_results(path):
-    if not path.is_file(): raise FileNotFoundError(f'There is no {path}. `run_grid` writes one into its folder.')
+    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist. `run_grid` writes results.csv.')
     rows = _read_rows(path)
-    if not rows: raise ValueError(f'{path} has no lines yet.')
+    if not rows: raise ValueError(f'{path} has no rows yet.')
     return _frame(rows, path.parent)
 
 # %% ../nbs/08_experiments.ipynb #36e3bf78
@@ -563,8 +563,8 @@ def _read_several(runs):
 # %% ../nbs/08_experiments.ipynb #eb821d34
 def read_runs(
     runs:pd.DataFrame|str|Path|list, # a table, a `results.csv`, a run folder, a folder of runs, or a list of these
-)->pd.DataFrame: # a row a run, as `run_grid` returns it
-    "Read what is known about runs, also while a grid is being trained"
+)->pd.DataFrame: # one row per run, as `run_grid` returns it
+    "Read a table of runs, even while a grid is training"
     if isinstance(runs, pd.DataFrame): return _check_table(runs).drop_duplicates('run', keep='last')
     if isinstance(runs, (list, tuple)): return _read_several(runs)
     path = Path(runs)
@@ -579,7 +579,7 @@ def read_runs(
 def _label(by, key): return ', '.join(str(k) if b == 'recipe' else f'{b} {k}' for b,k in zip(by, key))
 
 def _group_by(runs, by):
-    "List the columns that make a configuration: all choices, unless the caller says which"
+    "List the columns that define a configuration: all settings, unless the caller names some"
     if by is None: return ['recipe', *_axes(runs.columns)]
     by = [by] if isinstance(by, str) else list(by)
     for column in by: _check_known(column, map(str, runs.columns), 'column', 'read_runs(runs).columns')
@@ -594,7 +594,7 @@ def _kinds(group, column): # -> Series of what the finished runs say, each once
 
 # %% ../nbs/08_experiments.ipynb #f82ad7cf
 def _check_data(label, group):
-    "Refuse to average over different data"
+    "Raise an error for an average over different data"
     for column in ('variant', 'limit', 'data_fingerprint'):
         kinds = _kinds(group, column)
         if len(kinds) > 1:
@@ -603,13 +603,13 @@ def _check_data(label, group):
 
 # %% ../nbs/08_experiments.ipynb #d364a931
 def _check_recipe(label, group, by):
-    "Refuse to average over different recipes"
+    "Raise an error for an average over different recipes"
     kinds = _kinds(group, 'recipe_fingerprint')
     if len(kinds) < 2: return
     apart = [*by, 'recipe_fingerprint']
     raise ValueError(f'{label} has runs of different recipes: '
-                     f'diff_runs({kinds.index[0]!r}, {kinds.index[1]!r}) shows in what they differ. '
-                     f'Leave some runs out, or choose `by`: {apart} keeps them apart, {by} puts them together.')
+                     f'diff_runs({kinds.index[0]!r}, {kinds.index[1]!r}) shows the differences. '
+                     f'Leave some runs out, or set `by`: {apart} separates them, {by} merges them.')
 
 # %% ../nbs/08_experiments.ipynb #192b8c50
 def _configurations(runs, by): # -> columns, list of (key, its runs)
@@ -650,8 +650,8 @@ def _summary(group, splits):
 # %% ../nbs/08_experiments.ipynb #99e59cf2
 def summarize(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
-    by:str|list|None=None, # columns that make a configuration; None: the recipe and all choices
-)->pd.DataFrame: # a row a configuration, the best mean on validation first; accuracies from 0 to 1
+    by:str|list|None=None, # columns that define a configuration; None: the recipe and all settings
+)->pd.DataFrame: # one row per configuration, the best mean on validation first; accuracies from 0 to 1
     "Mean, spread and number of runs of each configuration"
     runs = read_runs(runs)
     by, groups = _configurations(runs, by)
@@ -676,8 +676,8 @@ def _facts(run):
 def diff_runs(
     a:str|Path|Learner, # a run folder, or what `train` returned
     b:str|Path|Learner, # another
-)->pd.DataFrame: # columns field, a, b; what one of them does not have is None
-    "Everything in which two runs differ: choices, seed, data, versions, hardware, results"
+)->pd.DataFrame: # columns field, a, b; None if a run lacks the field
+    "Everything in which two runs differ: settings, seed, data, versions, hardware, results"
     a = _facts(a)
     b = _facts(b)
     rows = [(field, a.get(field), b.get(field)) for field in a | b if a.get(field) != b.get(field)]
@@ -725,9 +725,9 @@ def plot_learning_curves(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     metric:str='accuracy', # column of history.csv: 'accuracy', 'valid_loss', 'train_loss', 'lr'
     by:str|list|None=None, # as in `summarize`
-    ax:Axes|None=None, # drawn into; a new figure if None
+    ax:Axes|None=None, # axes to draw into; None: a new figure
 )->Axes:
-    "Draw each configuration against epochs: the mean of its runs, and a band from the lowest to the highest"
+    "Plot each configuration over epochs: the mean of its runs, and a band from the lowest to the highest"
     groups = [(label, _curves(group, metric)) for label,group in _labeled(runs, by)]
     if ax is None: ax = plt.subplots(figsize=(7, 4), layout='constrained')[1]
     looks = zip(cycle(line_colors), cycle(line_styles), cycle(line_markers))
@@ -764,9 +764,9 @@ def plot_accuracies(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     split:str='valid', # 'valid' or 'test'
     by:str|list|None=None, # as in `summarize`
-    ax:Axes|None=None, # drawn into; a new figure if None
+    ax:Axes|None=None, # axes to draw into; None: a new figure
 )->Axes:
-    "Draw the final accuracy of each run, and mean and interval of each configuration"
+    "Plot the final accuracy of each run, and the mean and 95% interval of each configuration"
     if split not in ('valid', 'test'): raise ValueError(f"split must be 'valid' or 'test', got {split!r}")
     groups = _accuracies(runs, split, by)
     if ax is None: ax = plt.subplots(figsize=(7, 1.2 + .42*len(groups)), layout='constrained')[1]

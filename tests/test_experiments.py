@@ -113,10 +113,10 @@ def test_seeds(fake, go, seeds, expected):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(lrs=[.1]), "Unknown axis 'lrs'. Did you mean 'lr'?"), (dict(seed=[1]), "Did you mean 'seeds'?"), (dict(augmnt='none'), "Did you mean 'augment'?"),
-    (dict(axes=[1]), "Unknown axis 'axes'"), (dict(name=['a', 'b']), 'name is no axis'), (dict(lr=[]), 'lr is empty'), (dict(seeds=[]), 'seeds is empty'),
+    (dict(axes=[1]), "Unknown axis 'axes'"), (dict(name=['a', 'b']), 'name is not an axis'), (dict(lr=[]), 'lr is empty'), (dict(seeds=[]), 'seeds is empty'),
     (dict(seeds=0), 'seeds is empty'), (dict(seeds=True), 'seeds must be'), (dict(seeds=[.5]), 'seeds must be'), (dict(seeds=[-1]), 'seeds must be'),
     (dict(lr=[.1, -1.]), 'lr must be'), (dict(optimizer='adamm'), 'optimizer must be'), (dict(augment=['none', 'flip_corp']), "Did you mean 'flip_crop'?"),
-    (dict(limit=[50, 100]), 'limit is one number'), (dict(recipes='tinny'), "Unknown recipe 'tinny'"), (dict(recipes=[]), 'recipes is empty'),
+    (dict(limit=[50, 100]), 'limit must be one integer'), (dict(recipes='tinny'), "Unknown recipe 'tinny'"), (dict(recipes=[]), 'recipes is empty'),
     (dict(recipes=[tiny, tiny.change(bs=4)]), 'Two different recipes would both be trained as tiny-seed0')])
 def test_bad_input_is_refused_before_anything_is_trained(fake, go, grid, kwargs, message):
     with pytest.raises(ValueError) as e: go(**kwargs)
@@ -440,7 +440,7 @@ def test_descriptions_and_fields_that_came_later_do_not_make_another_recipe():
 
 def test_a_grid_has_one_recipe_of_a_name(fake, go):
     go(seeds=[0])
-    with pytest.raises(ValueError, match=r'tiny-seed0 holds a finished run with other choices: wd was 0.0 and is now 0.1'): go(tiny.change(wd=.1), seeds=[1, 2])
+    with pytest.raises(ValueError, match=r'tiny-seed0 holds a finished run with other settings: wd was 0.0 and is now 0.1'): go(tiny.change(wd=.1), seeds=[1, 2])
     assert fake.calls == ['tiny-seed0']
     for _ in range(2): assert len(go([tiny, tiny.change(name='tiny-seedless', wd=.1)], seeds=[1])) == 2
     assert fake.calls == ['tiny-seed0', 'tiny-seed1', 'tiny-seedless-seed1']
