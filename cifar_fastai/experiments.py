@@ -142,7 +142,7 @@ class _Combination(NamedTuple):
 
 # %% ../nbs/08_experiments.ipynb #67172fb0
 def _check_augmentations(recipe):
-    "Refuse wrong names before anything is trained"
+    "Reject unknown names before anything is trained"
     for name in (recipe.augment, *[stage.augment for stage in recipe.stages]): augmentation(name or 'none')
 
 # %% ../nbs/08_experiments.ipynb #f9c4498d
@@ -180,7 +180,7 @@ def _to_csv(rows):
 
 # %% ../nbs/08_experiments.ipynb #3983dd90
 def _read_rows(path):
-    "Read the lines of a results file, without those that are not whole"
+    "Read the rows of a results file, without incomplete ones"
     if not path.exists(): return []
     text = path.read_text(encoding='utf-8', errors='replace').replace('\0', '')
     rows = [r for r in csv.DictReader(text.splitlines()) if None not in r and None not in r.values()]
@@ -191,7 +191,7 @@ def _read_rows(path):
 
 # %% ../nbs/08_experiments.ipynb #6d9088b5
 def _mend(save_to):
-    "Take out of the results file what is no whole line"
+    "Remove incomplete rows from the results file"
     path = save_to/'results.csv'
     with locked(save_to/'.locks'/'results.lock'):
         rows = _read_rows(path)
@@ -214,7 +214,7 @@ def _recipe_of(run):
 
 # %% ../nbs/08_experiments.ipynb #b68682ca
 def _add_row(save_to, row, recipe):
-    "Add a line to the results file; lines from before an axis was there are filled in"
+    "Add a row to the results file; older rows are filled in for new axes"
     path = save_to/'results.csv'
     with locked(save_to/'.locks'/'results.lock'):
         rows = [*_read_rows(path), row]
@@ -276,7 +276,7 @@ def _row(run, recipe, axes, **more):
 
 # %% ../nbs/08_experiments.ipynb #a34e7281
 def _frame(rows, parent):
-    "Make a table of lines, with numbers where numbers are; the last line of a run counts"
+    "Make a table of rows, with numeric columns; of several rows of a run, the last counts"
     last = {row['run']: row for row in rows}.values()
     numbers = [c for c in _columns if c not in _texts]
     df = pd.read_csv(StringIO(_to_csv(last)), dtype=dict.fromkeys(_texts, str),
@@ -685,7 +685,7 @@ def diff_runs(
 
 # %% ../nbs/08_experiments.ipynb #96e1b4d0
 def _labeled(runs, by): # -> list of (label, finished runs)
-    "Call the finished runs of each configuration by what differs between configurations"
+    "Label the finished runs of each configuration by what differs between configurations"
     by, groups = _configurations(read_runs(runs), by)
     finished = [(key, group[group.status == 'finished']) for key,group in groups]
     finished = [(key, group) for key,group in finished if len(group)]

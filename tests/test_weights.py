@@ -1,4 +1,4 @@
-"Networks of torchvision and timm, and the weights they begin with: read, fetched, refused, loaded and reported."
+"Networks of torchvision and timm, and their pretrained weights: read, downloaded, rejected, loaded and reported."
 import datetime
 import hashlib
 import os
