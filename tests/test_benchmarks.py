@@ -130,7 +130,7 @@ def call(script, monkeypatch, *arguments):
 
 @pytest.mark.parametrize('script, arguments, says', [
     (steps, ['smal_cnn'], "steps.py: Unknown recipe 'smal_cnn'. Did you mean 'small_cnn'?"), (steps, ['ladder_0', '--steps', '0'], '--steps: 0 is too small: at least 1'),
-    (loaders, ['--augment', 'nope'], "invalid choice: 'nope'"), (allocator, [], 'required: RECIPE'), (interpretation, [], 'required: run'), (record_run, ['nowhere'], 'nowhere is no run folder')],
+    (loaders, ['--augment', 'nope'], "invalid choice: 'nope'"), (allocator, [], 'required: RECIPE'), (interpretation, [], 'required: run'), (record_run, ['nowhere'], 'nowhere is no')],
     ids=lambda o: ' '.join(o) if isinstance(o, list) else '')
 def test_mistakes_are_told_in_a_line(script, arguments, says, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e: call(script, monkeypatch, *arguments)
