@@ -85,4 +85,4 @@ def test_first_screen():
         screen += f'{line}\n'
         if sum(max(1, -(-len(o) // 80)) for o in screen.splitlines()) >= 40: break
     assert re.search(r'minutes on two CPU cores', screen)
-    for part in ('| [small_cnn]', 'cifar-fastai train ', 'cifar-fastai predict ', '![Eight'): assert part in screen, part
+    for part in ('| [small_cnn]', 'cifar-fastai train ', 'cifar-fastai predict ', '![Six'): assert part in screen, part
