@@ -1,4 +1,4 @@
-"""How certain is a figure, how honest are the probabilities, and is a difference real?
+"""Confidence intervals, significance tests, calibration and selective prediction.
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/metrics.html.md"""
 
@@ -19,12 +19,12 @@ from scipy.stats import binom
 
 # %% ../nbs/00_metrics.ipynb #8dec0b51
 def _z(confidence):
-    if not 0 < confidence < 1: raise ValueError(f'confidence must lie between 0 and 1, got {confidence}.')
+    if not 0 < confidence < 1: raise ValueError(f'confidence must be between 0 and 1, got {confidence}.')
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 def _check_counts(**counts):
     for name, count in counts.items():
-        if (np.asarray(count) < 0).any(): raise ValueError(f'{name} is a number of images and must not be negative, got {count}.')
+        if (np.asarray(count) < 0).any(): raise ValueError(f'{name} must be a number of images, 0 or more, got {count}.')
 
 # %% ../nbs/00_metrics.ipynb #f071fbd7
 def wilson_interval(
@@ -32,7 +32,7 @@ def wilson_interval(
     n:int|np.ndarray, # number of trials; arrays give one interval for each entry
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), proportions between 0 and 1
-    "Bounds within which the true proportion of successes lies with this confidence."
+    "The Wilson score interval: a confidence interval for a proportion."
     z = _z(confidence)
     n = np.asarray(n, dtype=float)
     _check_counts(successes=successes, failures=n - successes)
@@ -42,31 +42,31 @@ def wilson_interval(
 
 # %% ../nbs/00_metrics.ipynb #db78279c
 def f1_interval(
-    right:int|np.ndarray, # images of the class that were called it
-    wrong:int|np.ndarray, # images of the class called something else, and others called the class
+    right:int|np.ndarray, # true positives
+    wrong:int|np.ndarray, # false negatives plus false positives
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between 0 and 1
-    "Bounds for an F1 score, by Wilson's interval for the Jaccard index."
+    "A confidence interval for an F1 score, from the Wilson interval of the Jaccard index."
     low, high = wilson_interval(right, np.add(right, wrong), confidence)
     return 2 * low / (1 + low), 2 * high / (1 + high)
 
 # %% ../nbs/00_metrics.ipynb #1b0bb028
 def mcnemar_exact(
-    fixed:int|np.ndarray, # images that only the second model has right
-    broken:int|np.ndarray, # images that only the first has right
+    fixed:int|np.ndarray, # images that only the second model classifies correctly
+    broken:int|np.ndarray, # images that only the first model classifies correctly
 )->float|np.ndarray: # two-sided p-value; 1 where nothing changed
-    "How likely so uneven a change is if neither model is better."
+    "McNemar's exact test: the p-value if both models are equally accurate."
     _check_counts(fixed=fixed, broken=broken)
     return np.minimum(2 * binom.cdf(np.minimum(fixed, broken), np.add(fixed, broken), .5), 1)
 
 # %% ../nbs/00_metrics.ipynb #ba843d83
 def paired_interval(
-    fixed:int|np.ndarray, # images that only the second model has right
-    broken:int|np.ndarray, # images that only the first has right
-    n:int|np.ndarray, # images in all, those on which both agree included
+    fixed:int|np.ndarray, # images that only the second model classifies correctly
+    broken:int|np.ndarray, # images that only the first model classifies correctly
+    n:int|np.ndarray, # total number of images
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between -1 and 1
-    "Bounds for the difference of two accuracies on the same images, the second less the first."
+    "A confidence interval for the difference of two accuracies on the same images, second minus first."
     z = _z(confidence)
     n = np.asarray(n)
     _check_counts(fixed=fixed, broken=broken, unchanged=n - fixed - broken)
@@ -78,8 +78,8 @@ def paired_interval(
 # %% ../nbs/00_metrics.ipynb #58b3abea
 def holm(
     p_values:list[float]|np.ndarray, # (K,) of K tests
-)->np.ndarray: # (K,) in the same order, at most 1
-    "Corrected p-values: below .05, any of them is wrong in at most 1 of 20 such families of tests."
+)->np.ndarray: # (K,) corrected, in the same order, at most 1
+    "Correct p-values for multiple comparisons by Holm's method, which controls the family-wise error rate."
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -87,14 +87,14 @@ def holm(
 
 # %% ../nbs/00_metrics.ipynb #606b58c7
 def _check_bins(n_bins):
-    if n_bins < 1: raise ValueError(f'n_bins is a number of bins and must be at least 1, got {n_bins}.')
+    if n_bins < 1: raise ValueError(f'n_bins must be at least 1, got {n_bins}.')
 
 def reliability(
     confidence:np.ndarray, # (N,) probability of the predicted class
-    correct:np.ndarray, # (N,) whether the prediction is right
-    n_bins:int=15, # of equal width, from 0 to 1; a bin holds its upper end
+    correct:np.ndarray, # (N,) whether the prediction is correct
+    n_bins:int=15, # of equal width, from 0 to 1; a bin includes its upper edge
 )->pd.DataFrame: # a row for each bin with images: low, high, n, confidence, accuracy, accuracy_low, accuracy_high (95%)
-    "How often a model is right when it is this sure."
+    "Accuracy in bins of confidence: the data of a reliability diagram."
     _check_bins(n_bins)
     edges = np.linspace(0, 1, n_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence) - 1, 0, n_bins - 1)
@@ -109,7 +109,7 @@ def reliability(
 def calibration_error(
     table:pd.DataFrame, # as `reliability` gives it
 )->float: # between 0 and 1
-    "Expected calibration error: by how much confidence and accuracy differ, on average."
+    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy."
     return float(np.average((table.accuracy - table.confidence).abs(), weights=table.n))
 
 # %% ../nbs/00_metrics.ipynb #b30a533c
@@ -119,7 +119,7 @@ def fit_temperature(
     logits:np.ndarray, # (N, C) logits or logarithms of probabilities
     targets:np.ndarray, # (N,) class numbers
 )->float: # between .05 and 20; above 1 the model was overconfident
-    "The temperature that makes the targets likeliest."
+    "Fit the temperature that minimizes the cross-entropy of the targets."
     z = np.float64(logits) - np.max(logits, 1, keepdims=True)
     z[np.isneginf(z)] = np.log(np.finfo(np.float32).tiny)  # probabilities that were rounded to 0
     true = z[np.arange(len(z)), targets].mean()
@@ -135,16 +135,16 @@ def apply_temperature(
     temperature:float, # > 0
 )->np.ndarray: # (N, C) logarithms of probabilities
     "Divide logits by a temperature."
-    if not temperature > 0: raise ValueError(f'A temperature must be above 0, got {temperature}.')
+    if not temperature > 0: raise ValueError(f'temperature must be above 0, got {temperature}.')
     z = np.float64(logits) / temperature
     return z - logsumexp(z, 1, keepdims=True)
 
 # %% ../nbs/00_metrics.ipynb #d1672c1a
 def coverage_curve(
     confidence:np.ndarray, # (N,) probability of the predicted class
-    correct:np.ndarray, # (N,) whether the prediction is right
+    correct:np.ndarray, # (N,) whether the prediction is correct
 )->pd.DataFrame: # threshold, coverage, accuracy: a row for each confidence that occurs, the highest first
-    "Accuracy among the images of which a model is at least this sure."
+    "Accuracy and coverage of the predictions with at least each confidence."
     right = pd.Series(np.asarray(correct, dtype=int))
     counts = right.groupby(np.float64(confidence)).agg(['size', 'sum'])
     answered = counts.iloc[::-1].cumsum() # from the highest confidence down

@@ -1,4 +1,4 @@
-"""The colors, frame, grid and labels that all figures share
+"""Colors, spines, grid and labels shared by all figures
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/plotting.html.md"""
 
@@ -50,9 +50,9 @@ def class_colors(
 # %% ../nbs/01_plotting.ipynb #28efd198
 def plain_axes(
     ax:Axes, # changed
-    grid:str='y', # the axis whose values are read off: 'x', 'y' or 'both'
+    grid:str='y', # axis with grid lines: 'x', 'y' or 'both'
 )->None:
-    "Leave of the frame only what has numbers, and draw thin lines behind the data"
+    "Hide the top and right spines, and draw a thin grid behind the data"
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(axis=grid, color=grid_color, lw=.8)
     ax.set_axisbelow(True)
@@ -61,30 +61,30 @@ def plain_axes(
 def percent_axis(
     axis:Axis, # `ax.xaxis` or `ax.yaxis`, of fractions between 0 and 1; changed
 )->None:
-    "Show fractions as percentages; the unit belongs in the label"
+    "Format tick labels as percentages without a % sign; put the unit in the axis label"
     axis.set_major_formatter(lambda value, position: f'{100*value:.4g}')
 
 # %% ../nbs/01_plotting.ipynb #3eee8388
 def literal(
     text:str, # a name, of a class or a file
 )->str:
-    "Have matplotlib draw a text as it is"
+    "Escape dollar signs, so that matplotlib does not render the text as math"
     return text.replace('$', r'\$')
 
 # %% ../nbs/01_plotting.ipynb #c7b819cd
 def percent(
     p:float, # between 0 and 1
-)->str: # a whole percentage; '<1%' for what would be 0%
-    "Write a probability for a caption"
+)->str: # rounded to a whole percentage; '<1%' below 1%
+    "Format a probability for a caption"
     return '<1%' if p < .01 else f'{p:.0%}'
 
 # %% ../nbs/01_plotting.ipynb #c6135eb9
 def labels_apart(
-    points:np.ndarray, # (n, 2): where labels would stand
+    points:np.ndarray, # (n, 2): preferred positions of the labels
     width:float, # of a label, in the units of the points
     height:float, # likewise
 )->np.ndarray: # (n, 2); some of them moved up
-    "Make room for labels, so that none covers another"
+    "Move labels up so that they do not overlap"
     placed = {}
     for i in np.argsort(points[:, 1], kind='stable'):
         x,y = points[i]
