@@ -1,4 +1,4 @@
-"""One pass over the images, every number from it.
+"""Run a model once over a data set, and compute every metric from the saved probabilities.
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/evaluation.html.md"""
 
@@ -44,7 +44,7 @@ from .models import eval_mode
 # %% ../nbs/06_evaluation.ipynb #5ebbcf7d
 def _check_lengths(evaluation):
     n = len(evaluation.files)
-    if not n: raise ValueError('An Evaluation needs at least one image, got none. Is the split empty?')
+    if not n: raise ValueError('An Evaluation needs at least one image, got none. Check that the split is not empty.')
     lengths = {name: len(getattr(evaluation, name)) for name in ('probs', 'targets', 'losses', 'files')}
     if set(lengths.values()) != {n}:
         raise ValueError(f'An Evaluation needs one row per image in every field, got {lengths}.')
@@ -55,9 +55,9 @@ def _check_vocab(evaluation):
     targets = evaluation.targets
     shape = evaluation.probs.shape
     if len(shape) != 2 or shape[1] != len(vocab):
-        raise ValueError(f'probs has shape {shape}, but vocab names {len(vocab)} classes: '
-                         'the model and the data do not belong together.')
-    if len(set(vocab)) < len(vocab): raise ValueError(f'vocab names a class twice: {vocab}.')
+        raise ValueError(f'probs has shape {shape}, but vocab has {len(vocab)} classes. '
+                         'Use a model that was trained on these classes.')
+    if len(set(vocab)) < len(vocab): raise ValueError(f'vocab has a duplicate class: {vocab}.')
     if targets.ndim != 1 or not ((0 <= targets) & (targets < len(vocab))).all():
         raise ValueError(f'targets must be one class number per image, 0 to {len(vocab) - 1}.')
 
@@ -67,11 +67,11 @@ def _check_values(evaluation):
     bad = ~(np.isfinite(probs).all(1) & np.isfinite(evaluation.losses))
     if bad.any():
         raise ValueError(f'{bad.sum()} of {len(bad)} images have NaN or infinite probabilities or losses, '
-                         f'the first is {evaluation.files[bad.argmax()]}. '
+                         f'starting with {evaluation.files[bad.argmax()]}. '
                          'The model has diverged: train again with a lower learning rate.')
     if not ((probs >= 0).all() and np.allclose(probs.sum(1), 1, atol=1e-3)):
-        raise ValueError('Each row of probs must be probabilities that add up to 1. '
-                         'Are these logits? Take softmax first.')
+        raise ValueError('Each row of probs must be probabilities that sum to 1. '
+                         'If these are logits, apply softmax first.')
 
 # %% ../nbs/06_evaluation.ipynb #66d1cb8c
 def _ratio(part, whole): # -> 0 where there is nothing to divide by
@@ -80,7 +80,7 @@ def _ratio(part, whole): # -> 0 where there is nothing to divide by
 
 # %% ../nbs/06_evaluation.ipynb #77754af7
 def _freeze(evaluation):
-    "Arrays that nobody changes, and lists of text"
+    "Make the arrays read-only, and the names lists of strings"
     for name,dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
         array = np.array(getattr(evaluation, name), dtype=dtype) + dtype(0)  # so that no loss is -0.00
         array.setflags(write=False)
@@ -91,18 +91,18 @@ def _freeze(evaluation):
 # %% ../nbs/06_evaluation.ipynb #90e4b644
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    "What a model said about labeled images, and how right it was."
-    probs:np.ndarray # (N, C) float32, rows add up to 1
+    "The predictions of a model on labeled images, and its metrics."
+    probs:np.ndarray # (N, C) float32, rows sum to 1
     targets:np.ndarray # (N,) int64, positions in `vocab`
     losses:np.ndarray # (N,) float32, cross-entropy of each image in nats
     files:list[str] # (N,) names relative to the data folder, with `/`
     vocab:list[str] # (C,) class names
     split:str='test' # `train`, `valid`, `test`, or a name of your own
     variant:str='' # of the data: `cifar10`, `cifar10-jpeg`, `synthetic` or a folder's name
-    root:str='' # the data folder, from where pictures are drawn; may be empty
-    tta:str='' # which views of each image `probs` are the mean of, one of `list_tta()`; empty: the image alone
-    temperature:float=1. # what the logits were divided by, see `with_temperature`
-    fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are no files
+    root:str='' # the data folder, from which images are opened; may be empty
+    tta:str='' # kind of test-time augmentation, one of `list_tta()`; empty: none
+    temperature:float=1. # divisor of the logits, see `with_temperature`
+    fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are not files
 
     def __post_init__(self):
         _freeze(self)
@@ -114,12 +114,12 @@ class Evaluation:
 
     @cached_property
     def predictions(self)->np.ndarray: # (N,) int64, positions in `vocab`
-        "The likeliest class of each image."
+        "The predicted class of each image: the one with the highest probability."
         return self.probs.argmax(1)
 
     @property
     def accuracy(self)->float: # between 0 and 1
-        "Share of images whose likeliest class is the true one."
+        "The share of images that are classified correctly."
         return float((self.predictions == self.targets).mean())
 
     @property
@@ -136,7 +136,7 @@ def accuracy_interval(
     self:Evaluation,
     confidence:float=0.95, # between 0 and 1
 )->tuple[float, float]: # (low, high)
-    "Wilson's interval for the accuracy: how far off it may be, given so many images."
+    "The Wilson score interval (confidence interval) of the accuracy."
     low, high = wilson_interval((self.predictions == self.targets).sum(), len(self), confidence)
     return float(low), float(high)
 
@@ -144,9 +144,9 @@ def accuracy_interval(
 @patch
 def confusion_matrix(
     self:Evaluation,
-    normalize:bool=False, # divide each row by its sum: shares of the actual class instead of counts
+    normalize:bool=False, # divide each row by its sum: proportions of the actual class instead of counts
 )->np.ndarray: # (C, C): actual class down, predicted class across
-    "How often each class was taken for each other."
+    "The confusion matrix: how often each class was predicted as each other."
     n = len(self.vocab)
     counts = np.bincount(self.targets * n + self.predictions, minlength=n * n).reshape(n, n)
     return _ratio(counts, counts.sum(1, keepdims=True)) if normalize else counts
@@ -157,8 +157,8 @@ def _bounds(name, interval): return {f'{name}_low': interval[0], f'{name}_high':
 @patch
 def per_class(
     self:Evaluation,
-    confidence:float|None=None, # of bounds for each figure, between 0 and 1; None: without bounds
-)->pd.DataFrame: # columns class, n, precision, recall, f1 (0 where undefined), and with bounds precision_low, precision_high, ...
+    confidence:float|None=None, # level of the confidence intervals, between 0 and 1; None: no intervals
+)->pd.DataFrame: # columns class, n, precision, recall, f1 (0 where undefined), and with intervals precision_low, precision_high, ...
     "Precision, recall and F1 of each class, and its number of images."
     counts = self.confusion_matrix()
     right = counts.diagonal()
@@ -167,7 +167,7 @@ def per_class(
     table = {'class': self.vocab, 'n': actual, 'precision': _ratio(right, predicted),
              'recall': _ratio(right, actual), 'f1': _ratio(2*right, actual + predicted)}
     if confidence is not None:
-        wrong = actual + predicted - 2*right # either way
+        wrong = actual + predicted - 2*right # false negatives plus false positives
         table |= _bounds('precision', wilson_interval(right, predicted, confidence))
         table |= _bounds('recall', wilson_interval(right, actual, confidence))
         table |= _bounds('f1', f1_interval(right, wrong, confidence))
@@ -179,7 +179,7 @@ def most_confused(
     self:Evaluation,
     min_count:int=1, # leave out pairs with fewer images
 )->list[tuple[str, str, int]]: # (actual, predicted, count), the highest count first
-    "Pairs of classes taken for each other, as fastai's `most_confused` gives them."
+    "The most confused pairs of classes, in the format of fastai's `most_confused`."
     counts = self.confusion_matrix()
     np.fill_diagonal(counts, 0)
     enough = np.argwhere(counts >= max(min_count, 1))
@@ -195,7 +195,7 @@ def confidence(self:Evaluation)->np.ndarray: # (N,) float32, between 1/C and 1
 # %% ../nbs/06_evaluation.ipynb #946c9895
 @patch(as_prop=True)
 def correct(self:Evaluation)->np.ndarray: # (N,) bool
-    "Whether the predicted class is the true one."
+    "Whether each prediction is correct."
     return self.predictions == self.targets
 
 # %% ../nbs/06_evaluation.ipynb #30d7f66f
@@ -210,10 +210,10 @@ def to_frame(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, 
 @patch
 def top_losses(
     self:Evaluation,
-    k:int=9, # how many images, > 0; all of them if there are fewer
+    k:int=9, # number of images, > 0; all of them if there are fewer
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
     "The images with the highest losses, the highest first."
-    if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
+    if k < 1: raise ValueError(f'k must be a number of images, at least 1, got {k}.')
     return self.to_frame().iloc[np.argsort(-self.losses, kind='stable')[:k]]
 
 # %% ../nbs/06_evaluation.ipynb #3182ee77
@@ -221,22 +221,22 @@ def top_losses(
 def open_image(
     self:Evaluation,
     i:int, # position of the image
-    root:str|Path|None=None, # folder that holds train and test; None: where the data lay when they were evaluated
+    root:str|Path|None=None, # data folder, with train and test in it; None: the one at the time of evaluation
 )->Image.Image: # RGB
-    "Open an image that was evaluated, to look at it."
+    "Open an evaluated image."
     folder = root or self.root
     name = self.files[i]
-    if name.startswith('#'): raise ValueError(f'Image {name} was not made from a file, so it cannot be drawn.')
+    if name.startswith('#'): raise ValueError(f'Image {name} does not come from a file, so it cannot be opened.')
     path = Path(folder) / name
     if not path.is_file():
         raise FileNotFoundError(f"No image {name} in {folder or 'the current folder'}. "
-                                'Say where the data folder is: root=the folder that holds train and test.')
+                                'Pass the data folder, which contains train and test, as root=...')
     with Image.open(path) as image: return plain_image(image)
 
 # %% ../nbs/06_evaluation.ipynb #b6cff490
 def _class_number(evaluation, name):
     if name in evaluation.vocab: return evaluation.vocab.index(name)
-    raise ValueError(f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
+    raise ValueError(f'Unknown class {name!r}. Allowed: {", ".join(evaluation.vocab)}.')
 
 @patch
 def confused(
@@ -244,8 +244,8 @@ def confused(
     a:str, # a class
     b:str, # another
 )->pd.DataFrame: # columns file, actual, predicted, loss, and two probabilities, `P(cat)`, `P(dog)`; the index is the position in `files`
-    "The images of two classes that were taken for each other."
-    if a == b: raise ValueError(f'confused is about two classes, got {a!r} twice.')
+    "The images of two classes that were predicted as each other."
+    if a == b: raise ValueError(f'confused needs two different classes, got {a!r} twice.')
     i = _class_number(self, a)
     j = _class_number(self, b)
     of_both = np.isin(self.targets, (i, j)) & np.isin(self.predictions, (i, j))
@@ -257,7 +257,7 @@ def confused(
 
 # %% ../nbs/06_evaluation.ipynb #5840c430
 def _by_confidence(evaluation, k, correct, sign):
-    if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
+    if k < 1: raise ValueError(f'k must be a number of images, at least 1, got {k}.')
     order = np.argsort(sign*evaluation.confidence, kind='stable')
     if correct is not None: order = order[evaluation.correct[order] == correct]
     return evaluation.to_frame().iloc[order[:k]]
@@ -265,20 +265,20 @@ def _by_confidence(evaluation, k, correct, sign):
 @patch
 def most_confident(
     self:Evaluation,
-    k:int=9, # how many images, > 0; all of them if there are fewer
-    correct:bool|None=None, # True: only right ones, False: only wrong ones
+    k:int=9, # number of images, > 0; all of them if there are fewer
+    correct:bool|None=None, # True: only correct predictions, False: only mistakes
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
-    "The images of whose class the model is surest, the surest first."
+    "The most confident predictions, highest confidence first."
     return _by_confidence(self, k, correct, -1)
 
 # %% ../nbs/06_evaluation.ipynb #e8b16217
 @patch
 def least_confident(
     self:Evaluation,
-    k:int=9, # how many images, > 0; all of them if there are fewer
-    correct:bool|None=None, # True: only right ones, False: only wrong ones
+    k:int=9, # number of images, > 0; all of them if there are fewer
+    correct:bool|None=None, # True: only correct predictions, False: only mistakes
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
-    "The images of whose class the model is least sure, the least sure first."
+    "The least confident predictions, lowest confidence first."
     return _by_confidence(self, k, correct, 1)
 
 # %% ../nbs/06_evaluation.ipynb #d76c35a7
@@ -287,7 +287,7 @@ def reliability(
     self:Evaluation,
     n_bins:int=15, # of equal width, from 0 to 1
 )->pd.DataFrame: # as `metrics.reliability`
-    "How often the model is right when it is this sure."
+    "Accuracy in bins of confidence: the data of a reliability diagram."
     return metrics.reliability(self.confidence, self.correct, n_bins)
 
 # %% ../nbs/06_evaluation.ipynb #9e986f80
@@ -296,7 +296,7 @@ def calibration_error(
     self:Evaluation,
     n_bins:int=15, # of equal width, from 0 to 1
 )->float: # between 0 and 1
-    "Expected calibration error: by how much confidence and accuracy differ, on average."
+    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy."
     return metrics.calibration_error(self.reliability(n_bins))
 
 # %% ../nbs/06_evaluation.ipynb #d5d659f2
@@ -307,15 +307,15 @@ def _log_probs(evaluation): # (N, C) float64; that of the true class is exact ho
     targets = evaluation.targets
     true = evaluation.probs[rows, targets]
     n_equal = (evaluation.probs == true[:, None]).sum(1) # 1: itself
-    tied = (n_equal > 1) & (true >= smallest)  # must stay tied, or the prediction would change
+    tied = (n_equal > 1) & (true >= smallest)  # must stay tied, or the predicted class would change
     logs[rows[~tied], targets[~tied]] = -evaluation.losses[~tied]
     return logs
 
 @patch
-def fit_temperature(self:Evaluation)->float: # between .05 and 20; above 1: the model is too sure
-    "The temperature that makes the true classes of validation images likeliest."
+def fit_temperature(self:Evaluation)->float: # between .05 and 20; above 1: the model is overconfident
+    "Fit the temperature that minimizes the loss on validation images."
     if self.split in ('train', 'test'):
-        raise ValueError(f'A temperature is fitted on validation images, these are the {self.split} images. '
+        raise ValueError(f'A temperature must be fitted on validation images, got the {self.split} images. '
                          "Use evaluate(learn, 'valid').fit_temperature().")
     return metrics.fit_temperature(_log_probs(self), self.targets)
 
@@ -324,8 +324,8 @@ def fit_temperature(self:Evaluation)->float: # between .05 and 20; above 1: the 
 def with_temperature(
     self:Evaluation,
     temperature:float, # > 0, as `fit_temperature` gives it
-)->Evaluation: # the same predictions, with other probabilities and losses
-    "What the model would have said had its logits been divided by a temperature."
+)->Evaluation: # the same predicted classes, with other probabilities and losses
+    "Apply temperature scaling: divide the logits by a temperature."
     logs = metrics.apply_temperature(_log_probs(self), temperature)
     losses = -logs[np.arange(len(logs)), self.targets]
     return replace(self, probs=np.exp(logs), losses=losses, temperature=self.temperature*temperature)
@@ -333,7 +333,7 @@ def with_temperature(
 # %% ../nbs/06_evaluation.ipynb #d5e5dcdb
 @patch
 def coverage_curve(self:Evaluation)->pd.DataFrame: # threshold, coverage, accuracy
-    "Accuracy among the images of which the model is at least this sure."
+    "Accuracy and coverage of the predictions with at least each confidence."
     return metrics.coverage_curve(self.confidence, self.correct)
 
 # %% ../nbs/06_evaluation.ipynb #b081d3a1
@@ -341,9 +341,9 @@ def coverage_curve(self:Evaluation)->pd.DataFrame: # threshold, coverage, accura
 def coverage_at(
     self:Evaluation,
     accuracy:float, # between 0 and 1
-)->tuple[float, float]: # (coverage, threshold): share of images answered, and how sure to be; (0, 1) if it never gets there
-    "The most images that can be answered with at least this accuracy."
-    if not 0 < accuracy <= 1: raise ValueError(f'accuracy must lie between 0 and 1, got {accuracy}.')
+)->tuple[float, float]: # (coverage, threshold): share of images predicted, and minimum confidence; (0, 1) if no threshold reaches it
+    "The highest coverage with at least this accuracy."
+    if not 0 < accuracy <= 1: raise ValueError(f'accuracy must be between 0 and 1, got {accuracy}.')
     curve = self.coverage_curve().query('accuracy >= @accuracy')
     if curve.empty: return 0.,1.
     return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
@@ -357,13 +357,13 @@ def _import_cleanlab():
 
 @patch
 def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (the label's probability); the worst first
-    "Images whose label may be wrong, by confident learning: candidates, not facts."
+    "Find candidates for label errors by confident learning."
     if self.split == 'train':
-        raise ValueError('These are training images, and a model learns wrong labels, too. '
-                         'Evaluate images that it has not seen: the validation or the test images.')
+        raise ValueError('label_errors needs images that the model was not trained on, got training images. '
+                         'Evaluate the validation or the test images.')
     if len(np.unique(self.targets)) < 2:
         raise ValueError(f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
-                         'Confident learning compares classes, so it needs images of two at least.')
+                         'Confident learning needs images of at least two classes.')
     filter,rank = _import_cleanlab()
     probs = self.probs/self.probs.sum(1, keepdims=True)
     found = filter.find_label_issues(self.targets, probs, n_jobs=1)
@@ -373,8 +373,8 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
 
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
-def to_dict(self:Evaluation)->dict: # JSON-ready
-    "Every figure of merit, without the images."
+def to_dict(self:Evaluation)->dict: # JSON-serializable
+    "All metrics, without the data of single images."
     return dict(
         split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
         n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss,
@@ -388,11 +388,11 @@ _format = 'cifar_fastai evaluation 1'
 @patch
 def save(
     self:Evaluation,
-    path:str|Path, # ends in `.npz`; folders are made
+    path:str|Path, # ends in `.npz`; missing folders are created
 )->Path: # `path`
     "Write the evaluation to a file."
     path = Path(path)
-    if path.suffix != '.npz': raise ValueError(f'An Evaluation is saved as .npz, got {path.name!r}.')
+    if path.suffix != '.npz': raise ValueError(f'The file name must end in .npz, got {path.name!r}.')
     rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays}
     about = json.dumps({'format': _format} | rest)
     arrays = {name: getattr(self, name) for name in _arrays}
@@ -404,7 +404,7 @@ def save(
 def _read_evaluation(path):
     with np.load(path, allow_pickle=False) as saved:
         about = parse_json(saved['about'].tobytes(), path)
-        if about.pop('format', None) != _format: raise ValueError('its format is another one')
+        if about.pop('format', None) != _format: raise ValueError('unknown format')
         return Evaluation(**about, **{name: saved[name] for name in _arrays})
 
 _damage = (BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -414,10 +414,10 @@ def load_evaluation(
 )->Evaluation:
     "Read an evaluation from a file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'No file {path}. Evaluation.save writes one.')
+    if not path.is_file(): raise FileNotFoundError(f'No file {path}. Create one with Evaluation.save.')
     try: return _read_evaluation(path)
     except _damage as e:
-        raise ValueError(f'{path} is no saved Evaluation, or is damaged: {e}. Evaluate again, and save.') from e
+        raise ValueError(f'{path} is not a saved Evaluation, or is damaged: {e}. Evaluate and save again.') from e
 
 # %% ../nbs/06_evaluation.ipynb #5f8e5e5f
 def _summary(evaluation):
@@ -428,7 +428,7 @@ def _summary(evaluation):
     if evaluation.tta: text += _views_in_words(evaluation.tta)
     if evaluation.temperature != 1: text += f', temperature {evaluation.temperature:.2f}'
     for actual,predicted,count in evaluation.most_confused()[:1]:
-        text += f', most confused: {actual} taken for {predicted} ({count})'
+        text += f', most confused: {actual} predicted as {predicted} ({count})'
     return text
 
 def _views_in_words(tta):
@@ -449,20 +449,20 @@ _kinds = {
     'fastai': {'image': .25, **{f'augmented {i}': .1875 for i in range(1, 5)}}}
 
 def list_tta()->list[str]:
-    "The kinds of test-time augmentation; the empty name is none"
+    "The kinds of test-time augmentation; the empty string means none"
     return list(_kinds)
 
 # %% ../nbs/06_evaluation.ipynb #eeeabcb6
 def tta_views(
     tta:str, # one of `list_tta()`
-)->dict[str, float]: # view -> its weight; they add up to 1
-    "What a kind of test-time augmentation averages"
+)->dict[str, float]: # view -> its weight; weights sum to 1
+    "The views that a kind of test-time augmentation averages, with their weights"
     if tta in _kinds: return dict(_kinds[tta])
     names = ', '.join(map(repr, list_tta()[1:]))
     raise ValueError(f"Unknown tta {tta!r}. Allowed: '' (none), {names}.")
 
 # %% ../nbs/06_evaluation.ipynb #400b2726
-# view -> which way it moves, and whether it is mirrored after that
+# view -> direction of the shift, and whether it is mirrored after that
 _moves = {'image': (0, False), 'mirrored': (0, True), 'up-left': (-1, False), 'up-left, mirrored': (-1, True),
           'down-right': (1, False), 'down-right, mirrored': (1, True)}
 
@@ -475,9 +475,9 @@ def _moved(x, way):
 
 def make_view(
     x:torch.Tensor, # (N, C, H, W) images
-    view:str, # one that `tta_views` names, but for the random ones of `'fastai'`
+    view:str, # one of the names in `tta_views`, except the random ones of `'fastai'`
 )->torch.Tensor: # (N, C, H, W)
-    "Mirror images, or move them by 1/32 of their sides"
+    "Mirror images, or shift them by 1/32 of their size"
     if view not in _moves: raise ValueError(f'Unknown view {view!r}. Allowed: {", ".join(map(repr, _moves))}.')
     way,mirrored = _moves[view]
     if way: x = _moved(x, way)
@@ -485,14 +485,14 @@ def make_view(
 
 # %% ../nbs/06_evaluation.ipynb #cd5d5f09
 def _log_mean(logits, weights):
-    "The logarithm of the weighted mean of the probabilities; a lone view's logits stay as they are"
+    "The logarithm of the weighted mean of the probabilities; the logits of a single view are returned unchanged"
     if len(logits) == 1: return logits[0]
     weighted = [F.log_softmax(l.float(), 1) + log(w) for l,w in zip(logits, weights)]
     return torch.logsumexp(torch.stack(weighted), 0)
 
 # %% ../nbs/06_evaluation.ipynb #8f4cf1bf
 class _Gather(Callback):
-    "Keeps what the model said of each image and what was true, on the device: nothing waits for the GPU before the end."
+    "Collect logits and targets on the device, so that nothing synchronizes with the GPU before the end."
     order = 100
     def __init__(self, weights): self.weights = weights  # of the views, in the order in which they come
     def before_fit(self): self.views, self.logits, self.targets = [], [], []
@@ -512,7 +512,7 @@ def _shapes_inference(cb):
 def _no_loss(pred, *yb): return pred.new_zeros(())
 
 def _borrow(learn, cb):
-    "A second learner over the same model, with `cb` and copies of the callbacks that shape inference."
+    "A temporary learner with the same model, `cb`, and copies of the callbacks that affect inference."
     cbs = [copy(o) for o in learn.cbs if _shapes_inference(o)]
     return Learner(learn.dls, learn.model, loss_func=_no_loss, cbs=[*cbs, cb], default_cbs=False)
 
@@ -520,14 +520,14 @@ def _borrow(learn, cb):
 def _check_labels(learn, batch):
     n = len(batch) - getattr(learn.dls, 'n_inp', 1)
     if n != 1:
-        raise ValueError(f'evaluate needs one label for each image, this DataLoader gives {n}. '
-                         'For images of your own: dls.test_dl(files, with_labels=True).')
+        raise ValueError(f'evaluate needs one label per image, this DataLoader gives {n}. '
+                         'For your own images, use dls.test_dl(files, with_labels=True).')
 
 # %% ../nbs/06_evaluation.ipynb #a0aae4e7
 def _views_of(batch, names): # -> the batch once for each view
     if names == ['image']: return [batch]
     if len(batch) != 2:
-        raise ValueError(f'tta needs batches of images and labels, these have {len(batch)} parts. Evaluate without it.')
+        raise ValueError(f'tta needs batches of (images, labels), got batches of {len(batch)} items. Evaluate without tta.')
     images,labels = batch
     return ((make_view(images, name), labels) for name in names)
 
@@ -543,7 +543,7 @@ def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on th
             try:
                 for view in _views_of(batch, list(views)): borrowed.one_batch(i, view)
             except BaseException:
-                borrowed('after_cancel_batch') # a callback may have autocast to leave
+                borrowed('after_cancel_batch') # a callback may need to exit autocast
                 raise
         borrowed('after_fit')
     return torch.cat(gathered.logits).float().cpu(),torch.cat(gathered.targets).cpu()
@@ -554,7 +554,7 @@ def _check_augmented(dl, tfms):
         raise ValueError("tta='fastai' needs a DataLoader of fastai's data blocks, "
                          'such as dls.test_dl(files, with_labels=True) makes.')
     if not tfms:
-        raise ValueError("tta='fastai' averages over the training augmentation, and this learner was trained without any. "
+        raise ValueError("tta='fastai' uses the training augmentation, but this learner was trained without any. "
                          "Use tta='flip'.")
 
 def _random_passes(learn, dl): # -> as `_one_pass`
@@ -579,33 +579,33 @@ def _plain(dl, bs):
 
 # %% ../nbs/06_evaluation.ipynb #0ef69c95
 def check_evaluable(
-    learn:Learner, # what is to be evaluated
-    split:str|DataLoader, # on what
-    bs:int|None=None, # images per batch; None: those of the split's loader
+    learn:Learner, # the learner to evaluate
+    split:str|DataLoader, # the images to evaluate it on
+    bs:int|None=None, # batch size; None: that of the split's loader
 )->None:
-    "Refuse what `evaluate` cannot evaluate: a `TypeError` or `ValueError` that says what it can"
+    "Raise a `TypeError` or `ValueError` if `evaluate` does not accept these arguments"
     if not isinstance(learn, Learner):
         raise TypeError(f'evaluate needs a fastai Learner, got {type(learn).__name__}. '
-                        'load_run(folder) makes one from a run.')
+                        'Load one from a run folder with load_run(folder).')
     if not isinstance(split, (str, DataLoader)):
         kind = f'{type(split).__module__}.{type(split).__name__}'
         raise TypeError(f'split must be a name or a fastai DataLoader, got {kind}. '
-                        'fastai.data.load.DataLoader(dataset, bs=64) wraps any dataset.')
+                        'Wrap any dataset with fastai.data.load.DataLoader(dataset, bs=64).')
     if isinstance(split, str) and split not in ('train', 'valid', 'test'):
         raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid', 'train', "
                          'or a fastai DataLoader with labels.')
-    if bs is not None and bs < 1: raise ValueError(f'bs is a number of images and must be at least 1, got {bs}.')
+    if bs is not None and bs < 1: raise ValueError(f'bs must be a batch size of at least 1, got {bs}.')
 
 # %% ../nbs/06_evaluation.ipynb #99471d73
 def evaluable_loader(
-    learn:Learner, # what is to be evaluated
-    split:str|DataLoader, # on what
-    bs:int|None=None, # images per batch; None: those of the split's loader
-)->DataLoader: # that of the split: one of training images shuffles and augments
-    "Find what `evaluate` evaluates on, refusing what it cannot, see `check_evaluable`"
+    learn:Learner, # the learner to evaluate
+    split:str|DataLoader, # the images to evaluate it on
+    bs:int|None=None, # batch size; None: that of the split's loader
+)->DataLoader: # of the split; that of the training images shuffles and augments
+    "The `DataLoader` that `evaluate` uses, after `check_evaluable`"
     check_evaluable(learn, split, bs)
     dl = split_loader(learn.dls, split) if isinstance(split, str) else split
-    if not len(dl.dataset): raise ValueError('There are no images in this split.')
+    if not len(dl.dataset): raise ValueError('There are no images in this split. Choose another split.')
     return dl
 
 # %% ../nbs/06_evaluation.ipynb #f484f19d
@@ -613,19 +613,19 @@ def _common_vocab(learn, dl): # -> list of class names
     vocab = getattr(learn.dls, 'vocab', None)
     theirs = getattr(dl, 'vocab', None)
     if vocab is None:
-        raise ValueError('This learner has no vocab: evaluate is for classifiers of images with one label each.')
+        raise ValueError('This learner has no vocab. evaluate needs an image classifier with one label per image.')
     if theirs is not None and list(theirs) != list(vocab):
-        raise ValueError(f'The learner knows the classes {list(vocab)}, the images have {list(theirs)}.')
+        raise ValueError(f'The classes do not match: the learner has {list(vocab)}, the images have {list(theirs)}.')
     return list(vocab)
 
 # %% ../nbs/06_evaluation.ipynb #ce5423bd
 def evaluate(
-    learn:Learner, # a classifier: its model gives one logit for each class; left as it was
+    learn:Learner, # a classifier: its model returns one logit per class; stays unchanged
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
-    bs:int|None=None, # images per batch; that of the split's `DataLoader` if None
+    bs:int|None=None, # batch size; None: that of the split's `DataLoader`
     tta:str='', # one of `list_tta()`: average the probabilities of several views of each image
-)->Evaluation: # `files` in listing order
-    "Run the model once over a split and keep its probabilities."
+)->Evaluation: # with `files` in listing order
+    "Run the model once over a split and keep its predicted probabilities."
     check_evaluable(learn, split, bs)
     views = tta_views(tta)
     with no_random():
@@ -633,8 +633,8 @@ def evaluate(
         vocab = _common_vocab(learn, dl)
         logits,targets = _random_passes(learn, dl) if tta == 'fastai' else _one_pass(learn, dl, views)
     if logits.shape[1:] != (len(vocab),):
-        raise ValueError(f'The model gives {tuple(logits.shape[1:])} numbers an image, '
-                         f'vocab names {len(vocab)} classes.')
+        raise ValueError(f'The model returns {tuple(logits.shape[1:])} logits per image, '
+                         f'but vocab has {len(vocab)} classes.')
     root = Path(learn.dls.path).absolute()
     data_info = getattr(learn.dls, 'data_info', None)
     return Evaluation(
@@ -648,7 +648,7 @@ def evaluate(
 # %% ../nbs/06_evaluation.ipynb #d9a95c1a
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    "What changed between two evaluations of the same images."
+    "The differences between two evaluations of the same images."
     before:Evaluation # of one model
     after:Evaluation # of the other; its images in the order of `before`
 
@@ -656,47 +656,48 @@ class Comparison:
 
     @property
     def fixed(self)->np.ndarray: # positions in `before.files`
-        "The images that only `after` has right."
+        "The images that only `after` classifies correctly."
         return np.flatnonzero(self.after.correct & ~self.before.correct)
 
     @property
     def broken(self)->np.ndarray: # positions in `before.files`
-        "The images that only `before` has right."
+        "The images that only `before` classifies correctly."
         return np.flatnonzero(self.before.correct & ~self.after.correct)
 
     @property
     def change(self)->float: # between -1 and 1
-        "Accuracy of `after` less that of `before`."
+        "Accuracy of `after` minus that of `before`."
         return (len(self.fixed) - len(self.broken)) / len(self)
 
     @property
     def p_value(self)->float: # between 0 and 1
-        "McNemar's exact test: how likely so uneven a change is if neither is better."
+        "The p-value of McNemar's exact test."
         return float(mcnemar_exact(len(self.fixed), len(self.broken)))
 
     def __repr__(self): return _comparison_summary(self)
     def _repr_html_(self): return _comparison_html(self)
 
 # %% ../nbs/06_evaluation.ipynb #3487d6f4
-def _differ(a, b): return a and b and a != b # what is not known differs from nothing
+def _differ(a, b): return a and b and a != b # an unknown value matches any other
 
 def _match(before, after): # -> positions in `after` of the images of `before`
     if before.vocab != after.vocab:
-        raise ValueError(f'These evaluations have different classes, {before.vocab} and {after.vocab}.')
+        raise ValueError(f'compare needs two evaluations with the same classes, got different classes: {before.vocab} and {after.vocab}.')
     if _differ(before.variant, after.variant):
         raise ValueError(f'These evaluations are of different data, {before.variant} and {after.variant}: '
                          'compare needs the same images.')
     position = {file: i for i,file in enumerate(after.files)}
     if len(position) < len(after) or len(set(before.files)) < len(before):
-        raise ValueError('compare needs each image once, and one of these evaluations names an image twice.')
+        raise ValueError('compare needs each image once, but one of these evaluations has the same image twice. '
+                         'Evaluate without duplicates.')
     missing = [file for file in before.files if file not in position]
     if missing or len(before) != len(after):
         such_as = f', such as {missing[0]}' if missing else ''
         raise ValueError(f'compare needs two evaluations of the same images: the first has {len(before):,}, the second '
                          f'{len(after):,}, and {len(missing):,} of the first are not in the second{such_as}. '
-                         'Evaluate both on one split of one data set.')
+                         'Evaluate both on the same split of the same data set.')
     if _differ(before.fingerprint, after.fingerprint):
-        raise ValueError(f'These evaluations are of different images under the same names, in {before.root} and '
+        raise ValueError(f'These evaluations are of different images with the same file names, in {before.root} and '
                          f'{after.root}: compare needs the same images.')
     return np.array([position[file] for file in before.files])
 
@@ -707,12 +708,12 @@ def _reorder(evaluation, order):
 
 def compare(
     before:Evaluation, # of one model
-    after:Evaluation, # of another, or of the same after a change, on the same images
+    after:Evaluation, # of another model, or of the same model after a change, on the same images
 )->Comparison:
-    "Compare what two models said about the same images."
+    "Compare the predictions of two models on the same images."
     for o in (before, after):
         if not isinstance(o, Evaluation):
-            raise TypeError(f'compare needs two Evaluations, got {type(o).__name__}. evaluate(learn) makes one.')
+            raise TypeError(f'compare needs two Evaluations, got {type(o).__name__}. Create one with evaluate(learn).')
     after = _reorder(after, _match(before, after))
     different = np.flatnonzero(before.targets != after.targets)
     if len(different):
@@ -726,7 +727,7 @@ def interval(
     self:Comparison,
     confidence:float=0.95, # between 0 and 1
 )->tuple[float, float]: # (low, high), between -1 and 1
-    "Bounds for the change in accuracy."
+    "A confidence interval for the change in accuracy."
     low, high = paired_interval(len(self.fixed), len(self.broken), len(self), confidence)
     return float(low), float(high)
 
@@ -739,9 +740,9 @@ def _changes(fixed, broken, n, confidence): # -> columns of the table below
 @patch
 def per_class(
     self:Comparison,
-    confidence:float=0.95, # of the interval, between 0 and 1
+    confidence:float=0.95, # level of the confidence intervals, between 0 and 1
 )->pd.DataFrame: # columns class, n, before, after (recall), change, low, high, fixed, broken, p_value, p_corrected
-    "How recall changed in each class."
+    "The change in recall of each class."
     vocab = self.before.vocab
     targets = self.before.targets
     def count(images): return np.bincount(targets[images], minlength=len(vocab))
@@ -760,7 +761,7 @@ def confusion_changes(
     self:Comparison,
     min_change:int=1, # leave out pairs that changed by fewer images, in either direction
 )->pd.DataFrame: # columns actual, predicted, before, after (images), change, p_value; the largest change first
-    "How often each class is taken for each other, before and after."
+    "Off-diagonal counts of the confusion matrices, before and after."
     n = len(self.before.vocab)
     vocab = np.array(self.before.vocab, dtype=object)
     changed = self.before.predictions != self.after.predictions

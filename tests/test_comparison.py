@@ -143,12 +143,12 @@ def test_other_labels_and_classes_are_refused(pair):
 def test_other_data_and_images_named_twice_are_refused(pair):
     before, after = pair
     with pytest.raises(ValueError, match='different data, cifar10 and cifar10-jpeg'): compare(replace(before, variant='cifar10'), replace(after, variant='cifar10-jpeg'))
-    with pytest.raises(ValueError, match='different images under the same names, in a and b'):
+    with pytest.raises(ValueError, match='different images with the same file names, in a and b'):
         compare(replace(before, fingerprint='12', root='a'), replace(after, fingerprint='13', root='b'))
     assert len(compare(before, replace(after, fingerprint='13'))) == len(compare(replace(before, fingerprint='13'), replace(after, fingerprint='13'))) == 3000
     twice = [after.files[0], *after.files[:-1]]
-    with pytest.raises(ValueError, match='names an image twice'): compare(before, replace(after, files=twice))
-    with pytest.raises(ValueError, match='names an image twice'): compare(replace(before, files=twice), after)
+    with pytest.raises(ValueError, match='has the same image twice'): compare(before, replace(after, files=twice))
+    with pytest.raises(ValueError, match='has the same image twice'): compare(replace(before, files=twice), after)
 
 
 def test_it_reads_well(pair):

@@ -242,7 +242,7 @@ def test_temperature_keeps_losses_that_probabilities_cannot_hold():
 
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_temperature_is_fitted_on_validation_images(split):
-    with pytest.raises(ValueError, match=f'fitted on validation images, these are the {split} images'): fake(split=split).fit_temperature()
+    with pytest.raises(ValueError, match=f'fitted on validation images, got the {split} images'): fake(split=split).fit_temperature()
 
 
 def test_coverage_for_an_accuracy():
@@ -334,12 +334,12 @@ def text(path): path.write_text('accuracy 0.9')
 def test_damaged_files_are_refused(tmp_path, damage):
     path = fake().save(tmp_path/'a.npz')
     damage(path)
-    with pytest.raises(ValueError, match='a.npz is no saved Evaluation, or is damaged'): load_evaluation(path)
+    with pytest.raises(ValueError, match='a.npz is not a saved Evaluation, or is damaged'): load_evaluation(path)
 
 
 def test_paths_that_cannot_be(tmp_path):
     with pytest.raises(FileNotFoundError, match='No file .*b.npz'): load_evaluation(tmp_path/'b.npz')
-    with pytest.raises(ValueError, match="saved as .npz, got 'a.json'"): fake().save(tmp_path/'a.json')
+    with pytest.raises(ValueError, match="end in .npz, got 'a.json'"): fake().save(tmp_path/'a.json')
 
 
 def test_no_damage_goes_by_another_name(tmp_path):
@@ -349,7 +349,7 @@ def test_no_damage_goes_by_another_name(tmp_path):
     for i in range(0, len(whole), 7):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1:])
         try: assert np.array_equal(load_evaluation(path).probs, same.probs)
-        except ValueError as e: assert 'a.npz is no saved Evaluation, or is damaged' in str(e)
+        except ValueError as e: assert 'a.npz is not a saved Evaluation, or is damaged' in str(e)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -371,14 +371,14 @@ nan, inf = float('nan'), float('inf')
     (dict(targets=[0]), 'one row per image'),
     (dict(files=['a.png']), 'one row per image'),
     (dict(losses=[1.]), 'one row per image'),
-    (dict(vocab=['cat', 'dog', 'frog']), 'shape .2, 2., but vocab names 3 classes'),
-    (dict(vocab=['cat', 'cat']), 'twice'),
+    (dict(vocab=['cat', 'dog', 'frog']), 'shape .2, 2., but vocab has 3 classes'),
+    (dict(vocab=['cat', 'cat']), 'duplicate class'),
     (dict(probs=[.5, .5]), 'shape .2,.'),
     (dict(probs=[[.5, .5], [nan, .5]]), r'1 of 2 images have NaN.*b\.png'),
     (dict(probs=[[inf, 0], [.5, .5]]), r'NaN or infinite.*a\.png'),
     (dict(losses=[.1, nan]), r'NaN.*b\.png'),
     (dict(probs=[[2., -1], [.5, .5]]), 'logits'),
-    (dict(probs=[[.5, .1], [.5, .5]]), 'add up to 1'),
+    (dict(probs=[[.5, .1], [.5, .5]]), 'sum to 1'),
     (dict(targets=[0, 2]), '0 to 1'),
     (dict(targets=[-1, 0]), '0 to 1'),
     (dict(targets=[[0, 1], [1, 0]]), 'one class number per image'),
@@ -800,10 +800,10 @@ def test_bad_requests(learn):
     dls = learn.dls
     with pytest.raises(ValueError, match="Unknown split 'tset'. Allowed: 'test', 'valid', 'train'"): evaluate(learn, 'tset')
     with pytest.raises(ValueError, match='bs .* at least 1, got 0'): evaluate(learn, bs=0)
-    with pytest.raises(TypeError, match='got str. load_run'): evaluate('runs/small_cnn')
+    with pytest.raises(TypeError, match='got str. Load .*load_run'): evaluate('runs/small_cnn')
     with pytest.raises(TypeError, match='torch.utils.data.*fastai.data.load.DataLoader'):
         evaluate(learn, torch.utils.data.DataLoader([(torch.randn(3, 32, 32), 0)]))
-    with pytest.raises(ValueError, match='one label for each image, this DataLoader gives 0.*with_labels=True'):
+    with pytest.raises(ValueError, match='one label per image, this DataLoader gives 0.*with_labels=True'):
         evaluate(learn, dls.test_dl(sources.test_files(dls.path)))
     with pytest.raises(ValueError, match='no images'): evaluate(learn, DataLoader([], bs=4))
 
@@ -819,7 +819,7 @@ def test_missing_splits(learn, practice, tmp_path):
 
 
 def test_model_and_data_must_fit(learn, practice, tmp_path):
-    with pytest.raises(ValueError, match=r'gives \(7,\) numbers an image, vocab names 10'):
+    with pytest.raises(ValueError, match=r'returns \(7,\) logits per image, but vocab has 10'):
         evaluate(Learner(learn.dls, network(7), loss_func=learn.loss_func))
     for split in ('train', 'test'):
         for name in ('cat', 'dog'):
