@@ -1,4 +1,4 @@
-"""Pictures of what a model learned, and of what it gets wrong.
+"""Plots of a model's training history, mistakes, calibration, and differences from another model.
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/interpretation.html.md"""
 
@@ -57,10 +57,10 @@ def _form(values): # decimals where there are any
 
 def plot_confusion_matrix(
     evaluation:Evaluation, # whose mistakes are counted
-    normalize:bool=False, # percentages of each actual class instead of counts
+    normalize:bool=False, # percentages of the actual class instead of counts
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw how often each class was taken for each other, mistakes in color."
+    "Plot the confusion matrix, with only the mistakes colored."
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
     counts = evaluation.confusion_matrix()
     shown = 100*evaluation.confusion_matrix(normalize=True) if normalize else counts
@@ -69,7 +69,7 @@ def plot_confusion_matrix(
     _draw_mistakes(ax, shown, evaluation.vocab, 'Blues', label, vmin=0, vmax=most)
     if len(evaluation.vocab) <= 15: _write_cells(ax, shown, counts, .55*most, _form(shown))
     ax.set(xlabel='predicted class', ylabel='actual class',
-           title=f'{evaluation.split}: {evaluation.accuracy:.1%} of {len(evaluation):,} images right')
+           title=f'{evaluation.split}: {evaluation.accuracy:.1%} accuracy on {len(evaluation):,} images')
     return ax
 
 # %% ../nbs/07_interpretation.ipynb #3d3c17ed
@@ -77,7 +77,7 @@ def _draw_interval(ax, values, low, high, places, **look):
     bars = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
     ax.errorbar(values, places, xerr=bars, elinewidth=1.4, capsize=2.5, markersize=6, ls='', **look)
 
-# figure of merit -> place beside the class's line, and look
+# metric -> vertical offset and style
 _figures = dict(
     recall=(.24, dict(color=blue, marker='o')),
     precision=(0, dict(color=dark_orange, marker='s', mfc='white')),
@@ -85,18 +85,18 @@ _figures = dict(
 
 # %% ../nbs/07_interpretation.ipynb #76430fa3
 def plot_per_class(
-    evaluation:Evaluation, # whose classes are drawn; those without images are left out
+    evaluation:Evaluation, # whose classes are plotted; those without images are left out
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw recall, precision and F1 of each class with their intervals, the hardest class at the bottom."
+    "Plot recall, precision and F1 of each class with confidence intervals, lowest F1 at the bottom."
     table = evaluation.per_class(confidence).query('n > 0').sort_values('f1', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48*len(table)), layout='constrained')[1]
     for name,(shift, look) in _figures.items():
         low,high = table[f'{name}_low'],table[f'{name}_high']
         _draw_interval(ax, table[name], low, high, table.index + shift, label=name, **look)
     ax.set_yticks(table.index, table['class'].map(literal))
-    ax.set(xlabel=f'% of images, with {confidence:.0%} intervals',
+    ax.set(xlabel=f'recall, precision, F1 (%) with {confidence:.0%} intervals',
            title=f'{evaluation.split}: {len(evaluation):,} images')
     percent_axis(ax.xaxis)
     plain_axes(ax, 'x')
@@ -111,7 +111,7 @@ def _read_history(source): # -> DataFrame
     if path.is_dir(): path = Run(path).history_file
     if not path.is_file():
         raise FileNotFoundError(f'No history at {path}. '
-                                'Give a run folder, which holds history.csv, a Learner or a DataFrame.')
+                                'Pass a run folder (with history.csv), a Learner or a DataFrame.')
     return pd.read_csv(path)
 
 def _learner_history(learn):
@@ -119,21 +119,22 @@ def _learner_history(learn):
     names = [name for name in getattr(learn.recorder, 'metric_names', []) if name not in ('epoch', 'time')]
     values = [list(row) for row in getattr(learn.recorder, 'values', [])]
     if not values or len(values[0]) != len(names):  # validate and get_preds overwrite it
-        raise ValueError('This Learner holds no training history (fastai forgets it at validate or get_preds) '
-                         'and has no run_dir.')
+        raise ValueError('This Learner has no training history (fastai discards it in validate and get_preds) '
+                         'and no run_dir. Pass a run folder or a DataFrame.')
     return pd.DataFrame(values, columns=names).assign(epoch=range(1, len(values) + 1))
 
 # %% ../nbs/07_interpretation.ipynb #f6d27650
 def _check_history(history):
     missing = [name for name in ('epoch', 'train_loss', 'valid_loss', 'accuracy') if name not in history]
     if missing:
-        raise ValueError(f'The history has no column {", ".join(missing)}; it has {", ".join(map(str, history))}.')
+        raise ValueError(f'The history has no column {", ".join(missing)}; it has {", ".join(map(str, history))}. '
+                         'plot_history needs epoch, train_loss, valid_loss and accuracy.')
     if not len(history): raise ValueError('The history has no epochs yet.')
     return history
 
 # %% ../nbs/07_interpretation.ipynb #b80e14e7
 def _mark_stages(ax, history):
-    "A dotted line where a stage ends, and the number of each stage above."
+    "Draw a dotted line between stages, with the stage numbers above."
     if 'stage' not in history or history.stage.nunique() < 2: return
     for stage, epochs in history.groupby('stage', sort=False).epoch:
         if epochs.min() > history.epoch.min(): ax.axvline(epochs.min() - .5, color=gray, lw=.8, ls=':')
@@ -153,10 +154,10 @@ def _draw_curves(ax, history, columns, form, legend):
 
 # %% ../nbs/07_interpretation.ipynb #f0f19468
 def plot_history(
-    history:pd.DataFrame|str|Path|Learner, # a run folder, its `history.csv` as a table, or the `Learner`
+    history:pd.DataFrame|str|Path|Learner, # a run folder, its `history.csv` as a DataFrame, or the `Learner`
     axes:list[Axes]|None=None, # two, for loss and accuracy; a new figure if None
 )->np.ndarray: # the two axes
-    "Draw loss and accuracy against epochs, with the stages of the recipe."
+    "Plot loss and accuracy against epochs, with the stages of the recipe."
     history = _check_history(_read_history(history))
     if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')[1]
     losses, accuracy = axes = np.ravel(axes)
@@ -182,7 +183,7 @@ def _grid(captions, axes): # -> flat array of axes, one for each caption
         axes.flat[0].figure.get_layout_engine().set(h_pad=.08)
         for ax in axes.flat[k:]: ax.set_axis_off()
     axes = np.ravel(axes)
-    if len(axes) < k: raise ValueError(f'{k} images need {k} axes, got {len(axes)}.')
+    if len(axes) < k: raise ValueError(f'{k} images need {k} axes, got {len(axes)}. Pass more axes, or a smaller k.')
     return axes[:k]
 
 # %% ../nbs/07_interpretation.ipynb #78e657b4
@@ -196,29 +197,29 @@ def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
     return axes
 
 # %% ../nbs/07_interpretation.ipynb #fab92e14
-def _with_probability(evaluation, i, c): # class c, as the model sees it in image i
+def _with_probability(evaluation, i, c): # class c and its predicted probability for image i
     return f'{evaluation.vocab[c]} {percent(evaluation.probs[i, c])}'
 
 def _caption(evaluation, i):
-    truth = 'right'
+    truth = 'correct'
     if not evaluation.correct[i]: truth = f'actual {_with_probability(evaluation, i, evaluation.targets[i])}'
     return f'predicted {_with_probability(evaluation, i, evaluation.predictions[i])}\n{truth}'
 
 # %% ../nbs/07_interpretation.ipynb #74ca9a05
 def plot_top_losses(
     evaluation:Evaluation, # of images that are files
-    k:int=10, # how many images, > 0; all of them if there are fewer
+    k:int=10, # number of images, > 0; all of them if there are fewer
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into, the highest loss first
-    "Draw the images with the highest losses, with the probabilities of the predicted and of the actual class."
+    "Plot the images with the highest losses, with the probabilities of the predicted and the actual class."
     positions = evaluation.top_losses(k).index
     captions = [f'{_caption(evaluation, i)}\nloss {evaluation.losses[i]:.2f}' for i in positions]
     return _draw_images(evaluation, positions, captions, root, axes)
 
 # %% ../nbs/07_interpretation.ipynb #d88beaa7
 def _positions(evaluation, correct, pair):
-    "Which images fit: right or wrong (`correct`), or one class taken for another (`pair`)."
+    "Positions of correct or incorrect predictions (`correct`), or of one class predicted as another (`pair`)."
     fits = np.ones(len(evaluation), dtype=bool)
     if correct is not None: fits &= evaluation.correct == correct
     for name, classes in zip(pair or (), (evaluation.targets, evaluation.predictions)):
@@ -228,14 +229,14 @@ def _positions(evaluation, correct, pair):
 # %% ../nbs/07_interpretation.ipynb #e0992fa6
 def _check_pair(evaluation, pair):
     if isinstance(pair, str) or len(pair) != 2:
-        raise ValueError(f"pair is (actual class, predicted class), such as ('cat', 'dog'), got {pair!r}.")
+        raise ValueError(f"pair must be (actual class, predicted class), such as ('cat', 'dog'), got {pair!r}.")
     for name in pair:
         if name not in evaluation.vocab:
-            raise ValueError(f'Unknown class {name!r}. The classes are {", ".join(evaluation.vocab)}.')
+            raise ValueError(f'Unknown class {name!r}. Allowed: {", ".join(evaluation.vocab)}.')
 
 # %% ../nbs/07_interpretation.ipynb #43a67faa
 def _nothing_fits(evaluation, correct, pair):
-    kind = {None: '', True: 'right ', False: 'wrong '}[correct]
+    kind = {None: '', True: 'correct ', False: 'incorrect '}[correct]
     of = f' of actual class {pair[0]} predicted as {pair[1]}' if pair else ''
     return ValueError(f'There are no {kind}predictions{of} among the {len(evaluation):,} {evaluation.split} images.')
 
@@ -252,14 +253,14 @@ def _choose(evaluation, k, correct, pair, seed):
 # %% ../nbs/07_interpretation.ipynb #ceb44e84
 def plot_predictions(
     evaluation:Evaluation, # of images that are files
-    k:int=10, # how many images, > 0; all that fit if there are fewer
-    correct:bool|None=None, # True: right ones, False: wrong ones, None: half of each, right ones first
-    pair:tuple[str, str]|None=None, # (actual, predicted): only images of the one class taken for the other
-    seed:int=0, # another seed, other images
+    k:int=10, # number of images, > 0; all matching ones if there are fewer
+    correct:bool|None=None, # True: correct predictions, False: incorrect ones, None: half of each, correct ones first
+    pair:tuple[str, str]|None=None, # (actual, predicted): only images of one class predicted as the other
+    seed:int=0, # random seed for the choice of images
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Draw right and wrong answers, chosen at random, with the probabilities of the predicted and of the actual class."
+    "Plot a random sample of correct and incorrect predictions, with the probabilities of the predicted and the actual class."
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     if pair is not None: _check_pair(evaluation, pair)
     positions = _choose(evaluation, k, correct, pair, seed)
@@ -274,13 +275,13 @@ def plot_confused(
     evaluation:Evaluation, # of images that are files
     a:str, # a class
     b:str, # another
-    k:int=5, # at most so many images each way, > 0
+    k:int=5, # maximum number of images in each direction, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
-)->np.ndarray: # (2, k) axes, those without an image empty: `a` taken for `b` above, `b` taken for `a` below
-    "Draw the images of two classes that were taken for each other, with the probabilities of both."
+)->np.ndarray: # (2, k) axes, empty if there are fewer images: `a` predicted as `b` above, `b` predicted as `a` below
+    "Plot images of two classes that were predicted as each other, with the probabilities of both."
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     table = evaluation.confused(a, b)
-    titles = [f'actual {actual}, taken for {other}: {(table.actual == actual).sum():,}' for actual, other in ((a, b), (b, a))]
+    titles = [f'actual {actual}, predicted {other}: {(table.actual == actual).sum():,}' for actual, other in ((a, b), (b, a))]
     width = max(1.5, .1 + .075 * _longest([f'{a} 100%', f'{b} 100%']))
     fig = plt.figure(figsize=(max(width * k, .2 + .085 * _longest(titles)), 4.4), layout='constrained')
     rows = [part.subplots(1, k, squeeze=False)[0] for part in fig.subfigures(2)]
@@ -294,56 +295,56 @@ def plot_confused(
 # %% ../nbs/07_interpretation.ipynb #01bd55aa
 def plot_images(
     evaluation:Evaluation, # of images that are files
-    images:pd.DataFrame|list[int], # a table whose index are positions in `evaluation.files`, or the positions
-    k:int=10, # at most so many, > 0
+    images:pd.DataFrame|list[int], # a DataFrame indexed by position in `evaluation.files`, or a list of positions
+    k:int=10, # maximum number of images, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Draw these images, with the probabilities of the predicted and of the actual class."
+    "Plot these images, with the probabilities of the predicted and the actual class."
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     positions = [int(i) for i in (images.index if isinstance(images, pd.DataFrame) else images)][:k]
-    if not positions: raise ValueError('There are no images to draw: the table is empty.')
+    if not positions: raise ValueError('images must contain at least one image, got none.')
     bad = [i for i in positions if not 0 <= i < len(evaluation)]
-    if bad: raise ValueError(f'{bad[0]} is no position among {len(evaluation):,} images.')
+    if bad: raise ValueError(f'images must be positions from 0 to {len(evaluation) - 1:,}, got {bad[0]}.')
     return _draw_images(evaluation, positions, [_caption(evaluation, i) for i in positions], root, axes)
 
 # %% ../nbs/07_interpretation.ipynb #b930c2e6
 def plot_label_errors(
-    evaluation:Evaluation, # of images that are files and were not trained on
-    k:int=10, # at most so many images, > 0
+    evaluation:Evaluation, # of images that are files and were not used for training
+    k:int=10, # maximum number of images, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
-)->np.ndarray: # the axes drawn into, the least likely label first
-    "Draw images whose label may be wrong, with the label and what the model says instead."
+)->np.ndarray: # the axes drawn into, lowest probability of the label first
+    "Plot images whose label may be wrong, with the label and the predicted class."
     found = evaluation.label_errors()
     if found.empty:
-        raise ValueError(f'Among the {len(evaluation):,} {evaluation.split} images no label looks wrong.')
+        raise ValueError(f'No possible label errors among the {len(evaluation):,} {evaluation.split} images, so there is nothing to plot.')
     axes = plot_images(evaluation, found, k, root, axes)
     for ax,i in zip(axes, found.index):
         label = _with_probability(evaluation, i, evaluation.targets[i])
         answer = _with_probability(evaluation, i, evaluation.predictions[i])
-        ax.set_title(literal(f'label {label}\nmodel {answer}'), fontsize=9, color=dark_orange)
+        ax.set_title(literal(f'label {label}\npredicted {answer}'), fontsize=9, color=dark_orange)
     return axes
 
 # %% ../nbs/07_interpretation.ipynb #810339b6
 def plot_reliability(
-    evaluation:Evaluation, # whose probabilities are judged
+    evaluation:Evaluation, # whose predicted probabilities are used
     n_bins:int=15, # of equal width, from 0 to 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw how often the model is right against how sure it is."
+    "Plot a reliability diagram: accuracy against confidence in each bin."
     table = evaluation.reliability(n_bins)
     if ax is None: ax = plt.subplots(figsize=(5.2, 4.6), layout='constrained')[1]
     middles = (table.low + table.high)/2
     shares = .25*table.n/table.n.max() # the highest bar takes a quarter of the height
     ax.bar(middles, shares, 1/n_bins, color=bar_color, edgecolor='white', label='images')
-    ax.plot([0, 1], [0, 1], color=gray, lw=1, ls='--', label='honest')
+    ax.plot([0, 1], [0, 1], color=gray, lw=1, ls='--', label='perfect calibration')
     bars = [np.maximum(table.accuracy - table.accuracy_low, 0), np.maximum(table.accuracy_high - table.accuracy, 0)]
     ax.errorbar(table.confidence, table.accuracy, yerr=bars, color=blue, marker='o', markersize=5, lw=1.4, elinewidth=1,
                 label='model')
     name = f'temperature {evaluation.temperature:.2f}' if evaluation.temperature != 1 else evaluation.split
-    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel='right (% of images)',
-           xlabel=f'probability of the predicted class (%), in {n_bins} bins',
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel='accuracy (% of images)',
+           xlabel=f'confidence (%, in {n_bins} bins)',
            title=f'{name}: calibration error {100 * evaluation.calibration_error(n_bins):.1f} points')
     for axis in (ax.xaxis, ax.yaxis): percent_axis(axis)
     plain_axes(ax)
@@ -352,17 +353,17 @@ def plot_reliability(
 
 # %% ../nbs/07_interpretation.ipynb #3123da2b
 def plot_coverage(
-    evaluation:Evaluation, # whose probabilities are judged
-    accuracies:tuple[float, ...]=(.95, .99), # marked on the curve, between 0 and 1
+    evaluation:Evaluation, # whose predicted probabilities are used
+    accuracies:tuple[float, ...]=(.95, .99), # target accuracies marked on the curve, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw accuracy against the share of images that the model answers."
+    "Plot accuracy against coverage, the share of images that the model predicts."
     curve = evaluation.coverage_curve()
     if ax is None: ax = plt.subplots(figsize=(5.2, 4), layout='constrained')[1]
     ax.plot(curve.coverage, curve.accuracy, color=blue, lw=1.8, marker='o' if len(curve) == 1 else None)
     for accuracy in sorted(accuracies, reverse=True): _mark_coverage(ax, evaluation, accuracy)
-    ax.set(xlim=(0, 1.02), xlabel='answered (% of images, the surest first)', ylabel='right (% of those answered)',
-           title=f'{evaluation.split}: {evaluation.accuracy:.1%} right if all are answered')
+    ax.set(xlim=(0, 1.02), xlabel='coverage (% of images, most confident first)', ylabel='accuracy (% of covered images)',
+           title=f'{evaluation.split}: {evaluation.accuracy:.1%} accuracy at full coverage')
     _make_room(ax)
     for axis in (ax.xaxis, ax.yaxis): percent_axis(axis)
     plain_axes(ax)
@@ -370,8 +371,8 @@ def plot_coverage(
 
 # %% ../nbs/07_interpretation.ipynb #dfde3855
 def _make_room(ax):
-    "Nothing is right more often than always; above it there may be the words of a mark"
-    ax.yaxis.set_major_locator(AutoLocator())  # of the data: an earlier curve may have set limits of its own
+    "Limit the accuracy axis to 100%, with room above it for annotations"
+    ax.yaxis.set_major_locator(AutoLocator())  # from the data: an earlier curve may have set its own limits
     ax.autoscale(axis='y')
     low,high = ax.get_ylim()
     low = max(low, -.02)
@@ -384,12 +385,12 @@ def _make_room(ax):
 def _mark_coverage(ax, evaluation, accuracy):
     coverage, threshold = evaluation.coverage_at(accuracy)
     marked = [t.xy[0] for t in ax.texts if hasattr(t, 'xy')]
-    if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy asks for the same images
+    if not 0 < coverage < 1 or coverage in marked: return  # a higher accuracy has the same coverage
     ax.plot(coverage, accuracy, 'o', color=dark_orange)
-    above = coverage < .4  # there the words have room in one line
+    above = coverage < .4  # there is room for the annotation in one line
     if above: space,place = ' ',dict(xytext=(8, 4), ha='left', va='bottom')
     else: space,place = '\n',dict(xytext=(-6, -6), ha='right', va='top')
-    ax.annotate(f'{accuracy:.0%} right: answer {coverage:.0%},{space}when {threshold:.0%} sure', (coverage, accuracy),
+    ax.annotate(f'{accuracy:.0%} accuracy: coverage {coverage:.0%},{space}confidence ≥ {threshold:.0%}', (coverage, accuracy),
                 textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/07_interpretation.ipynb #88d48a96
@@ -400,7 +401,7 @@ def plot_comparison(
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw how recall changed in each class, with intervals, and how many images were fixed and broken."
+    "Plot the change in recall of each class with confidence intervals, and the numbers of images fixed and broken."
     table = comparison.per_class(confidence).query('n > 0').sort_values('change', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .36 * len(table)), layout='constrained')[1]
     better = table[table.change >= 0]
@@ -412,8 +413,8 @@ def plot_comparison(
     counts = [f'+{fixed} \N{MINUS SIGN}{broken}' for fixed,broken in zip(table.fixed, table.broken)]
     ax.set_yticks(table.index, [f'{name}  {count}' for name,count in zip(names, counts)])
     before,after = comparison.before.accuracy,comparison.after.accuracy
-    ax.set(xlabel=f'change of recall (percentage points, {confidence:.0%} intervals)',
-           ylabel='class, images fixed and broken',
+    ax.set(xlabel=f'change in recall (percentage points, {confidence:.0%} intervals)',
+           ylabel='class, +fixed \N{MINUS SIGN}broken images',
            title=f'accuracy {before:.1%} \N{RIGHTWARDS ARROW} {after:.1%}, McNemar p = {comparison.p_value:.2g}')
     plain_axes(ax, 'x')
     return ax
@@ -423,12 +424,12 @@ def plot_confusion_changes(
     comparison:Comparison, # as `compare` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw by how many images each kind of mistake changed."
+    "Plot the difference of the two confusion matrices, in images."
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
     vocab = comparison.before.vocab
     change = comparison.after.confusion_matrix() - comparison.before.confusion_matrix()
     most = np.abs(_off_diagonal(change)).max(initial=1)
-    _draw_mistakes(ax, change, vocab, 'PuOr_r', 'mistakes, after less before (images)', norm=TwoSlopeNorm(0, -most, most))
+    _draw_mistakes(ax, change, vocab, 'PuOr_r', 'change in mistakes, after minus before (images)', norm=TwoSlopeNorm(0, -most, most))
     if len(vocab) <= 15: _write_changes(ax, change, .6*most)
     ax.set(xlabel='predicted class', ylabel='actual class',
            title=f'{len(comparison.fixed):,} images fixed, {len(comparison.broken):,} broken')
@@ -448,12 +449,12 @@ _outcomes = ('fixed', 'broken')
 def plot_changed(
     comparison:Comparison, # as `compare` gives it; of images that are files
     outcome:str='fixed', # or `'broken'`
-    k:int=10, # at most so many images, > 0
-    seed:int=0, # another seed, other images
+    k:int=10, # maximum number of images, > 0
+    seed:int=0, # random seed for the choice of images
     root:str|Path|None=None, # the data folder; `comparison.after.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Draw images that one model has right and the other wrong, chosen at random."
+    "Plot a random sample of the images that only one of the models classifies correctly."
     if outcome not in _outcomes: raise ValueError(f"Unknown outcome {outcome!r}. Allowed: 'fixed', 'broken'.")
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')
