@@ -1,4 +1,4 @@
-"""Batch transforms that change training images at random, by name
+"""Random batch transforms for training images, by name
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/augmentation.html.md"""
 
@@ -23,12 +23,12 @@ from .registry import Registry
 def _reflect(i, size): return (size - 1 - (size - 1 - i.abs()).abs()).clamp(0)
 
 class FlipCrop(RandTransform):
-    "Mirror every second image, and shift each by up to `pad` pixels; what moves in is the image's own reflection"
+    "Random horizontal flip, and random crop after reflection padding by `pad` pixels"
     order = 30
     split_idx = 0
     def __init__(self,
         pad:int=4, # pixels, less than the image's side
-        alternate:bool=False, # mirror half of the images in even epochs and the others in odd ones, instead of at random
+        alternate:bool=False, # flip half of the images in even epochs and the other half in odd ones, instead of at random
     ):
         super().__init__(p=1.)
         self.pad,self.alternate = pad,alternate
@@ -56,7 +56,7 @@ class FlipCrop(RandTransform):
 
 # %% ../nbs/02_augmentation.ipynb #b8493a94
 class Cutout(RandTransform):
-    "Erase one square in each image, at a place of its own: the mean color, since it comes after `Normalize`"
+    "Erase one square at a random position in each image; it gets the mean color, since this transform comes after `Normalize`"
     order = 100
     split_idx = 0
     def __init__(self,
@@ -77,9 +77,9 @@ class Cutout(RandTransform):
 # %% ../nbs/02_augmentation.ipynb #a1f05593
 def shift_mat(
     x:Tensor, # (N, C, H, W)
-    max_shift:float=.1, # share of the image's side
+    max_shift:float=.1, # fraction of the image's side
 )->Tensor: # (N, 3, 3)
-    "Make a matrix for each image that shifts it by a random share of its sides"
+    "A random translation matrix for each image"
     dx, dy = x.new_empty(2, x.shape[0]).uniform_(-2*max_shift, 2*max_shift)  # coordinates run from -1 to 1
     one = torch.ones_like(dx)
     zero = torch.zeros_like(dx)
@@ -93,10 +93,10 @@ class TrainingAffine(AffineCoordTfm):
 
 # %% ../nbs/02_augmentation.ipynb #419dc667
 class TrainingCrop(RandomResizedCropGPU):
-    "Crop a window, the same for the whole batch, and resize it to what the batch had; validation images stay whole"
+    "Random resized crop, the same window for the whole batch, back to the size of the batch; validation images are not cropped"
     split_idx = 0
     def __init__(self,
-        min_scale:float=.75, # smallest window, as a share of the image's area; the largest is all of it
+        min_scale:float=.75, # smallest window, as a fraction of the image's area; the largest is the whole image
     ): super().__init__(size=None, min_scale=min_scale)
 
     def before_call(self, b, split_idx):
@@ -116,10 +116,10 @@ def _training_only(tfms): return list(map(_for_training, tfms))
 
 def affine_augmentation(
     max_deg:float=0, # rotation in degrees, to either side
-    max_shift:float=0, # share of the image's sides
+    max_shift:float=0, # fraction of the image's sides
     max_zoom:float=0, # .1: between .9 and 1.1 times the size
 )->list: # one batch transform
-    "Rotate, shift, zoom and mirror each image by itself as Keras' generators do, but for a zoom that keeps proportions"
+    "Rotate, shift, zoom and flip each image independently, like Keras' generators, except that zoom keeps the aspect ratio"
     tfms = [Flip(p=.5, pad_mode=PadMode.Border)]
     if max_deg: tfms.append(Rotate(max_deg, p=1, pad_mode=PadMode.Border))
     if max_zoom: tfms.append(Zoom(1-max_zoom, 1+max_zoom, p=1, draw_x=.5, draw_y=.5, pad_mode=PadMode.Border))
@@ -151,7 +151,7 @@ def list_augmentations()->list[str]: # in the order of this page
 # %% ../nbs/02_augmentation.ipynb #15f64620
 def augmentation(
     name:str, # one of `list_augmentations()`
-    size:int=32, # side of the images in a batch, in pixels: crops and cutouts grow with it
+    size:int=32, # side of the images in a batch, in pixels; crops and cutouts scale with it
 )->list: # fastai batch transforms
     "Make an augmentation preset"
     return _presets[name](size)

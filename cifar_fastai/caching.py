@@ -1,4 +1,4 @@
-"""A data set's items, each read once and kept: in memory, on the accelerator, and on disk for the next time
+"""Cache the items of a data set in memory, on the GPU, and on disk for the next run
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/caching.html.md"""
 
@@ -26,11 +26,11 @@ from .files import atomic_file
 
 # %% ../nbs/01_caching.ipynb #f5467c28
 class Rows:
-    "Room for `n` tensors like `t`, one after another in memory, each laid out as `t` is"
+    "Storage for `n` tensors like `t`, contiguous in memory, each with the memory layout of `t`"
     def __init__(self,
-        t:Tensor, # one of them
+        t:Tensor, # an example
         n:int, # how many
-        rows:Tensor|None=None, # take these, instead of new ones
+        rows:Tensor|None=None, # existing storage to use instead of allocating it
     ):
         order = sorted(range(t.ndim), key=t.stride, reverse=True)
         self.type = type(t)
@@ -40,16 +40,16 @@ class Rows:
     def __setitem__(self, i, t):
         row = self.rows.permute(self.axes)[i]
         if (t.shape, t.dtype) != (row.shape, row.dtype):
-            raise ValueError(f'Item {i} has a part of shape {tuple(t.shape)} and type {t.dtype}; '
-                             f'of the first item that was read it is {tuple(row.shape)} and {row.dtype}. '
-                             'Only items that are all alike can be kept in memory. '
-                             "Bring them to one size and type, or use fastai's TfmdDL.")
+            raise ValueError(f'Item {i} has a tensor of shape {tuple(t.shape)} and dtype {t.dtype}, '
+                             f'but the first item that was read has {tuple(row.shape)} and {row.dtype}. '
+                             'All cached items must have the same shape and dtype. '
+                             "Resize or convert them, or use fastai's TfmdDL.")
         row.copy_(t)
     def __getitem__(self, idxs): return self.rows.index_select(0, idxs).permute(self.axes).as_subclass(self.type)
 
 # %% ../nbs/01_caching.ipynb #dc5048bb
 def _load(parts, file, about):
-    "The rows that the file holds, if it is about the same items"
+    "The rows in the file, if it was saved for the same items"
     try:
         with safe_open(file, 'pt') as f:
             if f.metadata() != dict(about=about): return
@@ -58,7 +58,7 @@ def _load(parts, file, about):
     if [(t.shape, t.dtype) for t in found] == [(p.rows.shape, p.rows.dtype) for p in parts]: return found
 
 def _save(parts, file, about):
-    "Write the file, unless the disk is nearly full or refuses: the next start is slower without it, and that is all"
+    "Save the file, unless the disk is nearly full or cannot be written: without it, the next run only starts more slowly"
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
@@ -67,19 +67,19 @@ def _save(parts, file, about):
 
 # %% ../nbs/01_caching.ipynb #5e5d2010
 def _on_accelerator(parts, device):
-    "Copies of the rows there; None if they would take more than half of what is free"
+    "Copies of the rows on `device`; None if they would take more than half of its free memory"
     if device.type == 'cuda' and 2*sum(p.rows.nbytes for p in parts) > torch.cuda.mem_get_info(device)[0]: return None
     copies = [copy(p) for p in parts]
     for c in copies: c.rows = c.rows.to(device)
     return copies
 
 class ItemCache:
-    "`n` items, each read once, with one tensor for each of their parts"
+    "Cache of `n` items: each is read once, and each part of the items is stored in one tensor"
     def __init__(self,
         n:int, # items
         read:Callable|None=None, # `read(i)` -> the parts of item `i`, a tuple of tensors; a subclass has a method of this name
-        file:str|Path|None=None, # safetensors file that keeps what was read
-        about:str='', # what the items are made from
+        file:str|Path|None=None, # safetensors file to save the cache to, and to load it from
+        about:str='', # identifies the source of the items
     ):
         if read is not None: self.read = read
         self.file = file and Path(file)
@@ -120,7 +120,7 @@ class ItemCache:
         if not isinstance(item, tuple) or not all(isinstance(t, Tensor) for t in item):
             kind = type(item).__name__
             if isinstance(item, tuple): kind += f' of {[type(t).__name__ for t in item]}'
-            raise TypeError(f'Item {i} is a {kind}; what is kept in memory is a tuple of tensors.')
+            raise TypeError(f'Item {i} is a {kind}, but only a tuple of tensors can be cached.')
         self.parts = [Rows(t, self.n) for t in item]
         if self.file and (found := _load(self.parts, self.file, self.about)):
             self.parts = [Rows(t, self.n, rows) for t,rows in zip(item, found)]
@@ -136,7 +136,7 @@ class ItemCache:
 
 # %% ../nbs/01_caching.ipynb #324fcef9
 class ShuffleDL(TfmdDL):
-    "A fastai `TfmdDL` that shuffles with torch's permutation instead of Python's, which takes a fraction of the time"
+    "A fastai `TfmdDL` that shuffles with `torch.randperm`, which is much faster than Python's shuffle"
     def shuffle_fn(self, idxs):
         order = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
         return [idxs[i] for i in order.tolist()]
@@ -146,9 +146,9 @@ class ShuffleDL(TfmdDL):
 
 # %% ../nbs/01_caching.ipynb #d01ecec9
 class CachedDL(ShuffleDL):
-    "A fastai `TfmdDL` that reads each item once and keeps it in memory, shared by all loaders of its data set"
+    "A fastai `TfmdDL` that caches each item in memory, shared by all loaders of its data set"
     def new(self, dataset=None, cls=None, **kwargs):
-        "As fastai's; other transforms of items mean that those in memory are of no use: a loader that reads them anew"
+        "Like fastai's `new`; with other item transforms the cache does not apply, so the new loader reads the items from their source"
         if kwargs.get('after_item', ...) is None: del kwargs['after_item'] # as `learn.tta` has it where it was given none
         if 'after_item' in kwargs and cls is None and (dataset is None or dataset is self.dataset): cls = ShuffleDL
         return super().new(dataset, cls, **kwargs)

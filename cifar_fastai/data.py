@@ -1,4 +1,4 @@
-"""How images are split, checked and kept, and the fastai `DataLoaders` that training reads
+"""Splitting, validating and caching images, and the fastai `DataLoaders` for training
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 
@@ -63,8 +63,8 @@ def _total(wanted, sizes, leave, name):
             raise ValueError(f'{name}={wanted}: the class {c} has only one image, '
                              'but training and validation need one each.')
     if not least <= total <= n - leave*least:
-        raise ValueError(f'{name}={wanted} means {total} of {n} images. With {least} classes, and at least one image of each on both '
-                         f'sides, use between {least} and {n - leave*least}.')
+        raise ValueError(f'{name}={wanted} means {total} of {n} images. With {least} classes, and at least one image per class in '
+                         f'each part, use between {least} and {n - leave*least}.')
     return total
 
 def _as_bytes(text): return text.encode('utf-8', 'surrogateescape')  # file names need not be text
@@ -85,10 +85,10 @@ def _take(files, wanted, salt, name, leave):
 
 # %% ../nbs/03_data.ipynb #9653912c
 class StratifiedSplitter:
-    "Cut a validation set: the same share of each class, whatever the order of the files"
+    "Stratified split into training and validation set, independent of the order of the files"
     def __init__(self,
-        valid:float|int=0.1, # share of the images if a float in (0, 1), number of images if an int
-        seed:int=0, # another seed takes other images
+        valid:float|int=0.1, # fraction of the images if a float in (0, 1), number of images if an int
+        seed:int=0, # a different seed selects different images
     ): self.valid,self.seed = valid,seed
 
     def __call__(self,
@@ -102,7 +102,7 @@ class StratifiedSplitter:
 
 # %% ../nbs/03_data.ipynb #cdaaca6f
 class FolderSplitter:
-    "Train on the training folder and validate on the test folder (`test`, or `val` where it serves as such)"
+    "Train on the training folder and validate on the test folder (`test`, or `val` or `valid` if there is none)"
     def __call__(self, items:Sequence[str|PurePath])->tuple[list[int], list[int]]:
         "Split the files by their folder"
         test = {i for i, f in enumerate(items) if split_path(f)[0] in test_folder_names}
@@ -110,15 +110,15 @@ class FolderSplitter:
 
 # %% ../nbs/03_data.ipynb #2aa183a3
 class LimitedSplitter:
-    "Keep only some of the training images, the same share of each class, for quick tries"
+    "Keep only some of the training images, the same fraction of each class, for quick experiments"
     def __init__(self,
-        splitter:Callable, # any fastai splitter; its validation set is kept as it is
+        splitter:Callable, # any fastai splitter; its validation set does not change
         limit:int, # training images to keep
-        seed:int=0, # another seed keeps other images
+        seed:int=0, # a different seed selects different images
     ): self.splitter,self.limit,self.seed = splitter,limit,seed
 
     def __call__(self, items:Sequence[str|PurePath])->tuple[list[int], list[int]]:
-        "Split the files, and thin out the training part"
+        "Split the files, and subsample the training set"
         train, valid = self.splitter(items)
         if self.limit >= len(train): return train, valid
         return [train[i] for i in _take([items[j] for j in train], self.limit, f'limit {self.seed}', 'limit', leave=0)], valid
@@ -131,7 +131,7 @@ def channel_stats(
     stats:str|tuple|None, # 'cifar10', 'imagenet', 'unit' or None (no normalization), or a pair (mean, std) with a number per channel
     gray:bool=False, # images have one channel
 )->tuple|None: # (mean, std), each with a number per channel
-    "Look up the numbers to normalize with"
+    "Look up the mean and standard deviation to normalize with"
     if isinstance(stats, str) and stats not in _known_stats:
         raise ValueError(f"Unknown stats {stats!r}. Use {', '.join(map(repr, _known_stats))} or a pair (mean, std).")
     stats = _known_stats[stats] if isinstance(stats, str) else stats
@@ -159,24 +159,24 @@ def _split_files(path): return train_files(path) + test_files(path)
 
 def _splitter(valid, seed, limit):
     if valid == 'test':
-        warnings.warn("valid='test' validates on the test images: use it only to reproduce a project that did so. "
-                      'Figures chosen by it are too good.', stacklevel=3)
+        warnings.warn("valid='test' validates on the test images, so results are too optimistic if you use them to choose "
+                      'settings or checkpoints. Use it only to reproduce a project that did so.', stacklevel=3)
     elif isinstance(valid, str):
-        raise ValueError(f"valid={valid!r}: use a share in (0, 1), a number of images, or 'test'.")
+        raise ValueError(f"valid={valid!r}: use a fraction in (0, 1), a number of images, or 'test'.")
     splitter = FolderSplitter() if valid == 'test' else StratifiedSplitter(valid, seed)
     return splitter if limit is None else LimitedSplitter(splitter, limit, seed)
 
 def cifar10_datablock(
-    valid:float|int|str=0.1, # share of the training images, or their number, to validate on; 'test': see `FolderSplitter`
+    valid:float|int|str=0.1, # fraction or number of training images to hold out for validation; 'test': see `FolderSplitter`
     seed:int=0, # of the split
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
-    image_size:int|None=None, # side in pixels that batches are resized to; None: as they are
+    image_size:int|None=None, # side in pixels that batches are resized to; None: not resized
     gray:bool=False, # read images with one channel
-    limit:int|None=None, # keep only so many training images
-    item_size:tuple[int, int]|None=None, # height and width every image is brought to when it is read; None: as they are
+    limit:int|None=None, # keep only this many training images
+    item_size:tuple[int, int]|None=None, # height and width every image is resized to when it is read; None: not resized
 )->DataBlock: # its source is a data set's path
-    "Describe how a data set becomes batches"
+    "A `DataBlock` that turns a data set into batches"
     side = image_size or max(item_size or (32,))
     numbers = channel_stats(stats, gray)
     tfms = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
@@ -193,13 +193,13 @@ def _open_image(file, image, size):
     return x if x.shape == size else FixedSize(size).encodes(x)
 
 class ImageCache(ItemCache):
-    "A `ItemCache` of image files and their classes, as the item transforms of our data blocks make them"
+    "An `ItemCache` of image files and their classes, equal to the output of `cifar10_datablock`'s item transforms"
     def __init__(self,
         files:Sequence[Path], # each in its class folder
         image:type, # `ColorImage` or `GrayImage`
-        size:tuple[int, int], # height and width in pixels that they are brought to
-        numbers:Mapping[str, int], # of the classes
-        **kwargs, # `file` and `about`, as `ItemCache` has them
+        size:tuple[int, int], # height and width in pixels that they are resized to
+        numbers:Mapping[str, int], # class -> index
+        **kwargs, # `file` and `about`, see `ItemCache`
     ):
         super().__init__(len(files), **kwargs)
         self.files = list(files)
@@ -209,8 +209,8 @@ class ImageCache(ItemCache):
     def index(self): return {f: i for i, f in enumerate(self.files)}
 
     def read(self,
-        i:int, # a file
-    )->tuple: # image (C, H, W) of bytes, and the number of its class
+        i:int, # index of a file
+    )->tuple: # uint8 image (C, H, W), and the index of its class
         "Read a file"
         x = _open_image(self.files[i], self.image, self.size)
         return self.image._tensor_cls(image2tensor(x)), TensorCategory(self.numbers[class_of(self.files[i])])
@@ -225,7 +225,7 @@ class ImageCache(ItemCache):
 _worth_keeping = 5000  # images
 
 def _state(files, root, *how):
-    "Changes when a file does, or how files are read"
+    "Hash that changes when a file or the way of reading files changes"
     digest = hashlib.sha256(repr(how).encode())
     for f in files:
         s = f.stat()
@@ -233,13 +233,13 @@ def _state(files, root, *how):
     return digest.hexdigest()
 
 class ImageCaches(dict):
-    "The caches of a data set's folders, by the folder's name; each is made when it is first asked for"
+    "The caches of a data set's folders, by folder name; each is created on first use"
     def __init__(self,
         path:Path, # the data set
         image:type, # as in `ImageCache`
         size:tuple[int, int], # as in `ImageCache`
         numbers:Mapping[str, int], # as in `ImageCache`
-        whole:bool=True, # keep all images of a folder together, whichever of them a data set has
+        whole:bool=True, # cache all images of a folder, even those that are not in use
     ):
         super().__init__()
         self.path = path.absolute()
@@ -261,8 +261,8 @@ class ImageCaches(dict):
 
     def give(self,
         dataset, # fastai `Datasets` of image files
-    )->None: # it has `cache` and `rows`, see `CachedDL`
-        "Let a data set read its images from the cache of their folder, or from one of its own if they lie elsewhere"
+    )->None: # sets its `cache` and `rows`, see `CachedDL`
+        "Make a data set read its images from the cache of their folder, or from a separate cache if they are elsewhere"
         items = list(dataset.items)
         cache = self[split_path(items[0])[0]] if items else ImageCache(items, *self.how)
         dataset.rows = [cache.index.get(f) for f in items]
@@ -277,16 +277,16 @@ def _positive(name, n):
     return value
 
 def default_workers(
-    n_images:int, # that are read in an epoch
+    n_images:int, # images per epoch
 )->int:
-    "How many processes read images: one for each core this process may use, eight at most; none for few images"
+    "Number of worker processes: one per available core, at most eight; 0 for fewer than 1,000 images"
     if n_images < 1000: return 0  # starting processes takes longer
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, cores)
 
 # %% ../nbs/03_data.ipynb #ba06e12d
 def _n_bytes(info, item_size, limit, gray):
-    "What the training images take in memory"
+    "Memory that the training images need, in bytes"
     n = info.n_train if limit is None else min(limit, info.n_train)
     return n*item_size[0]*item_size[1]*(1 if gray else 3)
 
@@ -297,15 +297,15 @@ def _room():
 
 def _check_room(n_bytes):
     if n_bytes > _room():
-        raise ValueError(f'The training images would take {n_bytes/2**30:.1f} GiB of memory, and may take '
-                         f'{_room()/2**30:.1f}: four fifths of what this machine has. '
-                         'Use in_memory=False, or limit=... for some of the images.')
+        raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
+                         f"{_room()/2**30:.1f} GiB (80% of this machine's memory). "
+                         'Use in_memory=False, or limit=... to use fewer images.')
 
 def reading_size(
     size:tuple[int, int]|None, # height and width of all images; None: they differ
-    image_size:int|None, # side of the images in a batch; None: as they are read
-)->tuple[int, int]|None: # height and width; None: each as it is
-    "Choose the size to read images at: those much larger than a batch's are shrunk here, and not kept large in memory"
+    image_size:int|None, # side of the images in a batch; None: not resized
+)->tuple[int, int]|None: # height and width; None: each at its original size
+    "Choose the size to read images at: images much larger than `image_size` are downsized on reading, to save memory"
     sizes_differ = not size
     if image_size and (sizes_differ or max(size) > 2*image_size): return image_size, image_size
     return None if sizes_differ else tuple(size)
@@ -317,21 +317,21 @@ def _check_images(info, image_size):
                          '`cifar-fastai data SOURCE --verify` lists all such files.')
     if not info.size and not image_size:
         raise ValueError(f'The images in {info.path} differ in size: '
-                         'pass image_size=..., the side in pixels to bring them to.')
+                         'pass image_size=..., the side in pixels to resize them to.')
 
 def cifar10_dataloaders(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
-    bs:int=256, # images in a batch
-    valid:float|int|str=0.1, # share of the training images, or their number, to validate on; 'test': see `FolderSplitter`
+    bs:int=256, # batch size
+    valid:float|int|str=0.1, # fraction or number of training images to hold out for validation; 'test': see `FolderSplitter`
     seed:int=0, # of the split; shuffling and augmentation follow `set_seed`
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
-    image_size:int|None=None, # side in pixels; None: as the images are
-    num_workers:int|None=None, # processes that read images when they are not kept in memory; None: see `default_workers`
+    image_size:int|None=None, # side in pixels; None: the original size
+    num_workers:int|None=None, # worker processes, if images are not cached in memory; None: see `default_workers`
     device:str|torch.device|None=None, # None: fastai's default
     gray:bool=False, # read images with one channel
-    limit:int|None=None, # keep only so many training images, the same share of each class
-    in_memory:bool|None=None, # read each image once and keep it; None: if `num_workers` is None and they take less than 1 GiB
+    limit:int|None=None, # keep only this many training images, the same fraction of each class
+    in_memory:bool|None=None, # read each image once and cache it; None: only if `num_workers` is None and they need less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs = _positive('bs', bs)
@@ -359,14 +359,14 @@ def cifar10_dataloaders(
 def random_tfms(
     dl:TfmdDL, # of training images
 )->list: # fastai batch transforms
-    "The augmentation of a loader: those of its batch transforms that are random"
+    "The augmentation of a loader: its random batch transforms"
     return [t for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, RandTransform)]
 
 # %% ../nbs/03_data.ipynb #6432c442
 def augment_loader(
-    dl:TfmdDL, # left as it is
-    tfms:list, # fastai batch transforms that take the place of `random_tfms(dl)`
-)->TfmdDL: # over the same data set, whose images in memory are shared
+    dl:TfmdDL, # not modified
+    tfms:list, # fastai batch transforms that replace `random_tfms(dl)`
+)->TfmdDL: # of the same data set, with the same cache
     "Make a loader with another augmentation"
     return dl.new(after_batch=[t for t in dl.after_batch.fs if not isinstance(t, RandTransform)] + list(tfms))
 
@@ -377,7 +377,7 @@ def _batch_side(dl):
     return resized[-1] if resized else max(dl.do_item(0)[0].shape[-2:])
 
 def set_augmentation(
-    dls:DataLoaders, # as made by `cifar10_dataloaders`; left as they are
+    dls:DataLoaders, # as returned by `cifar10_dataloaders`; not modified
     augment:str|list, # one of `list_augmentations()`, or fastai batch transforms
 )->DataLoaders: # the same split, cache and validation loader
     "Change the augmentation of the training images"
@@ -388,7 +388,7 @@ def set_augmentation(
 
 # %% ../nbs/03_data.ipynb #82df4adb
 def image_loader(
-    dls:DataLoaders, # as made by `cifar10_dataloaders`
+    dls:DataLoaders, # as returned by `cifar10_dataloaders`
     files:Sequence[Path], # images, each in its class folder
     **kwargs, # for fastai's `test_dl`: `bs`
 )->TfmdDL: # batches of images and labels, in the order of `files`
@@ -398,16 +398,16 @@ def image_loader(
     return dl
 
 def test_dataloader(
-    dls:DataLoaders, # as made by `cifar10_dataloaders`
+    dls:DataLoaders, # as returned by `cifar10_dataloaders`
 )->TfmdDL: # batches of test images and labels, in the order of `test_files(dls.path)`
     "Make a loader for the test images"
     return image_loader(dls, test_files(dls.path))
 
 # %% ../nbs/03_data.ipynb #0d2e3936
 def split_loader(
-    dls:DataLoaders, # training, and maybe validation
+    dls:DataLoaders, # training, and optionally validation
     split:str, # 'train', 'valid' or 'test'
-)->TfmdDL: # as training uses it: that of the training images shuffles and augments
+)->TfmdDL: # as in training: the loader of the training images shuffles and augments
     "Find the loader of a split"
     if split == 'test': return test_dataloader(dls)
     i = ('train', 'valid').index(split)
@@ -417,10 +417,10 @@ def split_loader(
 
 # %% ../nbs/03_data.ipynb #f6922581
 def split_name(
-    dls:DataLoaders, # training, and maybe validation
+    dls:DataLoaders, # training, and optionally validation
     dl:TfmdDL, # any loader
-)->str: # 'train', 'valid', or 'custom' if it is neither's
-    "Tell whose images a loader has"
+)->str: # 'train', 'valid', or 'custom' for any other
+    "The name of the split that a loader belongs to"
     known = zip(('train', 'valid'), dls.loaders)
     return next((name for name, other in known if dl.dataset is other.dataset), 'custom')
 
@@ -442,8 +442,8 @@ def file_names(
 # %% ../nbs/03_data.ipynb #815cab10
 def dataset_fingerprint(
     dataset, # of a loader
-)->str: # as `fingerprint` gives it; empty if not all items are files
-    "Tell the images of a data set from others of the same names"
+)->str: # see `fingerprint`; empty if not all items are files
+    "Hash that distinguishes the images of a data set from others with the same names"
     items = getattr(dataset, 'items', None)
     files = [Path(o) for o in items if isinstance(o, (str, Path))] if items is not None else []
     if not files or len(files) < len(items): return ''
@@ -488,6 +488,6 @@ def random_positions(
 def whole_seed(
     seed:int, # what was given as a seed
 )->int: # the same
-    "Refuse with a `ValueError` what is no whole number of at least 0"
+    "Return `seed` as an int; raises `ValueError` unless it is a whole number of at least 0"
     if isinstance(seed, Integral) and seed >= 0: return int(seed)
     raise ValueError(f'seed must be a whole number of at least 0, got {seed!r}.')

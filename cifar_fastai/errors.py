@@ -1,4 +1,4 @@
-"""What went wrong, with the facts as fields, and in one line
+"""Exceptions with structured fields, and one-line error messages
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/errors.html.md"""
 
@@ -12,12 +12,12 @@ import re
 
 # %% ../nbs/00_errors.ipynb #dd6b1eb2
 class NonFiniteLossError(RuntimeError):
-    "A loss became nan or infinite"
+    "The loss became NaN or infinite"
     def __init__(self,
         message:str, # what happened where, and what to do
         epoch:int|None=None, # counted from 0
-        batch:int|None=None, # of that epoch, counted from 0; None: after the whole epoch
-        lr:float|None=None, # the learning rate there
+        batch:int|None=None, # index within the epoch, counted from 0; None: after the whole epoch
+        lr:float|None=None, # learning rate at that batch
     ):
         super().__init__(message)
         self.epoch,self.batch,self.lr = epoch,batch,lr
@@ -26,16 +26,16 @@ class NonFiniteLossError(RuntimeError):
 def error_line(
     e:BaseException, # of any library
 )->str: # never empty
-    "Say what went wrong, in one line"
+    "The message of an exception, in one line"
     text = str(e)
     if isinstance(e, OSError) and e.strerror: text = f'{e.strerror}: {e.filename}' if e.filename else e.strerror
     return plain_message(text) or type(e).__name__
 
 # %% ../nbs/00_errors.ipynb #9f09530f
 def plain_message(
-    text:str, # as fastai or a loading process made it
+    text:str, # from fastai or from a worker process of a data loader
 )->str: # one line; empty if there is nothing to say
-    "Take from a message what others wrapped it in"
+    "Remove what fastai and worker processes add to a message"
     if 'Original Traceback' in text: # from a process that loads images
         text = text.strip().splitlines()[-1].partition(': ')[2]
     text = re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text)

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, JSON, locks, and the cache folder
+"""Atomic writes of files and folders, JSON, locks, and the cache folder
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/files.html.md"""
 
@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 # %% ../nbs/00_files.ipynb #be5421d0
 @contextmanager
 def _part_of(path):
-    "A name beside `path` for what is being written, free again at the end; what killed processes left goes after a day"
+    "A temporary name next to `path`, removed at the end; leftovers of killed processes are removed after a day"
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f'.{escape(path.name)}.*.part'):
         with suppress(FileNotFoundError):  # it has its name by now
@@ -44,15 +44,15 @@ def _remove(path):
 def is_part(
     path:Path, # of a file or folder
 )->bool:
-    "Tell whether it is what a process that was killed while it wrote has left"
+    "Whether a path is the temporary file or folder of an unfinished write"
     return path.name.startswith('.') and path.name.endswith('.part')
 
 # %% ../nbs/00_files.ipynb #5f5a45d1
 @contextmanager
 def atomic_file(
-    path:str|Path, # to write; its folder is made if it is not there
-)->Iterator[Path]: # an empty file beside it, to write to
-    "Replace the file `path` by what the body writes, when the body has ended well"
+    path:str|Path, # to write; its folder is created if needed
+)->Iterator[Path]: # an empty temporary file to write to
+    "Replace the file `path` atomically with what the body writes, if the body succeeds"
     path = Path(path)
     with _part_of(path) as part:
         part.touch()
@@ -64,10 +64,10 @@ def atomic_file(
 
 # %% ../nbs/00_files.ipynb #b44cf1e2
 def atomic_write(
-    path:str|Path, # to write; its folder is made if it is not there
-    content:str|bytes, # text is written as UTF-8, and its line ends as they are
+    path:str|Path, # to write; its folder is created if needed
+    content:str|bytes, # text is encoded as UTF-8, with its line endings unchanged
 )->Path: # `path`
-    "Write a file, all of it or nothing"
+    "Write a file atomically"
     data = content if isinstance(content, bytes) else content.encode()
     with atomic_file(path) as part: part.write_bytes(data)
     return Path(path)
@@ -75,9 +75,9 @@ def atomic_write(
 # %% ../nbs/00_files.ipynb #52277603
 @contextmanager
 def atomic_folder(
-    path:str|Path, # to make; an empty folder may be there
-)->Iterator[Path]: # an empty folder beside it, to fill
-    "Make the folder `path` of what the body puts there, when the body has ended well; an `OSError` if `path` holds something"
+    path:str|Path, # to create; may exist if it is empty
+)->Iterator[Path]: # an empty temporary folder to fill
+    "Create the folder `path` atomically from what the body puts into it, if the body succeeds; raises `OSError` if `path` is not empty"
     path = Path(path)
     with _part_of(path) as part:
         part.mkdir()
@@ -87,37 +87,37 @@ def atomic_folder(
 
 # %% ../nbs/00_files.ipynb #56177ead
 def write_json(
-    path:str|Path, # to write; its folder is made if it is not there
-    data:dict, # of what JSON can hold
+    path:str|Path, # to write; its folder is created if needed
+    data:dict, # JSON-serializable
 )->Path: # `path`
-    "Write a JSON file for people to read too, all of it or nothing"
+    "Write an indented JSON file atomically"
     return atomic_write(path, json.dumps(data, indent=2) + '\n')
 
 # %% ../nbs/00_files.ipynb #a90b1d3d
 def parse_json(
     text:str|bytes, # a JSON object; bytes are UTF-8
-    name:str|Path, # what the text is of, for the error
+    name:str|Path, # source of the text, for the error message
 )->dict:
-    "Read a JSON object; a `ValueError` if the text is something else"
+    "Parse a JSON object; raises `ValueError` for anything else"
     try: data = json.loads(text)
     except ValueError as e: raise ValueError(f'{name} is damaged: {e}') from None
-    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, not an object')
+    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: expected a JSON object, got a {type(data).__name__}')
     return data
 
 # %% ../nbs/00_files.ipynb #30606c9b
 def read_json(
-    path:str|Path, # holds a JSON object, in UTF-8
+    path:str|Path, # contains a JSON object, in UTF-8
 )->dict:
-    "Read a JSON file; a `FileNotFoundError` if it is not there, a `ValueError` if it is damaged"
+    "Read a JSON file; raises `FileNotFoundError` if it does not exist, `ValueError` if it is damaged"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there.')
+    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist.')
     return parse_json(path.read_bytes(), path)
 
 # %% ../nbs/00_files.ipynb #4ada47b7
 @contextmanager
 def locked(
-    path:str|Path, # of the lock; in a folder that is there
-    busy:Callable[[], None]|None=None, # called if another process has it, before waiting; what it raises ends the wait
+    path:str|Path, # of the lock file; its folder must exist
+    busy:Callable[[], None]|None=None, # called before waiting if another process holds the lock; may raise to give up
 )->Iterator[None]:
     "Hold a lock while the body runs"
     lock = FileLock(path)
@@ -132,19 +132,19 @@ def locked(
 _disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 class DiskError(OSError):
-    "The disk is full or protected"
+    "The disk is full or read-only"
 
 # %% ../nbs/00_files.ipynb #6d34a296
 @contextmanager
 def writing(
-    path:str|Path, # what the body writes
-    variable:str, # environment variable that names another place
+    path:str|Path, # file or folder that the body writes
+    variable:str, # environment variable that sets another location
 )->Iterator[None]:
-    "Raise a `DiskError` that says what cannot be written, and what to do, where the body meets a full or protected disk"
+    "Turn errors about a full or read-only disk into a `DiskError` that says what cannot be written and what to do"
     try: yield
     except OSError as e:
         if e.errno not in _disk_errors: raise
-        raise DiskError(e.errno, f'{os.strerror(e.errno)}: cannot write {path}. Make room, or set {variable} to a folder that can be written') from None
+        raise DiskError(e.errno, f'{os.strerror(e.errno)}: cannot write {path}. Free some disk space, or set {variable} to a writable folder') from None
 
 def _rename(made, target):
     try: made.rename(target)
@@ -153,11 +153,11 @@ def _rename(made, target):
 
 # %% ../nbs/00_files.ipynb #5ff265ad
 def make_once(
-    target:str|Path, # folder to make
-    make:Callable[[Path], Path], # gets an empty folder to work in; returns the finished folder below it
-    quiet:bool=False, # do not say when another process is waited for
+    target:str|Path, # folder to create
+    make:Callable[[Path], Path], # takes an empty work folder and returns the finished folder inside it
+    quiet:bool=False, # print no message while waiting for another process
 )->Path: # `target`
-    "Make `target` unless it is there: all of it or nothing, whoever is killed or comes second"
+    "Create `target` atomically unless it exists; safe against interruption and concurrent processes"
     target = Path(target)
     unfinished = target.parent/'.unfinished'
     work = unfinished/target.name
@@ -177,8 +177,8 @@ def make_once(
 # %% ../nbs/00_files.ipynb #2c7e394f
 def file_digest(
     path:str|Path, # of a file of any size
-    algorithm:str='sha256', # as `hashlib.new` takes it
-    first:int|None=None, # only of so many bytes at its beginning
+    algorithm:str='sha256', # any name that `hashlib.new` accepts
+    first:int|None=None, # hash only this many bytes from the start
 )->str: # hexadecimal digits
     "The checksum of a file"
     digest = hashlib.new(algorithm)
@@ -192,5 +192,5 @@ def file_digest(
 def cache_folder(
     root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else ~/.cache/cifar_fastai
 )->Path: # absolute; need not exist
-    "Where the package keeps what it can make again"
+    "The folder of everything the package can recreate"
     return Path(root or os.environ.get('CIFAR_FASTAI_HOME') or '~/.cache/cifar_fastai').expanduser().absolute()

@@ -1,4 +1,4 @@
-"""Any picture, turned into plain pixels: 8-bit color or gray, upright, without transparency
+"""Any image file, converted to plain pixels: 8-bit RGB or grayscale, upright, without transparency
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/images.html.md"""
 
@@ -31,15 +31,15 @@ _turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANS
 _sideways = 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE', 'ROTATE_90'
 
 def _turn(image):
-    "What turns an image upright, as EXIF says; EXIF data that cannot be read does not spoil the picture"
+    "The transposition that turns an image upright according to EXIF; unreadable EXIF data is ignored"
     try: return _turns.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception: return None
 
 # %% ../nbs/00_images.ipynb #c8ec5127
 def read_size(
     file:str|Path, # an image file; only its header is read
-)->tuple[int, int]|None: # height and width in pixels, turned upright; None for what is no image
-    "Tell how large an image is"
+)->tuple[int, int]|None: # height and width in pixels, after EXIF rotation; None if the file is not an image
+    "Read the size of an image"
     try:
         with Image.open(file) as image:
             turned = image.format == 'TIFF' # by Pillow
@@ -52,7 +52,7 @@ def read_size(
 def _stretch(
     a:np.ndarray, # (H, W), numbers of any size
 )->np.ndarray: # (H, W) uint8
-    "Bring 32-bit values to 8 bits, by the range that they lie in"
+    "Scale 32-bit values to 8 bits, depending on their range"
     if not np.isfinite(a).all(): raise ValueError('it holds values that are no numbers (nan or infinite)')
     low = float(a.min())
     high = float(a.max())
@@ -71,15 +71,15 @@ def _upright(image):
     return image.transpose(Image.Transpose[turn]) if (turn := _turn(image)) else image
 
 def _on_white(image):
-    "Lay an image with transparency on white"
+    "Composite an image with transparency on white"
     image = image.convert('LA' if image.mode == 'La' else 'RGBA').convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 def plain_image(
-    image:Image.Image, # of any mode; it stays as it is
-    channels:int=3, # 3 for color, 1 for gray
+    image:Image.Image, # of any mode; not modified
+    channels:int=3, # 3 for RGB, 1 for grayscale
 )->Image.Image: # of mode 'RGB' or 'L'
-    "Turn an image upright and make it 8-bit color or gray without transparency"
+    "Rotate an image upright and convert it to 8-bit RGB or grayscale without transparency"
     if 0 in image.size: raise ValueError(f'it has no pixels: {image.width}x{image.height}')
     image = _upright(image)
     if image.mode.startswith('I;16'): image = Image.fromarray(_sixteen_bit(np.asarray(image)))
@@ -101,17 +101,17 @@ class _NamesFile:
                              '`cifar-fastai data SOURCE --verify` lists all such files.') from e
 
 class ColorImage(_NamesFile, PILImage):
-    "fastai's `PILImage` (red, green, blue), made of a file or picture by `plain_image`, with errors that name the file"
+    "fastai's `PILImage` (red, green, blue), converted by `plain_image`, with errors that name the file"
     _channels = 3
 
 # %% ../nbs/00_images.ipynb #09b6dc99
 class GrayImage(_NamesFile, PILImageBW):
-    "fastai's `PILImageBW` (one channel), made of a file or picture by `plain_image`, with errors that name the file"
+    "fastai's `PILImageBW` (one channel), converted by `plain_image`, with errors that name the file"
     _channels = 1
 
 # %% ../nbs/00_images.ipynb #f1xed513
 class FixedSize(DisplayedTransform):
-    "Squeeze or stretch an image to `size` unless it has it"
+    "Resize an image to `size` without keeping its aspect ratio"
     order = 1
     def __init__(self,
         size:tuple[int, int], # height and width in pixels
@@ -124,10 +124,10 @@ class FixedSize(DisplayedTransform):
 
 # %% ../nbs/00_images.ipynb #b964e1f7
 class UnreadableImageError(ValueError):
-    "No image could be made of a file; one line that names it and says why"
+    "A file cannot be read as an image; the message is one line with its name and the reason"
     def __init__(self,
         name:str, # the file
-        reason:str, # what is wrong with it
+        reason:str, # why it cannot be read
     ):
         super().__init__(name, reason)
         self.name,self.reason = name,reason
@@ -145,13 +145,13 @@ def _no_file(path):
     if not path.stat().st_size: return 'is empty (0 bytes)'
 
 def _reason(e):
-    "What Pillow's error means, in one line"
+    "Explain Pillow's error in one line"
     text = ' '.join(str(e).split()) or type(e).__name__
-    if isinstance(e, UnidentifiedImageError): return 'is not an image, or not of a kind that Pillow reads'
+    if isinstance(e, UnidentifiedImageError): return 'is not an image, or its format is not supported by Pillow'
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f'is too large ({text}). Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS'
     if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror})'
-    return 'needs more memory than there is' if isinstance(e, MemoryError) else f'cannot be decoded: {text}'
+    return 'does not fit into memory' if isinstance(e, MemoryError) else f'cannot be decoded: {text}'
 
 # %% ../nbs/00_images.ipynb #93671f0b
 @contextmanager
@@ -162,8 +162,8 @@ def _named(name):
 
 def read_image(
     path:str|os.PathLike, # a file of any format that Pillow reads
-    size:tuple[int, int]|None=None, # height and width that it will be brought to; a huge JPEG is then decoded smaller
-    channels:int=3, # 3 for color, 1 for gray
+    size:tuple[int, int]|None=None, # height and width it will be resized to later; a huge JPEG is then decoded at a reduced size
+    channels:int=3, # 3 for RGB, 1 for grayscale
 )->Image.Image: # of mode 'RGB' or 'L', upright
     "Read an image file, or raise an `UnreadableImageError`"
     with _named(path): why = _no_file(Path(path))
@@ -193,7 +193,7 @@ def _check_shape(a, kind, shape):
 def _pixel_array(
     x:np.ndarray|Tensor, # an image
 )->np.ndarray: # (H, W) or (H, W, C), uint8 or float32
-    "Check an array or tensor, and lay it out as an array"
+    "Validate an array or tensor, and convert it to an array with channels last"
     kind = 'An array'
     a = x
     if isinstance(x, Tensor):
@@ -229,9 +229,9 @@ def _float_pixels(a, size, channels):
 def image_pixels(
     x:str|os.PathLike|Image.Image|np.ndarray|Tensor, # an image of any kind
     size:tuple[int, int]=(32, 32), # height and width
-    channels:int=3, # 3 for color, 1 for gray
+    channels:int=3, # 3 for RGB, 1 for grayscale
 )->Tensor: # (channels, height, width), floats from 0 to 1
-    "Bring an image of any kind to a size, as training does it"
+    "Convert and resize an image of any kind, as in training"
     if isinstance(x, (str, os.PathLike)): return _image_pixels(read_image(x, size, channels), size, channels)
     if isinstance(x, Image.Image):
         name = getattr(x, 'filename', '') or 'the image'

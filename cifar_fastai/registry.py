@@ -1,4 +1,4 @@
-"""Things that are asked for by name: networks, recipes, augmentations, corruptions, exercises
+"""Look up networks, recipes, augmentations, corruptions and exercises by name
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/registry.html.md"""
 
@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 
 # %% ../nbs/00_registry.ipynb #4352a464
 class UnknownNameError(ValueError):
-    "A name that nothing is registered under"
+    "The name is not registered"
     def __init__(self,
-        problem:str, # what was asked for, and the nearest name that there is
+        problem:str, # the unknown name, and the closest registered one
         lister:str='', # what shows all names: 'list_models()'
     ):
         super().__init__(problem, lister)

@@ -1,4 +1,4 @@
-"""A name, an address, a folder or an archive, turned into a checked folder of images
+"""Find, download, unpack and validate a data set
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/sources.html.md"""
 
@@ -51,7 +51,7 @@ test_folder_names = ('test', 'val', 'valid')  # the first that is there serves
 def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
 )->tuple[str, str, str]: # 'train', 'test', 'val', 'valid' or '' for none of them; the class; the path below its folder
-    "Take a file's path apart; without a `train/` or `test/` folder the class is the parent folder's name"
+    "Split a file's path into its parts; without a `train/` or `test/` folder the class is the parent folder's name"
     if not isinstance(file, PurePath): file = PurePath(file)
     parts = file.parts
     splits = [i for i, part in enumerate(parts[:-2]) if part in ('train', *test_folder_names)]
@@ -85,11 +85,11 @@ def _place(folder):
 def _raise(e): raise e
 
 def walk_images(
-    folder:str|Path, # looked through to its end, links included
+    folder:str|Path, # searched recursively, following links
     seen:dict|None=None, # gets {folder: what changes when it does} of each folder on the way
     onerror:Callable=_raise, # called with the `OSError` of a folder that cannot be listed
 )->Iterator[str]: # paths as text: making a `Path` of each is what takes long
-    "Find the image files below a folder, but hidden ones"
+    "Find the image files below a folder, except hidden ones"
     entered = set()
     for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         place = _place(parent)
@@ -112,7 +112,7 @@ def _check_names(folder, seen):
     for f in map(Path, seen):
         if f == folder or class_of(f/'image') == f.relative_to(folder).parts[0]: continue
         names = f'train, {", ".join(test_folder_names[:-1])} or {test_folder_names[-1]}'
-        raise ValueError(f'{f}: within a class, no folder may be called {names}. Give it another name.')
+        raise ValueError(f'{f}: a folder inside a class folder must not be named {names}. Rename it.')
 
 def _unchanged(seen):
     try: return all(_last_change(f) == then for f, then in seen.items())
@@ -123,7 +123,7 @@ _listed = {}  # folder -> its image files, and the folders they are in, each wit
 def image_files(
     folder:Path, # `train`, or one that `test_folder` finds
 )->list[Path]: # sorted by path
-    "List the images of a folder with class folders; what was listed before is not listed again until it changes"
+    "List the images of a folder with class folders; the list is cached until the folder changes"
     key = folder, os.getcwd()
     if key in _listed:
         files, seen = _listed[key]
@@ -141,7 +141,7 @@ def image_files(
 def train_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
-    "All the training images, those that validation will be cut from included"
+    "All training images, including those that will be held out for validation"
     return image_files(Path(path)/'train')
 
 # %% ../nbs/02_sources.ipynb #dccaccf8
@@ -159,8 +159,8 @@ def test_files(
     "All the test images"
     folder = test_folder(path)
     if folder is None:
-        raise FileNotFoundError(f'{path} has no test folder (nor val, nor valid), so there is nothing to test on. Training '
-                                "needs none: its validation images are cut from train/ (evaluate on the split 'valid').")
+        raise FileNotFoundError(f'{path} has no test folder (named test, val or valid). Add one, '
+                                "or evaluate on the split 'valid', which is held out from train/.")
     return image_files(folder)
 
 # %% ../nbs/02_sources.ipynb #87b8e34a
@@ -172,7 +172,7 @@ def _check_same_classes(train, test):
     if in_train == in_test: return
     only = {'train': in_train - in_test, test.name: in_test - in_train}
     differences = '; '.join(f'{", ".join(sorted(names))} only in {name}' for name, names in only.items() if names)
-    raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Make them alike.')
+    raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
 def check_layout(
     path:str|Path, # folder that should be a data set
@@ -187,9 +187,9 @@ def check_layout(
     if not train.is_dir(): raise FileNotFoundError(f'{path} has no train folder. {wanted}')
     if not _class_folders(train): raise ValueError(f'{path}/train has no class folders. {wanted}')
     if _has_annotations(path):
-        raise ValueError(f'{path} holds the classes of its validation images in a text file, as the authors of Tiny ImageNet '
-                         'pack it. Put them into class folders with sort_tiny_imagenet(folder), or name the .zip, which is '
-                         'sorted as it is unpacked.')
+        raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
+                         'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
+                         'file, which is sorted while unpacking.')
     test = test_folder(path)
     if test: _check_same_classes(train, test)
     for folder in (train, test) if test else (train,):
@@ -201,32 +201,32 @@ def check_layout(
 # %% ../nbs/02_sources.ipynb #4eae7812
 @dataclass(frozen=True)
 class DataInfo:
-    "What a data set holds"
+    "Summary of a data set"
     path: Path # its folder
     variant: str # 'cifar10', 'cifar10-jpeg', 'synthetic', or the folder's name
     classes: tuple[str, ...] # names of the class folders, in alphabetical order
-    n_train: int # training images, before validation is cut from them
+    n_train: int # training images, including those held out for validation later
     n_test: int # 0 without a test folder
     size: tuple[int, int]|None # height and width in pixels; None if images differ
-    unreadable: tuple[Path, ...] = () # image files that cannot be decoded, among those that were looked at
+    unreadable: tuple[Path, ...] = () # image files that cannot be decoded, among those that were checked
     test_folder: str = 'test' # name of the folder with the test images: 'test', 'val' or 'valid'; '' if there is none
 
     @cached_property
     def fingerprint(self)->str: # see `fingerprint`
-        "What tells these training images from those of another folder of the same name"
+        "Identifies these training images among folders with the same name"
         return fingerprint(train_files(self.path))
 
     def matches(self,
         data:Mapping, # of a `run.json`; without a fingerprint, the variant decides
     )->bool:
-        "Whether a run was trained on these images, as far as it tells"
+        "Whether a run was trained on these images, as far as its record shows"
         return data['variant'] == self.variant and data.get('fingerprint', self.fingerprint) == self.fingerprint
 
 # %% ../nbs/02_sources.ipynb #651b7e5c
 def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.tiff')
 
 def _contents(file):
-    "The pixels of a small picture that a file holds exactly, else how the file begins"
+    "The pixels of a small lossless image, else the first bytes of the file"
     try:
         with Image.open(file) as image:
             if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
@@ -236,7 +236,7 @@ def _contents(file):
 def fingerprint(
     files:Sequence[Path], # images of a data set, in any order
 )->str: # 16 hexadecimal digits
-    "Tells images of the same names apart"
+    "Hash that distinguishes images with the same names"
     places = sorted((split_path(f), f) for f in files)
     sizes = [(place, 0 if _lossless(f) else os.stat(f).st_size) for place, f in places]
     digest = hashlib.sha256(repr(sizes).encode())
@@ -264,9 +264,9 @@ def _undecodable(files):
 
 def describe_data(
     path:str|Path, # a data set
-    verify:bool=False, # decode every image, and list those that fail in `unreadable`; some 10 s for 60,000
+    verify:bool=False, # decode every image, and list those that fail in `unreadable`; about 10 s for 60,000 images
 )->DataInfo:
-    "Check a data set's layout and tell what it holds"
+    "Validate a data set's layout and describe it"
     path = check_layout(path)
     folder = test_folder(path)
     train = train_files(path)
@@ -291,7 +291,7 @@ def _tar_members(file):
     with tarfile.open(file) as tar:
         for m in tar: yield _Member(m.name, m.isdir(), not (m.isfile() or m.isdir()), partial(tar.extractfile, m))
         tar.fileobj.seek(tar.offset)
-        if not tar.fileobj.read(1): raise tarfile.ReadError('the end mark is missing')
+        if not tar.fileobj.read(1): raise tarfile.ReadError('the end-of-archive marker is missing')
         while tar.fileobj.read(2**20): pass  # to the end, where gzip keeps its checksum
 
 def _zip_members(file):
@@ -311,7 +311,7 @@ def _members(file):
         yield from members(file)
     except _damage as e:
         reason = str(e).splitlines()[0].rstrip(':')
-        raise ValueError(f'{file} is not a whole .tgz, .tar.gz, .tar or .zip archive ({reason}). '
+        raise ValueError(f'{file} is not a complete .tgz, .tar.gz, .tar or .zip archive ({reason}). '
                          'If it was downloaded, download it again.') from e
 
 def _danger(member):
@@ -333,7 +333,7 @@ def _check_members(file):
 # %% ../nbs/02_sources.ipynb #b2bd075e
 def unpack_archive(
     file:str|Path, # a .tgz, .tar.gz, .tar or .zip
-    folder:str|Path, # made if need be
+    folder:str|Path, # created if needed
     quiet:bool=True, # no progress bar
 )->Path: # `folder`
     "Unpack an archive; a damaged or unsafe one raises a `ValueError` before anything is written"
@@ -349,18 +349,18 @@ def unpack_archive(
 
 # %% ../nbs/02_sources.ipynb #4cf74e5d
 def _annotations(folder):
-    "(file name, class) of each validation image; what would lead out of the folder is refused"
+    "(file name, class) of each validation image; names that would lead out of the folder are rejected"
     file = folder/'val'/'val_annotations.txt'
     classes = set(_class_folders(folder/'train'))
     lines = file.read_text(encoding='utf-8').splitlines()
     rows = [line.split('\t')[:2] for line in lines if line.strip()]
     for row in rows:
         if len(row) != 2 or row[1] not in classes or PureWindowsPath(row[0]).name != row[0]:
-            raise ValueError(f'{file}: {row} is no file name and class of train/.')
+            raise ValueError(f'{file}: expected a file name and the name of a class folder in train/, got {row}.')
     return rows
 
 def sort_tiny_imagenet(
-    folder:str|Path, # as its authors pack it: `train/`, `val/images`, `val/val_annotations.txt` and `test/images`
+    folder:str|Path, # in the original layout: `train/`, `val/images`, `val/val_annotations.txt` and `test/images`
 )->Path: # `folder`
     "Move validation images into class folders, in place, and rename the unlabeled `test` to `unlabeled`"
     folder = Path(folder)
@@ -386,15 +386,15 @@ class _ArrayUnpickler(pickle.Unpickler):
         if module == 'numpy' and name in ('ndarray', 'dtype'): return getattr(np, name)
         if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
             return np.empty(0).__reduce__()[0]  # this function, wherever numpy keeps it
-        raise ValueError(f'A batch file asks for {module}.{name}, which no array needs: it was not read.')
+        raise ValueError(f'The batch file was not loaded: it refers to {module}.{name}, and only NumPy arrays are allowed.')
 
 def _check_batch(file, md5):
     "The bytes of a batch file, if they are the published ones"
-    if not file.is_file(): raise FileNotFoundError(f'{file.parent} lacks {file.name}. Download the whole archive again.')
+    if not file.is_file(): raise FileNotFoundError(f'{file} is missing. Download the whole archive again.')
     content = file.read_bytes()
     found = hashlib.md5(content).hexdigest()
     if found != md5:
-        raise ValueError(f'{file} has the wrong checksum (md5 {found}, published {md5}): it was not read. '
+        raise ValueError(f'{file} has the wrong checksum (md5 {found}, expected {md5}) and was not loaded. '
                          'Download it again.')
     return content
 
@@ -434,7 +434,7 @@ def _say(text, quiet=False):
 # %% ../nbs/02_sources.ipynb #781dc259
 @dataclass(frozen=True)
 class Archive:
-    "A file on the internet that holds CIFAR-10"
+    "A downloadable archive of CIFAR-10"
     url: str # its address
     n_bytes: int # its size
     md5: str # of the file, 32 hexadecimal digits
@@ -457,9 +457,9 @@ def check_archive(
 )->Path: # `file`
     "Raise a `ValueError` if a file's size or md5 is not the published one"
     n_bytes = os.path.getsize(file)
-    if n_bytes != archive.n_bytes: raise ValueError(f'wrong size: {n_bytes:,} bytes, published {archive.n_bytes:,}')
+    if n_bytes != archive.n_bytes: raise ValueError(f'wrong size: {n_bytes:,} bytes, expected {archive.n_bytes:,}')
     md5 = file_digest(file, 'md5', first=2**20 if archive.first_mib else None)
-    if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, published {archive.md5}')
+    if md5 != archive.md5: raise ValueError(f'wrong checksum: md5 {md5}, expected {archive.md5}')
     return Path(file)
 
 # %% ../nbs/02_sources.ipynb #d508bd32
@@ -470,11 +470,11 @@ def _fetch(url, file, quiet):
     except RequestException as e:
         n_bytes = file.stat().st_size
         if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
-        _say(f'{url} broke off after {n_bytes:,} bytes ({type(e).__name__}): again from the start.', quiet)
+        _say(f'The download of {url} was interrupted after {n_bytes:,} bytes ({type(e).__name__}). Restarting it.', quiet)
         download(url, str(file), None)
 
 def _image_folders(folder, work, quiet):
-    "Bring what was unpacked into the layout that is read"
+    "Convert an unpacked archive to the standard layout"
     root = find_root(folder)
     if _has_only_batches(root): return convert_batches(root, work/'png', quiet=quiet)
     if _has_annotations(root): sort_tiny_imagenet(root)
@@ -488,8 +488,8 @@ def _download_one(archive, work, quiet):
     path = _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
     info = describe_data(path)
     if (info.n_train, info.n_test) != archive.counts:
-        raise ValueError(f'holds {info.n_train:,} and {info.n_test:,} images, published {archive.counts}')
-    if info.size != (32, 32): raise ValueError(f'holds images of {info.size}, not 32x32')
+        raise ValueError(f'contains {info.n_train:,} training and {info.n_test:,} test images, expected {archive.counts}')
+    if info.size != (32, 32): raise ValueError(f'contains images of size {info.size}, expected (32, 32)')
     return path
 
 # %% ../nbs/02_sources.ipynb #e076cbd9
@@ -501,11 +501,11 @@ def _reason(e):
     return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}'
 
 def download_cifar10(
-    folder:str|Path, # gets train/ and test/; its parent is used while that goes on
+    folder:str|Path, # will contain train/ and test/; its parent is used for temporary files
     archives:Sequence[Archive]|None=None, # tried in this order; None: `cifar10_archives`
     quiet:bool=False, # no progress bars or messages
 )->Path: # `folder`
-    "Download CIFAR-10 as image folders; a `ConnectionError` tells what failed if no mirror works"
+    "Download CIFAR-10 as image folders; raises a `ConnectionError` that lists the failures if no mirror works"
     def make(work):
         failed = []
         for archive in archives or cifar10_archives:
@@ -513,11 +513,11 @@ def download_cifar10(
             except (RequestException, ValueError, FileNotFoundError) as e:
                 reason = _reason(e)
                 failed.append(f'{archive.url}: {reason}')
-                _say(f'That failed: {reason}', quiet)
+                _say(f'Download failed: {reason}', quiet)
                 shutil.rmtree(work)  # the next archive begins with an empty folder
                 work.mkdir()
         raise ConnectionError('\n  '.join([
-            'CIFAR-10 could not be downloaded.', *failed, 'Download one of these files by hand and set CIFAR_FASTAI_DATA '
+            'CIFAR-10 could not be downloaded.', *failed, 'Download one of these files manually and set CIFAR_FASTAI_DATA '
             "to it, or use the built-in practice set: 'synthetic'."]))
     return make_once(Path(folder), make, quiet)
 
@@ -551,7 +551,7 @@ def _find_cifar10(root, download, quiet):
     fastai_copy = _fastai_copy()
     if fastai_copy: return fastai_copy
     if download: return download_cifar10(root/'cifar10', quiet=quiet)
-    raise FileNotFoundError(f'There is no copy of CIFAR-10 in {root}, and downloading was not allowed.')
+    raise FileNotFoundError(f'CIFAR-10 was not found in {root}, and downloading is disabled (download=False).')
 
 # %% ../nbs/02_sources.ipynb #addb1653
 _unreachable = set()  # (folder, archives) that were tried in vain
@@ -566,9 +566,9 @@ def _find_best(root, download, quiet):
         why = str(e)
         if not quiet: why = '\n'.join(why.splitlines()[::len(cifar10_archives) + 1])  # each failure has been told
     except FileNotFoundError as e:
-        why = 'CIFAR-10 could not be downloaded; a new process tries it again.' if in_vain else str(e)
-    _say(f'{why}\n*** NO REAL DATA: using the built-in practice set, drawings in the place of photographs. Accuracies on it say '
-         'nothing about CIFAR-10. ***')
+        why = 'CIFAR-10 could not be downloaded. Restart Python to try again.' if in_vain else str(e)
+    _say(f'{why}\n*** NO REAL DATA: using the built-in practice set: drawings instead of photos. Accuracies on it say nothing '
+         'about CIFAR-10. ***')
     return make_synthetic(root/'synthetic')
 
 # %% ../nbs/02_sources.ipynb #b37c0740
@@ -578,11 +578,11 @@ def _part_root(folder, file):
     if holds_part(folder): return folder
     roots = [folder/name for name in _class_folders(folder) if holds_part(folder/name)]
     if not roots:
-        raise FileNotFoundError(f'{file} has no train folder, nor test, val or valid. '
-                                'Several archives together make one data set.')
+        raise FileNotFoundError(f'{file} has no train, test, val or valid folder. '
+                                'If you pass several archives, each must contain at least one of them.')
     if len(roots) > 1:
         raise ValueError(f'{file} holds several data sets: {", ".join(f.name for f in roots)}. '
-                         'Pack each into an archive of its own.')
+                         'Pack each into a separate archive.')
     return roots[0]
 
 def _merge(src, dst, file):
@@ -593,11 +593,11 @@ def _merge(src, dst, file):
         if p.is_dir() and to.is_dir(): _merge(p, to, file)
         elif not to.exists(): p.rename(to)
         elif p.is_dir() or p.suffix.lower() in image_endings:
-            raise ValueError(f'{file} holds {"/".join(to.parts[-3:])}, and so does an archive before it. '
-                             'Name each archive once, and only parts of one data set.')
+            raise ValueError(f'{file} contains {"/".join(to.parts[-3:])}, and so does an earlier archive. '
+                             'Pass each archive only once, and only parts of the same data set.')
 
 def _unpack_all(files, work, quiet):
-    "Unpack archives, each in a folder of its own, and put what they hold together"
+    "Unpack archives, each into a separate folder, and merge them"
     whole = work/'unpacked'
     if len(files) == 1: return unpack_archive(files[0], whole, quiet)
     for i, file in enumerate(files):
@@ -646,29 +646,29 @@ def _exists(path): return Path(path).expanduser().exists()
 def _paths(source):
     "The paths that `source` names: itself, those of a list, or those that `os.pathsep` joins"
     if not isinstance(source, (str, os.PathLike, list, tuple)):
-        raise TypeError(f'source={source!r}: use a path, a list of archives, or a name.')
+        raise TypeError(f'source must be a path, a list of archives or a name, got {source!r}.')
     if isinstance(source, str) and not _exists(source):
         parts = [p for p in source.split(os.pathsep) if p]
         if any(map(_exists, parts)): source = parts
     if not isinstance(source, (list, tuple)): source = [source]
     paths = [Path(p).expanduser().absolute() for p in source]
-    if not paths: raise ValueError('source is an empty list: name at least one archive.')
+    if not paths: raise ValueError('source is an empty list. Pass at least one archive.')
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f'No such path: {path}. Images come from a folder, an archive or several, '
-                                    "or by name: 'cifar10' or 'synthetic'.")
+            raise FileNotFoundError(f'No such path: {path}. Use a folder, one or more archives, '
+                                    "or a name: 'cifar10' or 'synthetic'.")
         if len(paths) > 1 and not path.is_file():
-            raise ValueError(f'{path} is a folder: several sources must all be archives.')
+            raise ValueError(f'{path} is a folder. If you pass several sources, all of them must be archives.')
     return paths
 
 def find_data(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder or archives; None: the best there is
     *,
-    root:str|Path|None=None, # where data sets are kept; None: `cache_folder()`
-    download:bool=True, # whether CIFAR-10 may be fetched from the internet
-    quiet:bool=False, # no progress bars or messages, but for the practice set taking the place of real data
-)->Path: # a folder with train/<class>/ and, mostly, test/<class>/
-    "Find a data set, downloading or unpacking it if need be"
+    root:str|Path|None=None, # where data sets are stored; None: `cache_folder()`
+    download:bool=True, # whether CIFAR-10 may be downloaded
+    quiet:bool=False, # no progress bars or messages, except the warning if the practice set replaces real data
+)->Path: # a folder with train/<class>/ and usually test/<class>/
+    "Find a data set, and download or unpack it if needed"
     root = cache_folder(root)
     if source is None:
         source = os.environ.get('CIFAR_FASTAI_DATA')

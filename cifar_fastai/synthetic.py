@@ -1,4 +1,4 @@
-"""A picture book of the ten CIFAR-10 classes: drawn, not downloaded, and with an answer that is known before training
+"""A synthetic data set with the ten CIFAR-10 classes: drawn, not downloaded, with a known best possible accuracy
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/synthetic.html.md"""
 
@@ -51,7 +51,7 @@ class _Pen(_Chance):
         self.place(0, 0, 1)
 
     def place(self, x, y, scale, tilt=0., flip=False):
-        "Put the frame's origin at (`x`, `y`), as shares of the picture; `tilt` is in radians."
+        "Put the frame's origin at (`x`, `y`), as fractions of the image; `tilt` is in radians."
         self.origin = complex(x, y) * self.n
         self.turn = cmath.rect(scale * self.n, tilt)
         self.flip = flip
@@ -201,7 +201,7 @@ def _gradient(pen, above, below, y0, y1):
 
 # %% ../nbs/01_synthetic.ipynb #1c5c60f5
 def _paint_place(pen, name):
-    "Fill the picture and return the height of the horizon."
+    "Fill the image and return the height of the horizon."
     above, below, far, near, horizons, details = _places[name]
     horizon = pen.between(*horizons)
     _gradient(pen, above, below, 0, horizon)
@@ -493,7 +493,7 @@ _drawings = dict(airplane=_draw_airplane, automobile=_draw_automobile, bird=_dra
 
 def _check_whole(name, value, least):
     if not isinstance(value, Integral) or value < least:
-        raise ValueError(f'{name} must be a whole number of at least {least}, not {value!r}.')
+        raise ValueError(f'{name} must be a whole number of at least {least}, got {value!r}.')
 
 # %% ../nbs/01_synthetic.ipynb #ab76a983
 def _drawing(label):
@@ -508,12 +508,12 @@ def draw_image(
     rng:np.random.Generator, # decides everything else: place, colors, pose, light, noise
     size:int=32, # pixels a side, at least 1
 )->Image.Image: # RGB, `size` x `size`
-    "Draw one picture of the class `label`."
+    "Draw one image of the class `label`."
     drawing = _drawing(label)
     _check_whole('size', size, 1)
     if not isinstance(rng, np.random.Generator):
-        raise TypeError(f'rng must be a numpy.random.Generator, not {type(rng).__name__}; '
-                        'numpy.random.default_rng(0) makes one.')
+        raise TypeError(f'rng must be a numpy.random.Generator, got {type(rng).__name__}. '
+                        'Create one with numpy.random.default_rng(0).')
     pen = _Pen(rng, size)
     drawing(pen)
     return _photograph(pen, size)
@@ -544,12 +544,12 @@ def _read_record(folder):
 
 # %% ../nbs/01_synthetic.ipynb #148044ea
 def _missing(folder, made):
-    "Name the first class folder that has lost pictures, if one has."
+    "The first class folder with missing images, if there is one."
     for split in _splits:
         for label in cifar10_classes:
             n = len(list((folder / split / label).glob('*.png')))
             wanted = made[f'n_{split}']
-            if n != wanted: return f'{split}/{label} has {n} of {wanted} pictures'
+            if n != wanted: return f'{split}/{label} has {n} of {wanted} images'
 
 # %% ../nbs/01_synthetic.ipynb #5a0f188e
 def _holds(folder, wanted):
@@ -561,17 +561,17 @@ def _holds(folder, wanted):
     elif made != wanted: problem = f'is a practice set made with {made}, not with {wanted}'
     elif lost := _missing(folder, made): problem = f'is a damaged practice set: {lost}'
     else: return True
-    raise FileExistsError(f'{folder} {problem}. Choose another path, or delete it to have the set made there.')
+    raise FileExistsError(f'{folder} {problem}. Choose another path, or delete it to create the set there.')
 
 # %% ../nbs/01_synthetic.ipynb #aad4230d
 def make_synthetic(
-    path:str|Path, # folder of the set; parents are made as needed
-    n_train:int=500, # training pictures a class, at least 1
-    n_test:int=100, # test pictures a class, at least 1
-    seed:int=0, # another seed, other pictures; at least 0
+    path:str|Path, # folder of the set; parents are created as needed
+    n_train:int=500, # training images per class, at least 1
+    n_test:int=100, # test images per class, at least 1
+    seed:int=0, # a different seed gives different images; at least 0
     size:int=32, # pixels a side, at least 1
 )->Path: # `path`, with train/<class>/NNNN.png and test/<class>/NNNN.png
-    "Make the practice set at `path`, unless it is there already."
+    "Create the practice set at `path`, unless it exists already."
     path = Path(path).expanduser()
     wanted = dict(n_train=n_train, n_test=n_test, seed=seed, size=size)
     for name, value in wanted.items(): _check_whole(name, value, 0 if name == 'seed' else 1)

@@ -106,7 +106,7 @@ def test_an_empty_folder_gives_way_and_a_full_one_stays(tmp_path):
 
 # --- JSON
 
-@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'holds a list, not an object'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
+@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'expected a JSON object, got a list'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
 def test_damaged_json_is_named(tmp_path, text, why):
     path = atomic_write(tmp_path/'run.json', text)
     with pytest.raises(ValueError, match=f'run.json is damaged: .*{why}'): read_json(path)
@@ -117,7 +117,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert read_json(path) == dict(name='Ä', n=1) == json.loads(path.read_text())
     with pytest.raises(TypeError): write_json(path, dict(n=object()))
     assert read_json(path) == dict(name='Ä', n=1)
-    with pytest.raises(FileNotFoundError, match='run2.json is not there'): read_json(tmp_path/'run2.json')
+    with pytest.raises(FileNotFoundError, match='run2.json does not exist'): read_json(tmp_path/'run2.json')
 
 
 # --- locks
@@ -139,7 +139,7 @@ def test_a_lock_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_disk_errors_say_what_to_do(number):
-    with pytest.raises(DiskError, match='cannot write here. Make room, or set SOME_HOME') as e, writing('here', 'SOME_HOME'): raise OSError(number, 'no')
+    with pytest.raises(DiskError, match='cannot write here. Free some disk space, or set SOME_HOME') as e, writing('here', 'SOME_HOME'): raise OSError(number, 'no')
     assert e.value.errno == number
 
 

@@ -149,7 +149,7 @@ def test_numpy_numbers_will_do(tmp_path):
 @pytest.mark.parametrize('bad', [dict(n_train=0), dict(n_test=0), dict(n_train=-5), dict(size=0), dict(seed=-1), dict(n_test=2.5), dict(seed='a')])
 def test_bad_numbers(tmp_path, bad):
     (name, value), = bad.items()
-    with pytest.raises(ValueError, match=f'{name} must be a whole number of at least .*, not {value!r}'): make_synthetic(tmp_path/'set', **bad)
+    with pytest.raises(ValueError, match=f'{name} must be a whole number of at least .*, got {value!r}'): make_synthetic(tmp_path/'set', **bad)
     assert not list(tmp_path.iterdir())
 
 
@@ -197,7 +197,7 @@ def test_a_file_in_the_way(tmp_path, pictures):
 def test_damaged_set(tmp_path, pictures):
     path = make_synthetic(tmp_path/'set', **small)
     (path/'test/dog/0000.png').unlink()
-    with pytest.raises(FileExistsError, match='test/dog has 0 of 1 pictures.*delete it'): make_synthetic(path, **small)
+    with pytest.raises(FileExistsError, match='test/dog has 0 of 1 images.*delete it'): make_synthetic(path, **small)
 
 
 # Whole or not there at all
