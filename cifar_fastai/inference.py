@@ -1,4 +1,4 @@
-"""Save a trained network in a small folder, load it anywhere, and ask it about pictures of any kind
+"""Export a trained classifier to a small folder, load it anywhere, and predict images in any format
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/inference.html.md"""
 
@@ -41,15 +41,15 @@ from .training import build_model
 # %% ../nbs/07_inference.ipynb #bae5ead7
 @dataclass(frozen=True)
 class Prediction:
-    "What a network says about one image"
-    label:str # the likeliest class
+    "The prediction for one image"
+    label:str # the class with the highest probability
     probability:float # of `label`, 0 to 1
-    probabilities:dict[str, float] = field(repr=False, hash=False) # of every class, in vocab order; they add up to 1
+    probabilities:dict[str, float] = field(repr=False, hash=False) # of every class, in vocab order; they sum to 1
 
     def top(self,
-        k:int=3, # how many
-    )->list[tuple[str, float]]: # (class, probability), the likeliest first
-        "The `k` likeliest classes"
+        k:int=3, # number of classes
+    )->list[tuple[str, float]]: # (class, probability), highest probability first
+        "The `k` classes with the highest probabilities"
         return sorted(self.probabilities.items(), key=lambda o: -o[1])[:k]
 
     def __str__(self): return f'{self.label} ({self.probability:.1%})'
@@ -61,7 +61,7 @@ def _finite(numbers): return all(isinstance(n, (int, float)) and math.isfinite(n
 
 # %% ../nbs/07_inference.ipynb #b7c21a2b
 def _check_info(info):
-    "Refuse what cannot be"
+    "Raise a `ValueError` for invalid metadata"
     names = info.vocab and all(isinstance(c, str) for c in info.vocab)
     if not (names and len(set(info.vocab)) == len(info.vocab)):
         raise ValueError(f'vocab must be a list of different names, got {list(info.vocab)}')
@@ -71,7 +71,7 @@ def _check_info(info):
                          f'got {info.channels} x {info.item_size} and {info.image_size}')
     complete = len(info.mean) == len(info.std) == info.channels
     if not (complete and _finite(info.mean + info.std) and min(info.std) > 0):
-        raise ValueError(f'mean and std need a number for each of {info.channels} channels, std above 0, '
+        raise ValueError(f'mean and std must have one number for each of {info.channels} channels, std above 0, '
                          f'got {info.mean} and {info.std}')
 
 # %% ../nbs/07_inference.ipynb #0803a90d
@@ -80,39 +80,39 @@ _version = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierInfo:
-    "What a classifier's answers depend on, besides its weights"
-    recipe:Recipe # names the network
+    "Everything besides the weights that a classifier's predictions depend on"
+    recipe:Recipe # defines the network architecture
     vocab:tuple[str, ...] # classes, in the order of the network's outputs
-    mean:tuple[float, ...] # of each channel; taken from pixels that run from 0 to 1
-    std:tuple[float, ...] # of each channel; what is left is divided by it
-    channels:int # 3 for color, 1 for gray
-    item_size:tuple[int, int] # height and width that images are read at
-    image_size:int # side of what the network sees; a batch is resized if `item_size` is another
-    variant:str = '' # the data that it was trained on
-    versions:dict = field(default_factory=dict) # package -> version when it was saved
+    mean:tuple[float, ...] # of each channel, for pixel values from 0 to 1
+    std:tuple[float, ...] # standard deviation of each channel
+    channels:int # 3 for RGB, 1 for grayscale
+    item_size:tuple[int, int] # height and width to which images are resized when read
+    image_size:int # height and width of the network's input; batches are resized if `item_size` differs
+    variant:str = '' # name of the training data
+    versions:dict = field(default_factory=dict) # package -> version at the time of saving
 
     def __post_init__(self):
         for name in ('vocab', 'mean', 'std', 'item_size'): object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_info(self)
 
-    def to_dict(self)->dict: # of what JSON can hold
-        "What `classifier.json` says"
+    def to_dict(self)->dict: # JSON-serializable
+        "The contents of `classifier.json`"
         return dict(format=_format, format_version=_version) | asdict(self)
 
 # %% ../nbs/07_inference.ipynb #c4ca25ae
 @contextmanager
 def _damaged(path):
-    "Whatever is missing or wrong in the body is said to be damage of `path`"
+    "Report missing or invalid values as a `ValueError` that names `path`"
     try: yield
     except KeyError as e: raise ValueError(f'{path} is damaged: it lacks {e}') from None
     except (TypeError, AttributeError, ValueError) as e:
-        raise ValueError(f'{path} is damaged or not ours: {e}') from None
+        raise ValueError(f'{path} is damaged or was not written by cifar_fastai: {e}') from None
 
 # %% ../nbs/07_inference.ipynb #70a19f25
 _fields = ('vocab', 'mean', 'std', 'channels', 'item_size', 'image_size', 'variant', 'versions')
 
 def _check_format(said, path):
-    "Refuse the JSON of another program, or of a newer version of this one"
+    "Raise an error for JSON of another program, or of a newer version"
     if said.get('format') != _format: raise ValueError(f'{path} was not written by save_classifier.')
     version = said.get('format_version')
     if isinstance(version, int) and version > _version:
@@ -121,14 +121,14 @@ def _check_format(said, path):
 
 # %% ../nbs/07_inference.ipynb #4365769b
 def _read_info(path):
-    "classifier.json -> its `ClassifierInfo`, the name of the weights' file, and their digest"
+    "classifier.json -> its `ClassifierInfo`, the name of the weights file, and its checksum"
     said = read_json(path)
     _check_format(said, path)
     with _damaged(path):
         recipe = Recipe.from_json(json.dumps(said['recipe']))
         info = ClassifierInfo(recipe=recipe, **{k: said[k] for k in _fields})
         name = said['weights']
-        if Path(name).name != name: raise ValueError(f"the weights' file is said to be {name!r}")
+        if Path(name).name != name: raise ValueError(f"weights must be a file name without a folder, got {name!r}")
         return info,name,said['sha256']
 
 # %% ../nbs/07_inference.ipynb #2058b7d8
@@ -150,24 +150,24 @@ def _run_info(run):
 
 # %% ../nbs/07_inference.ipynb #bf44463d
 def _network(info, owner):
-    "The network, untrained; the random state of the program stays as it is"
+    "The untrained network; the state of the random number generators stays unchanged"
     try:
         recipe = info.recipe.change(image_size=info.image_size)
         with torch.random.fork_rng(devices=[]):
             return build_model(recipe, len(info.vocab), info.channels, pretrained=False)
     except ValueError as e:
         unknown = isinstance(e, UnknownNameError)
-        hint = ' If it is a network of yours, import the module that registers it first.' if unknown else ''
+        hint = ' If this is your own network, import the module that registers it first.' if unknown else ''
         raise ValueError(f'{owner} cannot be used: {e}{hint}') from None
 
 # %% ../nbs/07_inference.ipynb #d92a81bb
 def _shapes(state): return {name: tuple(t.shape) for name,t in state.items()}
 
 def _misfit(wanted, found):
-    "The first difference between the shapes of a network and those of a file; None if there is none"
+    "The first mismatch between the weights of a network and those of a file; None if there is none"
     for name in wanted | found:
         if name not in found: return f'{name} is missing'
-        if name not in wanted: return f'{name} is not part of it'
+        if name not in wanted: return f'{name} is not part of the network'
         if wanted[name] != found[name]: return f'{name} should be {wanted[name]} and is {found[name]}'
 
 # %% ../nbs/07_inference.ipynb #5a3990c9
@@ -181,25 +181,25 @@ def _trained_network(info, state, owner):
                          f'{info.channels} channels and {side}x{side} pixels: {misfit}.')
     bad = next((name for name,t in state.items() if not torch.isfinite(t).all()), None)
     if bad is not None:
-        raise ValueError(f'{owner}: {bad} holds values that are no numbers. '
-                         'The training diverged; train again with a lower learning rate.')
+        raise ValueError(f'{owner}: {bad} has NaN or infinite values. '
+                         'The training diverged: train again with a lower learning rate.')
     model.load_state_dict(state)
     return model
 
 # %% ../nbs/07_inference.ipynb #6963b15f
 def _usable_device(device):
-    "A device that computes, or a clear error"
+    "The device, after a check that it works"
     if device is None: device = default_device()
     try: return torch.zeros(1, device=device).device
     except Exception as e:
         reason = str(e).splitlines()[0]
-        raise ValueError(f"Device {str(device)!r} cannot be used here ({reason}). 'cpu' always can.") from None
+        raise ValueError(f"Device {str(device)!r} is not available here ({reason}). 'cpu' always is.") from None
 
 # %% ../nbs/07_inference.ipynb #150adeeb
 _single = (str, os.PathLike, Image.Image, bytes, bytearray, Mapping, Set) # the last four get an error as an image
 
 def _listed(images):
-    "Something to go through, and whether it was one image"
+    "The images as an iterable, and whether a single image was passed"
     if isinstance(images, (np.ndarray, Tensor)): one = images.ndim < 4
     else: one = isinstance(images, _single) or not isinstance(images, Iterable)
     return ([images] if one else images),one
@@ -209,11 +209,11 @@ def _per_channel(numbers, device): # -> (1, C, 1, 1)
     return torch.tensor(numbers, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 class Classifier:
-    "A trained network, ready to be asked about images"
+    "A trained classifier, ready for inference"
     def __init__(self,
-        info:ClassifierInfo, # what the network is and how images are prepared for it
-        model:nn.Module, # (N, C, H, W) normalized images -> (N, classes) scores
-        device:str|torch.device|None=None, # 'cpu', 'cuda'; None for the best there is
+        info:ClassifierInfo, # architecture, classes and preprocessing
+        model:nn.Module, # (N, C, H, W) normalized images -> (N, classes) logits
+        device:str|torch.device|None=None, # 'cpu' or 'cuda'; None: the best available
     ):
         self.info = info
         self.device = _usable_device(device)
@@ -236,13 +236,13 @@ class Classifier:
 def _pixels(classifier, image): return image_pixels(image, classifier.info.item_size, classifier.info.channels)
 
 def _batches(images, bs):
-    if bs < 1: raise ValueError(f'bs is a number of images and must be at least 1, got {bs}.')
+    if bs < 1: raise ValueError(f'bs must be a batch size of at least 1, got {bs}.')
     return chunked(_listed(images)[0], bs)
 
 # %% ../nbs/07_inference.ipynb #7cb4e887
 @torch.inference_mode()
 def _softmax(classifier, pixels):
-    "Probabilities (N, classes) of images (C, H, W) whose pixels are from 0 to 1"
+    "Probabilities (N, classes) of images (C, H, W) with pixel values from 0 to 1"
     side = classifier.info.image_size
     x = torch.stack(pixels).to(classifier.device)
     if classifier.info.item_size != (side, side): x = ResizeBatch(side)(TensorImage(x)).as_subclass(Tensor)
@@ -254,9 +254,9 @@ def _softmax(classifier, pixels):
 @patch
 def probabilities(self:Classifier,
     images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # one image, a list of them, or a batch: see `predict`
-    bs:int=64, # images that go through the network together
+    bs:int=64, # batch size
 )->Tensor: # (N, classes), float32, on the CPU
-    "The probability of each class for each image"
+    "The predicted probability of each class for each image"
     parts = [_softmax(self, [_pixels(self, i) for i in some]) for some in _batches(images, bs)]
     return torch.cat([torch.empty(0, len(self.vocab)), *parts]) # the empty one: for no images at all
 
@@ -273,9 +273,9 @@ def _predictions(classifier, probs):
 @patch
 def predict(self:Classifier,
     images:str|Path|Image.Image|np.ndarray|Tensor|Iterable, # path, PIL image, array (H, W, C), tensor (C, H, W) or many
-    bs:int=64, # images that go through the network together
-)->Prediction|list[Prediction]: # one for one image, a list for a list or batch
-    "Say what is in an image, or in each of many"
+    bs:int=64, # batch size
+)->Prediction|list[Prediction]: # one for a single image, a list for a list or batch
+    "Predict the class of an image, or of each of several images"
     images,one = _listed(images)
     predictions = _predictions(self, self.probabilities(images, bs))
     return predictions[0] if one else predictions
@@ -288,9 +288,9 @@ def _try_pixels(classifier, path):
 @patch
 def iter_predictions(self:Classifier,
     paths:Iterable, # files, any number of them
-    bs:int=64, # files that are read, and go through the network, together
+    bs:int=64, # batch size
 )->Iterator[tuple[str|Path, Prediction|UnreadableImageError]]: # in the order of `paths`
-    "Say what is in each file, and go on after one that cannot be read"
+    "Predict the class of each file, and continue after files that cannot be read"
     for some in _batches(paths, bs):
         read = [_try_pixels(self, p) for p in some]
         good = [r for r in read if isinstance(r, Tensor)]
@@ -301,26 +301,26 @@ def iter_predictions(self:Classifier,
 
 # %% ../nbs/07_inference.ipynb #87ab15c5
 def _unknown_transforms(learn):
-    "Types of what validation images go through and a classifier does not do"
+    "Types of the transforms of validation images that a classifier does not support"
     tfms = [t for t in learn.dls.valid.after_item.fs if not isinstance(t, (ToTensor, FixedSize))]
     return [type(t).__name__ for t in tfms if getattr(t, 'split_idx', None) != 0] # 0: for training images only
 
 def _check_learner(learn):
-    "Refuse what cannot be saved as a classifier"
+    "Raise an error if the learner cannot be saved as a classifier"
     if not isinstance(learn, Learner):
         raise TypeError(f'save_classifier needs a fastai Learner, got {type(learn).__name__}. '
-                        'load_run(folder) makes one from a run.')
+                        'Load one from a run folder with load_run(folder).')
     if not isinstance(getattr(learn, 'recipe', None), Recipe):
-        raise ValueError('This learner has no recipe, which would say how to build its network. '
-                         'Make it with create_learner or train.')
+        raise ValueError('This learner has no recipe, which save_classifier needs to rebuild its network. '
+                         'Create the learner with create_learner or train.')
     unknown = _unknown_transforms(learn)
     if unknown:
         raise ValueError(f'The images of this learner go through {", ".join(unknown)}, which a classifier does not '
-                         'know. Make its data with cifar10_dataloaders.')
+                         'support. Create its data with cifar10_dataloaders.')
 
 # %% ../nbs/07_inference.ipynb #3f28487b
 def _sample(learn, n=2):
-    "Some validation images as they are read, and the batch that the network sees"
+    "Some validation images as read, and the preprocessed batch"
     dl = learn.dls.valid
     items = [dl.do_item(i) for i in range(min(n, len(dl.dataset)))]
     batch = to_device(dl.do_batch(items), learn.dls.device)
@@ -330,7 +330,7 @@ def _sample(learn, n=2):
 def _shortest(t): return [float(str(v)) for v in t.detach().cpu().numpy().ravel()] # .4914, and not .49140000343322754
 
 def _stats(learn, channels):
-    "Mean and standard deviation of each channel that validation images are normalized by"
+    "Mean and standard deviation of each channel for the normalization of validation images"
     norm = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
     return _no_stats(channels) if norm is None else (_shortest(norm.mean), _shortest(norm.std))
 
@@ -346,34 +346,34 @@ def _describe(learn, item, batch):
 
 # %% ../nbs/07_inference.ipynb #98000926
 def _check_answers(learn, classifier, items, batch):
-    "Refuse a classifier that does not answer as `learn` does"
+    "Raise an error if the classifier's predictions differ from those of `learn`"
     with torch.no_grad(), eval_mode(learn.model): scores = learn.model(batch)
     theirs = F.softmax(scores, 1).float().cpu().as_subclass(Tensor)
     ours = classifier.probabilities([i.as_subclass(Tensor) for i in items])
     difference = (theirs - ours).abs().max().item()
     if not difference < 1e-4: # `not <`, for NaN
-        raise ValueError(f'A classifier made of this learner would answer differently (by {difference:.2g}), so it was '
-                         'not saved: its network or its transforms are not what its recipe and '
-                         'cifar10_dataloaders make.')
+        raise ValueError(f'The classifier would predict differently from this learner (probabilities differ by {difference:.2g}), so it '
+                         'was not saved: the network or the transforms of the learner are not those of its recipe and '
+                         'cifar10_dataloaders. Create it with create_learner or train.')
 
 # %% ../nbs/07_inference.ipynb #ce966f08
 _json_name = 'classifier.json'
 
 def _is_ours(folder):
-    "Whether a folder holds a classifier, or nothing but what an interrupted save left"
+    "Whether a folder contains a classifier, or only the files of an interrupted save"
     with suppress(OSError, ValueError): return read_json(folder/_json_name).get('format') == _format
     return all(is_part(p) or (p.name.startswith('model-') and p.suffix == '.safetensors') for p in folder.iterdir())
 
 def _claim(folder):
-    "Make the folder; one that holds something else is refused"
+    "Create the folder; raise an error if it has other contents"
     if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
-        raise FileExistsError(f'{folder} is there already and holds something else than a classifier. '
+        raise FileExistsError(f'{folder} already exists and is not a classifier folder. '
                               'Nothing was written; choose another folder.')
     folder.mkdir(parents=True, exist_ok=True)
 
 # %% ../nbs/07_inference.ipynb #733c4009
 def _write(folder, info, weights):
-    "Write a classifier's files, and remove the weights of the one before"
+    "Write the files of a classifier, and delete the weights of the previous one"
     digest = hashlib.sha256(weights).hexdigest()
     name = f'model-{digest[:8]}.safetensors'
     atomic_write(folder/name, weights)
@@ -383,10 +383,10 @@ def _write(folder, info, weights):
 
 # %% ../nbs/07_inference.ipynb #8e74eb49
 def save_classifier(
-    learn:Learner, # as `train`, `create_learner` or `load_run` made it
-    folder:str|Path, # new, empty, or an older classifier, which is replaced
+    learn:Learner, # from `train`, `create_learner` or `load_run`
+    folder:str|Path, # new, empty, or an existing classifier, which is replaced
 )->Path: # `folder`
-    "Write the network of `learn`, and all that is needed to use it, to a folder"
+    "Export the network of `learn`, with everything needed for inference, to a folder"
     _check_learner(learn)
     folder = Path(folder)
     items,batch = _sample(learn)
@@ -403,31 +403,31 @@ def save_classifier(
 def _weights(path, digest):
     "The tensors of a safetensors file with that checksum"
     if not path.is_file():
-        raise FileNotFoundError(f'{path} is not there: {path.parent} has lost its weights, or never had any.')
+        raise FileNotFoundError(f'{path} does not exist: the weights of {path.parent} are missing. Copy or save the folder again.')
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f'{path} is damaged or not the file that was saved: its checksum is not the one in '
+        raise ValueError(f'{path} is damaged or was replaced: its checksum is not the one in '
                          f'{_json_name}. Copy the folder again, or save it again.')
     try: return load(data)
     except SafetensorError as e: raise ValueError(f'{path} is damaged or not a safetensors file: {e}') from None
 
 # %% ../nbs/07_inference.ipynb #06b3e7d8
 def _is_run(folder):
-    "Whether a folder is a run, and not a classifier; an error if it is neither"
+    "Whether a folder is a run (True) or a classifier (False); an error if it is neither"
     if not folder.exists(): raise FileNotFoundError(f'No such folder: {folder}')
     if not folder.is_dir():
-        raise NotADirectoryError(f'{folder} is a file. Give the folder that save_classifier or train wrote.')
+        raise NotADirectoryError(f'{folder} is a file. Pass a folder from save_classifier or train.')
     if (folder/_json_name).is_file(): return False
     if is_run(folder): return True
-    raise FileNotFoundError(f'{folder} is no classifier: it has no {_json_name} (save_classifier writes it) '
-                            'and no run.json (train writes it).')
+    raise FileNotFoundError(f'{folder} is not a classifier or run folder: it has no {_json_name} (from save_classifier) '
+                            'and no run.json (from train).')
 
 # %% ../nbs/07_inference.ipynb #0469357a
 def load_classifier(
-    folder:str|Path, # what `save_classifier` wrote, or a run folder of `train`
-    device:str|torch.device|None=None, # 'cpu', 'cuda'; None for the best there is
+    folder:str|Path, # a folder from `save_classifier`, or a run folder from `train`
+    device:str|torch.device|None=None, # 'cpu' or 'cuda'; None: the best available
 )->Classifier: # ready to `predict`
-    "Load a trained network; no data set is needed"
+    "Load a trained classifier; the data set is not needed"
     folder = Path(folder)
     if _is_run(folder):
         run = Run.open(folder)

@@ -1,4 +1,4 @@
-"""Questions that need the model again: where it looks and what it sees alike.
+"""Grad-CAM heatmaps, and the features of the last layer in two dimensions (t-SNE, PCA).
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/probing.html.md"""
 
@@ -41,11 +41,11 @@ from .registry import Registry
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
 def _check_positions(positions, n, of):
-    if not len(positions): raise ValueError('This needs at least one image, got none.')
+    if not len(positions): raise ValueError('Pass at least one image, got none.')
     bad = [i for i in positions if not isinstance(i, Integral) or not 0 <= i < n]
     if bad:
-        raise ValueError(f'Position {bad[0]!r} is not among the {n:,} images of the {of}: '
-                         f'use whole numbers from 0 to {n - 1:,}.')
+        raise ValueError(f'Position {bad[0]!r} is not one of the {n:,} images of the {of}. '
+                         f'Allowed: whole numbers from 0 to {n - 1:,}.')
 
 # %% ../nbs/07_probing.ipynb #82199049
 def _import_grad_cam():
@@ -56,7 +56,7 @@ def _import_grad_cam():
 # %% ../nbs/07_probing.ipynb #078279d0
 @contextmanager
 def _hooked(hooks):
-    "Take hooks off again, whatever happens."
+    "Remove hooks at the end, even after an error."
     try: yield
     finally:
         for hook in hooks: hook.remove()
@@ -65,7 +65,7 @@ def _hooked(hooks):
 class _Output(NamedTuple):
     name:str # of the module
     module:nn.Module
-    shape:tuple # of what it gave
+    shape:tuple # of its output
     def is_spatial(self): return len(self.shape) == 4 and min(self.shape[2:]) > 1
 
 def _outputs(model, x): # -> an `_Output` for each call of a module, in the order in which they finish
@@ -80,16 +80,16 @@ def _outputs(model, x): # -> an `_Output` for each call of a module, in the orde
 
 # %% ../nbs/07_probing.ipynb #d65bddf7
 class CamLayer(NamedTuple):
-    "The layer whose feature maps Grad-CAM weighs"
+    "The layer whose feature maps Grad-CAM uses"
     name:str # as in `model.named_modules()`
     height:int # of a map, in pixels
     width:int # of a map, in pixels
-    is_last:bool # False: later convolutions see only 1x1 maps, which have no "where"
+    is_last:bool # False: later convolutions have only 1x1 maps, without spatial information
 
 # %% ../nbs/07_probing.ipynb #5dba3e4c
 def find_cam_layer(
     model:nn.Module, # any network with convolutions
-    x:Tensor, # (N, C, H, W), as the network takes them; one image is enough
+    x:Tensor, # (N, C, H, W), inputs of the network; one image is enough
 )->CamLayer:
     "Find the last feature maps that are larger than 1x1, before they are pooled."
     kind = type(model).__name__
@@ -97,17 +97,17 @@ def find_cam_layer(
     last_calls = {o.name: i for i, o in enumerate(outputs)}.values()
     convs = [i for i in last_calls if isinstance(outputs[i].module, (nn.Conv2d, Permute))]
     if not convs:
-        raise ValueError(f'This {kind} has no convolution (nn.Conv2d), so Grad-CAM has no feature maps to weigh.')
+        raise ValueError(f'Grad-CAM needs a network with convolutions (nn.Conv2d), but this {kind} has none.')
     spatial = [i for i in convs if outputs[i].is_spatial()]
     if not spatial:
         raise ValueError(f'All convolutions give 1x1 maps of images of {x.shape[-2]}x{x.shape[-1]}: '
-                         'Grad-CAM needs larger images.')
+                         'Grad-CAM needs larger images (image_size).')
     size = outputs[spatial[-1]].shape[2:]
     last = max(i for i in last_calls if len(outputs[i].shape) == 4 and outputs[i].shape[2:] == size)
     if any(isinstance(o.module, nn.Linear) and len(o.shape) > 2 for o in outputs[last:]):
-        raise ValueError(f'After its last convolution this {kind} goes on with other things than feature maps '
-                         '(N, C, H, W), so it is not known where it looks. '
-                         'If one of its layers gives such maps, name it: layer=...')
+        raise ValueError(f'After its last convolution, the layers of this {kind} do not output feature maps (N, C, H, W), '
+                         'so Grad-CAM finds no layer to use. '
+                         'If one of its layers does output such maps, name it: layer=...')
     return CamLayer(outputs[last].name, *size, is_last=max(convs) <= last)
 
 # %% ../nbs/07_probing.ipynb #b2955c86
@@ -118,7 +118,7 @@ def _check_layer(model, x, name): # -> the module called `name`
     outputs = [o for o in _outputs(model, x) if o.name == name]
     if outputs and outputs[-1].is_spatial(): return module
     given = outputs[-1].shape if outputs else 'no tensor'
-    raise ValueError(f'Layer {name!r} gives {given}, but Grad-CAM needs feature maps (N, C, H, W) with more than one '
+    raise ValueError(f'Layer {name!r} outputs {given}, but Grad-CAM needs feature maps (N, C, H, W) with more than one '
                      f'pixel. Use layer={find_cam_layer(model, x).name!r}, or leave it out.')
 
 # %% ../nbs/07_probing.ipynb #55af825b
@@ -126,20 +126,20 @@ def _cam_module(model, x, name): # -> the module called `name`, or the one that 
     if name is not None: return _check_layer(model, x, name)
     layer = find_cam_layer(model, x)
     if not layer.is_last:
-        warn(f'Of images of {x.shape[-2]}x{x.shape[-1]} the last convolutions of this network see maps of 1x1, which '
-             f'have no "where". Grad-CAM is taken from {layer.name!r}, with maps of {layer.height}x{layer.width}: '
-             'read it as a rough hint. Larger images (image_size=128) give finer maps.', stacklevel=4)
+        warn(f'With images of {x.shape[-2]}x{x.shape[-1]}, the last feature maps of this network are 1x1 and have no '
+             f'spatial information. Grad-CAM uses {layer.name!r}, with maps of {layer.height}x{layer.width}: '
+             'the heatmaps are very coarse. Larger images (image_size=128) give finer maps.', stacklevel=4)
     return model.get_submodule(layer.name)
 
 # %% ../nbs/07_probing.ipynb #434ef5ed
 @contextmanager
-def _inputs_of(module): # -> list of what goes into it, filled while the body runs
+def _inputs_of(module): # -> list of its inputs, filled while the body runs
     caught = []
     def catch(module, args): caught.append(args[0].detach().as_subclass(Tensor))
     with _hooked([module.register_forward_pre_hook(catch)]): yield caught
 
 # %% ../nbs/07_probing.ipynb #67574b17
-def _seen(learn, dl, positions): # -> images as the network gets them, and what it said
+def _seen(learn, dl, positions): # -> inputs of the network, and its Evaluation
     with _inputs_of(learn.model) as caught: said = evaluate(learn, loader_at(dl, positions), bs=len(positions))
     return caught[0], said
 
@@ -155,19 +155,19 @@ def _heat(grad_cam, model, x, classes): # -> (N, H, W)
 # %% ../nbs/07_probing.ipynb #96c01e8f
 def _check_file(learn, file): # -> its path
     path = next((p for p in (Path(learn.dls.path)/file, Path(file)) if p.is_file()), None)
-    if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor here.')
+    if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor in the current folder.')
     vocab = list(learn.dls.vocab)
     has_class_folders = 'data_info' in vars(learn.dls)  # else the labels may come from anywhere
     if has_class_folders and class_of(path) not in vocab:
-        raise ValueError(f'{path} lies in no folder named after a class, and needs a label. '
-                         f'The classes are {", ".join(vocab)}.')
+        raise ValueError(f'{path} is not in a folder named after a class, so its label is unknown. '
+                         f'Put it in a folder named after one of the classes: {", ".join(vocab)}.')
     return path
 
 # %% ../nbs/07_probing.ipynb #35990d8b
 def _of_files(learn, files): # -> a loader
     dl = learn.dls.loaders[-1]
     if not isinstance(dl.dataset, (Datasets, TfmdLists)):
-        raise ValueError('The DataLoaders of this learner do not read files: give positions in a split.')
+        raise ValueError('The DataLoaders of this learner do not read files. Pass positions in a split.')
     return loader_of_items(dl, [_check_file(learn, file) for file in files])
 
 # %% ../nbs/07_probing.ipynb #0d8f0c82
@@ -185,7 +185,7 @@ def _check_target(target, vocab, n): # -> 'predicted', 'actual', or (n,) class n
         if target in vocab: return np.full(n, vocab.index(target))
         if target in ('predicted', 'actual'): return target
         raise ValueError(f"Unknown target {target!r}. Allowed: 'predicted', 'actual', a class "
-                         f"({', '.join(vocab)}), or a class number for each image.")
+                         f"({', '.join(vocab)}), or one class number per image.")
     classes = np.asarray(target)
     is_whole = classes.shape == (n,) and classes.dtype.kind in 'iu'
     if not (is_whole and ((classes >= 0) & (classes < len(vocab))).all()):
@@ -208,14 +208,14 @@ def _heats(learn, cam, dl, positions, target, layer, bs): # -> the heat of each 
 
 # %% ../nbs/07_probing.ipynb #bf7ae5f0
 def grad_cam(
-    learn:Learner, # a classifier with convolutions; left as it was
-    images:Sequence, # positions in `split`, as in an `Evaluation` of it, or files of labeled images
-    target:str|Sequence='predicted', # `'predicted'`, `'actual'`, a class, or a class number for each image
+    learn:Learner, # a classifier with convolutions; stays unchanged
+    images:Sequence, # positions in `split`, as in an `Evaluation` of it, or labeled image files
+    target:str|Sequence='predicted', # `'predicted'`, `'actual'`, a class name, or one class number per image
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
     layer:str|None=None, # a name from `learn.model.named_modules()`; None: see `find_cam_layer`
-    bs:int=64, # images per batch
-)->np.ndarray: # (n, H, W) float32, as large as the network's images; the highest is 1, or 0 without evidence
-    "Compute where in each image the network found evidence for a class."
+    bs:int=64, # batch size
+)->np.ndarray: # (n, H, W) float32, in the size of the network's inputs; the maximum is 1, or 0 if no region increases the score
+    "Compute Grad-CAM heatmaps of a class for images."
     cam = _import_grad_cam()
     check_evaluable(learn, split, bs)
     with no_random():
@@ -277,18 +277,18 @@ def _draw_row(row, evaluation, i, image, rival, kind, heats): # -> what a color 
 def _check_same_classes(learn, evaluation):
     vocab = list(getattr(learn.dls, 'vocab', []))
     if vocab != evaluation.vocab:
-        raise ValueError(f'The learner knows the classes {vocab}, the evaluation is about {evaluation.vocab}: '
-                         'they do not belong together.')
+        raise ValueError(f'The classes do not match: the learner has {vocab}, the evaluation has {evaluation.vocab}. '
+                         'Pass an evaluation of this learner.')
 
 def plot_grad_cam(
-    learn:Learner, # the classifier that `evaluation` is of; left as it was
+    learn:Learner, # the classifier that was evaluated; stays unchanged
     evaluation:Evaluation, # of images that are files
     positions:Sequence, # in `evaluation.files`
     layer:str|None=None, # a name from `learn.model.named_modules()`; None: see `find_cam_layer`
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:Sequence|None=None, # at least three for each image; a new figure if None
 )->np.ndarray: # (n, 3) axes
-    "Draw each image, the heat of its predicted class, and that of its actual class, or of the runner-up."
+    "Plot each image with the Grad-CAM heatmaps of its predicted class, and of its actual class or the runner-up."
     positions = [positions] if isinstance(positions, Integral) else list(positions)
     _check_positions(positions, len(evaluation), 'evaluation')
     _check_same_classes(learn, evaluation)
@@ -301,47 +301,47 @@ def plot_grad_cam(
     for row, i, image, rival, kind, *heat in zip(tiles, positions, images, rivals, kinds, *heats):
         drawn = _draw_row(row, evaluation, i, image, rival, kind, heat)
     if axes is None:
-        label = 'heat (share of the highest)'
+        label = 'Grad-CAM (relative to the maximum)'
         bar = tiles[0, 0].figure.colorbar(drawn, ax=tiles.ravel().tolist(), aspect=30, pad=.01, label=label)
         bar.solids.set_alpha(1)
     return tiles
 
 # %% ../nbs/07_probing.ipynb #296209c3
 class Features(NamedTuple):
-    "What a network makes of images, and what it said of them"
-    values:np.ndarray # (n, F) float32: what enters the last Linear layer
+    "The features of images, and the evaluation of the same images"
+    values:np.ndarray # (n, F) float32: inputs of the last Linear layer
     evaluation:Evaluation # of the same images, in the same order
 
 # %% ../nbs/07_probing.ipynb #50cc8c6f
 def _last_linear(model):
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not layers:
-        raise ValueError(f'This {type(model).__name__} has no Linear layer, so it is not known what its features are.')
+        raise ValueError(f'features needs a network that ends in a Linear layer, but this {type(model).__name__} has none.')
     return layers[-1]
 
 # %% ../nbs/07_probing.ipynb #bca27f53
 def _named(evaluation, split, positions):
-    "Name a sample after its split, and images that never were files after their position in it."
+    "Name a sample after its split, and images without files after their position in the split."
     files = [f'#{i}' if name.startswith('#') else name for i, name in zip(positions, evaluation.files)]
     return replace(evaluation, files=files, split=split)
 
 # %% ../nbs/07_probing.ipynb #95045607
 def features(
-    learn:Learner, # a classifier that ends in a Linear layer; left as it was
+    learn:Learner, # a classifier that ends in a Linear layer; stays unchanged
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
-    n:int|None=2000, # how many images, at random, in listing order; None or more than there are: all
-    seed:int=0, # of the choice of images
-    bs:int|None=None, # images per batch; that of the split's `DataLoader` if None
+    n:int|None=2000, # size of a random sample, in listing order; None, or more than there are: all images
+    seed:int=0, # random seed of the sample
+    bs:int|None=None, # batch size; None: that of the split's `DataLoader`
 )->Features:
-    "Gather the features of images, in one pass."
+    "Extract the features of images, in one pass."
     with no_random():
         dl = evaluable_loader(learn, split)
         linear = _last_linear(learn.model)
         positions = random_positions(len(dl.dataset), n, seed)
         with _inputs_of(linear) as caught: said = evaluate(learn, loader_at(dl, positions), bs)
     if not caught:
-        raise ValueError('The last Linear layer of this network is never called, '
-                         'so it is not known what its features are.')
+        raise ValueError('The last Linear layer of this network is not used in its forward pass, '
+                         'so its features cannot be extracted.')
     values = torch.cat([x.float().flatten(1) for x in caught]).cpu().numpy()
     name = split if isinstance(split, str) else split_name(learn.dls, split)
     return Features(values, _named(said, name, positions))
@@ -349,13 +349,13 @@ def features(
 # %% ../nbs/07_probing.ipynb #a603bd4c
 def _check_features(values):
     if not (values.ndim == 2 and min(values.shape) >= 2):
-        raise ValueError(f'embed needs features of at least 2 images, (n, F) with F at least 2, got {values.shape}.')
+        raise ValueError(f'embed needs features of shape (n, F) with n and F at least 2, got {values.shape}.')
     if not np.isfinite(values).all():
-        raise ValueError('The features hold NaN or infinite numbers. '
+        raise ValueError('The features contain NaN or infinite values. '
                          'The model has diverged: train again with a lower learning rate.')
     if (values == values[:1]).all():
-        raise ValueError('All images have the same features, so there is nothing to draw. '
-                         'The network is not trained, or has died.')
+        raise ValueError('All images have the same features, so there is nothing to plot. '
+                         'The network is untrained, or its ReLUs are dead: train it again.')
 
 # %% ../nbs/07_probing.ipynb #496a1e24
 def _pca(values, seed, n=2): return PCA(n, random_state=seed).fit_transform(values)
@@ -371,9 +371,9 @@ _embeddings = {'tsne': _tsne, 'pca': _pca}
 def embed(
     features:Features|np.ndarray, # from `features`, or (n, F); t-SNE takes seconds for 2,000 images, minutes for 10,000
     method:str='tsne', # or `'pca'`
-    seed:int=0, # the same seed, the same picture
+    seed:int=0, # random seed
 )->np.ndarray: # (n, 2) float32
-    "Lay out features in two dimensions, so that similar ones are close."
+    "Reduce features to two dimensions by t-SNE or PCA."
     if isinstance(features, Features): features = features.values
     values = np.asarray(features, dtype=np.float32)
     if method not in _embeddings: raise ValueError(f"Unknown method {method!r}. Allowed: 'tsne' or 'pca'.")
@@ -381,7 +381,7 @@ def embed(
     return _embeddings[method](values, whole_seed(seed)).astype(np.float32)
 
 # %% ../nbs/07_probing.ipynb #20b7aeb4
-_most_labels = 30  # more classes would hide what is drawn
+_most_labels = 30  # more would hide the points
 
 def _label_places(xy, targets, present, vocab): # -> (classes, 2) middles of labels, apart from each other; their height
     wide, high = np.ptp(xy, 0)
@@ -409,7 +409,7 @@ def _check_points(xy, n):
         raise ValueError(f'plot_embedding needs points (n, 2), as embed gives them, got {xy.shape}.')
     if len(xy) != n:
         raise ValueError(f'There are {len(xy):,} points, but {n:,} images in the evaluation. '
-                         'Use that of the same images: found = features(learn), '
+                         'Pass the evaluation of the same images: found = features(learn), '
                          'then plot_embedding(embed(found), found.evaluation).')
 
 # %% ../nbs/07_probing.ipynb #909b5518
@@ -423,7 +423,7 @@ def plot_embedding(
     evaluation:Evaluation, # of the same n images, in the same order, such as `Features.evaluation`
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw images as points colored by actual class, with a ring around wrong ones; up to 30 classes are named."
+    "Plot images as points colored by actual class, with rings around mistakes; up to 30 classes are labeled."
     xy = np.asarray(xy)
     _check_points(xy, len(evaluation))
     if ax is None: ax = plt.subplots(figsize=(7.6, 6.4), layout='constrained')[1]
@@ -431,12 +431,12 @@ def plot_embedding(
     wrong = evaluation.predictions != targets
     colors = class_colors(len(evaluation.vocab))
     ring = dict(edgecolors=plt.rcParams['text.color'], linewidths=1, zorder=3)
-    _draw_points(ax, xy, targets, ~wrong, colors, 'right', s=11, alpha=.75, linewidths=0)
+    _draw_points(ax, xy, targets, ~wrong, colors, 'correct', s=11, alpha=.75, linewidths=0)
     _draw_points(ax, xy, targets, wrong, colors, 'wrong', s=30, **ring)
     _label_classes(ax, xy, targets, evaluation.vocab, colors)
     legend = ax.legend(title='prediction', edgecolor='none', framealpha=.9, loc='best')
     for handle in legend.legend_handles: handle.set_facecolor('#bbbbbb')
     axis = 'axis of the embedding (no unit)'
     ax.set(xticks=[], yticks=[], xlabel=f'first {axis}', ylabel=f'second {axis}',
-           title=f'{len(evaluation):,} {evaluation.split} images as the network sees them')
+           title=f'Features of {len(evaluation):,} {evaluation.split} images')
     return ax

@@ -1,4 +1,4 @@
-"""A run on one page: what it gets wrong, how sure it is, and whether it is better than another.
+"""One HTML page about a run: accuracy, confusion matrix, calibration, Grad-CAM, robustness, and a comparison with another run.
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/report.html.md"""
 
@@ -46,7 +46,7 @@ from .runs import Run
 from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
-_ink = '#0b0c0d'  # stands for the color of the text around the chart
+_ink = '#0b0c0d'  # placeholder for the text color of the page
 _inked = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')
 _clear = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor', 'legend.facecolor')
 _chart_style = {'svg.fonttype': 'none', 'axes.titlesize': 10,
@@ -61,7 +61,7 @@ _page_colors = {_ink: 'currentColor', '#0072b2': 'var(--blue, #0072b2)', '#76767
                 '#117733': 'var(--green, #117733)'}
 
 # %% ../nbs/09_report.ipynb #591f6849
-def _as_svg(figure, name): # -> ids begin with the name, so that charts of one page do not share them
+def _as_svg(figure, name): # -> SVG whose ids begin with the name, so that they are unique on the page
     file = StringIO()
     with rc_context({'svg.hashsalt': name}): figure.savefig(file, format='svg', metadata={'Date': None})
     svg = file.getvalue()
@@ -73,9 +73,9 @@ def _as_svg(figure, name): # -> ids begin with the name, so that charts of one p
 # %% ../nbs/09_report.ipynb #9cd05149
 def chart(
     draw:Callable, # takes the axes, or an array of them, and draws into it
-    alt:str, # what a reader who cannot see the chart should know
+    alt:str, # alternative text, for screen readers
     size:tuple[float, float]=(5.4, 4), # inches
-    columns:int=1, # axes side by side
+    columns:int=1, # number of axes, side by side
 )->Markup: # a `<figure>`
     "Draw a chart for a page."
     with rc_context(_chart_style):
@@ -111,8 +111,8 @@ def _heading(name, is_share):
 # %% ../nbs/09_report.ipynb #7fef7768
 def table(
     frame:pd.DataFrame, # its column names become the headings, underscores as spaces
-    percent:set[str]=frozenset(_shares), # columns of shares, to be shown as percentages
-)->Markup: # a `<table>` that the page's script sorts
+    percent:set[str]=frozenset(_shares), # columns of proportions, shown as percentages
+)->Markup: # a `<table>` that the page's script makes sortable
     "Show a table on a page."
     are_shares = [name in percent and frame[name].dtype.kind == 'f' for name in frame]
     head = _join(map(_heading, frame, are_shares))
@@ -122,7 +122,7 @@ def table(
                   '<tbody>{}</tbody></table></div>').format(head, body)
 
 # %% ../nbs/09_report.ipynb #65d6ded0
-def _as_data(image): # -> a data URI: every pixel of a small image, a good likeness of a large one
+def _as_data(image): # -> a data URI: PNG for a small image, a JPEG thumbnail for a large one
     image = plain_image(image)  # a copy, without transparency
     file = BytesIO()
     if max(image.size) <= 48:
@@ -136,12 +136,12 @@ def _as_data(image): # -> a data URI: every pixel of a small image, a good liken
 
 # %% ../nbs/09_report.ipynb #36ebc92e
 def tiles(
-    images:list[Image.Image], # those larger than 48 pixels are made 96 pixels large at most
+    images:list[Image.Image], # those larger than 48 pixels are downscaled to 96 pixels at most
     captions:list[list[str]], # lines of text below each image
-    alts:list[str], # what each image is, for a reader who cannot see it
-    right:list[bool]|None=None, # whether the model is right, which a color shows
+    alts:list[str], # alternative text of each image, for screen readers
+    right:list[bool]|None=None, # whether each prediction is correct; sets the color of the border
 )->Markup:
-    "Show pictures on a page."
+    "Show images on a page."
     if right is None: kinds = [''] * len(images)
     else: kinds = ['right' if o else 'wrong' for o in right]
     tile = Markup('<figure class="{}"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>')
@@ -154,13 +154,16 @@ def tiles(
 class _Page:
     run:Run
     learn:Learner
-    result:Evaluation # of the split that the page is about
-    valid:Evaluation|None # the same object if the page is about the validation images
+    result:Evaluation # of the split that the report is about
+    valid:Evaluation|None # the same object if the report is about the validation images
     other_run:Run|None=None
-    change:Comparison|None=None # from that run to this one
+    change:Comparison|None=None # from the other run to this one
 
     @property
     def name(self): return self.run.folder.name
+
+    @property
+    def split(self): return _split_name(self.result)
 
     @cached_property
     def info(self): return self.run.info
@@ -169,7 +172,7 @@ class _Page:
     def recipe(self): return self.run.recipe
 
     @property
-    def validation(self): # images that were neither trained on nor are what the page is about, or None
+    def validation(self): # validation images other than those of the report, or None
         if self.valid is self.result or self.recipe.valid == 'test': return None
         return self.valid
 
@@ -179,7 +182,7 @@ class _Section(NamedTuple):
     lead: str
     write: Callable # takes the page
 
-class _Skip(Exception): "Why a section is left out"
+class _Skip(Exception): "The reason why a section is left out"
 
 _sections = {}
 
@@ -196,13 +199,15 @@ def _text(text, *values): return Markup(f'<p>{text}</p>').format(*values)
 def _subheading(text, *values): return Markup(f'<h3>{text}</h3>').format(*values)
 
 # %% ../nbs/09_report.ipynb #3ee7e891
+def _split_name(result): return 'validation' if result.split == 'valid' else result.split
+
 def _fact(name, value, note):
     return Markup('<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>').format(name, value, note)
 
 def _accuracy_fact(result):
     low, high = result.accuracy_interval()
-    return _fact(f'{result.split} accuracy', f'{result.accuracy:.2%}',
-                 f'95% interval {low:.1%} to {high:.1%}, {len(result):,} images')
+    return _fact(f'{_split_name(result)} accuracy', f'{result.accuracy:.2%}',
+                 f'95% confidence interval {low:.1%} to {high:.1%}, {len(result):,} images')
 
 # %% ../nbs/09_report.ipynb #c57bd909
 def _training_facts(info, recipe):
@@ -212,75 +217,76 @@ def _training_facts(info, recipe):
     seconds = info['seconds']
     duration = f'{seconds / 60:.1f} minutes' if seconds >= 90 else f'{seconds:.0f} seconds'
     processor = hardware['gpu'] if 'cuda' in info['device'] else hardware['cpu']
-    return [_fact('network', recipe.model, f"{sum(info['parameters'].values()):,} parameters"),
+    return [_fact('model', recipe.model, f"{sum(info['parameters'].values()):,} parameters"),
             _fact('recipe', recipe.name, f"{info['epochs']} epoch{plural}, seed {info['seed']}"),
-            _fact('trained in', duration, f'on {processor}'),
-            _fact('trained on', data['variant'],
-                  f"{data['n_train']:,} train, {data['n_valid']:,} valid, {data['n_test']:,} test images")]
+            _fact('training time', duration, f'on {processor}'),
+            _fact('data set', data['variant'],
+                  f"{data['n_train']:,} training, {data['n_valid']:,} validation, {data['n_test']:,} test images")]
 
 # %% ../nbs/09_report.ipynb #42c5a246
-@_section('Summary', 'What was trained, on what, and how well it does.')
+@_section('Summary', 'Accuracy, model, recipe and data of this run.')
 def _summary(page):
     facts = [_accuracy_fact(page.result)]
     if page.validation is not None: facts.append(_accuracy_fact(page.validation))
     facts += _training_facts(page.info, page.recipe)
-    worst = [f'{actual} taken for {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]
+    worst = [f'{actual} predicted as {predicted} ({n})' for actual, predicted, n in page.result.most_confused()[:3]]
     warning = ''
     if page.recipe.valid == 'test':
-        warning = ('The recipe validates on the test images, so choices were made by them: '
-                   'these figures are a little too good.')
+        warning = ('The recipe uses the test images for validation, so this accuracy is an optimistic estimate '
+                   'of the accuracy on new images.')
     return (Markup('<dl class="facts">{}</dl>').format(_join(facts))
-            + _text('Most confused: {}. {}', ', '.join(worst) or 'nothing', warning))
+            + _text('Most confused classes: {}. {}', ', '.join(worst) or 'none', warning))
 
 # %% ../nbs/09_report.ipynb #25daa3ba
 @_section('Learning curves',
-          'How training went. Training loss is measured with augmentation and while the network learns; a validation '
-          'curve that has turned upwards while the training curve still falls is overfitting.')
+          'Loss and accuracy after each epoch. The training loss is an average over the epoch, on augmented images. '
+          'If the validation loss rises while the training loss keeps falling, the model is overfitting.')
 def _curves(page):
-    if not page.run.history_file.exists(): raise _Skip('The run folder has no history.csv.')
+    if not page.run.history_file.exists(): raise _Skip('No learning curves: the run folder has no history.csv.')
     history = page.run.history
-    if not len(history): raise _Skip('No epoch was finished.')
+    if not len(history): raise _Skip('No learning curves: training stopped before the end of the first epoch.')
     last = history.iloc[-1]
-    alt = (f'Loss and accuracy over {len(history)} epochs; the last validation loss is {last.valid_loss:.3f}, '
-           f'the last accuracy {last.accuracy:.1%}.')
+    alt = (f'Loss and accuracy over {len(history)} epochs; final validation loss {last.valid_loss:.3f}, '
+           f'final accuracy {last.accuracy:.1%}.')
     return chart(lambda axes: plot_history(history, axes), alt, (8.4, 3.2), columns=2)
 
 # %% ../nbs/09_report.ipynb #f7a47f12
-@_section('Classes',
-          'Recall: how many images of a class are found. Precision: how many images called so are of the class. '
+@_section('Per-class metrics',
+          'Recall: the share of the images of a class that are predicted correctly. '
+          'Precision: the share of the predictions of a class that are correct. '
           'F1: the harmonic mean of the two. '
-          'With so many images each figure is certain only within its interval (95%).')
+          'The 95% confidence intervals are wide for classes with few images.')
 def _classes(page):
     frame = page.result.per_class(.95)
     hardest = frame.query('n > 0').sort_values('f1').iloc[0]
-    alt = (f'Recall, precision and F1 of each class with intervals; the hardest class is {hardest["class"]}, '
-           f'with an F1 of {hardest.f1:.1%}.')
+    alt = (f'Recall, precision and F1 of each class with confidence intervals; the lowest F1 is that of {hardest["class"]}, '
+           f'with {hardest.f1:.1%}.')
     picture = chart(lambda ax: plot_per_class(page.result, ax=ax), alt, (5.4, 1.2 + .44 * len(frame)))
     columns = {'class': frame['class'], 'n': frame.n}
     for name in ('precision', 'recall', 'f1'):
         bounds = zip(frame[f'{name}_low'], frame[f'{name}_high'])
         columns[name] = frame[name]
-        columns[f'interval of {name}'] = [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in bounds]
+        columns[f'{name} 95% interval'] = [f'{100 * low:.1f} to {100 * high:.1f}' for low, high in bounds]
     return picture + table(pd.DataFrame(columns))
 
 # %% ../nbs/09_report.ipynb #2e039651
-_most_classes = 30  # of a matrix that can still be read
+_most_classes = 30  # in a matrix that is still readable
 
-@_section('Confusion',
-          'Rows are what an image shows, columns what the model says. Only mistakes are colored. '
-          'First the images, then the share of each row.')
+@_section('Confusion matrix',
+          'Rows are the actual classes, columns the predicted classes. Only mistakes are colored. '
+          'The first matrix shows numbers of images, the second percentages of the actual class.')
 def _confusion(page):
     result = page.result
     pairs = pd.DataFrame(result.most_confused(), columns=['actual', 'predicted', 'images'])
-    if not len(pairs): raise _Skip('The model confuses nothing.')
+    if not len(pairs): raise _Skip('No mistakes: all of these images are classified correctly.')
     listed = table(pairs.head(15))
     if len(result.vocab) > _most_classes: return listed
     worst = pairs.iloc[0]
-    alt = (f'Confusion matrix; the largest mistake is {worst.actual} taken for {worst.predicted}, '
+    alt = (f'Confusion matrix; the most frequent mistake is {worst.actual} predicted as {worst.predicted}, '
            f'{worst.images} times.')
     counts = chart(lambda ax: plot_confusion_matrix(result, ax=ax), alt, (6.6, 5.6))
     shares = chart(lambda ax: plot_confusion_matrix(result, normalize=True, ax=ax),
-                   'The same matrix, each row as shares of its class.', (6.6, 5.6))
+                   'The same confusion matrix, as percentages of the actual class.', (6.6, 5.6))
     return counts + shares + listed
 
 # %% ../nbs/09_report.ipynb #074c51ce
@@ -288,7 +294,7 @@ def _caption(result, i):
     predicted = result.predictions[i]
     actual = result.targets[i]
     lines = [f'{result.vocab[predicted]} {percent(result.probs[i, predicted])}']
-    if predicted != actual: lines.append(f'is {result.vocab[actual]} ({percent(result.probs[i, actual])})')
+    if predicted != actual: lines.append(f'actual {result.vocab[actual]} {percent(result.probs[i, actual])}')
     return lines
 
 # %% ../nbs/09_report.ipynb #52c1c431
@@ -300,7 +306,7 @@ def _alt(result, i):
 # %% ../nbs/09_report.ipynb #23d09229
 def _open(result, positions):
     try: return [result.open_image(i) for i in positions]
-    except (FileNotFoundError, ValueError) as e: raise _Skip(f'The images are not here. {e}') from e
+    except (FileNotFoundError, ValueError) as e: raise _Skip(f'The image files were not found. {e}') from e
 
 def _pictures(result, positions, captions=None):
     positions = [int(i) for i in positions]
@@ -309,7 +315,7 @@ def _pictures(result, positions, captions=None):
     return tiles(images, captions, [_alt(result, i) for i in positions], result.correct[positions])
 
 # %% ../nbs/09_report.ipynb #1a3b4628
-def _confused_pairs(result, k): # -> the k pairs of classes that are mixed up most, both ways together
+def _confused_pairs(result, k): # -> the k most confused pairs of classes, both directions together
     counts = result.confusion_matrix()
     both_ways = np.triu(counts + counts.T, 1)
     order = np.argsort(-both_ways, axis=None, kind='stable')[:k]
@@ -317,40 +323,41 @@ def _confused_pairs(result, k): # -> the k pairs of classes that are mixed up mo
     return [(result.vocab[i], result.vocab[j]) for i, j in pairs if both_ways[i, j]]
 
 # %% ../nbs/09_report.ipynb #9eb16a80
-def _taken_for(result, frame, actual, predicted): # -> the images of one class that are in `frame`, below a heading
+def _predicted_as(result, frame, actual, predicted): # -> the images of one class that are in `frame`, below a heading
     rows = frame[frame.actual == actual]
-    heading = _subheading('{} taken for {} ({:,})', actual, predicted, len(rows))
+    heading = _subheading('{} predicted as {} ({:,})', actual, predicted, len(rows))
     if not len(rows): return heading
     rows = rows.head(12)
     captions = [[f'{name} {percent(row[f"P({name})"])}' for name in (actual, predicted)] for _, row in rows.iterrows()]
     return heading + _pictures(result, rows.index, captions)
 
 # %% ../nbs/09_report.ipynb #b0c817b3
-@_section('The most confused pairs',
-          'The images of the classes that are mixed up most, both ways, the worst mistakes first; '
-          'below each the probabilities of the two.')
+@_section('Most confused classes',
+          'Misclassified images of the pairs of classes that are confused most often, in both directions, '
+          'highest loss first. Captions show the predicted probabilities of the two classes.')
 def _confused(page):
     result = page.result
     parts = []
     for a, b in _confused_pairs(result, 3):
         frame = result.confused(a, b)
-        parts += [_taken_for(result, frame, a, b), _taken_for(result, frame, b, a)]
-    if not parts: raise _Skip('The model confuses nothing.')
+        parts += [_predicted_as(result, frame, a, b), _predicted_as(result, frame, b, a)]
+    if not parts: raise _Skip('No mistakes: all of these images are classified correctly.')
     return _join(parts)
 
 # %% ../nbs/09_report.ipynb #ffb6aa5d
-@_section('Sure and unsure',
-          'What the model says, with its probability. Look at the highest losses and the surest mistakes for wrong '
-          'labels and for things that mislead it; the least sure answers are what more training images could help.')
+@_section('Top losses and confidence',
+          'Captions show the predicted class and its probability and, for mistakes, those of the actual class. '
+          'Check top losses and confident mistakes for label errors and misleading backgrounds. '
+          'The least confident predictions show which kinds of images to add to the training set.')
 def _sure(page):
     result = page.result
     worst = result.top_losses(12)
     captions = [[f'loss {loss:.2f}', *_caption(result, i)] for i, loss in zip(worst.index, worst.loss)]
-    parts = [_subheading('The highest losses'), _pictures(result, worst.index, captions)]
+    parts = [_subheading('Top losses'), _pictures(result, worst.index, captions)]
     right = result.to_frame()[result.correct]
-    groups = {'The surest mistakes': result.most_confident(18, False),
-              'The least sure answers': result.least_confident(12),
-              'Right answers, chosen at random': right.sample(min(12, len(right)), random_state=0)}
+    groups = {'Most confident mistakes': result.most_confident(18, False),
+              'Least confident predictions': result.least_confident(12),
+              'Correct predictions (random sample)': right.sample(min(12, len(right)), random_state=0)}
     for title, frame in groups.items():
         if len(frame): parts += [_subheading(title), _pictures(result, frame.index)]
     return _join(parts)
@@ -358,10 +365,10 @@ def _sure(page):
 # %% ../nbs/09_report.ipynb #b7dad697
 def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
-    if missing: raise _Skip(f'This needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
+    if missing: raise _Skip(f'This section needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
 
 # %% ../nbs/09_report.ipynb #67ee2beb
-def _heated(image, heat): # the image in gray with the heat over it
+def _heated(image, heat): # the image in gray with the heatmap over it
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
     gray = np.asarray(image.convert('L').convert('RGB')) / 255
     colors = colormaps['inferno'](heat)[..., :3]
@@ -369,30 +376,31 @@ def _heated(image, heat): # the image in gray with the heat over it
     return Image.fromarray(np.uint8(255 * ((1 - alpha) * gray + alpha * colors)))
 
 # %% ../nbs/09_report.ipynb #c7fe5efd
-def _attention_tiles(result, i, image, heat_of_predicted, heat_of_actual): # -> the image, and where evidence lay
+def _attention_tiles(result, i, image, heat_of_predicted, heat_of_actual): # -> the image and both heatmaps
     actual = result.vocab[result.targets[i]]
     predicted = result.vocab[result.predictions[i]]
     images = [image, _heated(image, heat_of_predicted), _heated(image, heat_of_actual)]
-    captions = [[f'actual {actual}'],
-                [f'for {predicted} {percent(result.probs[i, result.predictions[i]])}'],
-                [f'for {actual} {percent(result.probs[i, result.targets[i]])}']]
+    captions = [['image'],
+                [f'predicted {predicted} {percent(result.probs[i, result.predictions[i]])}'],
+                [f'actual {actual} {percent(result.probs[i, result.targets[i]])}']]
     alts = [f'{result.files[i]}, a {actual}',
-            f'Where the evidence for {predicted} lay',
-            f'Where the evidence for {actual} lay']
+            f'Grad-CAM heatmap of the predicted class, {predicted}',
+            f'Grad-CAM heatmap of the actual class, {actual}']
     return tiles(images, captions, alts)
 
 # %% ../nbs/09_report.ipynb #55629b88
-@_section('Where it looks',
-          'Grad-CAM of the worst mistakes: bright is where the evidence for a class lay, for the class that the model '
-          'named and for the one it should have named. Evidence beside the thing means that the background speaks. '
-          'Each map is scaled to its own highest heat: compare places, not brightness. '
-          'It shows where, not what, and as coarsely as the feature maps it is made of.')
+@_section('Grad-CAM',
+          'Heatmaps of the mistakes with the highest loss. Bright regions contribute most to the score of a class: '
+          'the predicted class in the second image, the actual class in the third. '
+          'Bright regions outside the object suggest that the model relies on the background. '
+          'Each heatmap is scaled to its own maximum, so compare locations, not brightness. '
+          'Its resolution is that of the last feature maps.')
 def _attention(page):
     _need('captum')
     result = page.result
     by_loss = result.top_losses(len(result)).index
     worst = [int(i) for i in by_loss if not result.correct[i]][:8]
-    if not worst: raise _Skip('The model makes no mistakes.')
+    if not worst: raise _Skip('No mistakes: all of these images are classified correctly.')
     images = _open(result, worst)
     files = [result.files[i] for i in worst]
     of_predicted = grad_cam(page.learn, files, 'predicted')
@@ -402,150 +410,153 @@ def _attention(page):
 
 # %% ../nbs/09_report.ipynb #70852bfc
 def _reliability_chart(result, which=''):
-    alt = f'Reliability{which}: the calibration error is {result.calibration_error():.1%}.'
+    alt = f'Reliability diagram{which}: the expected calibration error is {result.calibration_error():.1%}.'
     return chart(lambda ax: plot_reliability(result, ax=ax), alt, (5, 4.4))
 
 # %% ../nbs/09_report.ipynb #a7b051d9
 @_section('Calibration',
-          'Of the images of which the model is 80% sure, 80% should be right. Below the dashed line it promises too '
-          'much. A temperature, fitted on the validation images, changes how sure the model is and no answer.')
+          'If a model is well calibrated, 80% of the predictions with a probability of 80% are correct. '
+          'Points below the dashed line mean overconfidence, points above it underconfidence. '
+          'Temperature scaling, fitted on the validation images, changes probabilities but not predicted classes.')
 def _calibration(page):
     result = page.result
     before = _reliability_chart(result)
     bins = table(result.reliability())
     if page.validation is None:
-        return before + bins + _text('No other validation images, so no temperature was fitted.')
+        return before + bins + _text('Temperature scaling needs separate validation images, so no temperature was fitted.')
     temperature = page.validation.fit_temperature()
     cooled = result.with_temperature(temperature)
     after = _reliability_chart(cooled, f' at temperature {temperature:.2f}')
-    effect = _text('Temperature {:.2f}: loss {:.4f} before, {:.4f} after; '
-                   'expected calibration error (15 bins) {:.2%} before, {:.2%} after.',
+    effect = _text('Temperature scaling (temperature {:.2f}): loss {:.4f} before, {:.4f} after; '
+                   'expected calibration error (ECE, 15 bins) {:.2%} before, {:.2%} after.',
                    temperature, result.loss, cooled.loss, result.calibration_error(), cooled.calibration_error())
     return Markup('<div class="pair">{}{}</div>').format(before, after) + effect + bins
 
 # %% ../nbs/09_report.ipynb #9a144f61
-def _refusal(valid, result, accuracy): # -> a row: the threshold found on `valid`, what it gives on `result`
+def _selective(valid, result, accuracy): # -> a row: the threshold chosen on `valid`, coverage and accuracy on `result`
     coverage, threshold = valid.coverage_at(accuracy)
     if not coverage: threshold = float('nan')  # there is none, and nothing is as sure as that
     answered = result.confidence >= threshold
     right = result.correct[answered]
     low, high = wilson_interval(right.sum(), answered.sum())
-    return {'right, wanted': accuracy, 'at least so sure': threshold, 'answered': answered.mean(),
-            'right': right.mean() if len(right) else float('nan'),
-            'right, at least (95%)': float(low), 'right, at most (95%)': float(high)}
+    return {'target accuracy': accuracy, 'confidence threshold': threshold, 'coverage': answered.mean(),
+            'accuracy': right.mean() if len(right) else float('nan'),
+            'accuracy low (95%)': float(low), 'accuracy high (95%)': float(high)}
 
 # %% ../nbs/09_report.ipynb #a85bdba6
-@_section('When to refuse',
-          'Answer only the images of which the model is surest, and it is right more often. How many can it answer at '
-          'the accuracy you need? The table asks the validation images how sure it must be, and tells what comes of '
-          'that on these.')
+@_section('Selective prediction',
+          'If the model abstains when its confidence is low, accuracy rises and coverage (the share of images it '
+          'predicts) falls. For each target accuracy, the table chooses a confidence threshold on the validation '
+          'images and shows the coverage and accuracy on these images.')
 def _coverage(page):
     result = page.result
-    alt = f'Accuracy rises from {result.accuracy:.1%} as fewer images are answered.'
+    alt = f'Accuracy against coverage; at full coverage the accuracy is {result.accuracy:.1%}.'
     picture = chart(lambda ax: plot_coverage(result, ax=ax), alt, (5.4, 4))
-    if page.validation is None: return picture + _text('No other validation images, so no thresholds.')
+    if page.validation is None: return picture + _text('Choosing thresholds needs separate validation images, so no thresholds are shown.')
     wanted = [accuracy for accuracy in (.9, .95, .98, .99, .995) if accuracy > result.accuracy]
-    if not wanted: return picture + _text('It is right often enough without refusing any.')
-    frame = pd.DataFrame([_refusal(page.validation, result, accuracy) for accuracy in wanted])
+    if not wanted: return picture + _text('The accuracy at full coverage already reaches every target accuracy.')
+    frame = pd.DataFrame([_selective(page.validation, result, accuracy) for accuracy in wanted])
     return picture + table(frame, set(frame))
 
 # %% ../nbs/09_report.ipynb #ed08d153
-@_section('Labels that may be wrong',
-          'Candidates found by confident learning, from a model that has not seen these labels. '
-          'They are guesses of a model that errs itself: only looking tells.')
+@_section('Possible label errors',
+          'Candidates found by confident learning from the predicted probabilities. The model was not trained on '
+          'these labels, but it makes mistakes of its own: check each image by eye.')
 def _labels(page):
     _need('cleanlab')
     found = page.result.label_errors()
-    if not len(found): raise _Skip('No label looks wrong.')
+    if not len(found): raise _Skip('No possible label errors were found.')
     shown = found.head(18)
-    captions = [[f'label {o.actual} {percent(o.quality)}', f'model {o.predicted}'] for o in shown.itertuples()]
-    return (_text('{:,} candidates among {:,} images, the least likely labels first:', len(found), len(page.result))
+    captions = [[f'label {o.actual} {percent(o.quality)}', f'predicted {o.predicted}'] for o in shown.itertuples()]
+    return (_text('{:,} candidates among {:,} images, lowest probability of the label first:', len(found), len(page.result))
             + _pictures(page.result, shown.index, captions))
 
 # %% ../nbs/09_report.ipynb #0e8ddd64
-def _in_points(frame): # -> without bounds, and the change of shares in percentage points
+def _in_points(frame): # -> without interval bounds, and the change in percentage points
     frame = frame.drop(columns=['low', 'high'])
-    return frame.assign(change=(100 * frame.change).round(1)).rename(columns={'change': 'change, points'})
+    return frame.assign(change=(100 * frame.change).round(1)).rename(columns={'change': 'change (points)'})
 
 # %% ../nbs/09_report.ipynb #67ff1c14
-@_section('What throws it off',
-          'Accuracy when the images are made worse in five ways, at three levels each: the same images, chosen at '
-          "random, each time. The corruptions are this package's own, "
-          'so the figures do not compare with published ones.')
+@_section('Robustness',
+          'Accuracy on corrupted images: five corruptions at three severity levels, on the same random sample of '
+          'images. The corruptions are specific to this package, '
+          'so do not compare the numbers with published ones such as those on CIFAR-10-C.')
 def _robustness(page):
     frame = robustness(page.learn, page.result.split, n=500)
     worst = frame[frame.level == frame.level.max()].sort_values('accuracy').iloc[0]
-    alt = (f'Accuracy against level; the worst is {worst.corruption}, '
+    alt = (f'Accuracy against severity level; the lowest is that of {worst.corruption}, '
            f'with {worst.accuracy:.1%} at level {worst.level}.')
     return chart(lambda ax: plot_robustness(frame, ax), alt, (5.6, 4)) + table(_in_points(frame), {'accuracy'})
 
 # %% ../nbs/09_report.ipynb #5f622a5e
-@_section('What it sees alike',
-          'Images laid out by the features that the last layer sees (t-SNE), colored by class; mistakes have a ring. '
-          'Neighbors are alike to the network; distances between clusters mean nothing.')
+@_section('Feature embedding',
+          't-SNE of the features that enter the last layer. Each point is an image, colored by its actual class; '
+          'mistakes have a ring. Nearby points have similar features. '
+          'The distances between clusters have no meaning.')
 def _features(page):
     found = features(page.learn, page.result.split, n=1000)
     xy = embed(found)
-    alt = f'Embedding of {len(xy):,} images, in clusters by class.'
+    alt = f't-SNE plot of the features of {len(xy):,} images, colored by class.'
     return chart(lambda ax: plot_embedding(xy, found.evaluation, ax), alt, (6.4, 5.6))
 
 # %% ../nbs/09_report.ipynb #3c344f6c
 def _changes_in_words(page):
     change = page.change
     low, high = change.interval()
-    return _text('{} against {} before: accuracy {:.2%} against {:.2%}, a change of {:+.2f} points '
-                 "(95% interval {:+.2f} to {:+.2f}; McNemar's exact test p = {:.2g}). "
+    return _text('{} compared with {} (before): accuracy {:.2%}, before {:.2%}, a change of {:+.2f} percentage points '
+                 "(95% confidence interval {:+.2f} to {:+.2f}; McNemar's exact test, p = {:.2g}). "
                  '{:,} images fixed, {:,} broken.',
                  page.name, page.other_run.folder.name, change.after.accuracy, change.before.accuracy,
                  100 * change.change, 100 * low, 100 * high, change.p_value, len(change.fixed), len(change.broken))
 
 # %% ../nbs/09_report.ipynb #86d0a978
-def _changes_of_classes(change): # -> a frame with one column for the interval
+def _changes_of_classes(change): # -> a frame with the interval in one column
     frame = change.per_class()
     intervals = [f'{100 * low:+.1f} to {100 * high:+.1f}'.replace('-', _minus)
                  for low, high in zip(frame.low, frame.high)]
     frame = _in_points(frame)
-    frame.insert(frame.columns.get_loc('change, points') + 1, 'interval', intervals)
+    frame.insert(frame.columns.get_loc('change (points)') + 1, '95% interval', intervals)
     return frame
 
 # %% ../nbs/09_report.ipynb #54f8c1d0
-def _changed_images(change, outcome, positions): # -> 12 of them, below a heading
-    heading = _subheading('{} ({:,}), some at random', outcome, len(positions))
+def _changed_images(change, outcome, positions): # -> a random sample of 12, below a heading
+    heading = _subheading('{} ({:,}, random sample)', outcome, len(positions))
     frame = change.to_frame()
     chosen = np.random.default_rng(0).permutation(positions)[:12]
-    captions = [[f'is {frame.actual[i]}', f'before {frame.before[i]}', f'after {frame.after[i]}'] for i in chosen]
+    captions = [[f'actual {frame.actual[i]}', f'before {frame.before[i]}', f'after {frame.after[i]}'] for i in chosen]
     return heading + _pictures(change.after, chosen, captions)
 
 # %% ../nbs/09_report.ipynb #ddf31dea
-@_section('Against another run',
-          'The same images, asked of both. What counts are those that only one of them has right.')
+@_section('Comparison with another run',
+          'Predictions of both runs on the same images. Fixed: only this run is correct. '
+          'Broken: only the other run is correct.')
 def _changes(page):
     if page.change is None: raise _Skip('')
     change = page.change
     n = len(page.result.vocab)
     parts = [_changes_in_words(page),
              chart(lambda ax: plot_comparison(change, ax=ax),
-                   'Change of recall in each class, with intervals.', (5.6, 1.2 + .34 * n)),
+                   'Change in the recall of each class, with confidence intervals.', (5.6, 1.2 + .34 * n)),
              table(_changes_of_classes(change), {'before', 'after'})]
     if n <= _most_classes:
         parts.append(chart(lambda ax: plot_confusion_changes(change, ax),
-                           'By how much each kind of mistake became more or less frequent.', (6.6, 5.6)))
+                           'Difference of the two confusion matrices.', (6.6, 5.6)))
     parts.append(table(change.confusion_changes().head(15)))
     if len(change.fixed): parts.append(_changed_images(change, 'Fixed', change.fixed))
     if len(change.broken): parts.append(_changed_images(change, 'Broken', change.broken))
     return _join(parts)
 
 # %% ../nbs/09_report.ipynb #048aa9e7
-@_section('How it was made', 'Every choice of the run, for whoever wants to make it again.')
+@_section('Reproducibility', 'Command, package versions and recipe of this run.')
 def _how(page):
     info = page.info
     facts = {name: info[name] for name in ('command', 'started', 'seed', 'device')}
-    facts |= {f'version of {name}': value for name, value in info['versions'].items()}
+    facts |= {f'{name} version': value for name, value in info['versions'].items()}
     row = Markup('<tr><th scope="row">{}</th><td>{}</td></tr>')
     rows = _join(row.format(name, value) for name, value in facts.items())
     choices = json.dumps(page.run.choices, indent=2, ensure_ascii=False)
     return (Markup('<div class="scroll"><table>{}</table></div>').format(rows)
-            + Markup('<details><summary>The recipe</summary><pre>{}</pre></details>').format(choices))
+            + Markup('<details><summary>Recipe (JSON)</summary><pre>{}</pre></details>').format(choices))
 
 # %% ../nbs/09_report.ipynb #db404e3f
 _style = """
@@ -629,13 +640,13 @@ _template = """<!doctype html>
 <main>{% for o in sections %}
 <section id="{{ o.id }}"><h2>{{ o.title }}</h2><p class="lead">{{ o.lead }}</p>{{ o.body }}</section>{% endfor %}
 </main>
-<main><footer>Made by cifar_fastai {{ version }} from {{ run }}.</footer></main>
+<main><footer>Generated by cifar_fastai {{ version }} from run {{ run }}.</footer></main>
 <script>{{ script }}</script>
 </body></html>
 """
 
 # %% ../nbs/09_report.ipynb #cff1de46
-def _body(write, page): # -> what stands below a heading, or None
+def _body(write, page): # -> the HTML below a heading, or None
     try: return write(page)
     except (_Skip, ValueError) as e:
         reason = str(e)
@@ -648,31 +659,31 @@ def _render(page):
         body = _body(section.write, page)
         if body is not None: sections.append(dict(id=name, title=section.title, lead=section.lead, body=body))
     result = page.result
-    subtitle = f'{page.recipe.name}, seen through {len(result):,} {result.split} images of {result.variant}'
+    subtitle = f'Recipe {page.recipe.name}, evaluated on {len(result):,} {page.split} images of {result.variant}'
     template = Environment(autoescape=True).from_string(_template)
     return template.render(title=page.name, subtitle=subtitle, sections=sections, run=page.name, version=__version__,
                            style=Markup(_style), script=Markup(_script))
 
 # %% ../nbs/09_report.ipynb #ddc3498c
-def _read_kept(learn, path): # -> the Evaluation in a file, if it is of the images of `learn`
+def _read_kept(learn, path): # -> the Evaluation in a file; an error if it is of other images than those of `learn`
     kept = load_evaluation(path)
     root = Path(learn.dls.path).absolute()
     dataset = split_loader(learn.dls, kept.split).dataset
     same = kept.files == file_names(dataset, root)
     if same and kept.fingerprint: same = kept.fingerprint == dataset_fingerprint(dataset)
-    if not same: raise ValueError(f'{path} is about other images than those in {root}. '
-                                  'Say where its images are (source, or --data), or remove the file.')
+    if not same: raise ValueError(f'{path} is an evaluation of other images than those in {root}. '
+                                  'Pass the data folder of that evaluation (source, or --data), or delete the file.')
     return replace(kept, root=root.as_posix())
 
 # %% ../nbs/09_report.ipynb #a165299e
-def _is_as_trained(run, learn, source): # -> whether weights and images are those of which its folder keeps evaluations
+def _is_as_trained(run, learn, source): # -> whether weights and data are those of the run folder, so that its saved evaluations apply
     if source is not None or not learn.dls.data_info.matches(run.info['data']): return False
     if not run.weights_file.exists(): return False
     weights = run.read_weights()
     return all(k in weights and torch.equal(v.cpu(), weights[k]) for k, v in learn.model.state_dict().items())
 
 # %% ../nbs/09_report.ipynb #ef5c61d2
-def _evaluation(run, learn, split, source): # -> that in the run folder, made if need be
+def _evaluation(run, learn, split, source): # -> the saved one, or a new one
     path = run.evaluation_file(split)
     as_trained = _is_as_trained(run, learn, source)
     if as_trained and path.exists(): return _read_kept(learn, path)
@@ -684,28 +695,28 @@ def _evaluation(run, learn, split, source): # -> that in the run folder, made if
 def _load(run, source, device): # -> run, learner
     if not isinstance(run, Learner): return Run(run), load_run(run, source, device=device)
     if source is not None or device is not None:
-        raise ValueError('source and device are for run folders: this Learner has its data and its device already. '
-                         'Pass learn.run_dir to choose others.')
+        raise ValueError('source and device need a run folder, got a Learner, which has its data and device already. '
+                         'Pass learn.run_dir instead to choose others.')
     if not getattr(run, 'run_dir', None):
-        raise ValueError('This Learner has no run folder. write_report is about runs: '
-                         'train or load_run gives a Learner that has one.')
+        raise ValueError('write_report needs a run, and this Learner has no run folder. '
+                         'Pass a Learner from train or load_run, or a run folder.')
     return Run(run.run_dir), run
 
 # %% ../nbs/09_report.ipynb #d8254291
 def write_report(
     run:str|Path|Learner, # a run folder, or the `Learner` that `train` or `load_run` returned
-    against:str|Path|Learner|None=None, # another run, to compare with: the one before
-    split:str|None=None, # `'test'` or `'valid'`; None: the test images if they were looked at before
+    against:str|Path|Learner|None=None, # another run to compare with, treated as the earlier one
+    split:str|None=None, # `'test'` or `'valid'`; None: the test images if the run was evaluated on them, else the validation images
     path:str|Path|None=None, # file to write; None: `report.html` in the run folder
-    source:str|Path|None=None, # for run folders: data, as `sources.find_data` takes it; None for that of the run
-    device:str|None=None, # for run folders: 'cpu', 'cuda'; None for the best there is
-)->Path: # the file
-    "Write a page about a run that needs nothing but itself."
+    source:str|Path|None=None, # only with a run folder: data set, as for `sources.find_data`; None: that of the run
+    device:str|None=None, # only with a run folder: 'cpu' or 'cuda'; None: the best available
+)->Path: # of the file
+    "Write a self-contained HTML report of a run."
     if split not in (None, 'test', 'valid'):
         raise ValueError(f"Unknown split {split!r}. Allowed: 'test', 'valid'.")
     run, learn = _load(run, source, device)
     path = run.folder / 'report.html' if path is None else Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f'No folder {path.parent} to write the report to.')
+    if not path.parent.is_dir(): raise FileNotFoundError(f'Folder {path.parent} does not exist, so the report cannot be written. Create it first.')
     other_run, other_learn = (None, None) if against is None else _load(against, source, device)
     if split is None:
         tested = 'test' in run.metrics and (other_run is None or 'test' in other_run.metrics)

@@ -1,4 +1,4 @@
-"""What throws a model off: its accuracy on corrupted images.
+"""Accuracy on corrupted images: blur, noise, JPEG compression, low contrast and shifts.
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/robustness.html.md"""
 
@@ -96,7 +96,7 @@ _corruptions.update(
     blur=_Corruption(_blur, 'sigma, in pixels of 32', (.4, .6, .8, 1.1, 1.5)),
     noise=_Corruption(_noise, 'sigma, 1: black to white', (.01, .02, .035, .055, .08)),
     jpeg=_Corruption(_jpeg, 'JPEG quality, 100: best', (70, 45, 28, 17, 10)),
-    contrast=_Corruption(_contrast, 'share of contrast left', (.75, .55, .4, .25, .15)),
+    contrast=_Corruption(_contrast, 'remaining contrast, 1: all', (.75, .55, .4, .25, .15)),
     shift=_Corruption(_shift, 'pixels of 32', (1, 2, 3, 4, 6)))
 
 # %% ../nbs/07_robustness.ipynb #3fbdfe87
@@ -106,7 +106,7 @@ def list_corruptions()->list[str]:
 
 # %% ../nbs/07_robustness.ipynb #b14dde2e
 def corruption_levels()->pd.DataFrame: # a row for each corruption: its unit, and its strength at levels 1 to 5
-    "What the levels of the corruptions mean"
+    "The unit of each corruption and its strength at each level"
     rows = [dict(corruption=name, unit=o.unit) | dict(enumerate(o.strengths, 1)) for name, o in _corruptions.items()]
     return pd.DataFrame(rows).set_index('corruption')
 
@@ -123,10 +123,10 @@ def _check_images(x):
                          'images[None] makes a batch of one.')
     if x.dtype == torch.uint8: return
     if not x.is_floating_point():
-        raise TypeError(f'corrupt takes images of bytes or of floats from 0 to 1, got {x.dtype}.')
+        raise TypeError(f'corrupt takes uint8 images, or floats from 0 to 1, got {x.dtype}.')
     if not ((x >= -1e-3) & (x <= 1 + 1e-3)).all(): # NaN is neither
-        raise ValueError('corrupt takes images before normalization, floats from 0 to 1 or bytes, '
-                         f'got {x.min():.2f} to {x.max():.2f}.')
+        raise ValueError('corrupt takes images before normalization, floats from 0 to 1 or uint8, '
+                         f'got values from {x.min():.2f} to {x.max():.2f}.')
 
 # %% ../nbs/07_robustness.ipynb #72c01fd0
 def _as_tensor(images):
@@ -142,12 +142,12 @@ def _generators(images, seed):
 
 # %% ../nbs/07_robustness.ipynb #fcb816da
 def corrupt(
-    images:Tensor|np.ndarray, # (N, C, H, W), 1 or 3 channels: bytes, or floats from 0 to 1 (before normalization)
+    images:Tensor|np.ndarray, # (N, C, H, W), 1 or 3 channels: uint8, or floats from 0 to 1 (before normalization)
     name:str, # one of `list_corruptions()`
     level:int, # 1 (mild) to 5 (strong)
-    seed:int=0, # of what is random: noise, and the direction of a shift
-)->Tensor|np.ndarray: # of the kind, shape and type of `images`
-    "Make images worse, the same image always in the same way."
+    seed:int=0, # random seed of the noise and of the direction of a shift
+)->Tensor|np.ndarray: # same type, shape and dtype as `images`
+    "Apply a corruption to images; the same image and seed always give the same result."
     corruption = _corruptions[name]
     strength = corruption.strengths[_check_level(level) - 1]
     seed = whole_seed(seed)
@@ -163,14 +163,14 @@ def _names(corruptions):
     if corruptions is None: return list_corruptions()
     names = [corruptions] if isinstance(corruptions, str) else list(corruptions)
     for name in names: _corruptions[name]  # an unknown one is refused
-    if not names: raise ValueError('This needs at least one corruption, got none. list_corruptions() shows all.')
+    if not names: raise ValueError('corruptions must name at least one corruption, got none. list_corruptions() lists them.')
     return names
 
 # %% ../nbs/07_robustness.ipynb #be5dc750
 def _levels(levels):
     if isinstance(levels, Integral): levels = [levels]
     levels = [_check_level(o) for o in levels]
-    if not levels: raise ValueError('This needs at least one level from 1 to 5, got none.')
+    if not levels: raise ValueError('levels must have at least one level from 1 to 5, got none.')
     return levels
 
 # %% ../nbs/07_robustness.ipynb #a010c2a7
@@ -181,7 +181,7 @@ def _corruption_axes(rows, columns, axes): # -> (rows, columns) axes
     axes = np.ravel(axes)
     n = rows * columns
     if len(axes) < n:
-        raise ValueError(f'{rows} corruptions with {columns} pictures each need {n} axes, got {len(axes)}.')
+        raise ValueError(f'{rows} corruptions with {columns} images each need {n} axes, got {len(axes)}.')
     return axes[:n].reshape(rows, columns)
 
 # %% ../nbs/07_robustness.ipynb #fd834b9a
@@ -192,13 +192,13 @@ def _show(ax, image):
 
 # %% ../nbs/07_robustness.ipynb #06085806
 def show_corruptions(
-    images:Tensor|np.ndarray, # (N, C, H, W) as `corrupt` takes them; a row shows one of them, the next row the next
+    images:Tensor|np.ndarray, # (N, C, H, W) as in `corrupt`; each row shows the next image
     corruptions:Sequence|None=None, # names; all if None
     levels:Sequence=(1, 2, 3, 4, 5), # 1 to 5
-    seed:int=0, # as for `corrupt`
-    axes:Sequence|None=None, # for each corruption one for the image and one for each level; a new figure if None
+    seed:int=0, # random seed, as in `corrupt`
+    axes:Sequence|None=None, # one per corruption for the clean image and one per level; a new figure if None
 )->np.ndarray: # (corruptions, levels + 1) axes
-    "Draw what the corruptions look like."
+    "Plot examples of the corruptions at each level."
     names = _names(corruptions)
     levels = _levels(levels)
     given = _as_tensor(images)
@@ -230,8 +230,8 @@ class _Corrupt(DisplayedTransform):
 # %% ../nbs/07_robustness.ipynb #1591bd66
 def _check_pipeline(dl):
     if not isinstance(dl, TfmdDL):
-        raise ValueError('robustness corrupts images before they are normalized, so it needs a DataLoader of '
-                         f"fastai's data blocks, whose batch transforms it can see; got {type(dl).__name__}.")
+        raise ValueError('robustness corrupts images before normalization, so it needs a DataLoader of '
+                         f"fastai's data blocks (a TfmdDL), got {type(dl).__name__}.")
 
 # %% ../nbs/07_robustness.ipynb #53eee6a7
 def _evaluate_corrupted(learn, dl, name, level, seed, bs):
@@ -239,7 +239,7 @@ def _evaluate_corrupted(learn, dl, name, level, seed, bs):
     tfm = _Corrupt(name, level, seed)
     said = evaluate(learn, dl.new(after_batch=[*dl.after_batch.fs, tfm]), bs)
     if tfm.n_seen != len(said):
-        raise ValueError('The batches of this split hold no fastai images (TensorImage), so they cannot be corrupted.')
+        raise ValueError('The batches of this split contain no fastai images (TensorImage), so they cannot be corrupted.')
     return said
 
 # %% ../nbs/07_robustness.ipynb #54af4aa2
@@ -249,15 +249,15 @@ def _row(name, level, said):
 
 # %% ../nbs/07_robustness.ipynb #2239a831
 def robustness(
-    learn:Learner, # a classifier; left as it was
+    learn:Learner, # a classifier; stays unchanged
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a `DataLoader` of fastai's data blocks with labels
     corruptions:Sequence|None=None, # names; all if None
     levels:Sequence=(1, 3, 5), # 1 to 5
-    n:int|None=1000, # how many images, at random; None or more than there are: all
-    seed:int=0, # of the choice of images, and of the corruptions
-    bs:int|None=None, # images per batch; that of the split's `DataLoader` if None
-)->pd.DataFrame: # columns corruption, level (0: clean), n, accuracy, low, high (95% interval), change (from clean)
-    "Evaluate a model on the same images, clean and corrupted, a pass for each corruption and level."
+    n:int|None=1000, # size of a random sample of the images; None, or more than there are: all
+    seed:int=0, # random seed of the sample and of the corruptions
+    bs:int|None=None, # batch size; None: that of the split's `DataLoader`
+)->pd.DataFrame: # columns corruption, level (0: clean), n, accuracy, low, high (95% confidence interval), change (from clean)
+    "Evaluate a model on the same images, clean and corrupted, with one pass for each corruption and level."
     jobs = [('clean', 0), *product(_names(corruptions), _levels(levels))]
     rows = []
     with no_random():
@@ -312,7 +312,7 @@ def plot_robustness(
     table:pd.DataFrame, # as `robustness` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Draw accuracy against the level of each corruption, with 95% intervals."
+    "Plot accuracy against the severity level of each corruption, with 95% confidence intervals."
     _check_table(table)
     if ax is None: ax = plt.subplots(figsize=(7, 4.2), layout='constrained')[1]
     clean = table[table.level == 0]
@@ -326,6 +326,6 @@ def plot_robustness(
     levels = range(1, table.level.max() + 1)
     ax.set_xticks([0, *levels], ['clean', *map(str, levels)])
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel='level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
+    ax.set(xlabel='severity level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
     plain_axes(ax)
     return ax

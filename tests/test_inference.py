@@ -573,7 +573,7 @@ def test_an_interrupted_first_save_is_no_obstacle(learn, tmp_path):
 @pytest.mark.parametrize('name,content', [('notes.txt', 'mine'), ('classifier.json', '{"mine": 1}'), ('classifier.json', 'damaged'), ('model.safetensors', 'mine')])
 def test_other_folders_are_not_written(learn, tmp_path, name, content):
     (tmp_path/name).write_text(content)
-    with pytest.raises(FileExistsError, match='something else than a classifier. Nothing was written'): save_classifier(learn, tmp_path)
+    with pytest.raises(FileExistsError, match='is not a classifier folder. Nothing was written'): save_classifier(learn, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path/name).read_text() == content
 
 
@@ -602,7 +602,7 @@ def test_another_network_than_the_recipes_is_not_saved(learn, tmp_path):
     twin.model.add_module('body', copy.deepcopy(learn.model.body))
     twin.model.add_module('head', copy.deepcopy(learn.model.head))
     twin.model.add_module('sharpen', torch.nn.Tanh())
-    with pytest.raises(ValueError, match='would answer differently'): save_classifier(twin, tmp_path/'a')
+    with pytest.raises(ValueError, match='would predict differently'): save_classifier(twin, tmp_path/'a')
     assert not (tmp_path/'a').exists()
 
 
@@ -615,12 +615,12 @@ def test_transforms_of_another_kind_are_not_saved(practice, tmp_path):
         def encodes(self, x: data.TensorImage): return x/2
     block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, batch_tfms=Darken())
     learn = create_learner(tiny, block.dataloaders(practice, bs=8, num_workers=0, device='cpu'))
-    with pytest.raises(ValueError, match='would answer differently'): save_classifier(learn, tmp_path/'a')
+    with pytest.raises(ValueError, match='would predict differently'): save_classifier(learn, tmp_path/'a')
 
 
 def test_weights_that_diverged_are_not_saved(learn, tmp_path):
     (changed := other(learn)).model.head[-1].bias.data[3] = float('nan')
-    with pytest.raises(ValueError, match='head.* values that are no numbers. The training diverged'): save_classifier(changed, tmp_path/'a')
+    with pytest.raises(ValueError, match='head.* has NaN or infinite values. The training diverged'): save_classifier(changed, tmp_path/'a')
 
 
 def test_saving_and_loading_leave_the_program_as_it_was(learn, tmp_path, saved):
@@ -663,34 +663,34 @@ damages = {
     'json a list': (lambda f: (f/'classifier.json').write_text('[1]'), ValueError, 'damaged: it holds a list'),
     'json of something else': (lambda f: (f/'classifier.json').write_text('{"model_type": "bert"}'), ValueError, 'was not written by save_classifier'),
     'json newer': (lambda f: change_json(f, format_version=2), ValueError, r'newer cifar_fastai \(format 2; this one reads 1\). Upgrade'),
-    'json missing': (lambda f: (f/'classifier.json').unlink(), FileNotFoundError, 'is no classifier: it has no classifier.json'),
-    'all missing': (lambda f: [p.unlink() for p in f.iterdir()], FileNotFoundError, 'is no classifier'),
+    'json missing': (lambda f: (f/'classifier.json').unlink(), FileNotFoundError, 'is not a classifier or run folder: it has no classifier.json'),
+    'all missing': (lambda f: [p.unlink() for p in f.iterdir()], FileNotFoundError, 'is not a classifier'),
     'no vocab': (lambda f: change_json(f, vocab=None), ValueError, "lacks 'vocab'"),
     'no recipe': (lambda f: change_json(f, recipe=None), ValueError, "lacks 'recipe'"),
     'no weights named': (lambda f: change_json(f, weights=None), ValueError, "lacks 'weights'"),
     'recipe newer': (lambda f: with_recipe(f, mixup=.2), ValueError, "mixup"),
-    'recipe not one': (lambda f: change_json(f, recipe=[1]), ValueError, 'damaged or not ours'),
+    'recipe not one': (lambda f: change_json(f, recipe=[1]), ValueError, 'damaged or was not written by cifar_fastai'),
     'unknown network': (lambda f: with_recipe(f, model='mine'), ValueError, "Unknown model 'mine'.*register"),
     'vocab short': (lambda f: change_json(f, vocab=list('abc')), ValueError, r'for 3 classes.*should be \(3, 32\) and is \(10, 32\)'),
     'vocab doubled': (lambda f: change_json(f, vocab=['a']*10), ValueError, 'different names'),
     'vocab of numbers': (lambda f: change_json(f, vocab=list(range(10))), ValueError, 'different names'),
     'vocab empty': (lambda f: change_json(f, vocab=[]), ValueError, 'different names'),
     'std zero': (lambda f: change_json(f, std=[1, 1, 0]), ValueError, 'std above 0'),
-    'mean short': (lambda f: change_json(f, mean=[.5]), ValueError, 'a number for each of 3 channels'),
-    'mean in words': (lambda f: change_json(f, mean=['a', 'b', 'c']), ValueError, 'a number for each of 3 channels'),
-    'mean nan': (lambda f: change_json(f, mean=[float('nan')]*3), ValueError, 'a number for each of 3 channels'),
+    'mean short': (lambda f: change_json(f, mean=[.5]), ValueError, 'one number for each of 3 channels'),
+    'mean in words': (lambda f: change_json(f, mean=['a', 'b', 'c']), ValueError, 'one number for each of 3 channels'),
+    'mean nan': (lambda f: change_json(f, mean=[float('nan')]*3), ValueError, 'one number for each of 3 channels'),
     'channels': (lambda f: change_json(f, channels=1, mean=[.5], std=[.5]), ValueError, '1 channels.*should be'),
     'size': (lambda f: change_json(f, image_size=0), ValueError, 'whole numbers'),
     'other size': (lambda f: change_json(f, image_size=64), ValueError, '64x64 pixels.*should be'),
     'item size': (lambda f: change_json(f, item_size=[32]), ValueError, 'whole numbers'),
-    'weights missing': (lambda f: weights_of(f).unlink(), FileNotFoundError, 'is not there'),
+    'weights missing': (lambda f: weights_of(f).unlink(), FileNotFoundError, 'does not exist'),
     'weights empty': (lambda f: weights_of(f).write_bytes(b''), ValueError, 'checksum'),
     'weights cut': (lambda f: os.truncate(weights_of(f), 1000), ValueError, 'safetensors is damaged .*checksum'),
     'weights flipped': (lambda f: weights_of(f).write_bytes(weights_of(f).read_bytes()[:-1] + b'?'), ValueError, 'checksum'),
-    'weights elsewhere': (lambda f: change_json(f, weights='../x.safetensors'), ValueError, "said to be '../x.safetensors'"),
+    'weights elsewhere': (lambda f: change_json(f, weights='../x.safetensors'), ValueError, "without a folder, got '../x.safetensors'"),
     'weights of another network': (lambda f: change_weights(f, lambda s: create_model('ladder_2').state_dict()), ValueError, "does not hold the weights of 'ladder_0'"),
     'weights too few': (lambda f: change_weights(f, lambda s: dict(list(s.items())[1:])), ValueError, 'is missing'),
-    'weights too many': (lambda f: change_weights(f, lambda s: s | dict(extra=torch.zeros(1))), ValueError, 'extra is not part of it'),
+    'weights too many': (lambda f: change_weights(f, lambda s: s | dict(extra=torch.zeros(1))), ValueError, 'extra is not part of the network'),
     'weights nan': (lambda f: change_weights(f, lambda s: {k: v*float('nan') for k,v in s.items()}), ValueError, 'The training diverged'),
 }
 
@@ -703,12 +703,12 @@ def test_damaged_folders_are_named_in_one_line(damage, damaged):
 
 
 run_damages = {
-    'recipe missing': (lambda f: (f/'recipe.json').unlink(), FileNotFoundError, 'no run folder: it has no recipe.json'),
+    'recipe missing': (lambda f: (f/'recipe.json').unlink(), FileNotFoundError, 'not a run folder: it has no recipe.json'),
     'recipe broken': (lambda f: (f/'recipe.json').write_text('{'), ValueError, 'recipe.json is damaged'),
-    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or not ours'),
+    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or was not written by cifar_fastai'),
     'run broken': (lambda f: (f/'run.json').write_text('{'), ValueError, 'run.json is damaged'),
     'run foreign': (lambda f: (f/'run.json').write_text('{"id": 1}'), ValueError, "run.json is damaged: it lacks 'data'"),
-    'run missing': (lambda f: (f/'run.json').unlink(), FileNotFoundError, 'is no classifier'),
+    'run missing': (lambda f: (f/'run.json').unlink(), FileNotFoundError, 'is not a classifier'),
     'weights missing': (lambda f: (f/'model.safetensors').unlink(), FileNotFoundError, 'model.safetensors is not there'),
     'weights cut': (lambda f: os.truncate(f/'model.safetensors', 1000), ValueError, 'model.safetensors is damaged .*checksum'),
     'weights pickled': (lambda f: (f/'model.safetensors').write_bytes(pickle.dumps(dict(a=1))), ValueError, 'checksum'),
@@ -725,14 +725,14 @@ def test_damaged_runs_are_named_in_one_line(damage, learn, tmp_path):
 def test_no_folder_at_all(tmp_path):
     with pytest.raises(FileNotFoundError, match='No such folder: .*nowhere'): load_classifier(tmp_path/'nowhere')
     (file := tmp_path/'file').write_text('')
-    with pytest.raises(NotADirectoryError, match='is a file. Give the folder'): load_classifier(file)
+    with pytest.raises(NotADirectoryError, match='is a file. Pass a folder'): load_classifier(file)
 
 
 # ------------------------------------------------------------------------------------------- devices and threads
 
 @pytest.mark.parametrize('device', ['gpu', 'cuda:99', 7.5])
 def test_devices_that_are_not_there(saved, device):
-    with pytest.raises(ValueError, match="cannot be used here .*'cpu' always can"): load_classifier(saved, device=device)
+    with pytest.raises(ValueError, match="is not available here .*'cpu' always is"): load_classifier(saved, device=device)
 
 
 def test_device_is_kept(saved):

@@ -186,9 +186,9 @@ def test_a_module_that_is_called_again_later_is_not_taken(dls):
 def test_transformers_give_their_last_maps_or_are_refused():
     x = torch.zeros(1, 3, 224, 224)
     swin = timm.create_model('swin_tiny_patch4_window7_224', num_classes=3)
-    with pytest.raises(ValueError, match='goes on with other things than feature maps'): find_cam_layer(swin, x)
+    with pytest.raises(ValueError, match='do not output feature maps'): find_cam_layer(swin, x)
     assert find_cam_layer(add_new_head(cut_body(swin), 3).eval(), x)[1:] == (7, 7, True)
-    with pytest.raises(ValueError, match='goes on with other things'): find_cam_layer(timm.create_model('vit_tiny_patch16_224', num_classes=3), x)
+    with pytest.raises(ValueError, match='do not output feature maps'): find_cam_layer(timm.create_model('vit_tiny_patch16_224', num_classes=3), x)
     assert find_cam_layer(models.convnext_tiny(), x[..., :64, :64])[1:] == (2, 2, True)
 
 
@@ -237,7 +237,7 @@ def test_a_learner_of_fastai(practice):
 @needs_captum
 def test_coarse_maps_are_told(dls):
     learn = make_learner(dls, add_new_head(cut_body(models.resnet18()), 10))
-    with pytest.warns(UserWarning, match=r"32x32 .* maps of 1x1.*'body.layer3', with maps of 2x2.*image_size=128"): grad_cam(learn, [0])
+    with pytest.warns(UserWarning, match=r"32x32.*are 1x1.*'body.layer3', with maps of 2x2.*image_size=128"): grad_cam(learn, [0])
 
 
 @needs_captum
@@ -247,15 +247,15 @@ def test_a_layer_by_name(practice, dls):
     default, named, pooled = (grad_cam(learn, [8], 'cat', layer=layer) for layer in (None, '1', '2'))
     assert (default == named).all() and not np.allclose(named, pooled)
     with pytest.raises(UnknownNameError, match="Unknown layer '11'.*named_modules"): grad_cam(learn, [8], layer='11')
-    with pytest.raises(ValueError, match=r"Layer '5' gives \(1, 10\), but Grad-CAM needs feature maps.*layer='1'"): grad_cam(learn, [8], layer='5')
-    with pytest.raises(ValueError, match=r"Layer '3' gives \(1, 4, 1, 1\)"): grad_cam(learn, [8], layer='3')
+    with pytest.raises(ValueError, match=r"Layer '5' outputs \(1, 10\), but Grad-CAM needs feature maps.*layer='1'"): grad_cam(learn, [8], layer='5')
+    with pytest.raises(ValueError, match=r"Layer '3' outputs \(1, 4, 1, 1\)"): grad_cam(learn, [8], layer='3')
 
 
 @needs_captum
 def test_a_layer_by_name_where_none_is_found(dls):
     tokens = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(), nn.Linear(20, 10))
     learn = make_learner(dls, tokens)
-    with pytest.raises(ValueError, match='goes on with other things.*name it: layer='): grad_cam(learn, [0])
+    with pytest.raises(ValueError, match='do not output feature maps.*name it: layer='): grad_cam(learn, [0])
     assert grad_cam(learn, [0], layer='0').shape == (1, 32, 32)
 
 
@@ -280,25 +280,25 @@ def test_batches_do_not_matter(learn):
 def test_images_that_are_no_files(learn, in_memory):
     other = make_learner(in_memory, learn.model)
     np.testing.assert_allclose(grad_cam(other, [5, 40], split='valid'), grad_cam(learn, [5, 40]), atol=1e-3)
-    with pytest.raises(ValueError, match='do not read files: give positions'): grad_cam(other, ['test/cat/0001.png'])
+    with pytest.raises(ValueError, match='do not read files. Pass positions'): grad_cam(other, ['test/cat/0001.png'])
 
 
 @needs_captum
 def test_requests_that_cannot_be_met(learn, dls, practice, tmp_path):
     for images in ([50], [-1], [0, 1.5], [99]):
-        with pytest.raises(ValueError, match='is not among the 50 images of the split: use whole numbers from 0 to 49'): grad_cam(learn, images)
+        with pytest.raises(ValueError, match='is not one of the 50 images of the split. Allowed: whole numbers from 0 to 49'): grad_cam(learn, images)
     with pytest.raises(ValueError, match='at least one image'): grad_cam(learn, [])
     with pytest.raises(ValueError, match="Unknown target 'cta'. Allowed: 'predicted', 'actual', a class .*cat"): grad_cam(learn, [0], 'cta')
     for target in ([1, 2], [10], [-1], [.5], ['cat']):
         with pytest.raises(ValueError, match='one class number .0 to 9. for each of the 1 images'): grad_cam(learn, [0], target)
     with pytest.raises(ValueError, match="Unknown split 'tset'"): grad_cam(learn, [0], split='tset')
-    with pytest.raises(ValueError, match='bs is a number'): grad_cam(learn, [0], bs=0)
+    with pytest.raises(ValueError, match='bs must be a batch size'): grad_cam(learn, [0], bs=0)
     with pytest.raises(TypeError, match='Learner'): grad_cam(learn.model, [0])
     with pytest.raises(FileNotFoundError, match='No image test/cat/none.png'): grad_cam(learn, 'test/cat/none.png')
     Image.new('RGB', (32, 32)).save(tmp_path / 'frog.png')
-    with pytest.raises(ValueError, match='in no folder named after a class.*frog'): grad_cam(learn, tmp_path / 'frog.png')
+    with pytest.raises(ValueError, match='not in a folder named after a class.*frog'): grad_cam(learn, tmp_path / 'frog.png')
     flat = make_learner(dls, nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10)))
-    with pytest.raises(ValueError, match='This Sequential has no convolution'): grad_cam(flat, [0])
+    with pytest.raises(ValueError, match='this Sequential has none'): grad_cam(flat, [0])
 
 
 def test_captum_is_asked_for(learn, monkeypatch):
@@ -334,10 +334,10 @@ def test_pictures_of_heat_go_where_they_are_told(learn, result, practice):
     tiles = plot_grad_cam(learn, replace(result, root=''), [1, 2], root=practice, axes=axes)
     assert tiles.ravel().tolist() == axes.ravel()[:6].tolist() and len(fig.axes) == 8
     with pytest.raises(ValueError, match='3 images need 9 axes, three for each, got 8'): plot_grad_cam(learn, result, [1, 2, 3], axes=axes)
-    with pytest.raises(ValueError, match='Position 50 is not among the 50 images of the evaluation'): plot_grad_cam(learn, result, [50])
+    with pytest.raises(ValueError, match='Position 50 is not one of the 50 images of the evaluation'): plot_grad_cam(learn, result, [50])
     with pytest.raises(FileNotFoundError, match='root='): plot_grad_cam(learn, replace(result, root='nowhere'), [0])
     other = Evaluation([[.9, .1]], [0], [.1], [result.files[0]], ['cat', 'dog'], root=str(practice))
-    with pytest.raises(ValueError, match='do not belong together'): plot_grad_cam(learn, other, [0])
+    with pytest.raises(ValueError, match='classes do not match'): plot_grad_cam(learn, other, [0])
 
 
 # ---------------------------------------------------------------------------------------------------- features
@@ -388,10 +388,10 @@ def test_features_that_cannot_be_had(learn, dls, practice, tmp_path):
         with pytest.raises(ValueError, match='n is a number of images and must be at least 1'): features(learn, n=n)
     with pytest.raises(ValueError, match='seed must be a whole number of at least 0, got -1'): features(learn, n=5, seed=-1)
     conv = make_learner(dls, nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()))
-    with pytest.raises(ValueError, match='This Sequential has no Linear layer'): features(conv)
+    with pytest.raises(ValueError, match='Linear layer, but this Sequential has none'): features(conv)
     unused = make_learner(dls, nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()))
     unused.model[1].idle = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match='never called'): features(unused)
+    with pytest.raises(ValueError, match='not used in its forward pass'): features(unused)
 
 
 @pytest.mark.parametrize('ask', [features, robustness, pytest.param(lambda learn: grad_cam(learn, [0]), marks=needs_captum)], ids=['features', 'robustness', 'grad_cam'])

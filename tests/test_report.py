@@ -80,13 +80,13 @@ def test_figures_are_those_of_the_run(runs, text):
     assert [[o[0], o[1], o[2], o[4], o[6], o[7]] for o in rows(section(text, 'classes'))] == expected
     assert f'loss {result.losses.max():.2f}' in section(text, 'sure') and section(text, 'confusion').count('<svg') == 2
     assert [(a, b, int(n)) for a, b, n in rows(section(text, 'confusion'))] == result.most_confused()[:15]
-    assert f'the last accuracy {pd.read_csv(runs[1].run_dir/"history.csv").accuracy.iloc[-1]:.1%}' in section(text, 'curves')
+    assert f'final accuracy {pd.read_csv(runs[1].run_dir/"history.csv").accuracy.iloc[-1]:.1%}' in section(text, 'curves')
 
 
 def test_the_comparison_is_that_of_the_runs(runs, text):
     before, after = (load_evaluation(o.run_dir/'test.npz') for o in runs)
     said = shown(section(text, 'changes'))
-    assert f'accuracy {after.accuracy:.2%} against {before.accuracy:.2%}' in said
+    assert f'accuracy {after.accuracy:.2%}, before {before.accuracy:.2%}' in said
     assert f'{(after.correct & ~before.correct).sum():,} images fixed, {(before.correct & ~after.correct).sum():,} broken' in said
     first = compare(before, after).per_class().iloc[0]
     assert f'{100*first.low:+.1f} to {100*first.high:+.1f}'.replace('-', '\N{MINUS SIGN}') in rows(section(text, 'changes'))[0]
@@ -129,14 +129,14 @@ def test_other_data_are_evaluated_anew(runs, practice, monkeypatch, tmp_path):
 def test_an_evaluation_of_other_images_of_the_same_names_is_refused(runs, tmp_path):
     folder = shutil.copytree(runs[1].run_dir, tmp_path/'run')
     replace(load_evaluation(folder/'test.npz'), fingerprint='0'*16).save(folder/'test.npz')
-    with pytest.raises(ValueError, match='test.npz is about other images than those in'): write_report(folder)
+    with pytest.raises(ValueError, match='test.npz is an evaluation of other images than those in'): write_report(folder)
 
 
 @pytest.mark.slow
 def test_test_images_are_read_only_if_they_were(practice, tmp_path):
     learn = train(Recipe(name='quick', model='ladder_0', stages=Stage(epochs=1, lr=.01), bs=64), source=practice, limit=300, run_dir=tmp_path/'run', num_workers=0)
     text = write_report(learn).read_text(encoding='utf-8')
-    assert 'valid images' in text and not (tmp_path/'run'/'test.npz').exists() and (tmp_path/'run'/'valid.npz').exists()
+    assert 'validation images' in text and not (tmp_path/'run'/'test.npz').exists() and (tmp_path/'run'/'valid.npz').exists()
     assert 'no temperature was fitted' in shown(section(text, 'calibration'))
 
 
@@ -151,21 +151,21 @@ def body(runs, name, **changes):
 @pytest.mark.parametrize('name, package', [('attention', 'captum'), ('labels', 'cleanlab')])
 def test_a_missing_package_costs_one_section(runs, monkeypatch, name, package):
     monkeypatch.setattr(report, 'find_spec', lambda o: None)
-    assert f'This needs {package}: pip install cifar_fastai[interpret].' in body(runs, name)
+    assert f'This section needs {package}: pip install cifar_fastai[interpret].' in body(runs, name)
 
 
 @pytest.mark.parametrize('name', ['confused', 'sure', 'attention'])
-def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'The images are not here.' in body(runs, name, root='/nowhere')
+def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'The image files were not found.' in body(runs, name, root='/nowhere')
 
 
 def test_a_model_that_is_always_right(runs):
     result = load_evaluation(runs[1].run_dir/'test.npz')
     perfect = dict(probs=pd.get_dummies(pd.Categorical(result.targets, range(10))).to_numpy(float), losses=result.losses*0)
-    assert 'confuses nothing' in body(runs, 'confusion', **perfect) and 'confuses nothing' in body(runs, 'confused', **perfect)
+    assert 'classified correctly' in body(runs, 'confusion', **perfect) and 'classified correctly' in body(runs, 'confused', **perfect)
     for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
-    assert 'makes no mistakes' in body(runs, 'attention', **perfect)
+    assert 'classified correctly' in body(runs, 'attention', **perfect)
     page = report._Page(Run(runs[1].run_dir), runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
-    assert 'right often enough' in report._coverage(page) and 'No other validation images' in body(runs, 'coverage', **perfect)
+    assert 'already reaches every target accuracy' in report._coverage(page) and 'needs separate validation images' in body(runs, 'coverage', **perfect)
 
 
 def test_a_section_that_cannot_be_costs_no_other(runs, monkeypatch):
@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_early(runs, tmp_path):
     header = (folder/'history.csv').read_text().splitlines()[0]
     (folder/'history.csv').write_text(header + '\n')
     page = report._Page(Run(folder), runs[0], load_evaluation(folder/'test.npz'), None)
-    assert 'No epoch was finished.' in report._body(report._sections['curves'][2], page)
+    assert 'before the end of the first epoch' in report._body(report._sections['curves'][2], page)
 
 
 def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
@@ -187,7 +187,7 @@ def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
     result = load_evaluation(folder/'test.npz')
     page = report._Page(Run(folder), runs[0], result, replace(result, split='valid'))
     said = {name: report._body(report._sections[name][2], page) for name in ('summary', 'calibration', 'coverage')}
-    assert 'a little too good' in said['summary'] and 'valid accuracy' not in said['summary']
+    assert 'optimistic estimate' in said['summary'] and 'validation accuracy' not in said['summary']
     assert 'no temperature was fitted' in said['calibration'] and 'no thresholds' in said['coverage']
 
 
@@ -195,14 +195,14 @@ def test_an_evaluation_of_other_images_is_not_taken_for_the_runs(runs, tmp_path)
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     result = load_evaluation(folder/'test.npz')
     replace(result, files=[f'x{o}' for o in result.files]).save(folder/'test.npz')
-    with pytest.raises(ValueError, match='test.npz is about other images'): write_report(folder)
+    with pytest.raises(ValueError, match='test.npz is an evaluation of other images'): write_report(folder)
 
 
 def test_a_comparison_reads_the_test_images_only_if_both_runs_did(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(report, '_sections', {'changes': report._sections['changes']})
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     for name in ('metrics.json', 'test.npz'): (folder/name).unlink()
-    assert 'valid images' in write_report(runs[1], against=folder, path=tmp_path/'a.html').read_text(encoding='utf-8')
+    assert 'validation images' in write_report(runs[1], against=folder, path=tmp_path/'a.html').read_text(encoding='utf-8')
     assert not (folder/'test.npz').exists()
 
 
@@ -213,10 +213,10 @@ def test_large_photographs_become_small(tmp_path):
 
 
 def test_bad_requests(runs, tmp_path):
-    with pytest.raises(FileNotFoundError, match='No folder .*nowhere to write'): write_report(runs[1], path=tmp_path/'nowhere'/'a.html')
+    with pytest.raises(FileNotFoundError, match='Folder .*nowhere does not exist'): write_report(runs[1], path=tmp_path/'nowhere'/'a.html')
     with pytest.raises(ValueError, match="Unknown split 'train'"): write_report(runs[1], split='train')
     for given in (dict(source='synthetic'), dict(device='cpu')):
-        with pytest.raises(ValueError, match='source and device are for run folders'): write_report(runs[1], **given)
+        with pytest.raises(ValueError, match='source and device need a run folder'): write_report(runs[1], **given)
     with pytest.raises((ValueError, FileNotFoundError), match='nowhere'): write_report(tmp_path/'nowhere')
     with pytest.raises(ValueError, match='has no run folder'): write_report(Learner(runs[1].dls, runs[1].model, loss_func=runs[1].loss_func))
 
@@ -232,7 +232,7 @@ def test_an_interrupted_report_leaves_the_old_one(runs, page, monkeypatch):
 def test_damaged_evaluation_is_named(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     (folder/'test.npz').write_bytes(b'PK')
-    with pytest.raises(ValueError, match='test.npz is no saved Evaluation'): write_report(folder)
+    with pytest.raises(ValueError, match='test.npz is not a saved Evaluation'): write_report(folder)
 
 
 # ---------------------------------------------------------------------------------------------------- in a browser
@@ -283,9 +283,9 @@ def test_links_lead_to_sections(opened):
 def test_an_accuracy_that_cannot_be_had_has_no_threshold():
     probs, targets = np.tile([1., 0.], (100, 1)), np.repeat([0, 1], [95, 5])
     said = Evaluation(probs, targets, np.where(targets, 69., 0), [f'#{i}' for i in range(100)], ['a', 'b'], split='valid')
-    row = report._refusal(said, said, .99)
-    assert np.isnan(row['at least so sure']) and row['answered'] == 0 and np.isnan(row['right'])
-    assert report._refusal(said, said, .95)['right'] == .95
+    row = report._selective(said, said, .99)
+    assert np.isnan(row['confidence threshold']) and row['coverage'] == 0 and np.isnan(row['accuracy'])
+    assert report._selective(said, said, .95)['accuracy'] == .95
 
 def test_pictures_on_a_page_stay_as_they_are():
     for mode in 'RGB', 'RGBA', 'P':

@@ -124,7 +124,7 @@ def test_what_cannot_be_corrupted(images):
     with pytest.raises(ValueError, match='seed must be'): corrupt(images, 'noise', 1, seed=-1)
     for bad in (images[0], images[:0], images[:, :2]):
         with pytest.raises(ValueError, match=r'takes images \(N, C, H, W\) with 1 or 3 channels'): corrupt(bad, 'blur', 1)
-    with pytest.raises(TypeError, match='bytes or of floats from 0 to 1, got torch.int64'): corrupt(images.astype(np.int64), 'blur', 1)
+    with pytest.raises(TypeError, match='uint8 images, or floats from 0 to 1, got torch.int64'): corrupt(images.astype(np.int64), 'blur', 1)
     for bad in (normalized(images / 255), images.astype(np.float32), np.full((1, 3, 4, 4), np.nan)):
         with pytest.raises(ValueError, match='before normalization'): corrupt(bad, 'blur', 1)
 
@@ -137,7 +137,7 @@ def test_pictures_of_corruptions(images):
         expected = [images[i], *(corrupt(images[i:i + 1], name, level)[0] for level in (2, 5))]
         for ax, image in zip(row, expected): np.testing.assert_array_equal(ax.images[0].get_array(), image.transpose(1, 2, 0))
     assert show_corruptions(torch.from_numpy(images[:1, :1]) / 255, 'blur').shape == (1, 6)
-    with pytest.raises(ValueError, match='1 corruptions with 2 pictures each need 2 axes, got 1'): show_corruptions(images, 'blur', [1], axes=[plt.subplots()[1]])
+    with pytest.raises(ValueError, match='1 corruptions with 2 images each need 2 axes, got 1'): show_corruptions(images, 'blur', [1], axes=[plt.subplots()[1]])
 
 
 # ---------------------------------------------------------------------------------------------------- robustness
