@@ -155,7 +155,7 @@ def test_coverage_agrees_with_a_loop():
 
 @pytest.mark.parametrize('call, said', [
     (lambda: wilson_interval(1, 2, 1), 'between 0 and 1, got 1'), (lambda: wilson_interval(3, 2), 'failures must be a number of images, 0 or more'),
-    (lambda: mcnemar_exact(-1, 2), 'fixed must be a number of images, 0 or more'), (lambda: paired_interval(2, 2, 3), 'unchanged .* must be a number of images, 0 or more'),
+    (lambda: mcnemar_exact(-1, 2), 'fixed must be a number of images, 0 or more'), (lambda: paired_interval(2, 2, 3), 'unchanged must be a number of images, 0 or more'),
     (lambda: reliability(np.ones(2), np.ones(2), 0), 'at least 1, got 0')])
 def test_bad_input_is_named(call, said):
     with pytest.raises(ValueError, match=said): call()

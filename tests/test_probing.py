@@ -430,7 +430,7 @@ def test_few_and_flat_features(learn):
     assert embed(np.random.default_rng(0).normal(size=(4, 3))).shape == (4, 2)
     assert embed(features(learn, n=12), 'pca').shape == (12, 2)
     for values, message in [(np.zeros((5, 4)), 'All images have the same features'), (np.full((5, 4), np.nan), 'diverged'),
-                            (np.zeros((1, 4)), 'at least 2 images'), (np.zeros(4), 'at least 2 images'), (np.zeros((4, 1)), 'F at least 2')]:
+                            (np.zeros((1, 4)), 'n and F at least 2'), (np.zeros(4), 'n and F at least 2'), (np.zeros((4, 1)), 'F at least 2')]:
         with pytest.raises(ValueError, match=message): embed(values)
     with pytest.raises(ValueError, match="Unknown method 'umap'. Allowed: 'tsne' or 'pca'"): embed(np.eye(4), 'umap')
 
@@ -452,7 +452,7 @@ def test_points_have_their_class_and_the_wrong_ones_a_ring():
     assert (right.get_facecolors()[1][:3] == right.get_facecolors()[2][:3]).all() and (right.get_facecolors()[0] != right.get_facecolors()[1]).any()
     assert (wrong.get_facecolors()[0][:3] == right.get_facecolors()[0][:3]).all() and (wrong.get_edgecolors()[0] == (0, 0, 0, 1)).all()
     assert wrong.get_zorder() > right.get_zorder()
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['right (3)', 'wrong (2)'] and '5 test images' in ax.get_title()
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['correct (3)', 'wrong (2)'] and '5 test images' in ax.get_title()
     assert {t.get_text(): t.get_position() for t in ax.texts} == {'cat': tuple(np.median(xy[:2], 0)), 'dog': tuple(np.median(xy[2:4], 0)), 'frog': tuple(xy[4])}
 
 
