@@ -660,7 +660,7 @@ damages = {
     'json broken': (lambda f: (f/'classifier.json').write_text('{"format": '), ValueError, 'classifier.json is damaged'),
     'json empty': (lambda f: (f/'classifier.json').write_text(''), ValueError, 'classifier.json is damaged'),
     'json binary': (lambda f: (f/'classifier.json').write_bytes(bytes(range(256))), ValueError, 'classifier.json is damaged'),
-    'json a list': (lambda f: (f/'classifier.json').write_text('[1]'), ValueError, 'damaged: it holds a list'),
+    'json a list': (lambda f: (f/'classifier.json').write_text('[1]'), ValueError, 'damaged: .* a list'),
     'json of something else': (lambda f: (f/'classifier.json').write_text('{"model_type": "bert"}'), ValueError, 'was not written by save_classifier'),
     'json newer': (lambda f: change_json(f, format_version=2), ValueError, r'newer cifar_fastai \(format 2; this one reads 1\). Upgrade'),
     'json missing': (lambda f: (f/'classifier.json').unlink(), FileNotFoundError, 'is not a classifier or run folder: it has no classifier.json'),
@@ -705,7 +705,7 @@ def test_damaged_folders_are_named_in_one_line(damage, damaged):
 run_damages = {
     'recipe missing': (lambda f: (f/'recipe.json').unlink(), FileNotFoundError, 'not a run folder: it has no recipe.json'),
     'recipe broken': (lambda f: (f/'recipe.json').write_text('{'), ValueError, 'recipe.json is damaged'),
-    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or was not written by cifar_fastai'),
+    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or not a recipe'),
     'run broken': (lambda f: (f/'run.json').write_text('{'), ValueError, 'run.json is damaged'),
     'run foreign': (lambda f: (f/'run.json').write_text('{"id": 1}'), ValueError, "run.json is damaged: it lacks 'data'"),
     'run missing': (lambda f: (f/'run.json').unlink(), FileNotFoundError, 'is not a classifier'),
