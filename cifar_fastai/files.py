@@ -101,7 +101,7 @@ def parse_json(
     "Parse a JSON object; raises `ValueError` for anything else"
     try: data = json.loads(text)
     except ValueError as e: raise ValueError(f'{name} is damaged: {e}') from None
-    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: expected a JSON object, got a {type(data).__name__}')
+    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, expected a JSON object')
     return data
 
 # %% ../nbs/00_files.ipynb #30606c9b

@@ -106,7 +106,7 @@ def test_an_empty_folder_gives_way_and_a_full_one_stays(tmp_path):
 
 # --- JSON
 
-@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'expected a JSON object, got a list'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
+@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'holds a list, expected a JSON object'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
 def test_damaged_json_is_named(tmp_path, text, why):
     path = atomic_write(tmp_path/'run.json', text)
     with pytest.raises(ValueError, match=f'run.json is damaged: .*{why}'): read_json(path)
