@@ -358,7 +358,7 @@ def _print_evaluation(result):
     print(f'\n{_confused_line(result)}')
 
 def _confused_line(result):
-    pairs = [f'{actual} as {predicted} ({n})' for actual, predicted, n in result.most_confused()[:5]]
+    pairs = [f'{actual} predicted as {predicted} ({n})' for actual, predicted, n in result.most_confused()[:5]]
     return f'most confused: {", ".join(pairs) or "none"}'
 
 # %% ../nbs/10_cli.ipynb #1212a262

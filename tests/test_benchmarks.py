@@ -352,9 +352,9 @@ def test_runs_that_were_made_elsewhere_get_no_row_of_here(practice, tmp_path):
     folder = train(two_stages.shorten(1), source=practice, run_dir=tmp_path/'run', device='cpu').run_dir
     run = json.loads((folder/'run.json').read_text())
     side_by_side.check_machine({folder: run}, 'cpu')
-    for changes,device,message in (({}, 'cuda', 'device cpu, not cuda'), (dict(versions=run['versions'] | dict(torch='1.0')), 'cpu', 'torch 1.0, not'),
+    for changed,device,message in (({}, 'cuda', 'device cpu, not cuda'), (dict(versions=run['versions'] | dict(torch='1.0')), 'cpu', 'torch 1.0, not'),
                                    (dict(hardware=run['hardware'] | dict(threads=99)), 'cpu', 'threads 99, not')):
-        with pytest.raises(SystemExit, match=f'run was not made here: .*{message}.*another --out'): side_by_side.check_machine({folder: run | changes}, device)
+        with pytest.raises(SystemExit, match=f'run was not made here: .*{message}.*another --out'): side_by_side.check_machine({folder: run | changed}, device)
 
 def test_a_row_in_the_middle_may_have_more_columns(tmp_path):
     side_by_side.write_rows(tmp_path/'a.csv', [dict(a=1, c=2), dict(a=3, b=4, c=5), dict(a=6, c=7)])

@@ -652,7 +652,7 @@ def test_report_against_another_run(folder, trained):
     result = run('report', trained.folder, '--against', folder, '--out', 'both.html')
     assert result.code == 0 and result.out == 'Written: both.html\n' and not result.err
     page = Path('both.html').read_text(encoding='utf-8')
-    assert 'Against another run' in page and '0 images fixed, 0 broken' in page
+    assert 'Comparison with another run' in page and '0 images fixed, 0 broken' in page
 
 @pytest.mark.slow
 def test_report_of_one_split(folder):
