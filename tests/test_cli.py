@@ -657,13 +657,13 @@ def test_report_against_another_run(folder, trained):
 @pytest.mark.slow
 def test_report_of_one_split(folder):
     assert run('report', folder, '--split', 'valid').code == 0
-    assert 'seen through 20 valid images' in (folder/'report.html').read_text(encoding='utf-8')
+    assert 'evaluated on 20 validation images' in (folder/'report.html').read_text(encoding='utf-8')
 
 def test_report_refuses(folder, practice):
     fails(run('report', practice), 'run.json')
     fails(run('report', folder, '--split', 'tset'), "Unknown split 'tset'. Allowed: 'test', 'valid'")
     (folder/'test.npz').write_bytes(b'')
-    fails(run('report', folder), 'test.npz is no saved Evaluation')
+    fails(run('report', folder), 'test.npz is not a saved Evaluation')
     fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No folder no/such to write the report to')
 
 def test_evaluations_are_kept_whole(trained, folder):

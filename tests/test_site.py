@@ -146,7 +146,7 @@ def test_reference_tells_what_the_source_tells(site):
     page = {o: (site / f'{o}.html').read_text(encoding='utf-8') for o in ('experiments', 'recipes', 'models', 'callbacks')}
     words = {o: re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', '', text)) for o, text in page.items()}
     assert 'a list of values, or one' in words['experiments'], 'a comment of **kwargs'
-    assert 'side in pixels that the network sees' in words['recipes'], "a comment of a dataclass's field"
+    assert 'height and width of the network' in words['recipes'], "a comment of a dataclass's field"
     assert 'images: Tensor (N, C, H, W), normalized' in words['models'], 'a comment of a method shown by hand'
     assert page['models'].index('id="small_cnn"') < page['models'].index('id="medium_cnn"') < page['models'].index('id="airbench94"'), 'in the order of the source'
     assert 'H / 2**len(widths)' in words['models'], 'stars that are no markdown'
