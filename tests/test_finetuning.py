@@ -318,7 +318,7 @@ def test_missing_weights_are_found_out_before_the_run_folder_is_made(practice, t
 # Every recipe from end to end
 
 # from end to end: one of each kind that there is
-whole = ['small_cnn', 'small_cnn_one_cycle', 'tiny_cnn', 'three_block_cnn', 'three_block_cnn_one_cycle', 'plain_cnn', 'ladder_1', 'ladder_8_1_sgd', 'mobilenet_v2_finetuned',
+whole = ['small_cnn_one_cycle', 'tiny_cnn', 'three_block_cnn', 'three_block_cnn_one_cycle', 'plain_cnn', 'ladder_1', 'ladder_8_1_sgd', 'mobilenet_v2_finetuned',
          'efficientnet_b2_finetuned', 'resnet34_finetuned', 'resnet34_tiny_imagenet']
 
 def kind(name):
