@@ -664,7 +664,7 @@ def test_report_refuses(folder, practice):
     fails(run('report', folder, '--split', 'tset'), "Unknown split 'tset'. Allowed: 'test', 'valid'")
     (folder/'test.npz').write_bytes(b'')
     fails(run('report', folder), 'test.npz is not a saved Evaluation')
-    fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'No folder no/such to write the report to')
+    fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'Folder no/such does not exist, so the report cannot be written')
 
 def test_evaluations_are_kept_whole(trained, folder):
     for split, n in (('valid', 20), ('test', 50)):
