@@ -2,8 +2,8 @@
 
 A full run of a reference project's recipe takes up to an hour, and machines differ, so one call compares recipes by the time of their
 epochs. Each recipe is trained on part of the images, one epoch of every stage, in turns with the others, three times, and the times are
-multiplied by the number of epochs. Training and validation are timed separately and scaled to the images of the full recipe. The state of
-the art is `airbench94_sgd`: airbench's network with its own settings, 9.9 epochs, batch size 1,024 and 32-bit floats, in our Learner. Each
+multiplied by the number of epochs. Training and validation are timed separately and scaled to the images of the full recipe. The reference to
+beat is `airbench94_sgd`: airbench's network with its own settings, 9.9 epochs, batch size 1,024 and 32-bit floats, in our Learner. Each
 recipe gets a row in benchmarks/results/epochs.csv with the median, minimum and maximum seconds of a full run. It replaces an older row of
 such a machine."""
 import argparse

@@ -438,7 +438,7 @@ def train_command(
 
     Ctrl-C keeps the history up to the last complete epoch, and the weights."""
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
-                   valid=int(valid) if valid and valid >= 1 else valid)
+                   valid=int(valid) if valid is not None and valid.is_integer() else valid)
     changes = {name: value for name,value in options.items() if value is not None}
     chosen = _find_recipe(recipe, changes)
     changed = [*changes] if limit is None else [*changes, 'limit']

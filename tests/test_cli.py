@@ -544,6 +544,10 @@ def test_options_change_the_recipe(recipe, practice):
     assert Recipe.from_json(Path('run/recipe.json').read_text()) == tiny.change(epochs=1, lr=.02, bs=16, augment='none', valid=.3)
     assert read('run/run.json')['data']['n_train'] == 50
 
+@pytest.mark.parametrize('valid', ['0', '1.5'])
+def test_neither_a_fraction_nor_a_number_of_validation_images(valid, recipe, practice):
+    fails(train(recipe, practice, '--out', 'run', '--valid', valid), f'valid={valid}', 'a fraction in (0, 1)')
+
 def test_a_number_of_validation_images(recipe, practice):
     assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--valid', '30').code == 0
     assert read('run/run.json')['data']['n_valid'] == 30
