@@ -546,7 +546,7 @@ def test_options_change_the_recipe(recipe, practice):
 
 @pytest.mark.parametrize('valid', ['0', '1.5'])
 def test_neither_a_fraction_nor_a_number_of_validation_images(valid, recipe, practice):
-    fails(train(recipe, practice, '--out', 'run', '--valid', valid), f'valid={valid}', 'a fraction in (0, 1)')
+    fails(train(recipe, practice, '--out', 'run', '--valid', valid), f'valid={valid} means', 'use between 10 and 190')
 
 def test_a_number_of_validation_images(recipe, practice):
     assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--valid', '30').code == 0
