@@ -6,8 +6,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 
 # %% auto #0
 __all__ = ['PlainTensors', 'PlainLosses', 'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision',
-           'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'check_class_weights', 'ClassWeights',
-           'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest', 'StopOnNonFiniteLoss', 'HistoryWriter']
+           'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'PenalizedLoss', 'check_class_weights',
+           'WeightedCrossEntropy', 'TrainingLoss', 'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest',
+           'StopOnNonFiniteLoss', 'HistoryWriter']
 
 # %% ../nbs/04_callbacks.ipynb #c54af6b0
 import time
@@ -18,13 +19,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from fastai.learner import AvgSmoothLoss
-from fastai.losses import CrossEntropyLossFlat
+from fastai.learner import AvgLoss, AvgSmoothLoss
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.torch_core import to_float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import random_tfms
+from .data import device_of, random_tfms
 from .errors import NonFiniteLossError
 from .recipes import Recipe
 from .runs import Run, has_avx512_bf16
@@ -40,7 +41,7 @@ class PlainTensors(Callback):
 # %% ../nbs/04_callbacks.ipynb #370b06e5
 def _works_behind(device):
     "Whether a device executes asynchronously, so that reading a number waits for all queued operations"
-    return torch.device(device or 'cpu').type != 'cpu'
+    return device.type != 'cpu'
 
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's running mean of the training loss, kept on the device of the losses"
@@ -53,7 +54,7 @@ class PlainLosses(Callback):
     "Store the losses that fastai records as floats; those of an accelerator are fetched once per epoch"
     order = 51 # after fastai's Recorder, before its progress bar
     def before_fit(self):
-        self.behind = _works_behind(self.dls.device) and not hasattr(self.learn, 'lr_finder')
+        self.behind = _works_behind(device_of(self.dls)) and not hasattr(self.learn, 'lr_finder')
         self.fetched = 0
         if not self.behind: return
         self.shown = torch.zeros((), pin_memory=torch.cuda.is_available())
@@ -143,13 +144,12 @@ class MixedPrecisionOnCUDA(MixedPrecision):
 
 # %% ../nbs/04_callbacks.ipynb #0843ce17
 class L2Penalty(Callback):
-    "Add a multiple of the sum of squared weights to the training loss"
+    "Minimize a multiple of the sum of squared weights too; the losses that are shown do not contain it"
     def __init__(self,
         l2:float, # factor: the penalty is `l2` times the sum of squared weights
         pattern:str='*', # shell-style pattern of parameter names; biases and norms are left out
-        valid:bool=False, # add it to the validation loss too
     ):
-        self.l2,self.pattern,self.valid = l2,pattern,valid
+        self.l2,self.pattern = l2,pattern
 
     def before_fit(self):
         self.params = [p for n,p in self.model.named_parameters() if p.ndim > 1 and fnmatchcase(n, self.pattern)]
@@ -157,11 +157,24 @@ class L2Penalty(Callback):
             raise ValueError(f'No weights match {self.pattern!r}, so there is nothing to apply the L2 penalty to. '
                              "Change the pattern (a recipe's l2_on), or turn off L2.")
 
-    def _penalty(self): return self.l2*sum(p.square().sum() for p in self.params if p.requires_grad)
+    def penalty(self)->torch.Tensor: # a number
+        "The penalty of the weights as they are; those that are frozen do not count"
+        return self.l2*sum(p.square().sum() for p in self.params if p.requires_grad)
 
     def after_loss(self):
-        if self.training: self.learn.loss_grad = self.loss_grad + self._penalty()
-        elif self.valid: self.learn.loss = self.loss + self._penalty()
+        if self.training: self.learn.loss_grad = self.loss_grad + self.penalty()
+
+class PenalizedLoss(AvgLoss):
+    "Metric: the validation loss plus the L2 penalty, which is the `val_loss` of Keras"
+    def accumulate(self, learn):
+        if not self.count: self.penalty = float(learn.l2_penalty.penalty()) if hasattr(learn, 'l2_penalty') else 0.
+        super().accumulate(learn)
+
+    @property
+    def value(self): return None if super().value is None else super().value + self.penalty
+    @property
+    def name(self): return 'penalized_loss'
+
 
 # %% ../nbs/04_callbacks.ipynb #add9d6c8
 def check_class_weights(
@@ -173,21 +186,56 @@ def check_class_weights(
     if unknown: raise ValueError(f'class_weights names {unknown[0]!r}, but the classes are {", ".join(vocab)}')
 
 # %% ../nbs/04_callbacks.ipynb #97aec11c
-class ClassWeights(Callback):
-    "Weight the training loss by class"
+class _WeightedCrossEntropy(nn.Module):
+    def __init__(self, weight, label_smoothing=0., reduction='mean'):
+        super().__init__()
+        self.weight,self.label_smoothing,self.reduction = weight,label_smoothing,reduction
+
+    def forward(self, pred, targ):
+        "Of logits (N, C), and of labels (N,) or the classes' shares in them (N, C)"
+        n_classes = pred.shape[1]
+        shares = targ if targ.is_floating_point() else F.one_hot(targ, n_classes).to(pred.dtype)
+        shares = shares*self.weight.to(pred)
+        weights = shares.sum(1)
+        smoothed = torch.lerp(shares, weights[:, None]/n_classes, self.label_smoothing)
+        losses = F.cross_entropy(pred, smoothed, reduction='none')
+        if self.reduction == 'none': return losses
+        return losses.sum() if self.reduction == 'sum' else losses.sum()/weights.sum()
+
+class WeightedCrossEntropy(CrossEntropyLossFlat):
+    "Cross-entropy in which each image counts by the weight of its own class, with label smoothing too"
+    def __init__(self,
+        weight:Tensor, # (C,): one for each class, not negative
+        label_smoothing:float=0., # between 0 and 1
+        reduction:str='mean', # 'mean': divided by the sum of the images' weights; 'sum'; or 'none'
+    ): BaseLoss.__init__(self, _WeightedCrossEntropy, weight, label_smoothing, reduction, flatten=False)
+
+# %% ../nbs/04_callbacks.ipynb #f09d328a
+def _is_plain(loss_func):
+    func = getattr(loss_func, 'func', None)
+    return type(loss_func) is CrossEntropyLossFlat and func.weight is None and not func.label_smoothing
+
+class TrainingLoss(Callback):
+    "Train with label smoothing and class weights; validation and predictions use the plain cross-entropy"
     order = -1 # MixUp and CutMix wrap the loss that they find
     def __init__(self,
-        weights:dict, # class -> weight; 1 for the others
-    ):
-        self.weights = weights
+        label_smoothing:float=0., # between 0 and 1
+        class_weights:dict|None=None, # class -> weight; 1 for the others
+    ): self.label_smoothing,self.class_weights = label_smoothing,dict(class_weights or {})
 
     def before_fit(self):
-        check_class_weights(self.weights, self.dls.vocab)
-        weight = torch.tensor([float(self.weights.get(c, 1)) for c in self.dls.vocab], device=self.dls.device)
-        self.plain = self.loss_func
-        self.weighted = CrossEntropyLossFlat(weight=weight, label_smoothing=self.learn.recipe.label_smoothing)
+        check_class_weights(self.class_weights, self.dls.vocab if self.class_weights else [])
+        self.plain = self.trained = self.loss_func
+        if not _is_plain(self.plain):
+            if self.class_weights:
+                raise ValueError(f'class_weights are for the cross-entropy, but learn.loss_func is {self.plain}. '
+                                 'Give your loss function the weights, or leave them out of the recipe.')
+        elif self.class_weights:
+            weight = torch.tensor([float(self.class_weights.get(c, 1)) for c in self.dls.vocab])
+            self.trained = WeightedCrossEntropy(weight.to(device_of(self.dls)), self.label_smoothing)
+        elif self.label_smoothing: self.trained = CrossEntropyLossFlat(label_smoothing=self.label_smoothing)
 
-    def before_train(self): self.learn.loss_func = self.weighted
+    def before_train(self): self.learn.loss_func = self.trained
     def before_validate(self): self.learn.loss_func = self.plain
     def after_fit(self): self.learn.loss_func = self.plain
 
@@ -261,7 +309,7 @@ class StopOnNonFiniteLoss(Callback):
 
     def after_loss(self):
         if not self.training: return
-        if _works_behind(self.dls.device): return self._note()
+        if _works_behind(device_of(self.dls)): return self._note()
         loss = self.loss.item()
         if not isfinite(loss): raise self._error(f'loss became {loss} in', self.epoch, self._lr(), self.iter)
 

@@ -8,8 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 __all__ = ['cifar10_stats', 'StratifiedSplitter', 'FolderSplitter', 'LimitedSplitter', 'channel_stats', 'ResizeBatch',
            'cifar10_datablock', 'ImageCache', 'ImageCaches', 'default_workers', 'reading_size', 'cifar10_dataloaders',
            'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader', 'test_dataloader', 'split_loader',
-           'split_name', 'file_names', 'dataset_fingerprint', 'loader_of_items', 'loader_at', 'random_positions',
-           'whole_seed']
+           'split_name', 'device_of', 'loader_in_order', 'file_names', 'dataset_fingerprint', 'loader_of_items',
+           'loader_at', 'random_positions', 'whole_seed']
 
 # %% ../nbs/03_data.ipynb #ac4dcfc4
 import hashlib
@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path, PurePath
 
@@ -323,7 +323,7 @@ def cifar10_dataloaders(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
     bs:int=256, # batch size
     valid:float|int|str=0.1, # fraction or number of training images to hold out for validation; 'test': see `FolderSplitter`
-    seed:int=0, # of the split; shuffling and augmentation follow `set_seed`
+    seed:int=0, # of the split; fastai's `set_seed` before this call seeds shuffling, and before a fit augmentation
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
     image_size:int|None=None, # side in pixels; None: the original size
@@ -360,7 +360,8 @@ def random_tfms(
     dl:TfmdDL, # of training images
 )->list: # fastai batch transforms
     "The augmentation of a loader: its random batch transforms"
-    return [t for t in getattr(dl.after_batch, 'fs', ()) if isinstance(t, RandTransform)]
+    tfms = getattr(dl, 'after_batch', None)  # PyTorch's own loaders have none
+    return [t for t in getattr(tfms, 'fs', ()) if isinstance(t, RandTransform)]
 
 # %% ../nbs/03_data.ipynb #6432c442
 def augment_loader(
@@ -424,6 +425,23 @@ def split_name(
     known = zip(('train', 'valid'), dls.loaders)
     return next((name for name, other in known if dl.dataset is other.dataset), 'custom')
 
+# %% ../nbs/03_data.ipynb #ed268ead
+def device_of(
+    dls:DataLoaders, # of any loaders
+)->torch.device: # where they put batches; that of PyTorch's own loaders is the CPU
+    "The device of batches"
+    return torch.device(getattr(dls, 'device', None) or 'cpu')
+
+def loader_in_order(
+    dl, # a `DataLoader` of fastai or PyTorch, of a data set with a length
+    bs:int|None=None, # batch size; None: that of `dl`
+)->DataLoader: # of the same images in listing order
+    "Make a loader that does not shuffle"
+    if not isinstance(dl, DataLoader):
+        return DataLoader(dl.dataset, bs=bs or dl.batch_size, num_workers=dl.num_workers, create_batch=dl.collate_fn)
+    in_order = partial(list, range(len(dl.dataset)))
+    return dl.new(bs=bs or dl.bs, shuffle=False, drop_last=False, get_idxs=in_order)
+
 # %% ../nbs/03_data.ipynb #845f0b2f
 def _file_name(i, item, root):
     if not isinstance(item, (str, Path)): return f'#{i}'
@@ -454,23 +472,25 @@ def dataset_fingerprint(
 def loader_of_items(
     dl:TfmdDL, # of fastai's data blocks
     items:Sequence, # of its data set, or others of the same kind
+    **kwargs, # for fastai's `new`: `bs`
 )->TfmdDL: # of these items in this order, with labels and without augmentation
     "Make a loader of some items"
     chosen = test_set(dl.dataset, items, with_labels=True)
     if caches := vars(dl.dataset).get('caches'): caches.give(chosen)
-    return dl.new(chosen, shuffle=False, drop_last=False)
+    return dl.new(chosen, shuffle=False, drop_last=False, **kwargs)
 
 # %% ../nbs/03_data.ipynb #5e43a7ce
 def loader_at(
     dl:DataLoader, # fastai's, of any data set
     positions:Sequence, # whole numbers, in its data set
+    **kwargs, # for fastai's `new`: `bs`
 )->DataLoader: # of these images in this order, without augmentation
     "Make a loader of the images at some positions"
     if not isinstance(dl.dataset, (Datasets, TfmdLists)):
-        return dl.new(Subset(dl.dataset, list(map(int, positions))), shuffle=False, drop_last=False)
+        return dl.new(Subset(dl.dataset, list(map(int, positions))), shuffle=False, drop_last=False, **kwargs)
     items = dl.dataset.items
-    if hasattr(items, 'iloc'): return loader_of_items(dl, items.iloc[list(positions)])
-    return loader_of_items(dl, [items[int(i)] for i in positions])
+    if hasattr(items, 'iloc'): return loader_of_items(dl, items.iloc[list(positions)], **kwargs)
+    return loader_of_items(dl, [items[int(i)] for i in positions], **kwargs)
 
 # %% ../nbs/03_data.ipynb #59a00a76
 def random_positions(

@@ -11,7 +11,7 @@ __all__ = ['Evaluation', 'load_evaluation', 'list_tta', 'tta_views', 'make_view'
 # %% ../nbs/06_evaluation.ipynb #7cadfbb3
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 import json
 from math import log
@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import metrics
-from .data import (augment_loader, dataset_fingerprint, file_names, random_tfms, split_loader,
-                               split_name)
+from .data import (augment_loader, dataset_fingerprint, file_names, loader_in_order, random_tfms,
+                               split_loader, split_name)
 from .images import plain_image
 from .files import atomic_file, parse_json
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
@@ -573,9 +573,8 @@ def _random_passes(learn, dl): # -> as `_one_pass`
 def _plain(dl, bs):
     "The same images in listing order, without augmentation."
     dataset = dl.dataset
-    in_order = partial(list, range(len(dataset)))
-    if getattr(dataset, 'split_idx', 1) == 0: dataset = test_set(dataset, dataset.items, with_labels=True)
-    return dl.new(dataset, bs=dl.bs if bs is None else bs, shuffle=False, drop_last=False, get_idxs=in_order)
+    if getattr(dataset, 'split_idx', 1) == 0: dl = dl.new(test_set(dataset, dataset.items, with_labels=True))
+    return loader_in_order(dl, bs)
 
 # %% ../nbs/06_evaluation.ipynb #0ef69c95
 def check_evaluable(

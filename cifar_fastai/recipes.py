@@ -18,7 +18,7 @@ from .registry import Registry
 # %% ../nbs/01_recipes.ipynb #59e3d065
 schedules = ('one_cycle', 'constant', 'reduce_on_plateau')
 optimizers = ('sgd', 'muon', 'adam', 'adamw')
-monitors = ('valid_loss', 'accuracy')
+monitors = ('valid_loss', 'penalized_loss', 'accuracy')  # the second: with the L2 penalty, as Keras has it
 
 def _number(owner, name, value, low, high=float('inf'), whole=False):
     "Refuse what is not a number from `low` to `high`"
@@ -323,7 +323,8 @@ register_recipe(Recipe(
     name='mobilenet_v2_finetuned', model='mobilenet_v2', weights='IMAGENET1K_V1', source='reference project 2',
     description='as published: MobileNetV2, its last layers and a new head',
     head=Head(lin_ftrs=(256,), ps=(0, .5), concat_pool=False, first_bn=False), groups=('features.16', 'head'),
-    stages=Stage(epochs=10, lr=1e-4, schedule='reduce_on_plateau', freeze_to='features.16', bn='frozen', grad_clip=1.),
+    stages=Stage(epochs=10, lr=1e-4, schedule='reduce_on_plateau', plateau_monitor='penalized_loss', freeze_to='features.16',
+                 bn='frozen', grad_clip=1.),
     image_size=224, augment='rotate_shift_flip_zoom', stats='imagenet', bs=64, optimizer='adam', keras=True,
     l2=1e-3, l2_on='head.*'))
 
@@ -371,7 +372,7 @@ register_recipe(_one_cycle('ladder_4', 5))
 
 # %% ../nbs/01_recipes.ipynb #e910c5d8
 _step_7 = dict(model='ladder_7', bs=256, l2=.01, l2_on='body.*', schedule='reduce_on_plateau', plateau_monitor='accuracy',
-               plateau_patience=3, min_lr=1e-5, keep_best='accuracy')
+               plateau_patience=3, min_lr=1e-5, keep_best='accuracy', early_stopping_monitor='penalized_loss')
 _step_8_1 = _step_7 | dict(augment='rotate_shift_flip_zoom', stats='cifar10', plateau_factor=.7, epochs=200, early_stopping=20)
 register_recipe(_ladder(7, 'L2, average pooling, reduce on plateau', **_step_7))
 register_recipe(_ladder(8, 'augmentation', augment='rotate_shift_flip_zoom', **_step_7))

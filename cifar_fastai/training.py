@@ -15,6 +15,7 @@ import warnings
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,18 +26,20 @@ from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed, to_device
+from fastcore.foundation import L
 from torch import nn
 
 from .augmentation import augmentation
 from .callbacks import (
-    AlternatingFlips, BFloat16OnCPU, ClassWeights, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
-    LowerLROnPlateau, MixedPrecisionOnCUDA, PlainLosses, PlainTensors, ProgressiveResizing, StopOnNonFiniteLoss,
-    check_class_weights, training_precision)
-from .data import cifar10_dataloaders, image_loader, set_augmentation
+    AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
+    LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
+    StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
+from .data import cifar10_dataloaders, device_of, loader_at, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import muon, nesterov_sgd
@@ -62,6 +65,7 @@ def optimizer_function(
 def _sample(dls):
     "One validation image as the network will see it: (1, C, H, W)"
     dl = dls.valid
+    if not isinstance(dl, DataLoader): return next(iter(dl))[0][:1] # PyTorch's own
     batch = dl.do_batch([dl.do_item(0)])
     return dl.after_batch(to_device(batch, dls.device))[0]
 
@@ -93,13 +97,19 @@ def fit_stem(
     "Fit the whitening layers of a network to training images"
     stems = [m for m in model.modules() if isinstance(m, PatchWhitening)]
     if not stems: return model
-    items = dls.train.items
     pixels_an_image = _sample(dls)[0, 0].numel()
-    n = min(n_images, n_pixels//pixels_an_image + 1, len(items))
-    evenly_spaced = [items[i*len(items)//n] for i in range(n)]
-    x,_ = image_loader(dls, evenly_spaced, bs=n, num_workers=0).one_batch()
+    x = _training_images(dls.train, min(n_images, n_pixels//pixels_an_image + 1))
     for m in stems: m.fit(x.as_subclass(torch.Tensor).to(m.filters.device))
     return model
+
+def _training_images(dl, n):
+    "Up to `n` images at even intervals, not augmented; of a loader that is not fastai's, the first ones"
+    if not isinstance(dl, DataLoader) or not hasattr(dl.dataset, '__len__'):
+        n_batches = -(-n//(getattr(dl, 'batch_size', None) or dl.bs))
+        return torch.cat([batch[0] for batch in islice(dl, n_batches)])[:n]
+    n_all = len(dl.dataset)
+    n = min(n, n_all)
+    return loader_at(dl, [i*n_all//n for i in range(n)], bs=n, num_workers=0).one_batch()[0]
 
 # %% ../nbs/05_training.ipynb #374b11df
 def _plain_network(recipe, n_out, in_channels):
@@ -139,7 +149,7 @@ def _check_stages(recipe, dls):
     "Reject now what would be an error in a later stage"
     for stage in recipe.stages:
         augmentation(stage.augment or 'none')
-        check_class_weights(dict(stage.class_weights), dls.vocab)
+        if stage.class_weights: check_class_weights(dict(stage.class_weights), dls.vocab)
 
 def _check_sizes(recipe, model, in_channels):
     "Reject image sizes that the network does not accept"
@@ -154,11 +164,12 @@ def _check_sizes(recipe, model, in_channels):
 # %% ../nbs/05_training.ipynb #54f7a684
 def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
-    cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast()]
-    if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on, valid=recipe.keras))
-    on_cuda = str(dls.device).startswith('cuda')
+    cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast(), TrainingLoss(recipe.label_smoothing)]
+    if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on))
+    device = device_of(dls)
+    on_cuda = device.type == 'cuda'
     if recipe.compile and on_cuda: cbs.append(CompileModel())
-    precision = training_precision(recipe, dls.device)
+    precision = training_precision(recipe, device)
     if precision == 'fp32': return cbs
     return [*cbs, MixedPrecisionOnCUDA(precision) if on_cuda else BFloat16OnCPU()]
 
@@ -188,6 +199,14 @@ def _listens(cb, event_name): # fastai looks in the learner and the model too, w
 # %% ../nbs/05_training.ipynb #e623bd52
 def _lr(stage): return slice(*stage.lr) if isinstance(stage.lr, tuple) else stage.lr
 
+def _metrics(recipe):
+    watched = {name for s in recipe.stages for name in (s.plateau_monitor, s.early_stopping_monitor, s.keep_best)}
+    return [accuracy, PenalizedLoss()] if 'penalized_loss' in watched else [accuracy]
+
+def _n_classes(dls):
+    if hasattr(dls, 'c') and hasattr(dls, 'vocab'): return dls.c
+    raise ValueError('dls does not say how many classes there are. Set dls.vocab to their names, and dls.c to their number.')
+
 def create_learner(
     recipe:Recipe|str, # or its name
     dls:DataLoaders, # train and valid; not modified
@@ -198,15 +217,17 @@ def create_learner(
     "Create the fastai `Learner` that `recipe` describes, without training it"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     in_channels = _n_channels(recipe, dls)
+    n_classes = _n_classes(dls)
     _check_stages(recipe, dls)
-    if str(dls.device) == 'cpu': reuse_memory()
+    device = device_of(dls)
+    if device.type == 'cpu': reuse_memory()
     if model is None:
-        model = build_model(recipe, dls.c, in_channels)
+        model = build_model(recipe, n_classes, in_channels)
         if not recipe.weights: fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
     _check_sizes(recipe, model, in_channels)
     learn = QuickLearner(
-        dls, model.to(dls.device), loss_func=CrossEntropyLossFlat(label_smoothing=recipe.label_smoothing),
-        opt_func=optimizer_function(recipe), lr=_lr(recipe.stages[0]), wd=recipe.wd, metrics=accuracy,
+        dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=optimizer_function(recipe),
+        lr=_lr(recipe.stages[0]), wd=recipe.wd, metrics=_metrics(recipe),
         splitter=partial(parameter_groups, starts=recipe.groups), path=path, model_dir='.',
         cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
     learn.recipe = recipe
@@ -227,7 +248,6 @@ def _stage_cbs(stage):
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
     if stage.progressive_resizing: cbs.append(ProgressiveResizing(stage.progressive_resizing))
     if stage.lookahead: cbs.append(Lookahead(stage.lookahead))
-    if stage.class_weights: cbs.append(ClassWeights(dict(stage.class_weights)))
     return cbs
 
 # %% ../nbs/05_training.ipynb #28748ff5
@@ -264,10 +284,14 @@ def fit_stage(
     cbs = freezing + _stage_cbs(stage)
     keepers = [cb for cb in cbs if isinstance(cb, KeepBest)]
     plain_loss = learn.loss_func # callbacks may wrap it
+    if not hasattr(learn, 'training_loss'): learn.add_cb(TrainingLoss()) # a learner that fastai made
+    learn.training_loss.class_weights = dict(stage.class_weights)
     try:
         with _weights_restored(learn) if stage.discard else nullcontext(), _best_weights_kept(learn, keepers):
             _fit(learn, stage, cbs)
-    finally: learn.loss_func = plain_loss
+    finally:
+        learn.loss_func = plain_loss
+        learn.training_loss.class_weights = {}
 
 def _fit(learn, stage, cbs):
     if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
@@ -278,8 +302,28 @@ def _fit(learn, stage, cbs):
 def _validate(learn):
     "Final loss and accuracy on the validation images"
     trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)] # they look for columns of a training epoch
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): loss,acc = learn.validate()
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): loss,acc,*_ = learn.validate()
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
+
+# %% ../nbs/05_training.ipynb #5380b3e4
+_recorded = ('lrs', 'losses', 'values', 'iters')
+
+def _record(learn): return {name: list(getattr(learn.recorder, name)) for name in _recorded}
+
+def _record_of(history, n_batches):
+    "The record of a history.csv, with `n_batches` in each epoch"
+    values = list(map(L, history[['train_loss', 'valid_loss', 'accuracy']].values.tolist()))
+    return dict(lrs=history.lr.repeat(n_batches).tolist(), losses=history.train_loss.repeat(n_batches).tolist(),
+                values=values, iters=[n_batches*(i + 1) for i in range(len(history))])
+
+def _set_record(learn, records):
+    "Fill fastai's `Recorder` with the records of several fits"
+    whole = {name: [] for name in _recorded}
+    for r in records:
+        r['iters'] = [len(whole['losses']) + n for n in r['iters']]
+        for name in _recorded: whole[name] += r[name]
+    vars(learn.recorder).update(whole)
+    if whole['values']: learn.final_record = whole['values'][-1]
 
 # %% ../nbs/05_training.ipynb #6701b8d3
 def _describe_data(dls, limit):
@@ -321,13 +365,16 @@ def train(
     if run_dir is None: run_dir = create_run_dir(recipe, seed)
     run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit))
     learn.run_dir = learn.path = run.folder
+    records = []
     with run.training(learn.model):
         with learn.added_cbs(HistoryWriter(run)):
             for n,stage in enumerate(recipe.stages, 1):
                 learn.history_writer.stage = n
                 fit_stage(learn, stage)
+                records.append(_record(learn))
         run.save_weights(learn.model)
         run.add_metrics('valid', _validate(learn))
+    _set_record(learn, records)
     return learn
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c
@@ -348,7 +395,17 @@ def load_run(
     for stage in recipe.stages:
         if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
     run.load_weights(learn.model)
+    learn.model.eval()
+    _recall_history(learn, run)
     return learn
+
+def _recall_history(learn, run):
+    learn.recorder.metric_names = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time']
+    try:
+        _set_record(learn, [_record_of(run.history, len(learn.dls.train))])
+        learn.recorder.hps = dict(lr=learn.recorder.lrs)
+    except (OSError, ValueError, KeyError, AttributeError) as e:
+        warnings.warn(f'{run.history_file} cannot be read, so learn.recorder is empty: {e}')
 
 def _dataloaders_of(run, recipe, info, source, **kwargs):
     "The data of a run, or other images of its classes"

@@ -10,10 +10,13 @@ from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.losses import FocalLossFlat
+from fastai.metrics import accuracy
 from fastai.vision.learner import model_meta, vision_learner
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision import models
+from torchvision.models import resnet18
 
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
@@ -23,7 +26,7 @@ from cifar_fastai import models as our_models
 from cifar_fastai.models import count_parameters, create_model, register_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
-from cifar_fastai.callbacks import L2Penalty
+from cifar_fastai.callbacks import L2Penalty, WeightedCrossEntropy
 from cifar_fastai.training import build_model, create_learner, fit_stage, load_run, train
 from cifar_fastai.weights import create_backbone, list_weights
 
@@ -213,8 +216,10 @@ def test_class_weights_are_for_training_only(dls):
     with learn.added_cbs(losses): quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2, dog=5)))
     weight = torch.ones(10); weight[3],weight[5] = 2,5
     for loss,pred,y in losses.seen:
-        assert loss == pytest.approx(nn.functional.cross_entropy(pred, y.as_subclass(torch.Tensor), weight=weight, label_smoothing=.1).item(), rel=1e-5)
-    plain = nn.functional.cross_entropy(*[t.as_subclass(torch.Tensor) for t in quietly(learn, learn.get_preds, act=nn.Identity())], label_smoothing=.1).item()
+        y = y.as_subclass(torch.Tensor)
+        losses_of_images = nn.functional.cross_entropy(pred, y, label_smoothing=.1, reduction='none')
+        assert loss == pytest.approx(((losses_of_images*weight[y]).sum()/weight[y].sum()).item(), rel=1e-5)
+    plain = nn.functional.cross_entropy(*[t.as_subclass(torch.Tensor) for t in quietly(learn, learn.get_preds, act=nn.Identity())]).item()
     assert quietly(learn, learn.validate)[0] == pytest.approx(plain, rel=1e-4)
 
 def test_class_weights_of_unknown_classes(dls):
@@ -368,13 +373,16 @@ def test_recipe_is_built_and_steps(name, practice, tmp_path):
         assert all(math.isfinite(loss) for loss in learn.recorder.losses)
 
 @pytest.mark.parametrize('keras', [False, True])
-def test_validation_loss_has_the_penalty_as_keras_has_it(dls, keras):
-    learn = create_learner(Recipe(name='l2', model='ladder_3', stages=Stage(epochs=1, lr=1e-2), augment='none', bs=32, l2=.01, keras=keras), dls)
-    with learn.no_bar(), learn.no_logging(): with_callback = learn.validate()[0]
+def test_the_penalty_is_in_one_metric_alone(dls, keras):
+    "The validation loss is the cross-entropy, whatever is minimized; Keras' `val_loss` has a name of its own"
+    stage = Stage(epochs=1, lr=1e-2, schedule='reduce_on_plateau', plateau_monitor='penalized_loss')
+    learn = create_learner(Recipe(name='l2', model='ladder_3', stages=stage, augment='none', bs=32, l2=.01, keras=keras, label_smoothing=.3), dls)
+    quietly(learn, fit_stage, learn, stage)
     penalty = .01*sum(p.square().sum().item() for p in learn.model.parameters() if p.ndim > 1)
-    learn.remove_cb(learn.l2_penalty)
-    with learn.no_bar(), learn.no_logging(): plain = learn.validate()[0]
-    assert with_callback == pytest.approx(plain + penalty*keras, rel=1e-4) and penalty > .1
+    _,loss,_,penalised = learn.recorder.values[-1]
+    assert penalised == pytest.approx(loss + penalty, rel=1e-5) and penalty > .1
+    assert loss == pytest.approx(evaluate(learn, 'valid').loss, rel=1e-5)
+    assert quietly(learn, learn.get_preds, with_loss=True)[2].mean().item() == pytest.approx(loss, rel=1e-4)
 
 def test_keras_head_on_a_pretrained_body():
     recipe = get_recipe('mobilenet_v2_finetuned')
@@ -440,6 +448,54 @@ def test_feature_maps_with_their_channels_at_the_end():
     body = cut_body(ChannelsLastBackbone())
     assert body(torch.zeros(2, 3, 32, 32)).shape == (2, 5, 8, 8)
     assert add_new_head(body, 4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('eps', [0., .2])
+def test_each_image_counts_by_the_weight_of_its_own_class(reduction, eps):
+    torch.manual_seed(0)
+    pred,y,weight = torch.randn(50, 4),torch.randint(4, (50,)),torch.tensor([1., 25., 0., 3.])
+    loss = WeightedCrossEntropy(weight, eps, reduction)(pred, y)
+    each = nn.functional.cross_entropy(pred, y, label_smoothing=eps, reduction='none')*weight[y]
+    torch.testing.assert_close(torch.as_tensor(loss), dict(none=each, sum=each.sum(), mean=each.sum()/weight[y].sum())[reduction])
+    torch.testing.assert_close(WeightedCrossEntropy(weight, eps, reduction)(pred, nn.functional.one_hot(y, 4).float()), loss)
+
+def test_the_parts_of_a_mixed_label_count_by_their_own_classes():
+    torch.manual_seed(0)
+    pred,a,b,weight = torch.randn(50, 4),torch.randint(4, (50,)),torch.randint(4, (50,)),torch.tensor([1., 25., 2., 3.])
+    loss = WeightedCrossEntropy(weight, .1, 'none')
+    mixed = .7*nn.functional.one_hot(a, 4) + .3*nn.functional.one_hot(b, 4)
+    torch.testing.assert_close(loss(pred, mixed), .7*loss(pred, a) + .3*loss(pred, b))
+
+@pytest.mark.parametrize('n_classes, weight, eps', [(2, 10., .2), (5, 25., .2), (2, 20., .4)])
+def test_a_heavy_class_does_not_draw_the_others(n_classes, weight, eps):
+    "A linear network on classes that are far apart: it must answer each, however heavy one is"
+    torch.manual_seed(0)
+    y = torch.arange(n_classes).repeat_interleave(50)[:-40]  # few of the last, which is the heavy one
+    x = nn.functional.one_hot(y, n_classes) + .05*torch.randn(len(y), n_classes)
+    layer,weights = nn.Linear(n_classes, n_classes),torch.ones(n_classes)
+    weights[-1] = weight
+    opt = torch.optim.LBFGS(layer.parameters(), max_iter=300)
+    def closure():
+        opt.zero_grad()
+        loss = WeightedCrossEntropy(weights, eps)(layer(x), y)
+        loss.backward()
+        return loss
+    opt.step(closure)
+    assert (layer(x).argmax(1) == y).all()
+
+def test_a_loss_function_of_your_own_stays(dls):
+    learn = create_learner(small.change(label_smoothing=.1), dls)
+    learn.loss_func = FocalLossFlat()
+    seen = Watch(lambda l: l.loss_func, 'after_loss')
+    with learn.added_cbs(seen): quietly(learn, learn.fit, 1)
+    assert seen.seen and all(f is learn.loss_func for f in seen.seen)
+    with pytest.raises(ValueError, match='class_weights are for the cross-entropy, but learn.loss_func is FlattenedLoss of FocalLoss'):
+        quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2)))
+
+def test_a_learner_of_fastai_is_trained_through_a_stage(dls):
+    learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy)
+    quietly(learn, fit_stage, learn, constant(lr=1e-3, class_weights=dict(cat=2)))
+    assert len(learn.recorder.values) == 1
 
 def test_class_weights_and_mixup(dls):
     "The loss of mixed images is that of both labels, weighted or not"

@@ -8,22 +8,32 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.data.transforms import get_image_files
+from fastai.vision.augment import aug_transforms
+from fastai.vision.data import ImageDataLoaders
 from safetensors.torch import load_file, save_file
 
 from cifar_fastai import callbacks, models, runs, training
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import evaluate
 from cifar_fastai.sources import count_classes
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
-from cifar_fastai.training import create_learner, fit_stage, load_run, train
+from cifar_fastai.training import create_learner, fit_stage, fit_stem, load_run, train
 from small_runs import At, history, history_of, overfitting, read, tiny
 
 # The result depends on the seed and on nothing else
@@ -126,8 +136,106 @@ def test_label_smoothing_reaches_the_loss(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
     x,y = torch.tensor([[2., 0, 0, 0, 0, 0, 0, 0, 0, 0]]),torch.tensor([0])
     for eps in (0., .2):
-        loss = create_learner(tiny.change(label_smoothing=eps), dls).loss_func(x, y).item()
-        assert loss == pytest.approx(torch.nn.functional.cross_entropy(x, y, label_smoothing=eps).item(), rel=1e-5)
+        learn = create_learner(tiny.change(label_smoothing=eps), dls)
+        plain = learn.loss_func
+        losses = []
+        class Compare(Callback):
+            def after_loss(self): losses.append((self.training, self.loss.item(), self.loss_func(x, y).item()))
+        with learn.added_cbs(Compare()), learn.no_bar(), learn.no_logging(): learn.fit(1)
+        expected = {t: torch.nn.functional.cross_entropy(x, y, label_smoothing=eps*t).item() for t in (True, False)}
+        assert {t for t,*_ in losses} == {True, False} and learn.loss_func is plain
+        for training,_,loss in losses: assert loss == pytest.approx(expected[training], rel=1e-5)
+
+@pytest.mark.slow
+def test_one_loss_everywhere(practice, tmp_path):
+    "The last epoch, metrics.json, `evaluate` and `validate` have the same number, with label smoothing and L2 too"
+    learn = train(tiny.change(label_smoothing=.2, l2=.01), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    run = Run.open(learn.run_dir)
+    loss = evaluate(learn, 'valid').loss
+    with learn.no_bar(), learn.no_logging(): validated = learn.validate()[0]
+    assert [run.history.valid_loss.iloc[-1], run.metrics['valid']['loss'], validated] == pytest.approx([loss]*3, rel=1e-4)
+
+def stages(*epochs): return [Stage(epochs=n, lr=1e-2, schedule='constant') for n in epochs]
+
+@pytest.mark.slow
+def test_the_recorder_has_the_whole_training(practice, tmp_path):
+    learn = train(tiny.change(stages=stages(2, 1)), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    history,n = Run.open(learn.run_dir).history,len(learn.dls.train)
+    again = load_run(learn.run_dir)
+    for r in (learn.recorder, again.recorder):
+        assert len(r.losses) == len(r.lrs) == 3*n and r.iters == [n, 2*n, 3*n] and set(r.lrs) == {1e-2}
+        assert np.allclose(np.array(r.values), history[['train_loss', 'valid_loss', 'accuracy']], atol=1e-6)
+        assert r.losses[n-1::n] == pytest.approx(list(history.train_loss), abs=1e-6)
+        lines = r.plot_loss(ax=plt.figure().gca()).lines
+        assert [len(l.get_xdata()) for l in lines] == [3*n - 5, 3]
+    again.recorder.plot_sched()
+    assert list(again.final_record) == pytest.approx(list(learn.final_record), abs=1e-6)
+    plt.close('all')
+    with again.no_bar(), again.no_logging(): again.fit(1, 0.)
+    assert len(again.recorder.values) == 1
+
+def test_a_damaged_history_is_said(practice, tmp_path):
+    train(tiny.change(stages=stages(1)), source=practice, run_dir=tmp_path/'run', num_workers=0)
+    (tmp_path/'run'/'history.csv').write_text('')
+    with pytest.warns(UserWarning, match='history.csv cannot be read, so learn.recorder is empty'): load_run(tmp_path/'run')
+
+@pytest.mark.slow
+def test_a_loaded_run_is_ready_to_use(practice, tmp_path):
+    learn = train(tiny, source=practice, run_dir=tmp_path/'run', num_workers=0)
+    again = load_run(learn.run_dir).model
+    assert not any(m.training for m in learn.model.modules()) and not any(m.training for m in again.modules())
+
+def own_dataloaders(practice):
+    "The same images in every form of DataLoaders"
+    files = get_image_files(practice/'train')[:80]
+    labels = [f.parent.name for f in files]
+    table = pd.DataFrame(dict(file=map(str, files), label=labels))
+    table.to_csv(practice.parent/'labels.csv', index=False)
+    folder = torchvision.datasets.ImageFolder(practice/'train', transform=torchvision.transforms.ToTensor())
+    some = torch.utils.data.Subset(folder, range(0, len(folder), 5))
+    def named(dls):
+        dls.c,dls.vocab = len(folder.classes),folder.classes
+        return dls
+    kw = dict(bs=16, num_workers=0)
+    root,name = Path(practice.anchor),str((practice.parent/'labels.csv').relative_to(practice.anchor))
+    yield 'table', ImageDataLoaders.from_df(table, root, **kw)
+    yield 'csv', ImageDataLoaders.from_csv(root, name, batch_tfms=aug_transforms(), **kw)
+    yield 'folder', ImageDataLoaders.from_folder(practice, valid='test', **kw)
+    yield 'lists', ImageDataLoaders.from_lists(practice, list(map(str, files)), labels, **kw)
+    yield 'torchvision', named(DataLoaders(DataLoader(some, shuffle=True, **kw), DataLoader(some, **kw)))
+    yield 'from_dsets', named(DataLoaders.from_dsets(some, some, device='cpu', **kw))
+    yield 'pytorch', named(DataLoaders(*[torch.utils.data.DataLoader(some, 16, shuffle=s) for s in (True, False)]))
+
+@pytest.mark.slow
+def test_dataloaders_of_every_kind(practice):
+    for kind,dls in own_dataloaders(practice):
+        for recipe in ('ladder_0', 'tiny_cnn'):
+            learn = create_learner(recipe, dls)
+            with learn.no_bar(), learn.no_logging():
+                learn.fit_one_cycle(1, 1e-2)
+                loss,acc = learn.validate()
+            found = evaluate(learn, 'valid')
+            assert (found.loss, found.accuracy) == pytest.approx((loss, acc), rel=1e-4), (kind, recipe)
+
+def test_stems_of_the_same_images_are_the_same(practice):
+    "Whether our data set lists them, a table, or torchvision; augmentation is left out"
+    ours = cifar10_dataloaders(practice, bs=16, augment='flip_crop', stats=None, num_workers=0)
+    files = list(ours.train.items)
+    table = pd.DataFrame(dict(file=[str(f) for f in files for _ in (0, 1)], label=[f.parent.name for f in files for _ in (0, 1)], valid=[False, True]*len(files)))
+    tables = ImageDataLoaders.from_df(table, Path(practice.anchor), valid_col='valid', bs=16, num_workers=0)
+    folder = torchvision.datasets.ImageFolder(practice/'train', transform=torchvision.transforms.ToTensor())
+    place = {path: i for i, (path, _) in enumerate(folder.samples)}
+    some = torch.utils.data.Subset(folder, [place[str(f)] for f in files])
+    dsets = DataLoaders.from_dsets(some, some, bs=16, device='cpu', num_workers=0)
+    def filters(dls): return fit_stem(create_model('tiny_cnn'), dls).state_dict()['body.stem.filters']
+    first = filters(ours)
+    assert first.std() > 0
+    for dls in (tables, dsets): torch.testing.assert_close(filters(dls), first)
+
+def test_dataloaders_without_classes_are_refused(practice):
+    folder = torchvision.datasets.ImageFolder(practice/'train', transform=torchvision.transforms.ToTensor())
+    dls = DataLoaders.from_dsets(folder, folder, bs=16, device='cpu')
+    with pytest.raises(ValueError, match='Set dls.vocab to their names, and dls.c to their number'): create_learner('tiny_cnn', dls)
 
 def test_weight_decay_spares_biases_and_norms(practice):
     "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
@@ -354,8 +462,8 @@ def test_load_run_says_what_is_wrong(go, tmp_path, practice):
 
 @pytest.mark.parametrize('n_images', [50, 100, 120, 1000])
 def test_the_stem_sees_evenly_spaced_images(practice, monkeypatch, n_images):
-    seen,loader = [],training.image_loader
-    monkeypatch.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.extend(items) or loader(dls, items, **kwargs))
+    seen,loader = [],training.loader_at
+    monkeypatch.setattr(training, 'loader_at', lambda dl, at, **kwargs: seen.extend(dl.items[i] for i in at) or loader(dl, at, **kwargs))
     training.fit_stem(models.create_model('tiny_cnn'), cifar10_dataloaders(practice, bs=32, num_workers=0), n_images)
     counts = count_classes(seen)
     assert len(seen) == len(set(seen)) == min(n_images, 180) and len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
@@ -416,9 +524,9 @@ def test_trackers_of_accuracy_do_not_look_at_the_final_validation(tracker, pract
 
 def test_the_stem_sees_fewer_of_large_images(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
-    seen, real = [], training.image_loader
+    seen, real = [], training.loader_at
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(training, 'image_loader', lambda dls, items, **kwargs: seen.append(len(items)) or real(dls, items, **kwargs))
+        m.setattr(training, 'loader_at', lambda dl, at, **kwargs: seen.append(len(at)) or real(dl, at, **kwargs))
         training.fit_stem(create_model('small_cnn'), dls)
         training.fit_stem(create_model('small_cnn'), dls, n_pixels=32*32*50)
     assert seen == [180, 51]
