@@ -182,13 +182,51 @@ def test_val_serves_as_the_test_folder(tmp_path, name):
     assert list(dls.valid_ds.items) == sources.test_files(path) and list(dls.train_ds.items) == sources.train_files(path)
 
 
-def test_the_test_folder_comes_before_val(tmp_path):
+@pytest.mark.parametrize('name', ['val', 'valid', 'Validation'])
+def test_val_beside_test_is_the_validation_folder(tmp_path, name):
     path = tiny_set(tmp_path/'set')
-    (path/'val'/'cow').mkdir(parents=True)
-    assert sources.describe_data(path).test_folder == 'test' and len(sources.test_files(path)) == 4
-    assert {f.parts[-3] for f in sources.test_files(path)} == {'test'}
-    shutil.rmtree(path/'test'), shutil.rmtree(path/'val')
+    alone = sources.describe_data(path)
+    fingerprint = alone.fingerprint  # as stored with earlier runs
+    assert (alone.n_valid, alone.valid_folder, sources.validation_folder(path), sources.validation_files(path)) == (0, '', None, [])
+    tiny_set(tmp_path/'more', n_train=3)
+    (tmp_path/'more'/'train').rename(path/name)
+    info = sources.describe_data(path)
+    assert (info.n_train, info.n_valid, info.n_test) == (8, 6, 4) and (info.valid_folder, info.test_folder) == (name, 'test')
+    assert sources.validation_folder(path) == path/name and sources.test_folder(path) == path/'test'
+    assert names(sources.validation_files(path)) == [f'{name}/{c}/{i:04}.png' for c in ('cat', 'dog') for i in range(3)]
+    assert {f.parts[-3] for f in sources.test_files(path)} == {'test'} and {f.parts[-3] for f in sources.train_files(path)} == {'train'}
+    assert info.fingerprint != fingerprint == sources.fingerprint(sources.train_files(path))
+    picture(99).save(path/name/'dog'/'0001.png')
+    assert sources.describe_data(path).fingerprint != info.fingerprint
+    (path/name/'dog'/'0000.png').write_text('no image')
+    assert sources.describe_data(path, verify=True).unreadable == (path/name/'dog'/'0000.png',)
+    shutil.rmtree(path/name/'dog')
+    with pytest.raises(ValueError, match=f'train and {name} have different class folders: dog only in train'): sources.describe_data(path)
+    shutil.rmtree(path/'test'), shutil.rmtree(path/name)
     assert sources.describe_data(path).test_folder == '' and sources.test_folder(path) is None
+
+
+@pytest.mark.parametrize('train, test', [('TRAIN', 'Test'), ('Training', 'testing'), ('training', 'Val')])
+def test_folders_of_splits_in_other_spellings(tmp_path, train, test):
+    folder = tiny_set(tmp_path/'set')
+    (folder/'train').rename(folder/train), (folder/'test').rename(folder/test)
+    assert sources.find_data(folder) == sources.find_root(folder) == sources.find_data(tmp_path) == folder
+    info = sources.describe_data(folder)
+    assert (info.n_train, info.n_test, info.test_folder, info.classes) == (8, 4, test, ('cat', 'dog'))
+    deeper = folder/train/'cat'/'deeper'
+    deeper.mkdir()
+    (folder/train/'cat'/'0000.png').rename(deeper/'0000.png')
+    assert sources.count_classes(sources.train_files(folder)) == {'cat': 4, 'dog': 4}
+    dls = data.cifar10_dataloaders(folder, bs=2, valid=.25)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 8 and data.test_dataloader(dls).one_batch()[1].tolist() == [0, 0]
+    assert dls.train_ds.cache.n == 8  # of the whole folder
+
+
+@pytest.mark.parametrize('one, other, split', [('val', 'valid', 'valid'), ('test', 'testing', 'test'), ('train', 'training', 'train')])
+def test_two_folders_for_one_split_are_an_error(tmp_path, one, other, split):
+    path = tiny_set(tmp_path/'set')
+    for name in {one, other} - {'train', 'test'}: shutil.copytree(path/'test', path/name)
+    with pytest.raises(ValueError, match=f"two folders for the split '{split}': {one} and {other}. Merge them, or move"): sources.find_data(path)
 
 
 def test_classes_missing_in_val_are_named(tmp_path):
