@@ -100,6 +100,60 @@ def test_only_visible_images_count(tmp_path):
     assert sources.describe_data(path).classes == ('cat', 'dog')
 
 
+@pytest.mark.parametrize('name', ['@eaDir', '__pycache__', 'lost+found', '$RECYCLE.BIN', '#recycle', 'System Volume Information', '__MACOSX',
+                                  '.ipynb_checkpoints'])
+def test_folders_that_systems_make_are_neither_classes_nor_images(tmp_path, name):
+    path = tiny_set(tmp_path/'set')
+    before = sources.train_files(path), sources.describe_data(path)
+    for folder in (path, path/'train', path/'test', path/'train'/'cat', path/'train'/'cat'/'0000.png'):
+        made = (folder.parent if folder.suffix else folder)/name/'0000.png'
+        made.mkdir(parents=True, exist_ok=True)
+        picture(7).save(made/'thumb.jpg')
+    shutil.copytree(path/'train', tmp_path/name/'train')
+    assert (sources.train_files(path), sources.describe_data(path)) == before
+    assert sources.find_data(tmp_path) == sources.find_data(path) == path
+    assert sorted(sources.walk_images(path/'train'/'cat')) == [str(path/'train'/'cat'/f'{i:04}.png') for i in range(4)]
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+@pytest.mark.parametrize('link, target', [('cat/more', '../dog'), ('cow', 'dog'), ('ant', 'dog'), ('cat/more', '../dog/deeper')])
+def test_a_link_into_another_class_is_refused(tmp_path, link, target):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test')
+    (path/'train'/'dog'/'deeper').mkdir()
+    picture(5).save(path/'train'/'dog'/'deeper'/'0.png')
+    (path/'train'/link).symlink_to(target)
+    for call in (sources.describe_data, data.cifar10_dataloaders):
+        with pytest.raises(ValueError, match=f'train/{link} brings images of one class into another.*Remove the link'): call(path)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+@pytest.mark.parametrize('link, target, text', [
+    ('train/cat/more', '..', 'A link to .., which is a folder above it'), ('train/cat/more', '../..', 'A link to ../.., which is a folder above it'),
+    ('train/cow', '.', 'A link to ., which is a folder above it'), ('train/cat/deeper/more', '/', 'A link to /, which is a folder above it'),
+    ('train/cow', 'nowhere', 'A link to nowhere, which does not exist'), ('train/cat/more', '../cow', 'A link to ../cow, which does not exist'),
+    ('test', 'gone', 'A link to gone, which does not exist'), ('val', '.', 'A link to ., which is a folder above it'),
+])
+def test_a_link_that_leads_nowhere_or_up_is_refused(tmp_path, link, target, text):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test')
+    (path/'train'/'cat'/'deeper').mkdir()
+    (path/link).symlink_to(target)
+    with pytest.raises(OSError) as e: sources.describe_data(path)
+    assert text in str(e.value) and str(path/link) in str(e.value) and 'repair or remove' in str(e.value)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+def test_a_broken_link_is_told_and_the_rest_is_found(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    (path/'train'/'cat'/'up').symlink_to('..')
+    (path/'train'/'cat'/'gone').symlink_to('nowhere')
+    (path/'train'/'cat'/'.#notes').symlink_to('user@machine')  # as editors mark an open file
+    wrong = []
+    assert len(list(sources.walk_images(path/'train'/'cat', onerror=wrong.append))) == 4
+    assert sorted(e.filename for e in wrong) == [str(path/'train'/'cat'/name) for name in ('gone', 'up')]
+
+
 def test_links_upper_case_and_subfolders_count(tmp_path):
     path = tiny_set(tmp_path/'set')
     elsewhere = tmp_path/'elsewhere'
