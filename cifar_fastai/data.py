@@ -240,10 +240,10 @@ _worth_keeping = 5000  # images
 
 def _state(files, root, *how):
     "Hash that changes when a file or the way of reading files changes"
-    digest = hashlib.sha256(repr(how).encode())
+    digest = hashlib.sha256(repr((fingerprint(files), *how)).encode())
     for f in files:
-        s = f.stat()
-        digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns}\n'))
+        s = f.stat()  # st_ctime_ns tells a file that replaced another with the same size and date
+        digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}\n'))
     return digest.hexdigest()
 
 class ImageCaches(dict):
