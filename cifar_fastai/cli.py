@@ -165,7 +165,7 @@ def data_command(
     info = describe_data(path, verify=verify)
     _print_data(info)
     if info.unreadable: raise CommandError(_broken(info, verify))
-    if verify: print(f'All {info.n_train + info.n_test:,} images can be read.')
+    if verify: print(f'All {info.n_train + info.n_valid + info.n_test:,} images can be read.')
 
 # %% ../nbs/10_cli.ipynb #ecfc8fe2
 def _image_size(size):
@@ -173,13 +173,15 @@ def _image_size(size):
 
 def _print_data(info):
     "Where a data set is, and how many images each class has"
-    from cifar_fastai.sources import count_classes, test_files, train_files
-    n_train = count_classes(train_files(info.path))
-    n_test = count_classes(test_files(info.path)) if info.n_test else {}
+    from cifar_fastai.sources import count_classes, test_files, train_files, validation_files
+    counts = {'train': count_classes(train_files(info.path))}
+    if info.n_valid: counts['valid'] = count_classes(validation_files(info.path))
+    counts['test'] = count_classes(test_files(info.path)) if info.n_test else {}
     print_facts(folder=info.path, variant=info.variant, images=_image_size(info.size), classes=len(info.classes))
     print()
-    rows = [[c, n_train[c], n_test.get(c, 0)] for c in info.classes]
-    print_table(['class', 'train', 'test'], [*rows, ['all', info.n_train, info.n_test]])
+    rows = [[c, *(n.get(c, 0) for n in counts.values())] for c in info.classes]
+    print_table(['class', *counts], [*rows, ['all', *(sum(n.values()) for n in counts.values())]])
+    if info.n_valid: print(f'Runs are validated on {info.valid_folder}/, and trained on all images of the training folder.')
     if not info.n_test: print('There is no test folder, so runs are evaluated on the validation set only.')
 
 # %% ../nbs/10_cli.ipynb #87e6f105
@@ -394,6 +396,16 @@ def _print_next(learn, note, page):
     facts = {'run folder': learn.run_dir} | ({'report': page} if page else {})
     print_facts(**facts, next=f'cifar-fastai predict {shlex.quote(str(learn.run_dir))} IMAGE...')
 
+# %% ../nbs/10_cli.ipynb #43958af1
+def _data_to_split(source): # -> its folder
+    "Find the data; refuse those that are split already"
+    with loading(): from cifar_fastai.sources import find_data, validation_folder
+    path = find_data(source)
+    own = validation_folder(path)
+    if not own: return path
+    raise CommandError(f'--valid: {path} has a validation folder of its own, {own.name}/, so no images are held out from the '
+                       'training folder. Leave out --valid, or move that folder out of the data set.', 2)
+
 # %% ../nbs/10_cli.ipynb #5bc6cf57
 @app.command('train', short_help='Train a network with a recipe, and write a run folder.', epilog=_examples(
     'cifar-fastai train                                   # small_cnn on CIFAR-10',
@@ -424,7 +436,8 @@ def train_command(
     image_size:Annotated[int|None, typer.Option(
         metavar='N', min=1, help='Side that images are resized to, in pixels.')]=None,
     valid:Annotated[float|None, typer.Option(
-        metavar='X', min=0, help="Validation set: a fraction of the training images (.2), or a number of them (1000).")]=None,
+        metavar='X', min=0, help="Validation set: a fraction of the training images (.2), or a number of them (1000). "
+                                 "Not for data with a val/ folder beside test/.")]=None,
     limit:Annotated[int|None, typer.Option(metavar='N', min=1, help='Use only this many training images.')]=None,
     workers:_Workers=None,
     device:_Device=None,
@@ -441,6 +454,7 @@ def train_command(
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
     changes = {name: value for name,value in options.items() if value is not None}
     chosen = _find_recipe(recipe, changes)
+    if valid is not None: data = _data_to_split(data)
     changed = [*changes] if limit is None else [*changes, 'limit']
     with loading(): from cifar_fastai.training import train
     _check_device(device)

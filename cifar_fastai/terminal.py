@@ -193,7 +193,9 @@ def _header(learn, seconds): # -> one line
     data,hardware = run['data'],run['hardware']
     processor = hardware['gpu'] if 'cuda' in run['device'] else hardware['cpu']
     at_most = 'at most ' if any(s.early_stopping for s in recipe.stages) else ''
-    return (f'{recipe.name} on {data["variant"]} ({data["n_train"]:,} training images), {run["device"]} ({processor}): '
+    images = f'{data["n_train"]:,} training, {data["n_valid"]:,} validation images'
+    if data.get('valid_folder'): images += f' of {data["valid_folder"]}/'
+    return (f'{recipe.name} on {data["variant"]} ({images}), {run["device"]} ({processor}): '
             f'{at_most}{counted(recipe.epochs, "epoch")}, {_roughly(seconds)}')
 
 def _initial_weights(learn): # -> a line, or None

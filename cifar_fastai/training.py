@@ -46,6 +46,7 @@ from .optimizers import muon, nesterov_sgd
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
 from .runs import Run, create_run_dir
+from .sources import split_of_folder, split_path
 from .weights import create_backbone, find_weights, list_backbones, load_weights, weights_fit
 
 # %% ../nbs/05_training.ipynb #a81192cd
@@ -326,12 +327,18 @@ def _set_record(learn, records):
     if whole['values']: learn.final_record = whole['values'][-1]
 
 # %% ../nbs/05_training.ipynb #6701b8d3
+def _validation_folder(dls):
+    "Name of the folder that the validation images are in; '' if they are held out from the training folder"
+    name = split_path(dls.valid_ds.items[0])[0]
+    return '' if split_of_folder(name) == 'train' else name
+
 def _describe_data(dls, limit):
     "The data that a run is trained on"
     info = dls.data_info
     return dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()),
                 classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1], limit=limit,
-                n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test)
+                n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test,
+                valid_folder=_validation_folder(dls))
 
 def _describe_run(learn, seed, limit):
     "The data, network and device of a run"

@@ -4,6 +4,7 @@ import pickle
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fastai.data.core import TfmdDL
@@ -230,6 +231,27 @@ def test_a_changed_data_set_is_read_again(large, change):
         for folder in ('train', 'test'): (large.path/folder/'cat').rename(large.path/folder/'zebra')
     assert opened(large) >= 190 and len(large.files()) == 2  # the old file is gone
     assert opened(large) < 10
+
+@pytest.mark.skipif(os.name != 'posix', reason='st_ctime is the time of creation')
+@pytest.mark.parametrize('which', [slice(None), slice(7, 8)], ids=['all', 'one'])
+def test_other_pixels_under_the_same_names_sizes_and_dates_are_read(large, which):
+    files = sources.train_files(large.path)
+    for f in files: images.Image.open(f).save(f, compress_level=0)  # as large whatever it shows
+    opened(large)
+    for f in files[which]:
+        before = f.stat()
+        images.Image.fromarray(255 - np.array(images.Image.open(f))).save(f, compress_level=0)
+        os.utime(f, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (f.stat().st_size, f.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    dls = data.cifar10_dataloaders(large.path, bs=20)
+    x, _ = dls.train_ds.cache.take(range(200))
+    for f, pixels in zip(files, x): assert np.array_equal(np.array(images.Image.open(f)), pixels.permute(1, 2, 0))
+
+def test_what_is_kept_follows_the_fingerprint(large, monkeypatch):
+    files = sources.train_files(large.path)
+    before = data._state(files, large.path)
+    monkeypatch.setattr(data, 'fingerprint', lambda files: 'another')
+    assert data._state(files, large.path) != before
 
 def test_other_sizes_and_gray_have_files_of_their_own(large):
     opened(large)

@@ -462,7 +462,7 @@ def test_recipe_shows_every_choice(name):
 def test_train_begins_with_a_header(trained, practice):
     header,empty,columns = trained.out.splitlines()[:3]
     device = read(trained.folder/'run.json')['hardware']['cpu']
-    assert header == f'tiny on synthetic (180 training images), cpu ({device}): 2 epochs, about 10 seconds' and not empty
+    assert header == f'tiny on synthetic (180 training, 20 validation images), cpu ({device}): 2 epochs, about 10 seconds' and not empty
     assert columns.split() == ['epoch', 'train', 'loss', 'valid', 'loss', 'accuracy', 'time']
 
 @pytest.mark.parametrize('seconds, says', [(2, 'about 10 seconds'), (44, 'about 40 seconds'), (100, 'about 2 minutes'), (190, 'about 3 minutes'), (3*3600, 'about 3.0 hours')])
@@ -551,6 +551,21 @@ def test_neither_a_fraction_nor_a_number_of_validation_images(valid, recipe, pra
 def test_a_number_of_validation_images(recipe, practice):
     assert train(recipe, practice, '--out', 'run', '--epochs', '1', '--valid', '30').code == 0
     assert read('run/run.json')['data']['n_valid'] == 30
+
+@pytest.mark.slow
+def test_train_with_a_validation_folder(recipe, practice):
+    shutil.copytree(practice, 'set')
+    shutil.copytree('set/test', 'set/val')
+    for f in Path('set/val').glob('*/0000.png'): f.unlink()
+    shown = run('data', 'set')
+    assert re.search(r'^class +train +valid +test$', shown.out, re.M) and re.search(r'^all +200 +40 +50$', shown.out, re.M)
+    assert re.search(r'^cat +20 +4 +5$', shown.out, re.M) and 'Runs are validated on val/' in shown.out
+    result = train(recipe, 'set', '--out', 'run', '--epochs', '1', '--limit', '50')
+    assert result.code == 0 and '(50 training, 40 validation images of val/)' in result.out
+    data = read('run/run.json')['data']
+    assert (data['n_train'], data['n_valid'], data['n_test'], data['valid_folder']) == (50, 40, 50, 'val')
+    assert read('run/metrics.json')['valid']['n'] == 40
+    fails(train(recipe, 'set', '--valid', '.1'), '--valid: ', 'set has a validation folder of its own, val/', 'Leave out --valid')
 
 def test_train_without_a_test_folder(recipe, practice):
     shutil.copytree(practice/'train', 'set/train')

@@ -91,6 +91,36 @@ def test_limit_keeps_validation_and_balance(practice):
     with pytest.raises(ValueError, match='limit=5 means 5 of 180'): data.cifar10_dataloaders(practice, limit=5)
 
 
+def set_with_val(tmp_path, name='val', **kwargs):
+    "A data set with a validation folder of its own"
+    path = tiny_set(tmp_path/'set', n_train=12, **kwargs)
+    tiny_set(tmp_path/'more', n_train=3)
+    (tmp_path/'more'/'train').rename(path/name)
+    return path
+
+
+@pytest.mark.parametrize('name', ['val', 'Validation'])
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_a_validation_folder_is_the_validation_set(tmp_path, name, in_memory):
+    path = set_with_val(tmp_path, name)
+    dls = data.cifar10_dataloaders(path, bs=6, valid=.5, in_memory=in_memory, augment='none', stats='unit', num_workers=0)
+    assert list(dls.train_ds.items) == sources.train_files(path) and list(dls.valid_ds.items) == sources.validation_files(path)
+    pixels = np.stack([np.array(Image.open(f)) for f in dls.valid_ds.items])
+    x, y = dls.valid.one_batch()
+    assert np.array_equal((torch.Tensor(x).cpu()*255).round().byte().permute(0, 2, 3, 1).numpy(), pixels) and y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [len(data.split_loader(dls, split).dataset) for split in ('train', 'valid', 'test')] == [24, 6, 4]
+    assert data.file_names(dls.valid_ds, path)[0] == f'{name}/cat/0000.png' and dls.data_info.n_valid == 6
+    few = data.cifar10_dataloaders(path, bs=6, limit=10, in_memory=in_memory)
+    assert sources.count_classes(few.train_ds.items) == {'cat': 5, 'dog': 5} and list(few.valid_ds.items) == list(dls.valid_ds.items)
+    with pytest.warns(UserWarning, match='validates on the test images'): on_test = data.cifar10_dataloaders(path, valid='test', in_memory=in_memory)
+    assert list(on_test.valid_ds.items) == sources.test_files(path) and list(on_test.train_ds.items) == sources.train_files(path)
+
+
+def test_a_validation_folder_needs_memory_too(tmp_path):
+    alone, beside = sources.describe_data(tiny_set(tmp_path/'alone', n_train=12)), sources.describe_data(set_with_val(tmp_path))
+    assert [data._n_bytes(info, (32, 32), None, False) for info in (alone, beside)] == [24*3072, 30*3072]
+
+
 # --- statistics
 
 @pytest.mark.parametrize('stats, gray, want', [

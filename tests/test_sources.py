@@ -100,6 +100,60 @@ def test_only_visible_images_count(tmp_path):
     assert sources.describe_data(path).classes == ('cat', 'dog')
 
 
+@pytest.mark.parametrize('name', ['@eaDir', '__pycache__', 'lost+found', '$RECYCLE.BIN', '#recycle', 'System Volume Information', '__MACOSX',
+                                  '.ipynb_checkpoints'])
+def test_folders_that_systems_make_are_neither_classes_nor_images(tmp_path, name):
+    path = tiny_set(tmp_path/'set')
+    before = sources.train_files(path), sources.describe_data(path)
+    for folder in (path, path/'train', path/'test', path/'train'/'cat', path/'train'/'cat'/'0000.png'):
+        made = (folder.parent if folder.suffix else folder)/name/'0000.png'
+        made.mkdir(parents=True, exist_ok=True)
+        picture(7).save(made/'thumb.jpg')
+    shutil.copytree(path/'train', tmp_path/name/'train')
+    assert (sources.train_files(path), sources.describe_data(path)) == before
+    assert sources.find_data(tmp_path) == sources.find_data(path) == path
+    assert sorted(sources.walk_images(path/'train'/'cat')) == [str(path/'train'/'cat'/f'{i:04}.png') for i in range(4)]
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+@pytest.mark.parametrize('link, target', [('cat/more', '../dog'), ('cow', 'dog'), ('ant', 'dog'), ('cat/more', '../dog/deeper')])
+def test_a_link_into_another_class_is_refused(tmp_path, link, target):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test')
+    (path/'train'/'dog'/'deeper').mkdir()
+    picture(5).save(path/'train'/'dog'/'deeper'/'0.png')
+    (path/'train'/link).symlink_to(target)
+    for call in (sources.describe_data, data.cifar10_dataloaders):
+        with pytest.raises(ValueError, match=f'train/{link} brings images of one class into another.*Remove the link'): call(path)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+@pytest.mark.parametrize('link, target, text', [
+    ('train/cat/more', '..', 'A link to .., which is a folder above it'), ('train/cat/more', '../..', 'A link to ../.., which is a folder above it'),
+    ('train/cow', '.', 'A link to ., which is a folder above it'), ('train/cat/deeper/more', '/', 'A link to /, which is a folder above it'),
+    ('train/cow', 'nowhere', 'A link to nowhere, which does not exist'), ('train/cat/more', '../cow', 'A link to ../cow, which does not exist'),
+    ('test', 'gone', 'A link to gone, which does not exist'), ('val', '.', 'A link to ., which is a folder above it'),
+])
+def test_a_link_that_leads_nowhere_or_up_is_refused(tmp_path, link, target, text):
+    path = tiny_set(tmp_path/'set')
+    shutil.rmtree(path/'test')
+    (path/'train'/'cat'/'deeper').mkdir()
+    (path/link).symlink_to(target)
+    with pytest.raises(OSError) as e: sources.describe_data(path)
+    assert text in str(e.value) and str(path/link) in str(e.value) and 'repair or remove' in str(e.value)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='links')
+def test_a_broken_link_is_told_and_the_rest_is_found(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    (path/'train'/'cat'/'up').symlink_to('..')
+    (path/'train'/'cat'/'gone').symlink_to('nowhere')
+    (path/'train'/'cat'/'.#notes').symlink_to('user@machine')  # as editors mark an open file
+    wrong = []
+    assert len(list(sources.walk_images(path/'train'/'cat', onerror=wrong.append))) == 4
+    assert sorted(e.filename for e in wrong) == [str(path/'train'/'cat'/name) for name in ('gone', 'up')]
+
+
 def test_links_upper_case_and_subfolders_count(tmp_path):
     path = tiny_set(tmp_path/'set')
     elsewhere = tmp_path/'elsewhere'
@@ -182,13 +236,51 @@ def test_val_serves_as_the_test_folder(tmp_path, name):
     assert list(dls.valid_ds.items) == sources.test_files(path) and list(dls.train_ds.items) == sources.train_files(path)
 
 
-def test_the_test_folder_comes_before_val(tmp_path):
+@pytest.mark.parametrize('name', ['val', 'valid', 'Validation'])
+def test_val_beside_test_is_the_validation_folder(tmp_path, name):
     path = tiny_set(tmp_path/'set')
-    (path/'val'/'cow').mkdir(parents=True)
-    assert sources.describe_data(path).test_folder == 'test' and len(sources.test_files(path)) == 4
-    assert {f.parts[-3] for f in sources.test_files(path)} == {'test'}
-    shutil.rmtree(path/'test'), shutil.rmtree(path/'val')
+    alone = sources.describe_data(path)
+    fingerprint = alone.fingerprint  # as stored with earlier runs
+    assert (alone.n_valid, alone.valid_folder, sources.validation_folder(path), sources.validation_files(path)) == (0, '', None, [])
+    tiny_set(tmp_path/'more', n_train=3)
+    (tmp_path/'more'/'train').rename(path/name)
+    info = sources.describe_data(path)
+    assert (info.n_train, info.n_valid, info.n_test) == (8, 6, 4) and (info.valid_folder, info.test_folder) == (name, 'test')
+    assert sources.validation_folder(path) == path/name and sources.test_folder(path) == path/'test'
+    assert names(sources.validation_files(path)) == [f'{name}/{c}/{i:04}.png' for c in ('cat', 'dog') for i in range(3)]
+    assert {f.parts[-3] for f in sources.test_files(path)} == {'test'} and {f.parts[-3] for f in sources.train_files(path)} == {'train'}
+    assert info.fingerprint != fingerprint == sources.fingerprint(sources.train_files(path))
+    picture(99).save(path/name/'dog'/'0001.png')
+    assert sources.describe_data(path).fingerprint != info.fingerprint
+    (path/name/'dog'/'0000.png').write_text('no image')
+    assert sources.describe_data(path, verify=True).unreadable == (path/name/'dog'/'0000.png',)
+    shutil.rmtree(path/name/'dog')
+    with pytest.raises(ValueError, match=f'train and {name} have different class folders: dog only in train'): sources.describe_data(path)
+    shutil.rmtree(path/'test'), shutil.rmtree(path/name)
     assert sources.describe_data(path).test_folder == '' and sources.test_folder(path) is None
+
+
+@pytest.mark.parametrize('train, test', [('TRAIN', 'Test'), ('Training', 'testing'), ('training', 'Val')])
+def test_folders_of_splits_in_other_spellings(tmp_path, train, test):
+    folder = tiny_set(tmp_path/'set')
+    (folder/'train').rename(folder/train), (folder/'test').rename(folder/test)
+    assert sources.find_data(folder) == sources.find_root(folder) == sources.find_data(tmp_path) == folder
+    info = sources.describe_data(folder)
+    assert (info.n_train, info.n_test, info.test_folder, info.classes) == (8, 4, test, ('cat', 'dog'))
+    deeper = folder/train/'cat'/'deeper'
+    deeper.mkdir()
+    (folder/train/'cat'/'0000.png').rename(deeper/'0000.png')
+    assert sources.count_classes(sources.train_files(folder)) == {'cat': 4, 'dog': 4}
+    dls = data.cifar10_dataloaders(folder, bs=2, valid=.25)
+    assert len(dls.train_ds) + len(dls.valid_ds) == 8 and data.test_dataloader(dls).one_batch()[1].tolist() == [0, 0]
+    assert dls.train_ds.cache.n == 8  # of the whole folder
+
+
+@pytest.mark.parametrize('one, other, split', [('val', 'valid', 'valid'), ('test', 'testing', 'test'), ('train', 'training', 'train')])
+def test_two_folders_for_one_split_are_an_error(tmp_path, one, other, split):
+    path = tiny_set(tmp_path/'set')
+    for name in {one, other} - {'train', 'test'}: shutil.copytree(path/'test', path/name)
+    with pytest.raises(ValueError, match=f"two folders for the split '{split}': {one} and {other}. Merge them, or move"): sources.find_data(path)
 
 
 def test_classes_missing_in_val_are_named(tmp_path):
