@@ -8,7 +8,6 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/course.html.md"""
 __all__ = ['Verdict', 'check', 'progress_file', 'exercises', 'tutorial_folder', 'measured_runs', 'tutorials', 'copy_tutorials']
 
 # %% ../nbs/09_course.ipynb #730822a6
-import os
 import re
 from importlib.metadata import metadata
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from platformdirs import user_data_path
 
 import cifar_fastai
 import cifar_fastai.exercises # which registers them
-from .files import read_json, write_json
+from .files import read_json, user_folder, write_json
 from .grading import Hint, exercise_registry
 
 # %% ../nbs/09_course.ipynb #3ee9c81c
@@ -72,10 +72,9 @@ def _to_do(answer):
 
 # %% ../nbs/09_course.ipynb #8f4b614d
 def progress_file(
-)->Path: # course.json in the folder that CIFAR_FASTAI_HOME names, else in ~/.local/share/cifar_fastai; need not exist
+)->Path: # course.json in the folder that CIFAR_FASTAI_HOME names, else where the system keeps such files; need not exist
     "Where what you have solved is kept"
-    folder = os.environ.get('CIFAR_FASTAI_HOME') or '~/.local/share/cifar_fastai'
-    return Path(folder).expanduser().absolute()/'course.json'
+    return user_folder(user_data_path('cifar_fastai'), '~/.local/share/cifar_fastai')/'course.json'
 
 # %% ../nbs/09_course.ipynb #5042a36a
 _not_tried = dict(attempts=0, right=False)

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/files.html.md"""
 
 # %% auto #0
 __all__ = ['is_part', 'atomic_file', 'atomic_write', 'atomic_folder', 'write_json', 'parse_json', 'read_json', 'locked',
-           'DiskError', 'writing', 'make_once', 'file_digest', 'cache_folder']
+           'DiskError', 'writing', 'make_once', 'file_digest', 'user_folder', 'cache_folder']
 
 # %% ../nbs/00_files.ipynb #a1832bd5
 import errno
@@ -24,6 +24,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 # %% ../nbs/00_files.ipynb #be5421d0
 @contextmanager
@@ -189,8 +190,18 @@ def file_digest(
     return digest.hexdigest()
 
 # %% ../nbs/00_files.ipynb #7e0f6152
+def user_folder(
+    usual:str|Path, # where the system keeps such files
+    former:str|Path, # where an earlier version kept them; used on if only this one exists
+)->Path: # absolute; need not exist
+    "The folder in CIFAR_FASTAI_HOME, else `usual`"
+    usual,former = Path(usual).expanduser(),Path(former).expanduser()
+    if former.is_dir() and not usual.exists(): usual = former
+    return Path(os.environ.get('CIFAR_FASTAI_HOME') or usual).expanduser().absolute()
+
 def cache_folder(
-    root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else ~/.cache/cifar_fastai
+    root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else the system's folder for caches
 )->Path: # absolute; need not exist
     "The folder of everything the package can recreate"
-    return Path(root or os.environ.get('CIFAR_FASTAI_HOME') or '~/.cache/cifar_fastai').expanduser().absolute()
+    if root: return Path(root).expanduser().absolute()
+    return user_folder(user_cache_path('cifar_fastai'), '~/.cache/cifar_fastai')

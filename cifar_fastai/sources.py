@@ -8,8 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/sources.html.md"""
 __all__ = ['split_folder_names', 'cifar10_batches', 'cifar10_archives', 'split_of_folder', 'is_system_name', 'split_folders',
            'split_path', 'class_of', 'count_classes', 'walk_images', 'image_files', 'train_files', 'validation_folder',
            'validation_files', 'test_folder', 'test_files', 'check_layout', 'DataInfo', 'fingerprint', 'describe_data',
-           'unpack_archive', 'sort_tiny_imagenet', 'convert_batches', 'Archive', 'check_archive', 'download_cifar10',
-           'find_root', 'find_data']
+           'unpack_archive', 'sort_tiny_imagenet', 'convert_batches', 'Archive', 'check_archive', 'download_file',
+           'download_cifar10', 'find_root', 'find_data']
 
 # %% ../nbs/02_sources.ipynb #83db87a4
 import errno
@@ -30,6 +30,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from configparser import Error as ConfigError
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePath, PureWindowsPath
@@ -37,13 +39,14 @@ from typing import NamedTuple
 
 import numpy as np
 from fastai.vision.utils import verify_image
+from fastcore.xtras import Config
 from PIL import Image
 from pooch import HTTPDownloader
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
-from .files import cache_folder, file_digest, make_once
+from .files import cache_folder, file_digest, make_once, read_json, write_json
 from .images import image_endings, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
@@ -549,15 +552,32 @@ def check_archive(
     return Path(file)
 
 # %% ../nbs/02_sources.ipynb #d508bd32
-def _fetch(url, file, quiet):
-    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=(10, 60),
+_timeout = 10, 60  # seconds: to connect, and between two pieces of the file
+
+def _reason(e):
+    if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
+    cause = e.args[0] if e.args else ''
+    cause = getattr(cause, 'reason', cause)  # requests wraps urllib3's error, which names the host and port first
+    return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}'
+
+def download_file(
+    url:str, # http: or https:
+    file:str|Path, # to write; its folder must exist
+    quiet:bool=False, # no progress bar or messages
+)->Path: # `file`
+    "Download a file, once more if the connection breaks; a `ConnectionError` gives the reason if that fails"
+    file = Path(file)
+    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=_timeout,
                               headers={'Accept-Encoding': 'identity'})
-    try: download(url, str(file), None)
-    except RequestException as e:
-        n_bytes = file.stat().st_size
-        if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
-        _say(f'The download of {url} was interrupted after {n_bytes:,} bytes ({type(e).__name__}). Restarting it.', quiet)
-        download(url, str(file), None)
+    try:
+        try: download(url, str(file), None)
+        except RequestException as e:
+            n_bytes = file.stat().st_size if file.exists() else 0
+            if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
+            _say(f'The download of {url} was interrupted after {n_bytes:,} bytes ({type(e).__name__}). Restarting it.', quiet)
+            download(url, str(file), None)
+    except RequestException as e: raise ConnectionError(_reason(e)) from None
+    return file
 
 def _image_folders(folder, work, quiet):
     "Convert an unpacked archive to the standard layout"
@@ -568,8 +588,7 @@ def _image_folders(folder, work, quiet):
 
 def _download_one(archive, work, quiet):
     _say(f'Downloading {archive.url} ({archive.n_bytes/1e6:.0f} MB)', quiet)
-    file = work/archive.url.rsplit('/', 1)[-1]
-    _fetch(archive.url, file, quiet)
+    file = download_file(archive.url, work/archive.url.rsplit('/', 1)[-1], quiet)
     check_archive(file, archive)
     path = _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
     info = describe_data(path)
@@ -579,13 +598,6 @@ def _download_one(archive, work, quiet):
     return path
 
 # %% ../nbs/02_sources.ipynb #e076cbd9
-def _reason(e):
-    if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
-    if not isinstance(e, RequestException): return str(e)
-    cause = e.args[0] if e.args else ''
-    cause = getattr(cause, 'reason', cause)  # requests wraps urllib3's error, which names the host and port first
-    return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}'
-
 def download_cifar10(
     folder:str|Path, # will contain train/ and test/; its parent is used for temporary files
     archives:Sequence[Archive]|None=None, # tried in this order; None: `cifar10_archives`
@@ -596,10 +608,9 @@ def download_cifar10(
         failed = []
         for archive in archives or cifar10_archives:
             try: return _download_one(archive, work, quiet)
-            except (RequestException, ValueError, FileNotFoundError) as e:
-                reason = _reason(e)
-                failed.append(f'{archive.url}: {reason}')
-                _say(f'Download failed: {reason}', quiet)
+            except (ConnectionError, ValueError, FileNotFoundError) as e:
+                failed.append(f'{archive.url}: {e}')
+                _say(f'Download failed: {e}', quiet)
                 shutil.rmtree(work)  # the next archive begins with an empty folder
                 work.mkdir()
         raise ConnectionError('\n  '.join([
@@ -629,9 +640,11 @@ def find_root(
 # %% ../nbs/02_sources.ipynb #a315cf02
 def _fastai_copy():
     "The copy of CIFAR-10 that fastai keeps, unless it was stopped while it unpacked"
-    home = Path(os.environ.get('FASTAI_HOME') or '~/.fastai').expanduser().absolute()
-    try: info = describe_data(home/'data'/'cifar10')
-    except (OSError, ValueError): return None
+    home = os.environ.get('FASTAI_HOME') or '~/.fastai'
+    try:
+        config = Config(home, 'config.ini', create={}, save=False)  # as `fastai_cfg`, which would write the file
+        info = describe_data(config.path('data', 'data')/'cifar10')
+    except (OSError, ValueError, ConfigError): return None
     return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):
@@ -642,19 +655,30 @@ def _find_cifar10(root, download, quiet):
     raise FileNotFoundError(f'CIFAR-10 was not found in {root}, and downloading is disabled (download=False).')
 
 # %% ../nbs/02_sources.ipynb #addb1653
-_unreachable = set()  # (folder, archives) that were tried in vain
+_pause = 60*60  # seconds
+
+def _urls(): return [a.url for a in cifar10_archives]
+
+def _failed_before(root):
+    "Seconds since a download failed for the last time; None if that is long ago, or other mirrors were tried"
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        last = read_json(root/'failed_download.json')
+        seconds = time.time() - last['time']
+        if last['urls'] == _urls() and 0 <= seconds < _pause: return seconds
 
 def _find_best(root, download, quiet):
     "CIFAR-10, else the practice set"
-    attempt = root, cifar10_archives
-    in_vain = attempt in _unreachable
-    try: return _find_cifar10(root, download and not in_vain, quiet)
+    failed = _failed_before(root) if download else None
+    try: return _find_cifar10(root, download and failed is None, quiet)
     except ConnectionError as e:
-        _unreachable.add(attempt)
+        with suppress(OSError): write_json(root/'failed_download.json', dict(time=time.time(), urls=_urls()))
         why = str(e)
         if not quiet: why = '\n'.join(why.splitlines()[::len(cifar10_archives) + 1])  # each failure has been told
     except FileNotFoundError as e:
-        why = 'CIFAR-10 could not be downloaded. Restart Python to try again.' if in_vain else str(e)
+        why = str(e)
+        if failed is not None:
+            why = (f'CIFAR-10 could not be downloaded {failed/60:.0f} minutes ago, and was not tried again: that is done after an '
+                   "hour. To try now: `cifar-fastai data cifar10`, or find_data('cifar10').")
     _say(f'{why}\n*** NO REAL DATA: using the built-in practice set: drawings instead of photos. Accuracies on it say nothing '
          'about CIFAR-10. ***')
     return make_synthetic(root/'synthetic')

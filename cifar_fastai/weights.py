@@ -14,25 +14,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models import get_deprecated_models, get_pretrained_cfg
 from torch import nn, Tensor
-from torch.hub import HASH_REGEX, download_url_to_file, get_dir
+from torch.hub import HASH_REGEX, get_dir
 from torchvision import models as torchvision_models
 from torchvision.models import get_model, get_model_weights
 
-from .files import DiskError, file_digest, writing
+from .files import DiskError, atomic_file, file_digest, writing
 from .models import list_models
 from .registry import Registry, UnknownNameError
 from .runs import Run
+from .sources import download_file
 
 # %% ../nbs/03_weights.ipynb #0fd31d32
 @cache
@@ -196,13 +195,16 @@ def _said_hash(name): # -> digits, or None
     return found[1] if long_enough else None
 
 # %% ../nbs/03_weights.ipynb #df08be8c
+def _hash_error(file, name):
+    "What is wrong with a file whose SHA-256 does not start with the digits in its name; None if nothing is"
+    said = _said_hash(name)
+    found = file_digest(file) if said else ''
+    if said and not found.startswith(said): return f'its SHA-256 starts with {found[:len(said)]}, not {said}'
+
 def _check_hash(path):
-    "Reject a file whose SHA-256 does not start with the digits in its name"
-    said = _said_hash(path.name)
-    found = file_digest(path)
-    if said and not found.startswith(said):
-        raise ValueError(f'{path} is corrupted: its SHA-256 starts with {found[:len(said)]}, not {said}. '
-                         'Delete it, and it will be downloaded again.')
+    "Reject a corrupted file"
+    wrong = _hash_error(path, path.name)
+    if wrong: raise ValueError(f'{path} is corrupted: {wrong}. Delete it, and it will be downloaded again.')
     return path
 
 # %% ../nbs/03_weights.ipynb #c5f15329
@@ -212,36 +214,37 @@ def _not_fetched(what, url, path, reason):
                            f'Put the file {path.name}\n  from {url}\n  into {path.parent}\n'
                            f"or pass a file that you have as the weights: path/to/{path.name}")
 
-# %% ../nbs/03_weights.ipynb #bdfd87a7
-def _reason(e):
-    "Why a download failed, in a few words"
-    if isinstance(e, RuntimeError): return f'incomplete download, or a different file: {e}' # torch: wrong hash
-    if type(e) is URLError: return e.reason # of its subclass HTTPError the text says more
-    return str(e) or type(e).__name__
-
 # %% ../nbs/03_weights.ipynb #52c56238
+def _download(url, path):
+    "Download a file that its name can verify"
+    with writing(path, 'TORCH_HOME'), atomic_file(path) as part:
+        download_file(url, part)
+        wrong = _hash_error(part, path.name)
+        if wrong: raise ConnectionError(f'incomplete download, or a different file: {wrong}')
+
 def _fetch(url, what):
     "The file of a URL: from the cache, or downloaded"
     path = _kept(_file_name(url))
     if path.exists(): return _check_hash(path)
     print(f'Downloading {url}', file=sys.stderr, flush=True)
-    try:
-        with writing(path, 'TORCH_HOME'):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            download_url_to_file(url, str(path), _said_hash(path.name), progress=True)
-    except DiskError: raise
-    except (OSError, HTTPException, RuntimeError) as e: raise _not_fetched(what, url, path, _reason(e)) from None
+    try: _download(url, path)
+    except ConnectionError as e: raise _not_fetched(what, url, path, e) from None
     return path
 
 # %% ../nbs/03_weights.ipynb #9472c109
 def _place(cfg): return dict(repo_id=cfg.hf_hub_id, filename=cfg.hf_hub_filename or 'model.safetensors')
+
+def _download_from_hub(place):
+    "Ask once whether the Hub answers: its client would ask for six minutes"
+    get_hf_file_metadata(hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    return Path(hf_hub_download(**place))
 
 def _fetch_from_hub(cfg, what):
     "A file that is only on the Hugging Face Hub: placed by hand, from the Hub's cache, or downloaded"
     path = _kept(f'{cfg.architecture}.{cfg.tag}.safetensors')
     if path.exists(): return path
     place = _place(cfg)
-    try: return Path(hf_hub_download(**place))
+    try: return _download_from_hub(place)
     except Exception as e: # the hub's client raises the errors of several libraries
         reason = str(e).strip() or type(e).__name__
         raise _not_fetched(what, hf_hub_url(**place), path, reason.splitlines()[0]) from None

@@ -2,8 +2,10 @@
 server on this machine, and a browser."""
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -163,11 +165,12 @@ class Handler(BaseHTTPRequestHandler):
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self.server.asked.append(self.path)
         if isinstance(answer, int): return self.send_error(answer)
-        content, n_sent = answer if isinstance(answer, tuple) else (answer, len(answer))
+        content, n_sent, *seconds = answer if isinstance(answer, tuple) else (answer, len(answer))
         self.send_response(200)
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content[:n_sent])
+        time.sleep(sum(seconds))
         self.close_connection = True
 
     def log_message(self, *args): pass
@@ -190,7 +193,8 @@ def serving(handler):
 @pytest.fixture
 def http_server(monkeypatch):
     """A server on 127.0.0.1. `server.answer('/a.tgz', *answers)` gives one answer after the other, the last one for ever, and
-    returns the address. An answer is the content, a status code, or (content, n): the connection drops after n bytes.
+    returns the address. An answer is the content, a status code, or (content, n): the connection drops after n bytes;
+    (content, n, seconds): some time later.
     `server.asked` lists the paths that were asked for."""
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     with serving(Handler) as server:
@@ -202,6 +206,13 @@ def http_server(monkeypatch):
 
         server.answer = answer
         yield server
+
+
+@pytest.fixture
+def silent_server(monkeypatch):
+    "The address of a server that accepts connections and never answers"
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    with socket.create_server(('127.0.0.1', 0)) as server: yield f'http://127.0.0.1:{server.getsockname()[1]}'
 
 
 chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import stat
+import sys
 import threading
 import time
 
 import pytest
 
-from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, file_digest, locked, make_once, read_json, write_json, writing
+from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, locked, make_once, read_json, write_json, writing
 
 forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
 
@@ -205,6 +206,34 @@ def test_interrupted_leaves_nothing(tmp_path, error):
         raise error
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError): make_once(tmp_path/'cache'/'set', make)
     assert not (tmp_path/'cache'/'set').exists() and not leftovers(tmp_path/'cache')
+
+
+# --- the cache folder
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have other folders')
+@pytest.mark.parametrize('variables, folder', [
+    (dict(), '.cache/cifar_fastai'),
+    (dict(XDG_CACHE_HOME='{home}/caches'), 'caches/cifar_fastai'),
+    (dict(XDG_CACHE_HOME=''), '.cache/cifar_fastai'),
+    (dict(XDG_CACHE_HOME='{home}/caches', CIFAR_FASTAI_HOME=''), 'caches/cifar_fastai'),
+    (dict(XDG_CACHE_HOME='{home}/caches', CIFAR_FASTAI_HOME='~/ours'), 'ours')])
+def test_the_cache_is_where_the_system_keeps_caches(variables, folder, tmp_path, monkeypatch):
+    for name in 'XDG_CACHE_HOME', 'CIFAR_FASTAI_HOME': monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for name, value in variables.items(): monkeypatch.setenv(name, value.format(home=tmp_path))
+    assert cache_folder() == tmp_path/folder and not list(tmp_path.iterdir())
+    assert cache_folder('~/here') == tmp_path/'here'
+
+
+def test_an_old_cache_is_used_until_there_is_a_new_one(tmp_path, monkeypatch):
+    monkeypatch.delenv('CIFAR_FASTAI_HOME', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'caches'))
+    old, new = tmp_path/'.cache'/'cifar_fastai', tmp_path/'caches'/'cifar_fastai'
+    old.mkdir(parents=True)
+    assert cache_folder() == old
+    new.mkdir(parents=True)
+    assert cache_folder() == new
 
 
 def test_digests(tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from cifar_fastai import data, images, sources  # not their names: pytest would take `test_files` for a test
+from cifar_fastai.files import read_json, write_json
 from cifar_fastai.synthetic import cifar10_classes, make_synthetic
 from small_sets import picture, tiny_set, tgz, special, pack, tiny_batches, names, leftovers
 
@@ -372,6 +374,26 @@ def test_variants_of_complete_cifar10_and_fastais_copy(tmp_path, bare_machine, m
     with pytest.raises(FileNotFoundError, match='CIFAR-10 was not found'): sources.find_data('cifar10', download=False)
     assert sources.describe_data(cifar(tmp_path/'any', ending='.jpg')).variant == 'cifar10-jpeg'
     assert sources.describe_data(cifar(tmp_path/'big', size=(64, 64))).variant == 'big'
+
+
+@pytest.mark.parametrize('data', ['elsewhere', '{tmp}/far/away', None])
+def test_fastais_copy_is_where_its_settings_say(tmp_path, bare_machine, monkeypatch, data):
+    monkeypatch.setattr(sources, '_images_a_class', {'train': 3, 'test': 2})
+    home = tmp_path/'fastai'
+    if data:
+        home.mkdir()
+        data = data.format(tmp=tmp_path)
+        (home/'config.ini').write_text(f'[DEFAULT]\ndata = {data}\narchive = archive\n')
+    tiny_set(home/(data or 'data')/'cifar10', 3, 2, cifar10_classes)
+    assert sources.find_data(quiet=True) == home/(data or 'data')/'cifar10'
+    assert (home/'config.ini').exists() == bool(data), 'what is only looked for is not made'
+
+
+@pytest.mark.parametrize('text', ['data = no section', '[DEFAULT]\ndata = %(nothing)s', '[DEFAULT]\narchive = a'])
+def test_settings_of_fastai_that_cannot_be_read(tmp_path, bare_machine, text):
+    (tmp_path/'fastai').mkdir()
+    (tmp_path/'fastai'/'config.ini').write_text(text)
+    with pytest.raises(FileNotFoundError, match='CIFAR-10 was not found'): sources.find_data('cifar10', download=False)
 
 
 def test_other_sets_are_named_by_their_folder(tmp_path, monkeypatch):
@@ -801,6 +823,15 @@ def test_dropped_connection_is_tried_again(tmp_path, published, http_server, cap
     assert 'Restarting it' in capsys.readouterr().err
 
 
+def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_server, silent_server, monkeypatch, capsys):
+    content, archive = published
+    assert all(0 < seconds < 120 for seconds in sources._timeout)
+    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    mirrors = archive(f'{silent_server}/a.tgz'), archive(http_server.answer('/b.tgz', content))
+    assert len(sources.train_files(sources.download_cifar10(tmp_path/'cache'/'cifar10', mirrors))) == 8
+    assert 'timed out' in capsys.readouterr().err
+
+
 def test_authors_archive_is_converted(tmp_path, http_server, monkeypatch):
     folder = tmp_path/'cifar-10-batches-py'
     monkeypatch.setattr(sources, 'cifar10_batches', tiny_batches(folder))
@@ -855,7 +886,37 @@ def test_what_failed_is_said_once_and_not_tried_again(bare_machine, monkeypatch,
     assert any(line.startswith("Download failed: ConnectionError: Failed to resolve 'no-such-host.invalid'") for line in said) and all(len(line) < 200 for line in said)
     sources.find_data()
     again = capsys.readouterr().err
-    assert 'Downloading' not in again and 'Restart Python to try again' in again and 'NO REAL DATA' in again
+    assert 'Downloading' not in again and "find_data('cifar10')" in again and 'NO REAL DATA' in again
+    with pytest.raises(ConnectionError): sources.find_data('cifar10')
+    assert 'Downloading' in capsys.readouterr().err
+
+
+def fails_with(url):
+    return (sources.Archive(url, 1, ''),)
+
+
+def test_another_process_knows_what_failed_for_an_hour(bare_machine, monkeypatch, capsys, http_server):
+    small = make_synthetic
+    monkeypatch.setattr(sources, 'make_synthetic', lambda path: small(path, n_train=2, n_test=1))
+    monkeypatch.setattr(sources, 'cifar10_archives', fails_with(http_server.answer('/a.tgz', 404)))
+    note = bare_machine/'failed_download.json'
+    def tries():
+        "How often it is asked for; another process has this folder in common with the first, and nothing else"
+        http_server.asked.clear()
+        assert sources.find_data(quiet=True) == bare_machine/'synthetic'
+        return len(http_server.asked)
+    assert [tries(), tries()] == [1, 0] and '0 minutes ago' in capsys.readouterr().err
+    last = read_json(note)
+    for seconds, want in (-59*60, 0), (-61*60, 1), (10*60, 1):  # the last: a clock that was put back
+        write_json(note, last | dict(time=time.time() + seconds))
+        assert tries() == want
+    monkeypatch.setattr(sources, 'cifar10_archives', fails_with(http_server.answer('/b.tgz', 404)))
+    assert tries() == 1
+    for damaged in '{', '{}', '{"time": "now", "urls": []}':
+        note.write_text(damaged)
+        assert tries() == 1
+
+
 
 
 def test_cifar10_asked_for_by_name_is_not_replaced(bare_machine, monkeypatch):

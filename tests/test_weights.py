@@ -15,7 +15,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
 
-from cifar_fastai import weights
+from cifar_fastai import sources, weights
 from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.weights import WeightsReport, create_backbone, find_weights, list_backbones, list_weights, load_weights
@@ -493,8 +493,8 @@ def test_another_file_is_not_kept(hub):
 
 
 def test_a_broken_download_is_not_kept_and_begins_again(hub):
-    hub.publish((hub.content, 100_000), hub.content)
-    assert 'incomplete download' in advice(hub)
+    hub.publish((hub.content, 100_000), (hub.content, 100_000), hub.content)  # it is tried twice
+    assert 'IncompleteRead' in advice(hub)
     assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
 
 
@@ -514,6 +514,19 @@ def test_no_network(address, hub, monkeypatch):
     hub.folder.mkdir(parents=True, exist_ok=True)
     (hub.folder / hub.name).write_bytes(hub.content)  # as the message says
     assert equal(find_weights('squeezenet1_1', 'DEFAULT'), hub.state)
+
+
+def test_a_server_that_does_not_answer_is_given_up(hub, silent_server, monkeypatch):
+    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    hub.url = f'{silent_server}/{hub.name}'
+    monkeypatch.setattr(enum.value, 'url', hub.url)
+    assert 'timed out' in advice(hub)
+
+
+def test_a_server_that_stops_in_the_middle_is_given_up(hub, monkeypatch):
+    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    hub.publish((hub.content, 100_000, 2))
+    assert 'timed out' in advice(hub)
 
 
 def test_no_network_for_the_recipes(hub, monkeypatch):
@@ -628,6 +641,13 @@ def test_timm_weights_of_the_hub(hub, hf, hf_server):
     n = len(hf_server.asked)
     assert equal(find_weights('timm/test_resnet', 'r160_in1k'), state)
     assert n and len(hf_server.asked) == n and hub.files == []  # the second time from the hub's cache
+
+
+def test_a_hub_that_does_not_answer_is_given_up(hub, hf, silent_server, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_ETAG_TIMEOUT', .3)
+    monkeypatch.setattr(weights, 'hf_hub_url', lambda **place: f'{silent_server}/model.safetensors')
+    text = message(ConnectionError, find_weights, 'timm/test_resnet', 'DEFAULT')
+    assert 'timed out' in text and 'Put the file test_resnet.r160_in1k.safetensors' in text
 
 
 def test_no_network_for_the_hub(hub, hf, monkeypatch):
