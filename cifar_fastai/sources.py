@@ -23,6 +23,7 @@ import stat
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -42,7 +43,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once
-from .images import image_endings, read_size
+from .images import bit_depth, image_endings, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -262,6 +263,14 @@ def _undecodable(files):
     with ThreadPoolExecutor() as pool: decoded = list(pool.map(verify_image, files))
     return [f for f, good in zip(files, decoded) if not good]
 
+def _check_depths(path, files):
+    "Warn if 16-bit images are scaled differently"
+    depths = Counter(filter(None, map(bit_depth, files)))
+    if len(depths) < 2: return
+    found = ', '.join(f'{bits} bits ({n:,} of {depths.total():,})' for bits, n in sorted(depths.items()))
+    warnings.warn(f'The 16-bit images in {path} seem to have different depths: {found}. Each is scaled to 8 bits from its own, so '
+                  'their brightnesses cannot be compared. If they should be, convert all to 8 bits with one scale.', stacklevel=2)
+
 def describe_data(
     path:str|Path, # a data set
     verify:bool=False, # decode every image, and list those that fail in `unreadable`; about 10 s for 60,000 images
@@ -274,6 +283,7 @@ def describe_data(
     files = train + test
     sizes = {f: read_size(f) for f in files[::max(1, len(files)//100)]}
     unreadable = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
+    _check_depths(path, files if verify else sizes)
     known_sizes = set(sizes.values()) - {None}
     size = known_sizes.pop() if len(known_sizes) == 1 else None
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
