@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_endings', 'luma', 'read_size', 'bit_depth', 'plain_image', 'ColorImage', 'GrayImage', 'FixedSize',
-           'UnreadableImageError', 'read_image', 'image_pixels']
+           'UnreadableImageError', 'why_unreadable', 'read_image', 'image_pixels']
 
 # %% ../nbs/00_images.ipynb #72a95218
 import os
@@ -25,6 +25,22 @@ from torch import Tensor
 image_endings = frozenset(f'.{e}' for e in (
     'apng avif avifs bmp bw cur dds dib fit fits gif heic heif icb icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl msp pbm pcx pfm pgm png '
     'pnm ppm psd qoi ras rgb rgba sgi tga tif tiff vda vst webp xbm xpm').split())
+
+# %% ../nbs/00_images.ipynb #d05174f6
+_heif_brands = b'heic heix heim heis hevc hevx hevm hevs mif1 msf1'.split()
+
+def _is_heif(head): return head[4:8] == b'ftyp' and head[8:12] in _heif_brands
+
+def _open_heif(file, name=''):
+    "Let pillow-heif open an image; Pillow calls this when it meets one, under whatever file name"
+    if b'avif' in file.read(64): raise SyntaxError('AVIF has the same container, and Pillow reads it') # so Pillow goes on
+    file.seek(0)
+    try: from pillow_heif import HeifImageFile
+    except ImportError: raise OSError('HEIC needs the package pillow-heif: '
+                                      "`pip install 'cifar_fastai[heic]'`, or convert to JPEG") from None
+    return HeifImageFile(file, name)
+
+Image.register_open('HEIF', _open_heif, _is_heif)
 
 # %% ../nbs/00_images.ipynb #3f0e1043
 _turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270', 7: 'TRANSVERSE', 8: 'ROTATE_90'}
@@ -164,6 +180,15 @@ class UnreadableImageError(ValueError):
 
 # %% ../nbs/00_images.ipynb #99e1ef68
 def _name(path): return text if (text := str(path)).isprintable() else repr(text)
+
+def why_unreadable(
+    path:str|os.PathLike, # an image file
+)->str|None: # what is wrong with it, in one line; None if it can be read
+    "Say why a file cannot be read as an image"
+    try: read_image(path, _tiny)
+    except UnreadableImageError as e: return e.reason
+
+_tiny = 32, 32
 
 def _no_file(path):
     "Why there is nothing to open at `path`; None if there is"

@@ -35,7 +35,6 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
-from fastai.vision.utils import verify_image
 from PIL import Image
 from pooch import HTTPDownloader
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
@@ -43,7 +42,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once
-from .images import bit_depth, image_endings, read_size
+from .images import bit_depth, image_endings, read_size, why_unreadable
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -260,8 +259,8 @@ def _variant(path, train, test, size):
 
 # %% ../nbs/02_sources.ipynb #a9b9cfb5
 def _undecodable(files):
-    with ThreadPoolExecutor() as pool: decoded = list(pool.map(verify_image, files))
-    return [f for f, good in zip(files, decoded) if not good]
+    with ThreadPoolExecutor() as pool: reasons = list(pool.map(why_unreadable, files))
+    return [f for f, reason in zip(files, reasons) if reason]
 
 def _check_depths(path, files):
     "Warn if 16-bit images are scaled differently"
@@ -310,7 +309,8 @@ def _zip_members(file):
         bad = z.testzip()
         if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
         for m in z.infolist():
-            yield _Member(m.filename, m.is_dir(), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
+            name = m.filename.replace('\\', '/')  # Windows PowerShell 5 writes backslashes
+            yield _Member(name, name.endswith('/'), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
 
 # %% ../nbs/02_sources.ipynb #660ee934
 _damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)

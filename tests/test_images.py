@@ -1,11 +1,16 @@
 "Pixel values that images of unusual kinds are read with."
 import io
+import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, features
 
-from cifar_fastai.images import bit_depth, image_pixels, plain_image, read_image
+from cifar_fastai.cli import main
+from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, plain_image, read_image, read_size
 from cifar_fastai.sources import describe_data
 from small_sets import tiny_set
 
@@ -79,3 +84,62 @@ def test_depths_that_differ_are_told(tmp_path, verify, recwarn):
     Image.fromarray(np.full((32, 32), 900, np.uint16)).save(files[0])
     told = r'different depths: 10 bits \(1 of 1?\d\d\), 12 bits \(\d+ of 1?\d\d\). .* convert all to 8 bits with one scale'
     with pytest.warns(UserWarning, match=told): describe_data(folder, verify)
+
+
+# --- photos of phones
+
+def colors(file): return [read_image(file).getpixel(p) for p in ((8, 8), (40, 8), (8, 40))]
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    "Upright, and under a wrong ending too"
+    pillow_heif = pytest.importorskip('pillow_heif')
+    photo = Image.new('RGB', (64, 48), 'red')
+    photo.paste('blue', (0, 0, 32, 24))
+    stored = pillow_heif.from_pillow(photo)
+    stored.save(tmp_path/'a.heic', quality=95)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored.info['exif'] = exif.tobytes()
+    stored.save(tmp_path/'b.heic', quality=95)
+    shutil.copy(tmp_path/'a.heic', tmp_path/'c.jpg')
+    red, blue = (254, 0, 0), (0, 0, 254)
+    for name, size, shown in ('a.heic', (64, 48), [blue, red, red]), ('b.heic', (48, 64), [red, blue, red]), ('c.jpg', (64, 48), [blue, red, red]):
+        assert read_image(tmp_path/name).size == size and read_size(tmp_path/name) == size[::-1]
+        assert np.abs(np.subtract(colors(tmp_path/name), shown)).max() < 4
+    folder = tiny_set(tmp_path/'set')
+    for f in list(folder.rglob('*.png')): shutil.copy(tmp_path/'a.heic', f.with_suffix('.HEIC'))
+    info = describe_data(folder, verify=True)
+    assert (info.n_train, info.n_test, info.unreadable) == (16, 8, ())
+
+
+@pytest.fixture
+def heic(tmp_path, monkeypatch):
+    "The first bytes of a photo of a phone, on a machine without pillow-heif"
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    (file := tmp_path/'photo.heic').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(1000))
+    return file
+
+
+def test_heic_without_pillow_heif_says_what_to_install(heic, tmp_path, capsys):
+    what = r'HEIC needs the package pillow-heif: `pip install .cifar_fastai\[heic\].`'
+    with pytest.raises(UnreadableImageError, match=what): read_image(heic)
+    with pytest.raises(ValueError, match=what): ColorImage.create(heic)
+    with pytest.raises(OSError, match=what): Image.open(heic)
+    folder = tiny_set(tmp_path/'set')
+    shutil.copy(heic, folder/'train'/'cat')
+    with pytest.raises(ValueError, match=what): cifar10_dataloaders(folder, valid=2)
+    for options in [], ['--verify']:
+        assert main(['data', str(folder), *options]) == 1
+        assert re.search(what, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('ending', ['.avif', '.webp'])
+def test_pillow_reads_the_other_formats_of_phones_and_browsers(tmp_path, ending, monkeypatch):
+    if not features.check(ending[1:]): pytest.skip(f'this Pillow was built without {ending[1:]}')
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    Image.new('RGB', (64, 48), 'red').save(file := tmp_path/f'photo{ending}')
+    assert np.abs(np.subtract(colors(file), (255, 0, 0))).max() < 4
+    if ending == '.avif':
+        file.write_bytes(file.read_bytes().replace(b'ftypavif', b'ftypmif1'))  # the brand of the container, which HEIC has too
+        assert np.abs(np.subtract(colors(file), (255, 0, 0))).max() < 4
