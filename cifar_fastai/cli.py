@@ -187,7 +187,8 @@ def _print_data(info):
 # %% ../nbs/10_cli.ipynb #87e6f105
 def _broken(info, verified):
     "List the images that cannot be read; what to say about them"
-    for file in info.unreadable: print(f'Cannot be read: {file}', file=sys.stderr)
+    from cifar_fastai.images import why_unreadable
+    for file in info.unreadable: print(f'Cannot be read: {file}: {why_unreadable(file)}', file=sys.stderr)
     more = 'Remove or replace them.' if verified else 'Only a sample was checked; --verify checks all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 

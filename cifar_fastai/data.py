@@ -38,7 +38,7 @@ from torch.utils.data import Subset
 
 from .augmentation import augmentation
 from .files import cache_folder
-from .images import ColorImage, FixedSize, GrayImage, luma
+from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
 from .sources import (class_of, describe_data, find_data, fingerprint, image_files, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
@@ -270,7 +270,7 @@ class ImageCaches(dict):
         image, size, numbers = self.how
         place = hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]
         name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
-        state = _state(files, self.path, 'plain_image', image.__name__, size, numbers)
+        state = _state(files, self.path, 'plain_image with bit depths', image.__name__, size, numbers)
         return dict(file=cache_folder()/'decoded'/name, about=state)
 
     def give(self,
@@ -327,7 +327,8 @@ def reading_size(
 # %% ../nbs/03_data.ipynb #dd52498b
 def _check_images(info, image_size):
     if info.unreadable:
-        raise ValueError(f'{info.unreadable[0]} cannot be read as an image. '
+        file = info.unreadable[0]
+        raise ValueError(f'{file} cannot be read as an image ({why_unreadable(file)}). '
                          '`cifar-fastai data SOURCE --verify` lists all such files.')
     if not info.size and not image_size:
         raise ValueError(f'The images in {info.path} differ in size: '

@@ -25,6 +25,7 @@ import stat
 import sys
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -38,7 +39,6 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
-from fastai.vision.utils import verify_image
 from fastcore.xtras import Config
 from PIL import Image
 from pooch import HTTPDownloader
@@ -47,7 +47,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once, read_json, write_json
-from .images import image_endings, read_size
+from .images import bit_depth, image_endings, read_size, why_unreadable
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -348,8 +348,16 @@ def _variant(path, train, test, size):
 
 # %% ../nbs/02_sources.ipynb #a9b9cfb5
 def _undecodable(files):
-    with ThreadPoolExecutor() as pool: decoded = list(pool.map(verify_image, files))
-    return [f for f, good in zip(files, decoded) if not good]
+    with ThreadPoolExecutor() as pool: reasons = list(pool.map(why_unreadable, files))
+    return [f for f, reason in zip(files, reasons) if reason]
+
+def _check_depths(path, files):
+    "Warn if 16-bit images are scaled differently"
+    depths = Counter(filter(None, map(bit_depth, files)))
+    if len(depths) < 2: return
+    found = ', '.join(f'{bits} bits ({n:,} of {depths.total():,})' for bits, n in sorted(depths.items()))
+    warnings.warn(f'The 16-bit images in {path} seem to have different depths: {found}. Each is scaled to 8 bits from its own, so '
+                  'their brightnesses cannot be compared. If they should be, convert all to 8 bits with one scale.', stacklevel=2)
 
 def describe_data(
     path:str|Path, # a data set
@@ -363,6 +371,7 @@ def describe_data(
     files = train + valid + test
     sizes = {f: read_size(f) for f in files[::max(1, len(files)//100)]}
     unreadable = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
+    _check_depths(path, files if verify else sizes)
     known_sizes = set(sizes.values()) - {None}
     size = known_sizes.pop() if len(known_sizes) == 1 else None
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
@@ -389,7 +398,8 @@ def _zip_members(file):
         bad = z.testzip()
         if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
         for m in z.infolist():
-            yield _Member(m.filename, m.is_dir(), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
+            name = m.filename.replace('\\', '/')  # Windows PowerShell 5 writes backslashes
+            yield _Member(name, name.endswith('/'), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
 
 # %% ../nbs/02_sources.ipynb #660ee934
 _damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)

@@ -222,8 +222,9 @@ def test_requirements_are_what_the_library_imports():
     known = packages_distributions()
     def imported(**kwargs):
         names = {o for name in project_files() if re.match(rf'{cfg.lib_name}/.*\.py$', name) for o in third_party(read(name), **kwargs)}
-        return {canonicalize_name(known[o][0]) for o in names}
-    needed, optional = ({canonicalize_name(Requirement(o).name) for o in lines(key)} for key in ('requirements', 'interpret_requirements'))
+        return {canonicalize_name(known.get(o, [o])[0]) for o in names}
+    def listed(*keys): return {canonicalize_name(Requirement(o).name) for key in keys for o in lines(key)}
+    needed, optional = listed('requirements'), listed('interpret_requirements', 'heic_requirements')
     assert imported() == needed | optional and not imported(at_once=True) & optional
 
 

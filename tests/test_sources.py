@@ -528,7 +528,7 @@ def test_archive_without_a_data_set(tmp_path, bare_machine):
     assert not leftovers(bare_machine)
 
 
-unsafe = ['../evil.png', '/evil.png', 'train/../../evil.png', 'C:/evil.png', 'C:evil.png', '..\\evil.png', '\\\\host\\evil.png',
+unsafe = ['../evil.png', 'train\\..\\..\\evil.png', '\\evil.png', '/evil.png', 'train/../../evil.png', 'C:/evil.png', 'C:evil.png', '..\\evil.png', '\\\\host\\evil.png',
           special(tarfile.SYMTYPE), special(tarfile.LNKTYPE), special(tarfile.CHRTYPE), special(tarfile.FIFOTYPE)]
 
 @pytest.mark.parametrize('member', unsafe, ids=lambda o: o if isinstance(o, str) else f'member of type {o.type.decode()}')
@@ -548,6 +548,21 @@ def test_unsafe_zip_is_refused(tmp_path, name):
         z.writestr(name, 'evil')
     with pytest.raises(ValueError, match='was not unpacked'): sources.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
     assert not (tmp_path/'to').exists() and not list(tmp_path.rglob('evil*'))
+
+
+@pytest.mark.parametrize('top', ['', 'pets\\'])
+@pytest.mark.parametrize('folders', [True, False])
+def test_zip_with_backslashes(tmp_path, bare_machine, top, folders):
+    "As Windows PowerShell 5 writes them"
+    path = tiny_set(tmp_path/'pets')
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for f in sorted(path.rglob('*')):
+            name = top + str(f.relative_to(path)).replace('/', '\\')
+            if f.is_file(): z.writestr(name, f.read_bytes())
+            elif folders: z.writestr(f'{name}\\', b'')
+    found = sources.find_data(tmp_path/'a.zip', quiet=True)
+    assert names(sources.train_files(found)) == names(sources.train_files(path))
+    assert [f.read_bytes() for f in sources.test_files(found)] == [f.read_bytes() for f in sources.test_files(path)]
 
 
 def test_zip_with_a_wrong_sum(tmp_path):
