@@ -353,27 +353,27 @@ def coverage_at(
     return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
 
 # %% ../nbs/06_evaluation.ipynb #7ba23b0d
-def _import_cleanlab():
-    try: from cleanlab import filter, rank
+def _find_label_issues():
+    try: from cleanlab.filter import find_label_issues
     except ImportError as e:
         raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
-    return filter,rank
+    return find_label_issues
 
 @patch
 def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (the label's probability); the worst first
-    "Find candidates for label errors by confident learning."
-    if self.split == 'train':
-        raise ValueError('label_errors needs images that the model was not trained on, got training images. '
-                         'Evaluate the validation or the test images.')
+    "List the images whose labels are most likely wrong: candidates to look at, of which many are not."
+    if self.trained_on:
+        raise ValueError('label_errors needs images that the model was not trained on, but some of these are its training '
+                         'images, whose wrong labels it has learned. Evaluate the validation or the test images, '
+                         'or get predictions of training images from experiments.out_of_fold(recipe).')
     if len(np.unique(self.targets)) < 2:
         raise ValueError(f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
                          'Confident learning needs images of at least two classes.')
-    filter,rank = _import_cleanlab()
     probs = self.probs/self.probs.sum(1, keepdims=True)
-    found = filter.find_label_issues(self.targets, probs, n_jobs=1)
+    lowest = _find_label_issues()(self.targets, probs, filter_by='low_self_confidence', n_jobs=1)
     table = self.to_frame().drop(columns='probability')
-    table['quality'] = rank.get_self_confidence_for_each_label(self.targets, probs)
-    return table[found].sort_values('quality', kind='stable')
+    table['quality'] = probs[range(len(self)), self.targets]
+    return table[lowest & ~self.correct].sort_values('quality', kind='stable')
 
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
