@@ -15,6 +15,7 @@ from functools import cached_property
 from html import escape
 import json
 from math import log
+import os
 from pathlib import Path
 from zipfile import BadZipFile
 import zlib
@@ -40,6 +41,7 @@ from .images import plain_image
 from .files import atomic_file, parse_json
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 from .models import eval_mode
+from .runs import Run
 
 # %% ../nbs/06_evaluation.ipynb #5ebbcf7d
 def _check_lengths(evaluation):
@@ -103,9 +105,11 @@ class Evaluation:
     tta:str='' # kind of test-time augmentation, one of `list_tta()`; empty: none
     temperature:float=1. # divisor of the logits, see `with_temperature`
     fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are not files
+    trained_on:bool|None=None # whether the model was trained on some of these images; None: if the split is `train`
 
     def __post_init__(self):
         _freeze(self)
+        if self.trained_on is None: object.__setattr__(self, 'trained_on', self.split == 'train')
         _check_lengths(self)
         _check_vocab(self)
         _check_values(self)
@@ -349,27 +353,27 @@ def coverage_at(
     return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
 
 # %% ../nbs/06_evaluation.ipynb #7ba23b0d
-def _import_cleanlab():
-    try: from cleanlab import filter, rank
+def _find_label_issues():
+    try: from cleanlab.filter import find_label_issues
     except ImportError as e:
         raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
-    return filter,rank
+    return find_label_issues
 
 @patch
 def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (the label's probability); the worst first
-    "Find candidates for label errors by confident learning."
-    if self.split == 'train':
-        raise ValueError('label_errors needs images that the model was not trained on, got training images. '
-                         'Evaluate the validation or the test images.')
+    "List the images whose labels are most likely wrong: candidates to look at, of which many are not."
+    if self.trained_on:
+        raise ValueError('label_errors needs images that the model was not trained on, but some of these are its training '
+                         'images, whose wrong labels it has learned. Evaluate the validation or the test images, '
+                         'or get predictions of training images from experiments.out_of_fold(recipe).')
     if len(np.unique(self.targets)) < 2:
         raise ValueError(f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
                          'Confident learning needs images of at least two classes.')
-    filter,rank = _import_cleanlab()
     probs = self.probs/self.probs.sum(1, keepdims=True)
-    found = filter.find_label_issues(self.targets, probs, n_jobs=1)
+    lowest = _find_label_issues()(self.targets, probs, filter_by='low_self_confidence', n_jobs=1)
     table = self.to_frame().drop(columns='probability')
-    table['quality'] = rank.get_self_confidence_for_each_label(self.targets, probs)
-    return table[found].sort_values('quality', kind='stable')
+    table['quality'] = probs[range(len(self)), self.targets]
+    return table[lowest & ~self.correct].sort_values('quality', kind='stable')
 
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
@@ -617,6 +621,26 @@ def _common_vocab(learn, dl): # -> list of class names
         raise ValueError(f'The classes do not match: the learner has {list(vocab)}, the images have {list(theirs)}.')
     return list(vocab)
 
+# %% ../nbs/06_evaluation.ipynb #c839292e
+def _file_paths(dl): # -> set of absolute paths; empty if the items are not files
+    items = getattr(dl.dataset, 'items', None)
+    if items is None or hasattr(items, 'iloc'): return set()
+    return {os.path.abspath(o) for o in items if isinstance(o, (str, Path))}
+
+def _is_of_other_data(learn):
+    "Whether this is a run that was loaded with other images than those it was trained on, and not trained since"
+    data_info = getattr(learn.dls, 'data_info', None)
+    if learn.opt is not None or data_info is None or not hasattr(learn, 'run_dir'): return False
+    try: data = Run(learn.run_dir).info['data']
+    except (OSError, ValueError, KeyError): return False
+    both_cifar10 = data_info.variant.startswith('cifar10') and data['variant'].startswith('cifar10')
+    return not both_cifar10 and not data_info.matches(data)
+
+def _trained_on(learn, dl, split):
+    "Whether the model was trained on some of the images of a loader, as far as the learner shows"
+    if _is_of_other_data(learn): return False
+    return split == 'train' or any(_file_paths(dl) & _file_paths(train) for train in learn.dls.loaders[:1])
+
 # %% ../nbs/06_evaluation.ipynb #ce5423bd
 def evaluate(
     learn:Learner, # a classifier: its model returns one logit per class; stays unchanged
@@ -636,11 +660,12 @@ def evaluate(
                          f'but vocab has {len(vocab)} classes.')
     root = Path(learn.dls.path).absolute()
     data_info = getattr(learn.dls, 'data_info', None)
+    name = split if isinstance(split, str) else split_name(learn.dls, split)
     return Evaluation(
         probs=F.softmax(logits, 1).numpy(), targets=targets.numpy(),
         losses=F.cross_entropy(logits, targets, reduction='none').numpy(),
         files=file_names(dl.dataset, root), vocab=vocab,
-        split=split if isinstance(split, str) else split_name(learn.dls, split),
+        split=name, trained_on=_trained_on(learn, dl, name),
         variant=getattr(data_info, 'variant', root.name), root=root.as_posix(), tta=tta,
         fingerprint=dataset_fingerprint(dl.dataset))
 

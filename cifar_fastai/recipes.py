@@ -134,7 +134,7 @@ class Recipe:
     image_size:int = 32 # height and width of the network's input in pixels
     augment:str = 'flip_crop' # augmentation, one of `data.list_augmentations()`
     stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1 only) or (means, stds)
-    valid:float|int|str = .1 # fraction or number of training images held out for validation; 'test' only to reproduce projects that did so
+    valid:float|int|str = .1 # fraction or number of training images held out for validation, or a fold: 'fold1of5'; 'test' only to reproduce projects that did so
     bs:int = 256 # batch size
     optimizer:str = 'adamw' # one of `optimizers`
     sgd_lr_mult:float = 1. # 'muon': learning rate of biases, norms and linear layers, as a multiple of the stage's `lr`
