@@ -22,6 +22,7 @@ from uuid import uuid4
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, event
+from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
@@ -302,8 +303,9 @@ def _fit(learn, stage, cbs):
 # %% ../nbs/05_training.ipynb #f528eca9
 def _validate(learn):
     "Final loss and accuracy on the validation images"
-    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)] # they look for columns of a training epoch
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(trackers): loss,acc,*_ = learn.validate()
+    of_epochs = TrackerCallback, CSVLogger, ShowGraphCallback # this is none: they would miss columns, or begin anew
+    others = [cb for cb in learn.cbs if isinstance(cb, of_epochs)]
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): loss,acc,*_ = learn.validate()
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/05_training.ipynb #5380b3e4
@@ -353,6 +355,13 @@ def _dataloaders(recipe, source, seed, **kwargs):
     return cifar10_dataloaders(source, bs=recipe.bs, valid=recipe.valid, seed=seed, augment=recipe.augment,
                                stats=recipe.stats, image_size=recipe.image_size, **kwargs)
 
+def _check_logs(cbs):
+    "Reject a log in the place of the run's history"
+    name = Run('').history_file.name
+    if any(isinstance(cb, CSVLogger) and str(cb.fname) == name for cb in cbs):
+        raise ValueError(f"CSVLogger writes to {name} in the run folder, where `train` keeps the run's history. "
+                         "Name another file: CSVLogger('log.csv').")
+
 # %% ../nbs/05_training.ipynb #c3a10269
 def train(
     recipe:Recipe|str, # or its name
@@ -366,6 +375,7 @@ def train(
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
     "Train a network with `recipe` and write a run folder; the test images are not read"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
+    _check_logs(cbs or [])
     set_seed(seed)
     dls = _dataloaders(recipe, source, seed, num_workers=num_workers, device=device, limit=limit)
     learn = create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])])
