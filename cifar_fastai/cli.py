@@ -499,9 +499,10 @@ def evaluate_command(
     The metrics are added to metrics.json in the run folder, and a plot of the confusion matrix is saved."""
     with loading():
         from cifar_fastai.evaluation import evaluate
-        from cifar_fastai.training import load_run
+        from cifar_fastai.training import load_run, load_run_for
     _check_device(device)
-    learn = load_run(run, data, workers, device)
+    load = load_run_for if data is not None and split is Split.test else load_run
+    learn = load(run, data, workers, device)
     result = evaluate(learn, split.value, tta=tta)
     print(_accuracy_line(result) + '\n')
     _print_evaluation(result)

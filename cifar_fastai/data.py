@@ -8,8 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 __all__ = ['cifar10_stats', 'StratifiedSplitter', 'FoldSplitter', 'FolderSplitter', 'ValidationSplitter', 'LimitedSplitter',
            'channel_stats', 'ResizeBatch', 'cifar10_datablock', 'ImageCache', 'ImageCaches', 'default_workers',
            'reading_size', 'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
-           'test_dataloader', 'split_loader', 'split_name', 'device_of', 'loader_in_order', 'file_names',
-           'dataset_fingerprint', 'loader_of_items', 'loader_at', 'random_positions', 'whole_seed']
+           'test_dataloader', 'labeled_dataloaders', 'split_loader', 'split_name', 'device_of', 'loader_in_order',
+           'file_names', 'dataset_fingerprint', 'loader_of_items', 'loader_at', 'random_positions', 'whole_seed']
 
 # %% ../nbs/03_data.ipynb #ac4dcfc4
 import hashlib
@@ -41,7 +41,7 @@ from .augmentation import augmentation
 from .files import cache_folder
 from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
-from .sources import (class_of, describe_data, find_data, fingerprint, image_files, split_of_folder, split_path,
+from .sources import (class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
 
 # %% ../nbs/03_data.ipynb #06e1bc94
@@ -222,17 +222,22 @@ def cifar10_datablock(
     gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only this many training images
     item_size:tuple[int, int]|None=None, # height and width every image is resized to when it is read; None: not resized
+    root:Path|None=None, # the data set: a file elsewhere has the class that its folder is named after; None: see `class_of`
 )->DataBlock: # its source is a data set's path
     "A `DataBlock` that turns a data set into batches"
     side = image_size or max(item_size or (32,))
+    tfms = augmentation(augment, side) if isinstance(augment, str) else list(augment)
+    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_y=partial(class_of, root=root),
+                      get_items=_train_and_test if valid == 'test' else _train_and_valid,
+                      splitter=_splitter(valid, seed, limit))
+
+def _datablock(categories, augmentation, stats, image_size, gray, item_size, **kwargs):
     numbers = channel_stats(stats, gray)
-    tfms = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
-    tfms += augmentation(augment, side) if isinstance(augment, str) else list(augment)
-    if numbers: tfms.append(Normalize.from_stats(*numbers))
-    return DataBlock(blocks=(ImageBlock(GrayImage if gray else ColorImage), CategoryBlock),
-                     get_items=_train_and_test if valid == 'test' else _train_and_valid, get_y=class_of,
-                     splitter=_splitter(valid, seed, limit),
-                     item_tfms=[FixedSize(item_size)] if item_size else None, batch_tfms=tfms)
+    resize = [ResizeBatch(image_size)] if image_size and item_size != (image_size, image_size) else []
+    normalize = [Normalize.from_stats(*numbers)] if numbers else []
+    return DataBlock(blocks=(ImageBlock(GrayImage if gray else ColorImage), categories),
+                     item_tfms=[FixedSize(item_size)] if item_size else None,
+                     batch_tfms=[*resize, *augmentation, *normalize], **kwargs)
 
 # %% ../nbs/03_data.ipynb #15698e16
 def _open_image(file, image, size):
@@ -246,11 +251,14 @@ class ImageCache(ItemCache):
         image:type, # `ColorImage` or `GrayImage`
         size:tuple[int, int], # height and width in pixels that they are resized to
         numbers:Mapping[str, int], # class -> index
+        root:Path|None=None, # see `class_of`
         **kwargs, # `file` and `about`, see `ItemCache`
     ):
         super().__init__(len(files), **kwargs)
         self.files = list(files)
-        self.image,self.size,self.numbers = image,size,numbers
+        self.image,self.size,self.numbers,self.root = image,size,numbers,root
+
+    def _number(self, i): return self.numbers[class_of(self.files[i], self.root)]
 
     @cached_property
     def index(self): return {f: i for i, f in enumerate(self.files)}
@@ -260,13 +268,13 @@ class ImageCache(ItemCache):
     )->tuple: # uint8 image (C, H, W), and the index of its class
         "Read a file"
         x = _open_image(self.files[i], self.image, self.size)
-        return self.image._tensor_cls(image2tensor(x)), TensorCategory(self.numbers[class_of(self.files[i])])
+        return self.image._tensor_cls(image2tensor(x)), TensorCategory(self._number(i))
 
     def keep(self, i):
         images, classes = self.parts
         pixels = images.rows[i].numpy()
         pixels[...] = np.asarray(_open_image(self.files[i], self.image, self.size)).reshape(pixels.shape)
-        classes.rows[i] = self.numbers[class_of(self.files[i])]
+        classes.rows[i] = self._number(i)
 
 # %% ../nbs/03_data.ipynb #48f1c6da
 _worth_keeping = 5000  # images
@@ -296,7 +304,7 @@ class ImageCaches(dict):
     def __missing__(self, folder):
         files = image_files(self.path/folder) if folder and self.whole and (self.path/folder).is_dir() else []
         kept = self._file(folder, files) if len(files) >= _worth_keeping else {}
-        self[folder] = ImageCache(files, *self.how, **kept)
+        self[folder] = ImageCache(files, *self.how, self.path, **kept)
         return self[folder]
 
     def _file(self, folder, files):
@@ -311,9 +319,9 @@ class ImageCaches(dict):
     )->None: # sets its `cache` and `rows`, see `CachedDL`
         "Make a data set read its images from the cache of their folder, or from a separate cache if they are elsewhere"
         items = list(dataset.items)
-        cache = self[split_path(items[0])[0]] if items else ImageCache(items, *self.how)
+        cache = self[split_path(items[0])[0]] if items else ImageCache(items, *self.how, self.path)
         dataset.rows = [cache.index.get(f) for f in items]
-        if None in dataset.rows: cache, dataset.rows = ImageCache(items, *self.how), None
+        if None in dataset.rows: cache, dataset.rows = ImageCache(items, *self.how, self.path), None
         dataset.cache, dataset.caches = cache, self
 
 # %% ../nbs/03_data.ipynb #01630102
@@ -392,7 +400,7 @@ def cifar10_dataloaders(
     if in_memory is None: in_memory = num_workers is None and n_bytes < min(2**30, _room())
     if in_memory: _check_room(n_bytes)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
-    block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size)
+    block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
                             dl_type=CachedDL if in_memory else ShuffleDL)
     if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
@@ -452,13 +460,38 @@ def test_dataloader(
     "Make a loader for the test images"
     return image_loader(dls, test_files(dls.path))
 
+# %% ../nbs/03_data.ipynb #3fc3240e
+def labeled_dataloaders(
+    source:str|Path, # see `describe_labeled`
+    classes:Sequence[str], # of the network, in its order
+    bs:int=256, # batch size
+    stats:str|tuple|None='cifar10', # see `channel_stats`
+    image_size:int|None=None, # side in pixels; None: the original size
+    num_workers:int|None=None, # worker processes that read images; None: see `default_workers`
+    device:str|torch.device|None=None, # None: fastai's default
+    gray:bool=False, # read images with one channel
+)->DataLoaders: # whose test and validation images are these; there are no training images
+    "Make fastai `DataLoaders` to evaluate a network on labeled images"
+    info = describe_labeled(source, classes)
+    _check_images(info, image_size)
+    folder = info.path/info.test_folder
+    block = _datablock(CategoryBlock(list(classes), sort=False), [], stats, image_size, gray, reading_size(info.size, image_size),
+                       get_items=image_files, get_y=lambda file: file.relative_to(folder).parts[0],
+                       splitter=lambda files: ([0], range(len(files))))  # fastai needs one to begin with
+    workers = default_workers(info.n_test) if num_workers is None else num_workers
+    dls = block.dataloaders(folder, path=info.path, bs=_positive('bs', bs), device=device, num_workers=workers, dl_type=ShuffleDL)
+    dls.loaders[0] = dls.train.new(test_set(dls.valid_ds, [], rm_tfms=0, with_labels=True))
+    dls.data_info = info
+    dls.labeled = dls.valid
+    return dls
+
 # %% ../nbs/03_data.ipynb #0d2e3936
 def split_loader(
     dls:DataLoaders, # training, and optionally validation
     split:str, # 'train', 'valid' or 'test'
 )->TfmdDL: # as in training: the loader of the training images shuffles and augments
     "Find the loader of a split"
-    if split == 'test': return test_dataloader(dls)
+    if split == 'test': return vars(dls).get('labeled') or test_dataloader(dls)
     i = ('train', 'valid').index(split)
     if len(dls.loaders) <= i:
         raise ValueError(f'This learner has no {split} split. Train with valid > 0, or evaluate another split.')

@@ -9,7 +9,7 @@ __all__ = ['split_folder_names', 'cifar10_batches', 'cifar10_archives', 'split_o
            'split_path', 'class_of', 'count_classes', 'walk_images', 'image_files', 'train_files', 'validation_folder',
            'validation_files', 'test_folder', 'test_files', 'check_layout', 'DataInfo', 'fingerprint', 'describe_data',
            'unpack_archive', 'sort_tiny_imagenet', 'convert_batches', 'Archive', 'check_archive', 'download_file',
-           'download_cifar10', 'find_root', 'find_data']
+           'download_cifar10', 'find_root', 'find_data', 'describe_labeled']
 
 # %% ../nbs/02_sources.ipynb #83db87a4
 import errno
@@ -112,9 +112,11 @@ def split_path(
 
 # %% ../nbs/02_sources.ipynb #379d24ed
 def class_of(
-    file:str|PurePath, # an image in a data set
+    file:str|PurePath, # an image
+    root:str|PurePath|None=None, # the data set, as a prefix of `file`; None: any
 )->str: # the name of its class
-    "The label of a file: the class folder it lies in"
+    "The label of a file: the class folder it lies in; for a file outside the data set `root`, the parent folder"
+    if root is not None and not os.fspath(file).startswith(os.path.join(root, '')): return PurePath(file).parent.name
     return split_path(file)[1]
 
 # %% ../nbs/02_sources.ipynb #e73d903d
@@ -303,6 +305,7 @@ class DataInfo:
     @cached_property
     def fingerprint(self)->str: # see `fingerprint`
         "Identifies the images of the training and validation folders among folders with the same name"
+        if not self.n_train: return fingerprint(image_files(self.path/self.test_folder))
         return fingerprint(train_files(self.path) + validation_files(self.path))
 
     def matches(self,
@@ -359,6 +362,13 @@ def _check_depths(path, files):
     warnings.warn(f'The 16-bit images in {path} seem to have different depths: {found}. Each is scaled to 8 bits from its own, so '
                   'their brightnesses cannot be compared. If they should be, convert all to 8 bits with one scale.', stacklevel=2)
 
+def _some_sizes(files): return {f: read_size(f) for f in files[::max(1, len(files)//100)]}
+def _without_size(sizes): return [f for f, size in sizes.items() if size is None]
+
+def _common_size(sizes): # -> height and width; None if they differ
+    known = set(sizes.values()) - {None}
+    return known.pop() if len(known) == 1 else None
+
 def describe_data(
     path:str|Path, # a data set
     verify:bool=False, # decode every image, and list those that fail in `unreadable`; about 10 s for 60,000 images
@@ -369,11 +379,10 @@ def describe_data(
     train, valid = train_files(path), validation_files(path)
     test = test_files(path) if 'test' in names else []
     files = train + valid + test
-    sizes = {f: read_size(f) for f in files[::max(1, len(files)//100)]}
-    unreadable = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
+    sizes = _some_sizes(files)
+    unreadable = _undecodable(files) if verify else _without_size(sizes)
     _check_depths(path, files if verify else sizes)
-    known_sizes = set(sizes.values()) - {None}
-    size = known_sizes.pop() if len(known_sizes) == 1 else None
+    size = _common_size(sizes)
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
                     tuple(unreadable), names.get('test', ''), len(valid), names.get('valid', ''))
 
@@ -802,3 +811,34 @@ def find_data(
     paths = _paths(source)
     if paths[0].is_file(): return _open_archives(paths, root, quiet)
     return _open_folder(paths[0], root, quiet)
+
+# %% ../nbs/02_sources.ipynb #a3742edd
+def _folder_to_evaluate(source):
+    "A data set, or a folder with class folders; and its folder with the images"
+    path = Path(source).expanduser().absolute()
+    path = find_root(path) if path.is_dir() else find_data(source)
+    folders = split_folders(path)
+    if folders and 'test' not in folders:
+        raise ValueError(f'{path} has no test folder. To evaluate its training images, pass {folders["train"]}.')
+    return path, folders.get('test', path)
+
+def describe_labeled(
+    source:str|Path, # a folder with a folder of images for each class, or a data set with a test folder, as for `find_data`
+    classes:Sequence[str], # all that the images may have
+)->DataInfo: # of a folder that is not a whole data set: `n_train` is 0, and `classes` those of its images
+    "Find labeled images to evaluate a network on; raises an error if there are none, or of other classes"
+    path, folder = _folder_to_evaluate(source)
+    files = image_files(folder)
+    if not files:
+        raise FileNotFoundError(f'{folder} has no images in class folders: {folder}/<class>/. '
+                                '`cifar-fastai predict` classifies images without labels.')
+    found = sorted({f.relative_to(folder).parts[0] for f in files})
+    if unknown := [c for c in found if c not in classes]:
+        raise ValueError(f'{folder} has images of {", ".join(unknown)}, but the network knows {", ".join(classes)}. '
+                         'The name of each folder must be one of its classes.')
+    if (path/'train').is_dir() and len(found) == len(classes):
+        try: return describe_data(path)
+        except ValueError: pass  # the test images do
+    sizes = _some_sizes(files)
+    return DataInfo(path, path.name, tuple(found), 0, len(files), _common_size(sizes), tuple(_without_size(sizes)),
+                    '' if folder == path else folder.name)

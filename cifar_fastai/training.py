@@ -6,13 +6,14 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 
 # %% auto #0
 __all__ = ['optimizer_function', 'reuse_memory', 'fit_stem', 'build_model', 'QuickLearner', 'create_learner', 'fit_stage',
-           'train', 'load_run']
+           'train', 'load_run', 'load_run_for']
 
 # %% ../nbs/05_training.ipynb #75c5f231
 import ctypes
 import os
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -40,7 +41,7 @@ from .callbacks import (
     AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
-from .data import cifar10_dataloaders, device_of, loader_at, set_augmentation
+from .data import cifar10_dataloaders, device_of, labeled_dataloaders, loader_at, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import muon, nesterov_sgd
@@ -176,12 +177,28 @@ def _recipe_cbs(recipe, dls):
     return [*cbs, MixedPrecisionOnCUDA(precision) if on_cuda else BFloat16OnCPU()]
 
 # %% ../nbs/05_training.ipynb #dd201c85
+_batch_of_one = ('BatchNorm needs more than one value per channel, and there is only one image in this batch. '
+                 'Use a batch size of at least 2 (--bs), and drop_last=True in loaders of your own.')
+
+def _wants_more(e): return isinstance(e, ValueError) and 'more than 1 value per channel' in str(e)
+
+def _check_batch_size(model, dls):
+    "Reject batches of one image now if the network cannot be trained on them"
+    if getattr(dls.train, 'bs', None) != 1 or not len(dls.train): return
+    x = _sample(dls)
+    try:
+        with torch.no_grad(): deepcopy(model).train()(x.as_subclass(torch.Tensor))
+    except ValueError as e:
+        if _wants_more(e): raise ValueError(_batch_of_one) from None
+        raise
+
 class QuickLearner(Learner):
     "fastai's `Learner`, but it calls a callback only at events that it handles, and cancels a batch that fails"
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
-        except BaseException: # Ctrl-C too
+        except BaseException as e: # Ctrl-C too
             self('after_cancel_batch')
+            if _wants_more(e): raise ValueError(_batch_of_one) from e
             raise
 
     def create_opt(self):
@@ -227,8 +244,10 @@ def create_learner(
         model = build_model(recipe, n_classes, in_channels)
         if not recipe.weights: fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
     _check_sizes(recipe, model, in_channels)
+    model = model.to(device)
+    _check_batch_size(model, dls)
     learn = QuickLearner(
-        dls, model.to(device), loss_func=CrossEntropyLossFlat(), opt_func=optimizer_function(recipe),
+        dls, model, loss_func=CrossEntropyLossFlat(), opt_func=optimizer_function(recipe),
         lr=_lr(recipe.stages[0]), wd=recipe.wd, metrics=_metrics(recipe),
         splitter=partial(parameter_groups, starts=recipe.groups), path=path, model_dir='.',
         cbs=[*_recipe_cbs(recipe, dls), *(cbs or [])])
@@ -397,7 +416,7 @@ def train(
 # %% ../nbs/05_training.ipynb #ac0c2b8c
 def load_run(
     run_dir:str|Path, # run folder that `train` wrote
-    source:str|Path|None=None, # data; None: the run's data if they still exist, else the best available
+    source:str|Path|None=None, # data; None: the run's
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
 )->Learner: # as `train` returned it
@@ -406,14 +425,33 @@ def load_run(
     recipe = run.recipe
     info = run.info
     dls = _dataloaders_of(run, recipe, info, source, num_workers=num_workers, device=device)
-    model = build_model(recipe, dls.c, info['data']['channels'], pretrained=False)
-    learn = create_learner(recipe, dls, path=run.folder, model=model)
-    learn.run_dir = run.folder
+    learn = _learner_of(run, dls, info['data'])
     for stage in recipe.stages:
         if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
+    _recall_history(learn, run)
+    return learn
+
+def load_run_for(
+    run_dir:str|Path, # run folder that `train` wrote
+    source:str|Path, # labeled images: a folder with a folder for each class, or see `describe_labeled`
+    num_workers:int|None=None, # as in `train`
+    device:str|None=None, # as in `train`
+)->Learner: # to evaluate, not to train: its test images are these
+    "Load the trained network of a run to evaluate it on other labeled images, which need not be of all classes"
+    run = Run.open(run_dir)
+    recipe,data = run.recipe,run.info['data']
+    dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
+                              gray=data['channels'] == 1)
+    if (dls.path/dls.data_info.test_folder).resolve() == (Path(data['path'])/'train').resolve():
+        warnings.warn(f'{source} holds the images that {run.folder} was trained on, so the accuracy on them is too optimistic.')
+    return _learner_of(run, dls, data)
+
+def _learner_of(run, dls, data):
+    model = build_model(run.recipe, len(data['classes']), data['channels'], pretrained=False)
+    learn = create_learner(run.recipe, dls, path=run.folder, model=model)
+    learn.run_dir = run.folder
     run.load_weights(learn.model)
     learn.model.eval()
-    _recall_history(learn, run)
     return learn
 
 def _recall_history(learn, run):
@@ -429,6 +467,10 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
     data = info['data']
     same_images_wanted = source is None
     if source is None and Path(data['path']).is_dir(): source = data['path']
+    elif source is None and data['variant'] == 'synthetic': source = 'synthetic'
+    elif source is None and not data['variant'].startswith('cifar10'): # which can be found or downloaded
+        raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
+                                'pass their new place as source (on the command line, --data).')
     dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
     if same_images_wanted and not dls.data_info.matches(data):
         warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those '
