@@ -181,6 +181,7 @@ def _check_classes_apart(folder, seen):
 
 def _check_names(folder, seen):
     "Refuse a folder within a class that would be taken for a part of the data set, and what is in it for its classes"
+    if not split_of_folder(folder.name): return  # images to evaluate, whose class is the first folder
     for f in map(Path, seen):
         if f == folder or class_of(f/'image') == f.relative_to(folder).parts[0]: continue
         *names, last = _split_of_name

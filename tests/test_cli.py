@@ -33,6 +33,8 @@ from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
 
+from small_sets import tiny_set
+
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
 names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
@@ -647,6 +649,58 @@ def test_figures_of_two_folders_of_one_name_are_kept_apart(folder, practice):
     for name, n in (('mine', 49), ('mine 2', 48), ('mine-2 2', 47)):
         assert after.pop(f'test on {name}')['n'] == len(load_evaluation(folder/f'test-on-{name.replace(" ", "-")}.npz')) == n
     assert after == before
+
+def labeled_folders(practice):
+    "New labeled images as people keep them, and the files of the practice set that are in them"
+    tests = sorted((practice/'test').rglob('*.png'))
+    shutil.copytree(practice/'test', 'flat')
+    yield 'flat', tests
+    shutil.copytree(practice/'test', 'only/test')
+    yield 'only', tests
+    shutil.copytree(practice/'test', 'x/test/photos')  # a name that reads as a split's
+    yield 'x/test/photos', tests
+    shutil.copytree(practice/'test'/'cat', 'one/cat/2024/may')
+    (Path('one')/'dog').mkdir()
+    yield 'one', [f for f in tests if f.parent.name == 'cat']
+    few = Path('few')
+    for f in [*tests[:3], *tests[-2:]]:
+        for split in ('train', 'test'):
+            (few/split/f.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, few/split/f.parent.name)
+    yield 'few', [*tests[:3], *tests[-2:]]
+    yield practice, tests
+
+@pytest.mark.slow
+def test_evaluate_new_labeled_images(folder, practice):
+    whole = load_evaluation(folder/'test.npz')
+    right = {Path(f).name + Path(f).parent.name: r for f, r in zip(whole.files, whole.correct)}
+    for data, files in labeled_folders(practice):
+        result = run('evaluate', folder, '--data', data, '--workers', 0)
+        expected = np.mean([right[f.name + f.parent.name] for f in files])
+        assert result.code == 0 and f'test  accuracy {expected:.2%} on {len(files)} images' in result.out, (data, result)
+
+def test_evaluate_images_that_cannot_be(folder, practice):
+    (Path('mine')/'bird').mkdir(parents=True)
+    fails(run('evaluate', folder, '--data', 'mine'), 'mine has no images in class folders', '`cifar-fastai predict`')
+    shutil.copy(next((practice/'test').rglob('*.png')), 'mine/bird')
+    (Path('mine')/'unicorn').mkdir()
+    shutil.copy(next((practice/'test').rglob('*.png')), 'mine/unicorn')
+    fails(run('evaluate', folder, '--data', 'mine'), 'mine has images of unicorn, but the network knows airplane, automobile, bird')
+    shutil.copytree(practice/'train', 'other/train')
+    fails(run('evaluate', folder, '--data', 'other'), 'other has no test folder. To evaluate its training images, pass', 'other/train.')
+
+def test_evaluate_the_training_images(folder, recipe):
+    tiny_set(Path('d'), 20)
+    assert train(recipe, 'd', '--out', 'r').code == 0
+    result = run('evaluate', 'r', '--data', 'd/train', '--workers', 0)
+    assert result.code == 0 and 'd/train holds the images that r was trained on' in result.err
+
+def test_data_that_moved(recipe):
+    tiny_set(Path('d'), 20)
+    assert train(recipe, 'd', '--out', 'r').code == 0
+    Path('d').rename('e')
+    fails(run('evaluate', 'r'), 'The data of r are gone', str(Path('d').absolute()), '--data')
+    assert run('evaluate', 'r', '--data', 'e', '--workers', 0).code == 0
 
 def test_evaluate_what_cannot_be(folder, recipe, practice):
     (folder/'model.safetensors').write_bytes(b'x')

@@ -496,3 +496,15 @@ def test_a_class_folder_that_cannot_be_listed_is_an_error(practice, tmp_path, mo
         return real(path)
     monkeypatch.setattr(os, 'scandir', scandir)
     with pytest.raises(PermissionError, match='cat'): sources.train_files(tmp_path/'mine')
+
+
+@pytest.mark.parametrize('in_memory', [True, False])
+@pytest.mark.parametrize('folder', ['monday/photos', 'test/photos', 'valid/2024/may', 'train/new'])
+def test_labeled_files_elsewhere_have_the_class_of_their_folder(practice, tmp_path, folder, in_memory):
+    dls = data.cifar10_dataloaders(practice, bs=32, num_workers=0, in_memory=in_memory)
+    files = []
+    for c in ('dog', 'cat'):
+        (tmp_path/folder/c).mkdir(parents=True)
+        files.append(Path(shutil.copy(next((practice/'test'/c).iterdir()), tmp_path/folder/c)))
+    for dl in (dls.test_dl(files, with_labels=True), data.image_loader(dls, files)):
+        assert [dls.vocab[i] for i in dl.one_batch()[1]] == ['dog', 'cat']

@@ -31,7 +31,7 @@ from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.sources import count_classes
 from cifar_fastai.models import create_model, register_model
-from cifar_fastai.recipes import Recipe, Stage, get_recipe
+from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
 from cifar_fastai.training import create_learner, fit_stage, fit_stem, load_run, train
 from small_runs import At, history, history_of, overfitting, read, tiny
@@ -530,3 +530,18 @@ def test_the_stem_sees_fewer_of_large_images(practice):
         training.fit_stem(create_model('small_cnn'), dls)
         training.fit_stem(create_model('small_cnn'), dls, n_pixels=32*32*50)
     assert seen == [180, 51]
+
+@pytest.mark.parametrize('head', [None, Head()])
+def test_a_batch_of_one_is_refused_before_a_run_folder_is_made(practice, tmp_path, head):
+    recipe = Recipe(name='my', model='resnet18', head=head, stages=Stage(epochs=1, lr=.01), bs=1)
+    with pytest.raises(ValueError, match='only one image in this batch. Use a batch size of at least 2'):
+        train(recipe, source=practice, run_dir=tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+def test_a_last_batch_of_one_is_explained(practice):
+    folder = torchvision.datasets.ImageFolder(practice/'train', transform=torchvision.transforms.ToTensor())
+    loaders = [torch.utils.data.DataLoader(torch.utils.data.Subset(folder, range(9)), 8) for _ in range(2)]
+    dls = DataLoaders(*loaders)
+    dls.c,dls.vocab = len(folder.classes),folder.classes
+    learn = create_learner(Recipe(name='my', model='resnet18', stages=Stage(epochs=1, lr=.01)), dls)
+    with pytest.raises(ValueError, match='and drop_last=True in loaders of your own'), learn.no_bar(), learn.no_logging(): learn.fit(1)
