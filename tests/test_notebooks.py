@@ -24,6 +24,7 @@ smaller = {
     '07_probing': from_memory,
     '07_robustness': from_memory,
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
+    'guides/06_in_fastais_words': {'(.3, .1, seed': '(.05, .02, seed', 'num_it=50': 'num_it=10', 'fine_tune(3': 'fine_tune(1', 'limit=1500': 'limit=200'},
     'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
     'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50'},
     'tutorials/04_transfer': {'epochs=4)': 'epochs=1)', 'valid=500': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=10': 'epochs=1', '(10, ': '(1, '},
