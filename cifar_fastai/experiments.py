@@ -807,11 +807,11 @@ def out_of_fold(
     device:str|None=None, # as in `train`
 )->Evaluation: # of all training images; its split is 'out-of-fold'
     "Predict every training image by a network that was not trained on it, by k-fold cross-validation"
-    if len(_recipes(recipe)) != 1: raise ValueError('out_of_fold needs one recipe, got several.')
+    if type(folds) is not int or folds < 2: raise ValueError(f'folds must be a whole number of at least 2, got {folds!r}.')
     valid = [f'fold{i}of{folds}' for i in range(1, folds + 1)]
     options = dict(source=source, num_workers=num_workers, device=device)
     table = run_grid(recipe, [seed], save_to, valid=valid, **options)
     for row in table[table.status != 'finished'].itertuples():
-        raise ValueError(f'{row.run} failed, so its fold has no predictions: {row.error}')
+        raise ValueError(f'{row.run} failed, so its images have no predictions: {row.error}')
     runs = [Run(folder) for folder in table.run]
     return _joined([_held_out(run, options) for run in runs], runs[0].info['data']['fingerprint'])

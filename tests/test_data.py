@@ -64,6 +64,40 @@ def test_more_images_do_not_reshuffle():
     assert len(chosen[0] & chosen[1]) >= 16  # a fresh draw would share about four
 
 
+@pytest.mark.parametrize('n', [2, 5, 7])
+def test_folds_hold_out_every_image_once(n):
+    files = file_list(a=40, b=23, c=2)
+    splits = [data.FoldSplitter(fold, n)(files) for fold in range(1, n + 1)]
+    assert sorted(i for _, held_out in splits for i in held_out) == list(range(65))
+    for train, held_out in splits:
+        assert sorted(train + held_out) == list(range(65)) and abs(len(held_out) - 65/n) < 1
+        assert set(sources.count_classes(files[i] for i in train)) == {'a', 'b', 'c'}
+        counts = sources.count_classes(files[i] for i in held_out)
+        assert all(abs(counts.get(c, 0) - size/n) < 1 for c, size in dict(a=40, b=23, c=2).items())
+
+
+def test_folds_depend_on_class_name_and_seed_only():
+    files = file_list(cat=30, dog=30)
+    def held_out(files, *args): return {sources.split_path(files[i])[1:] for i in data.FoldSplitter(2, 3, *args)(files)[1]}
+    shuffled = [files[i] for i in np.random.default_rng(0).permutation(60)]
+    assert held_out(files) == held_out(shuffled) == held_out([str(f) for f in files]) != held_out(files, 1)
+
+
+def test_a_fold_is_a_kind_of_valid(tmp_path):
+    path = tiny_set(tmp_path, n_train=6)
+    held_out = [o for fold in '123' for o in data.cifar10_dataloaders(path, valid=f'fold{fold}of3', bs=2, num_workers=0).valid_ds.items]
+    assert sorted(held_out) == sources.train_files(path)
+
+
+@pytest.mark.parametrize('args, text', [((0, 5), 'fold 0 of 5'), ((6, 5), 'fold 6 of 5'), ((1, 1), 'at least 2 folds'), ((1, 81), '81 folds are too many for 80')])
+def test_impossible_folds(args, text):
+    with pytest.raises(ValueError, match=text): data.FoldSplitter(*args)(file_list(cat=40, dog=40))
+
+
+def test_folds_of_a_lone_image():
+    with pytest.raises(ValueError, match='class dog has only one image'): data.FoldSplitter(1, 2)(file_list(cat=40, dog=1))
+
+
 @pytest.mark.parametrize('valid, text', [
     (0., 'valid=0.0 means 0 of 80'), (1., 'means 80 of 80'), (-.1, 'means -8'), (1.5, 'means 120'), (.01, 'use between 2 and 78'),
     (1, 'means 1 of 80'), (79, 'means 79 of 80'), (0, 'means 0'),

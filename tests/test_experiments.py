@@ -21,7 +21,7 @@ from cifar_fastai import experiments
 from cifar_fastai import runs as runs_module
 from cifar_fastai.sources import train_files
 from cifar_fastai.evaluation import evaluate
-from cifar_fastai.experiments import diff_runs, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
+from cifar_fastai.experiments import diff_runs, out_of_fold, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.training import load_run, train
@@ -555,3 +555,61 @@ def test_errors_of_any_length_and_letters_are_written_down(go, grid, fake):
     runs = go(seeds=3)
     assert runs.status.tolist() == ['failed', 'failed', 'finished'] and len(runs.error[0]) < 1100 and 'ph' in runs.error[1]
     assert read_runs(grid).status.tolist() == runs.status.tolist()
+
+# Out-of-fold predictions
+
+def test_every_training_image_is_predicted_by_a_network_that_did_not_see_it(practice, tmp_path):
+    quick = tiny.change(epochs=1)
+    result = out_of_fold(quick, 3, source=practice, save_to=tmp_path, num_workers=0)
+    assert result.files == [o.relative_to(practice).as_posix() for o in train_files(practice)]
+    assert (result.split, result.trained_on) == ('out-of-fold', False)
+    by_file = dict(zip(result.files, result.probs))
+    runs = sorted(tmp_path.glob('tiny-*'))
+    assert [o.name for o in runs] == [f'tiny-valid=fold{fold}of3-seed0' for fold in (1, 2, 3)]
+    for run in runs:
+        learn = load_run(run, num_workers=0)
+        assert not set(learn.dls.valid_ds.items) & set(learn.dls.train_ds.items)
+        held_out = evaluate(learn, 'valid')
+        np.testing.assert_allclose([by_file[f] for f in held_out.files], held_out.probs, atol=1e-6)
+    assert result.fingerprint == read(runs[0]/'run.json')['data']['fingerprint']
+    assert {'file', 'actual', 'quality'} <= set(result.label_errors())
+
+    before = contents(tmp_path)
+    again = out_of_fold(quick, 3, source=practice, save_to=tmp_path, num_workers=0)  # trains nothing
+    assert contents(tmp_path) == before and np.array_equal(again.probs, result.probs)
+
+def test_folds_that_were_stopped_are_resumed(practice, tmp_path, monkeypatch):
+    def stop(recipe, *args, **kwargs):
+        if recipe.valid == 'fold2of2': raise KeyboardInterrupt
+        return train(recipe, *args, **kwargs)
+    monkeypatch.setattr(experiments, 'train', stop)
+    def go(): return out_of_fold(tiny.change(epochs=1), 2, source=practice, save_to=tmp_path, num_workers=0)
+    with pytest.raises(KeyboardInterrupt): go()
+    first = (tmp_path/'tiny-valid=fold1of2-seed0'/'model.safetensors').stat().st_mtime_ns
+    monkeypatch.setattr(experiments, 'train', train)
+    assert len(go()) == len(train_files(practice))
+    assert (tmp_path/'tiny-valid=fold1of2-seed0'/'model.safetensors').stat().st_mtime_ns == first
+
+def test_a_fold_that_fails_is_named(fake, practice, grid):
+    def diverge(recipe, seed):
+        if recipe.valid == 'fold2of2': raise NonFiniteLossError(math.nan, epoch=1, batch=1, lr=1.)
+    fake.then = diverge
+    with pytest.raises(ValueError, match='fold2of2-seed0 failed, so its images have no predictions: NonFiniteLossError'):
+        out_of_fold(tiny, 2, source=practice, save_to=grid)
+
+@pytest.mark.parametrize('folds', [1, 0, 2.5, True])
+def test_impossible_numbers_of_folds(practice, tmp_path, folds):
+    with pytest.raises(ValueError, match='folds must be a whole number of at least 2'):
+        out_of_fold(tiny, folds, source=practice, save_to=tmp_path)
+
+def test_wrong_labels_of_other_data_may_be_looked_for_in_its_training_images(practice, tmp_path):
+    "A run has not seen the training images of another data set, until it is trained on them"
+    run = train(tiny.change(epochs=1), source=practice, limit=40, run_dir=tmp_path/'run', num_workers=0).run_dir
+    other = shutil.copytree(practice, tmp_path/'other')
+    for f in train_files(other)[::20]: f.rename(other/'train'/'cat'/f'{f.parent.name}-{f.name}')
+    learn = load_run(run, source=other, num_workers=0)
+    result = evaluate(learn, 'train')
+    assert not result.trained_on and len(result.label_errors().columns)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    assert evaluate(learn, 'train').trained_on
+    assert evaluate(load_run(run, num_workers=0), 'train').trained_on
