@@ -185,8 +185,8 @@ def _print_data(info):
 # %% ../nbs/10_cli.ipynb #87e6f105
 def _broken(info, verified):
     "List the images that cannot be read; what to say about them"
-    from cifar_fastai.images import why_unreadable
-    for file in info.unreadable: print(f'Cannot be read: {file}: {why_unreadable(file)}', file=sys.stderr)
+    from cifar_fastai.images import printable_name, why_unreadable
+    for file in info.unreadable: print(f'Cannot be read: {printable_name(file)}: {why_unreadable(file)}', file=sys.stderr)
     more = 'Remove or replace them.' if verified else 'Only a sample was checked; --verify checks all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 
@@ -540,15 +540,12 @@ def _pictures(paths): # -> files; what is wrong with folders, in lines
 
 # %% ../nbs/10_cli.ipynb #0235799c
 def _print_prediction(path, prediction, top, as_json):
+    from cifar_fastai.images import printable_name
     likeliest = prediction.top(top)
     if as_json:
         facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))
         print(json.dumps(facts), flush=True)
-    else: print(_printable(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
-
-def _printable(path):
-    text = str(path)
-    return text if text.isprintable() else repr(text)
+    else: print(printable_name(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
 
 # %% ../nbs/10_cli.ipynb #b7386505
 @app.command('predict', short_help='Classify images.', epilog=_examples(

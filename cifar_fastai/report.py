@@ -726,4 +726,5 @@ def write_report(
     if split == 'valid': valid = result
     elif len(learn.dls.loaders) > 1: valid = _evaluation(run, learn, 'valid', source)
     if other_run is not None: change = compare(_evaluation(other_run, other_learn, split, source), result)
-    return atomic_write(path, _render(_Page(run, learn, result, valid, other_run, change)))
+    html = _render(_Page(run, learn, result, valid, other_run, change))
+    return atomic_write(path, html.encode(errors='backslashreplace'))  # file names need not be text

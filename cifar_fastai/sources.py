@@ -23,6 +23,7 @@ import stat
 import sys
 import tarfile
 import time
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
@@ -42,7 +44,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once
-from .images import bit_depth, image_endings, read_size, why_unreadable
+from .images import bit_depth, image_endings, printable_name, read_size, why_unreadable
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -163,15 +165,56 @@ def test_files(
                                 "or evaluate on the split 'valid', which is held out from train/.")
     return image_files(folder)
 
+# %% ../nbs/02_sources.ipynb #55a1d36f
+def _looks(name, casefold=False):
+    "What a name looks like: accents composed, spaces alike and not at the ends, without invisible characters"
+    text = unicodedata.normalize('NFKC' if casefold else 'NFC', name)
+    seen = ' '.join(''.join(c for c in text if unicodedata.category(c) != 'Cf').split())
+    return seen.casefold() if casefold else seen
+
+def _differ(a, b):
+    "Say in what two names differ that look alike"
+    def composed(name): return unicodedata.normalize('NFC', name)
+    if composed(a) == composed(b): what = 'accents: composed in one (NFC), decomposed in the other (NFD)'
+    elif a.casefold() == b.casefold(): what = 'upper and lower case'
+    elif ''.join(a.split()) == ''.join(b.split()): what = 'spaces'
+    else: what = 'characters that look alike or cannot be seen'
+    return f'look alike, but differ in {what}: {ascii(a)} and {ascii(b)}'
+
+def _check_class_names(folder):
+    "Refuse class names that are not text, and two that look alike"
+    names = _class_folders(folder)
+    for name in names:
+        if not _is_text(name):
+            raise ValueError(f'{printable_name(folder/name)}: the name of this class folder is not valid UTF-8, so results could '
+                             'not be shown or saved. Rename it. For names from an old archive: '
+                             '`convmv -f latin1 -t utf-8 -r --notest FOLDER`, with the encoding they have.')
+    looks = {}
+    for name in names:
+        other = looks.setdefault(_looks(name), name)
+        if other != name:
+            raise ValueError(f'{folder}: the class folders {other} and {name} {_differ(other, name)}. '
+                             'Rename one, or move its images to the other.')
+
+def _is_text(name):
+    try: name.encode()
+    except UnicodeEncodeError: return False
+    return True
+
 # %% ../nbs/02_sources.ipynb #87b8e34a
 def _has_annotations(path): return (path/'val'/'val_annotations.txt').is_file() and (path/'val'/'images').is_dir()
 
 def _check_same_classes(train, test):
+    "Refuse classes that are in one folder only; names that differ in what cannot be seen are shown with what differs"
     in_train = set(_class_folders(train))
     in_test = set(_class_folders(test))
     if in_train == in_test: return
     only = {'train': in_train - in_test, test.name: in_test - in_train}
-    differences = '; '.join(f'{", ".join(sorted(names))} only in {name}' for name, names in only.items() if names)
+    for a, b in product(*only.values()):
+        if _looks(a, casefold=True) == _looks(b, casefold=True):
+            raise ValueError(f'{train.parent}: the class folders train/{a} and {test.name}/{b} {_differ(a, b)}. '
+                             'Give both the same name.')
+    differences = '; '.join(f'{", ".join(map(printable_name, sorted(names)))} only in {name}' for name, names in only.items() if names)
     raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
 def check_layout(
@@ -186,12 +229,15 @@ def check_layout(
     train = path/'train'
     if not train.is_dir(): raise FileNotFoundError(f'{path} has no train folder. {wanted}')
     if not _class_folders(train): raise ValueError(f'{path}/train has no class folders. {wanted}')
+    _check_class_names(train)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
                          'file, which is sorted while unpacking.')
     test = test_folder(path)
-    if test: _check_same_classes(train, test)
+    if test:
+        _check_class_names(test)
+        _check_same_classes(train, test)
     for folder in (train, test) if test else (train,):
         empty = [c for c in _class_folders(folder) if not any(walk_images(folder/c))]
         if empty:
@@ -255,6 +301,7 @@ def _variant(path, train, test, size):
         if endings == {'.png'}: return 'cifar10'
         if endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
     name = Path(os.path.abspath(path)).name  # '.' has one too
+    name = name.encode(errors='backslashreplace').decode()  # it need not be text
     return f'{name}-part-{len(train)}-{len(test)}' if name in ('cifar10', 'cifar10-jpeg') else name
 
 # %% ../nbs/02_sources.ipynb #a9b9cfb5

@@ -405,6 +405,23 @@ def test_data_lists_broken_images():
     result = run('data', 'set', '--verify')
     assert result.code == 1 and str(bad) in result.err and 'Error: 1 of the images cannot be read' in result.err
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes')
+def test_names_of_files_and_of_the_data_set_need_not_be_text(recipe):
+    folder = small_set().rename(os.fsdecode(b'caf\xe9'))
+    for split in 'train', 'test': (folder/split/'cat'/'0.png').rename(folder/split/'cat'/os.fsdecode(b'\xe9.png'))
+    assert train(recipe, folder, '--out', 'run', '--epochs', 1, '--bs', 4, '--valid', .5, '--test', report=True).code == 0
+    assert run('evaluate', 'run').code == run('report', 'run', '--split', 'test').code == 0
+    assert 'cat/\\udce9.png' in Path('run/report.html').read_text(encoding='utf-8')
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes')
+def test_class_names_that_are_not_text_are_refused_at_once(recipe):
+    small_set()
+    for split in 'train', 'test': Path('set', split, 'cat').rename(Path('set', split, os.fsdecode(b'caf\xe9')))
+    for result in run('data', 'set'), train(recipe, 'set', '--out', 'run'):
+        fails(result, r"set/train/caf\xe9': the name of this class folder is not valid UTF-8", 'convmv -f latin1 -t utf-8')
+    assert not Path('run').exists()
+
 def test_data_without_a_test_folder():
     shutil.rmtree(small_set()/'test')
     result = run('data', 'set')

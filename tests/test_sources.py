@@ -352,6 +352,22 @@ def test_file_names_need_not_be_text(tmp_path, monkeypatch, least):
     assert data.cifar10_dataloaders(folder, bs=4, valid=4).one_batch()[0].shape[0] == 4
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems change names')
+@pytest.mark.parametrize('train, test, what', [
+    ('caf\u00e9', 'cafe\u0301', r"accents: composed in one \(NFC\), decomposed in the other \(NFD\): 'caf\\xe9' and 'cafe\\u0301'"),
+    ('cat', 'cat ', "spaces: 'cat' and 'cat '"), ('new cat', 'new\u00a0cat', r"spaces: 'new cat' and 'new\\xa0cat'"),
+    ('cat', '\u200bcat', r"cannot be seen: 'cat' and '\\u200bcat'"), ('Cat', 'cat', "upper and lower case: 'Cat' and 'cat'")])
+def test_class_names_that_look_alike(tmp_path, train, test, what):
+    folder = tiny_set(tmp_path/'set', classes=(train, 'dog'))
+    (folder/'test'/train).rename(folder/'test'/test)
+    with pytest.raises(ValueError, match=f'train/{train} and test/{test} look alike, but differ in .*{what}. Give both the same name'):
+        sources.check_layout(folder)
+    both = tiny_set(tmp_path/'both', classes=(train, test))
+    if train == 'Cat': assert sources.check_layout(both) == both  # letters may be classes
+    else:
+        with pytest.raises(ValueError, match='both/train: the class folders .* look alike, but differ in'): sources.check_layout(both)
+
+
 # --- archives
 
 @pytest.mark.parametrize('kind', ['gztar', 'tar', 'zip'])
