@@ -32,6 +32,7 @@ from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
+from small_sets import picture
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
 names = ['data', 'models', 'recipes', 'train', 'evaluate', 'report', 'predict', 'course']
@@ -421,6 +422,20 @@ def test_class_names_that_are_not_text_are_refused_at_once(recipe):
     for result in run('data', 'set'), train(recipe, 'set', '--out', 'run'):
         fails(result, r"set/train/caf\xe9': the name of this class folder is not valid UTF-8", 'convmv -f latin1 -t utf-8')
     assert not Path('run').exists()
+
+def test_data_tells_duplicates():
+    "Equal ones when all is decoded anyway, nearly equal ones on demand"
+    folder = small_set()
+    for i, f in enumerate(sorted(folder.rglob('*.png'))): picture(i).save(f)
+    assert 'No image occurs more than once.' in run('data', 'set', '--verify').out
+    shutil.copy(folder/'train'/'cat'/'0.png', folder/'test'/'dog'/'9.png')
+    with Image.open(folder/'train'/'dog'/'1.png') as image: image.point(lambda v: .7*v).save(folder/'train'/'dog'/'9.png')
+    assert 'same image' not in run('data', 'set').out
+    result = run('data', 'set', '--verify')
+    assert result.code == 0 and re.search(r'^in train and test +1 +2 +train/cat/0.png = test/dog/9.png', result.out, re.M)
+    assert re.search(r'^with several labels +1 +2 ', result.out, re.M) and 'within train' not in result.out
+    result = run('data', 'set', '--near')
+    assert re.search(r'^within train +1 +2 +train/dog/1.png = train/dog/9.png', result.out, re.M) and 'can be read' in result.out
 
 def test_data_without_a_test_folder():
     shutil.rmtree(small_set()/'test')
