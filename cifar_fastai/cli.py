@@ -151,19 +151,24 @@ _RunFolder = Annotated[Path, typer.Argument(metavar='RUN', help='Run folder, as 
 @app.command('data', short_help='Get a data set, and show its classes.', epilog=_examples(
     'cifar-fastai data                        # find or download CIFAR-10',
     'cifar-fastai data synthetic              # built-in synthetic images, no download',
-    'cifar-fastai data my_photos.zip --verify # extract an archive, and decode every image'))
+    'cifar-fastai data my_photos.zip --verify # extract an archive, decode every image, and find duplicates'))
 def data_command(
     source:Annotated[str|None, typer.Argument(
         help=_source_help + ' Default: CIFAR_FASTAI_DATA, a local copy, a download, '
                             'or else the synthetic images.')]=None,
-    verify:Annotated[bool, typer.Option('--verify', help='Decode every image, and list those that cannot be read.')]=False,
+    verify:Annotated[bool, typer.Option(
+        '--verify', help='Decode every image, list those that cannot be read, and find images that occur more than once.')]=False,
+    near:Annotated[bool, typer.Option('--near', help='Like --verify, and find nearly equal images too.')]=False,
 )->None:
     "Get a data set (download or extract it if necessary), and show its classes."
     with loading(): from cifar_fastai.data import describe_data, find_data
+    from cifar_fastai.sources import find_duplicates
     path = find_data(source)
+    verify = verify or near
     if verify: print('Decoding every image ...', file=sys.stderr)
     info = describe_data(path, verify=verify)
     _print_data(info)
+    if verify: _print_duplicates(find_duplicates(path, near=.95, quiet=False) if near else info.duplicates, path)
     if info.unreadable: raise CommandError(_broken(info, verify))
     if verify: print(f'All {info.n_train + info.n_valid + info.n_test:,} images can be read.')
 
@@ -184,11 +189,23 @@ def _print_data(info):
     if info.n_valid: print(f'Runs are validated on {info.valid_folder}/, and trained on all images of the training folder.')
     if not info.n_test: print('There is no test folder, so runs are evaluated on the validation set only.')
 
+# %% ../nbs/10_cli.ipynb #cb331706
+def _print_duplicates(groups, path):
+    "How many images occur more than once, and the first of each kind"
+    from cifar_fastai.images import printable_name
+    from cifar_fastai.sources import duplicates_by_kind
+    def names(group): return ' = '.join(printable_name(f.relative_to(path)) for f in group.files[:3])
+    rows = [[kind, len(found), sum(len(g.files) for g in found), names(found[0])]
+            for kind, found in duplicates_by_kind(groups).items()]
+    if not rows: return print('No image occurs more than once.')
+    print()
+    print_table(['same image', 'times', 'files', 'such as'], rows)
+
 # %% ../nbs/10_cli.ipynb #87e6f105
 def _broken(info, verified):
     "List the images that cannot be read; what to say about them"
-    from cifar_fastai.images import why_unreadable
-    for file in info.unreadable: print(f'Cannot be read: {file}: {why_unreadable(file)}', file=sys.stderr)
+    from cifar_fastai.images import printable_name, why_unreadable
+    for file in info.unreadable: print(f'Cannot be read: {printable_name(file)}: {why_unreadable(file)}', file=sys.stderr)
     more = 'Remove or replace them.' if verified else 'Only a sample was checked; --verify checks all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 
@@ -555,15 +572,12 @@ def _pictures(paths): # -> files; what is wrong with folders, in lines
 
 # %% ../nbs/10_cli.ipynb #0235799c
 def _print_prediction(path, prediction, top, as_json):
+    from cifar_fastai.images import printable_name
     likeliest = prediction.top(top)
     if as_json:
         facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))
         print(json.dumps(facts), flush=True)
-    else: print(_printable(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
-
-def _printable(path):
-    text = str(path)
-    return text if text.isprintable() else repr(text)
+    else: print(printable_name(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
 
 # %% ../nbs/10_cli.ipynb #b7386505
 @app.command('predict', short_help='Classify images.', epilog=_examples(

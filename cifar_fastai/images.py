@@ -6,10 +6,11 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_endings', 'luma', 'read_size', 'bit_depth', 'plain_image', 'ColorImage', 'GrayImage', 'FixedSize',
-           'UnreadableImageError', 'why_unreadable', 'read_image', 'image_pixels']
+           'printable_name', 'UnreadableImageError', 'why_unreadable', 'read_image', 'image_pixels']
 
 # %% ../nbs/00_images.ipynb #72a95218
 import os
+import re
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -166,6 +167,14 @@ class FixedSize(DisplayedTransform):
         if x.shape == self.size: return x
         return x.resize(self.size[::-1], Image.Resampling.BILINEAR)
 
+# %% ../nbs/00_images.ipynb #f668aefe
+def printable_name(
+    name:str|os.PathLike, # of a file or folder
+)->str: # the same if it is printable; otherwise quoted and escaped, bytes that are not UTF-8 as '\xe9'
+    "Show a name that may hold line breaks, invisible characters or bytes that are not UTF-8"
+    text = str(name)
+    return text if text.isprintable() else re.sub(r'\\udc([89a-f])', r'\\x\1', repr(text))
+
 # %% ../nbs/00_images.ipynb #b964e1f7
 class UnreadableImageError(ValueError):
     "A file cannot be read as an image; the message is one line with its name and the reason"
@@ -179,8 +188,6 @@ class UnreadableImageError(ValueError):
     def __str__(self): return f'{self.name}: {self.reason}'
 
 # %% ../nbs/00_images.ipynb #99e1ef68
-def _name(path): return text if (text := str(path)).isprintable() else repr(text)
-
 def why_unreadable(
     path:str|os.PathLike, # an image file
 )->str|None: # what is wrong with it, in one line; None if it can be read
@@ -211,7 +218,7 @@ def _reason(e):
 def _named(name):
     "Errors of the body become an `UnreadableImageError`; Pillow's decoders raise all sorts"
     try: yield
-    except Exception as e: raise UnreadableImageError(_name(name), _reason(e)) from e
+    except Exception as e: raise UnreadableImageError(printable_name(name), _reason(e)) from e
 
 def read_image(
     path:str|os.PathLike, # a file of any format that Pillow reads
@@ -220,7 +227,7 @@ def read_image(
 )->Image.Image: # of mode 'RGB' or 'L', upright
     "Read an image file, or raise an `UnreadableImageError`"
     with _named(path): why = _no_file(Path(path))
-    if why: raise UnreadableImageError(_name(path), why)
+    if why: raise UnreadableImageError(printable_name(path), why)
     with _named(path), Image.open(path) as image:
         if size and image.width*image.height > _huge: image.draft(None, (8*size[1], 8*size[0]))
         image.load()

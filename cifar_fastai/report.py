@@ -43,6 +43,7 @@ from .plotting import percent
 from .probing import embed, features, grad_cam, plot_embedding
 from .robustness import plot_robustness, robustness
 from .runs import Run
+from .sources import duplicates_by_kind, find_duplicates
 from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
@@ -471,6 +472,25 @@ def _labels(page):
     return (_text('{:,} candidates among {:,} images, lowest probability of the label first:', len(found), len(page.result))
             + _pictures(page.result, shown.index, captions))
 
+# %% ../nbs/09_report.ipynb #20db908d
+_most_compared = 10_000  # images
+
+@_section('Duplicates',
+          'Images with equal pixels. One that is in the training and in the test set makes the test accuracy too optimistic; '
+          'one with several labels has a wrong label at least once.')
+def _duplicates(page):
+    data = page.info['data']
+    n = data['n_train'] + data['n_valid'] + data['n_test']
+    if n > _most_compared:
+        raise _Skip(f'Not looked for among {n:,} images: `cifar-fastai data SOURCE --verify` does.')
+    root = Path(page.learn.dls.path)
+    if not root.is_dir(): raise _Skip(f'The image files were not found in {root}.')
+    kinds = duplicates_by_kind(find_duplicates(root))
+    if not kinds: raise _Skip('No image occurs more than once.')
+    def example(group): return ' = '.join(f.relative_to(root).as_posix() for f in group.files[:3])
+    rows = [(kind, len(groups), sum(len(g.files) for g in groups), example(groups[0])) for kind, groups in kinds.items()]
+    return table(pd.DataFrame(rows, columns=['same image', 'times', 'files', 'such as']))
+
 # %% ../nbs/09_report.ipynb #0e8ddd64
 def _in_points(frame): # -> without interval bounds, and the change in percentage points
     frame = frame.drop(columns=['low', 'high'])
@@ -726,4 +746,5 @@ def write_report(
     if split == 'valid': valid = result
     elif len(learn.dls.loaders) > 1: valid = _evaluation(run, learn, 'valid', source)
     if other_run is not None: change = compare(_evaluation(other_run, other_learn, split, source), result)
-    return atomic_write(path, _render(_Page(run, learn, result, valid, other_run, change)))
+    html = _render(_Page(run, learn, result, valid, other_run, change))
+    return atomic_write(path, html.encode(errors='backslashreplace'))  # file names need not be text

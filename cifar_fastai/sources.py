@@ -7,9 +7,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/sources.html.md"""
 # %% auto #0
 __all__ = ['split_folder_names', 'cifar10_batches', 'cifar10_archives', 'split_of_folder', 'is_system_name', 'split_folders',
            'split_path', 'class_of', 'count_classes', 'walk_images', 'image_files', 'train_files', 'validation_folder',
-           'validation_files', 'test_folder', 'test_files', 'check_layout', 'DataInfo', 'fingerprint', 'describe_data',
-           'unpack_archive', 'sort_tiny_imagenet', 'convert_batches', 'Archive', 'check_archive', 'download_file',
-           'download_cifar10', 'find_root', 'find_data', 'describe_labeled']
+           'validation_files', 'test_folder', 'test_files', 'check_layout', 'Duplicates', 'find_duplicates',
+           'duplicates_by_kind', 'DataInfo', 'fingerprint', 'describe_data', 'unpack_archive', 'sort_tiny_imagenet',
+           'convert_batches', 'Archive', 'check_archive', 'download_file', 'download_cifar10', 'find_root', 'find_data',
+           'describe_labeled']
 
 # %% ../nbs/02_sources.ipynb #83db87a4
 import errno
@@ -25,6 +26,7 @@ import stat
 import sys
 import tarfile
 import time
+import unicodedata
 import warnings
 import zipfile
 import zlib
@@ -35,6 +37,7 @@ from configparser import Error as ConfigError
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
 
@@ -47,7 +50,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once, read_json, write_json
-from .images import bit_depth, image_endings, read_size, why_unreadable
+from .images import UnreadableImageError, bit_depth, image_endings, printable_name, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -251,15 +254,56 @@ def test_files(
                                 "or evaluate on the split 'valid', which is held out from train/.")
     return image_files(folder)
 
+# %% ../nbs/02_sources.ipynb #55a1d36f
+def _looks(name, casefold=False):
+    "What a name looks like: accents composed, spaces alike and not at the ends, without invisible characters"
+    text = unicodedata.normalize('NFKC' if casefold else 'NFC', name)
+    seen = ' '.join(''.join(c for c in text if unicodedata.category(c) != 'Cf').split())
+    return seen.casefold() if casefold else seen
+
+def _differ(a, b):
+    "Say in what two names differ that look alike"
+    def composed(name): return unicodedata.normalize('NFC', name)
+    if composed(a) == composed(b): what = 'accents: composed in one (NFC), decomposed in the other (NFD)'
+    elif a.casefold() == b.casefold(): what = 'upper and lower case'
+    elif ''.join(a.split()) == ''.join(b.split()): what = 'spaces'
+    else: what = 'characters that look alike or cannot be seen'
+    return f'look alike, but differ in {what}: {ascii(a)} and {ascii(b)}'
+
+def _check_class_names(folder):
+    "Refuse class names that are not text, and two that look alike"
+    names = _class_folders(folder)
+    for name in names:
+        if not _is_text(name):
+            raise ValueError(f'{printable_name(folder/name)}: the name of this class folder is not valid UTF-8, so results could '
+                             'not be shown or saved. Rename it. For names from an old archive: '
+                             '`convmv -f latin1 -t utf-8 -r --notest FOLDER`, with the encoding they have.')
+    looks = {}
+    for name in names:
+        other = looks.setdefault(_looks(name), name)
+        if other != name:
+            raise ValueError(f'{folder}: the class folders {other} and {name} {_differ(other, name)}. '
+                             'Rename one, or move its images to the other.')
+
+def _is_text(name):
+    try: name.encode()
+    except UnicodeEncodeError: return False
+    return True
+
 # %% ../nbs/02_sources.ipynb #87b8e34a
 def _has_annotations(path): return (path/'val'/'val_annotations.txt').is_file() and (path/'val'/'images').is_dir()
 
 def _check_same_classes(train, test):
+    "Refuse classes that are in one folder only; names that differ in what cannot be seen are shown with what differs"
     in_train = set(_class_folders(train))
     in_test = set(_class_folders(test))
     if in_train == in_test: return
     only = {'train': in_train - in_test, test.name: in_test - in_train}
-    differences = '; '.join(f'{", ".join(sorted(names))} only in {name}' for name, names in only.items() if names)
+    for a, b in product(*only.values()):
+        if _looks(a, casefold=True) == _looks(b, casefold=True):
+            raise ValueError(f'{train.parent}: the class folders train/{a} and {test.name}/{b} {_differ(a, b)}. '
+                             'Give both the same name.')
+    differences = '; '.join(f'{", ".join(map(printable_name, sorted(names)))} only in {name}' for name, names in only.items() if names)
     raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
 def check_layout(
@@ -275,6 +319,7 @@ def check_layout(
     if 'train' not in folders: raise FileNotFoundError(f'{path} has no train folder. {wanted}')
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {wanted}')
+    for folder in folders.values(): _check_class_names(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
@@ -287,6 +332,110 @@ def check_layout(
             others = ' and '.join(sorted(f.name for f in folders.values()))
             raise ValueError(f'{folder}: no images in {", ".join(empty)}. Add some, or remove the class from {others}.')
     return path
+
+# %% ../nbs/02_sources.ipynb #eb881661
+_thumbnail = 8, 8 # pixels
+
+def _digest(image):
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.digest()
+
+def _decode(file, thumbnails):
+    "Hash of a file's pixels, and a thumbnail or None; None if the file cannot be read"
+    try: image = read_image(file)
+    except UnreadableImageError: return None
+    return _digest(image), np.asarray(image.resize(_thumbnail, Image.Resampling.BOX)) if thumbnails else None
+
+def _decode_all(files, thumbnails=False, quiet=True):
+    with ThreadPoolExecutor() as pool:
+        decoded = pool.map(partial(_decode, thumbnails=thumbnails), files)
+        return list(tqdm(decoded, 'Decoding', len(files), leave=False, disable=quiet or None))
+
+# %% ../nbs/02_sources.ipynb #98510fe2
+@dataclass(frozen=True)
+class Duplicates:
+    "Files that hold the same image"
+    files: tuple[Path, ...] # two or more
+
+    @property
+    def splits(self)->tuple[str, ...]:
+        "The folders that they are in, such as ('train', 'test')"
+        return tuple(dict.fromkeys(split_path(f)[0] for f in self.files))
+
+    @property
+    def labels(self)->tuple[str, ...]:
+        "Their classes, in alphabetical order"
+        return tuple(sorted(set(map(class_of, self.files))))
+
+def _first_alike(keys):
+    "For each key, the position of the first that is equal"
+    first = {}
+    return [first.setdefault(key, i) for i, key in enumerate(keys)]
+
+def _groups(files, firsts):
+    found = {}
+    for f, first in zip(files, firsts): found.setdefault(first, []).append(f)
+    return [Duplicates(tuple(group)) for group in found.values() if len(group) > 1]
+
+# %% ../nbs/02_sources.ipynb #c28090ea
+_least_contrast = 4 # standard deviation of a thumbnail's values; below it, noise would decide
+
+def _unit_vectors(thumbnails):
+    "Thumbnails without brightness and contrast: their products are correlations"
+    a = np.stack(thumbnails).reshape(len(thumbnails), -1).astype(np.float32)
+    a -= a.mean(1, keepdims=True)
+    length = np.linalg.norm(a, axis=1, keepdims=True)
+    return a/np.maximum(length, _least_contrast*a.shape[1]**.5)
+
+def _near_pairs(thumbnails, least, block=1024):
+    "Positions of pairs with at least this correlation"
+    a = _unit_vectors(thumbnails)
+    for i in range(0, len(a), block):
+        for row, column in np.argwhere(a[i:i+block] @ a[i:].T >= least):
+            if row < column: yield i + row, i + column
+
+def _join(firsts, pairs):
+    "Make one group of two whenever a pair connects them"
+    firsts = list(firsts)
+    def root(i):
+        while firsts[i] != i: i = firsts[i]
+        return i
+    for i, j in pairs:
+        a, b = sorted((root(i), root(j)))
+        firsts[b] = a
+    return [root(i) for i in range(len(firsts))]
+
+def find_duplicates(
+    data:str|Path|Sequence[Path], # a data set, or image files
+    near:float|None=None, # find also images whose thumbnails have at least this correlation, such as .95; None: equal pixels only
+    quiet:bool=True, # no progress bar
+)->list[Duplicates]: # by their first file
+    "Find images that occur more than once; files that cannot be read are left out"
+    files = _all_files(data) if isinstance(data, (str, Path)) else list(data)
+    decoded = _decode_all(files, near is not None, quiet)
+    files = [f for f, found in zip(files, decoded) if found]
+    decoded = [found for found in decoded if found]
+    firsts = _first_alike(digest for digest, _ in decoded)
+    if near is not None and files: firsts = _join(firsts, _near_pairs([thumbnail for _, thumbnail in decoded], near))
+    return _groups(files, firsts)
+
+def _all_files(path):
+    folders = [Path(path)/name for name in ('train', *test_folder_names)]
+    return [f for folder in folders if folder.is_dir() for f in image_files(folder)]
+
+# %% ../nbs/02_sources.ipynb #48577d3c
+def duplicates_by_kind(
+    groups:Sequence[Duplicates], # from `find_duplicates`
+)->dict[str, list[Duplicates]]: # 'in train and test', 'with several labels', 'within train'; a group may be of two kinds
+    "Sort duplicates by the harm that they do"
+    kinds = {}
+    for g in groups:
+        names = []
+        if len(g.splits) > 1: names.append(f'in {" and ".join(g.splits)}')
+        if len(g.labels) > 1: names.append('with several labels')
+        for name in names or [f'within {g.splits[0] or "one folder"}']: kinds.setdefault(name, []).append(g)
+    return dict(sorted(kinds.items()))
 
 # %% ../nbs/02_sources.ipynb #4eae7812
 @dataclass(frozen=True)
@@ -302,6 +451,7 @@ class DataInfo:
     test_folder: str = 'test' # name of the folder with the test images, such as 'test' or 'val'; '' if there is none
     n_valid: int = 0 # images of the validation folder; 0 if validation images are held out from the training folder
     valid_folder: str = '' # name of the folder with the validation images, such as 'val'; '' if there is none
+    duplicates: tuple['Duplicates', ...] = () # files with equal pixels, if every image was decoded
 
     @cached_property
     def fingerprint(self)->str: # see `fingerprint`
@@ -348,13 +498,10 @@ def _variant(path, train, test, size):
         if endings == {'.png'}: return 'cifar10'
         if endings <= {'.jpg', '.jpeg'}: return 'cifar10-jpeg'
     name = Path(os.path.abspath(path)).name  # '.' has one too
+    name = name.encode(errors='backslashreplace').decode()  # it need not be text
     return f'{name}-part-{len(train)}-{len(test)}' if name in ('cifar10', 'cifar10-jpeg') else name
 
 # %% ../nbs/02_sources.ipynb #a9b9cfb5
-def _undecodable(files):
-    with ThreadPoolExecutor() as pool: reasons = list(pool.map(why_unreadable, files))
-    return [f for f, reason in zip(files, reasons) if reason]
-
 def _check_depths(path, files):
     "Warn if 16-bit images are scaled differently"
     depths = Counter(filter(None, map(bit_depth, files)))
@@ -372,7 +519,7 @@ def _common_size(sizes): # -> height and width; None if they differ
 
 def describe_data(
     path:str|Path, # a data set
-    verify:bool=False, # decode every image, and list those that fail in `unreadable`; about 10 s for 60,000 images
+    verify:bool=False, # decode every image, and list those that fail in `unreadable` and the equal ones in `duplicates`; 10 to 20 s for 60,000
 )->DataInfo:
     "Validate a data set's layout and describe it"
     path = check_layout(path)
@@ -381,11 +528,17 @@ def describe_data(
     test = test_files(path) if 'test' in names else []
     files = train + valid + test
     sizes = _some_sizes(files)
-    unreadable = _undecodable(files) if verify else _without_size(sizes)
+    unreadable = _without_size(sizes)
+    duplicates = []
+    if verify:
+        decoded = _decode_all(files)
+        unreadable = [f for f, found in zip(files, decoded) if found is None]
+        keys = [found or f for f, found in zip(files, decoded)]
+        duplicates = _groups(files, _first_alike(keys))
     _check_depths(path, files if verify else sizes)
     size = _common_size(sizes)
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
-                    tuple(unreadable), names.get('test', ''), len(valid), names.get('valid', ''))
+                    tuple(unreadable), names.get('test', ''), len(valid), names.get('valid', ''), tuple(duplicates))
 
 # %% ../nbs/02_sources.ipynb #817bf7a7
 class _Member(NamedTuple):

@@ -32,6 +32,7 @@ from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
+from small_sets import picture
 
 from small_sets import tiny_set
 
@@ -406,6 +407,37 @@ def test_data_lists_broken_images():
     bad.write_bytes(png()[:100])
     result = run('data', 'set', '--verify')
     assert result.code == 1 and str(bad) in result.err and 'Error: 1 of the images cannot be read' in result.err
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes')
+def test_names_of_files_and_of_the_data_set_need_not_be_text(recipe):
+    folder = small_set().rename(os.fsdecode(b'caf\xe9'))
+    for split in 'train', 'test': (folder/split/'cat'/'0.png').rename(folder/split/'cat'/os.fsdecode(b'\xe9.png'))
+    assert train(recipe, folder, '--out', 'run', '--epochs', 1, '--bs', 4, '--valid', .5, '--test', report=True).code == 0
+    assert run('evaluate', 'run').code == run('report', 'run', '--split', 'test').code == 0
+    assert 'cat/\\udce9.png' in Path('run/report.html').read_text(encoding='utf-8')
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes')
+def test_class_names_that_are_not_text_are_refused_at_once(recipe):
+    small_set()
+    for split in 'train', 'test': Path('set', split, 'cat').rename(Path('set', split, os.fsdecode(b'caf\xe9')))
+    for result in run('data', 'set'), train(recipe, 'set', '--out', 'run'):
+        fails(result, r"set/train/caf\xe9': the name of this class folder is not valid UTF-8", 'convmv -f latin1 -t utf-8')
+    assert not Path('run').exists()
+
+def test_data_tells_duplicates():
+    "Equal ones when all is decoded anyway, nearly equal ones on demand"
+    folder = small_set()
+    for i, f in enumerate(sorted(folder.rglob('*.png'))): picture(i).save(f)
+    assert 'No image occurs more than once.' in run('data', 'set', '--verify').out
+    shutil.copy(folder/'train'/'cat'/'0.png', folder/'test'/'dog'/'9.png')
+    with Image.open(folder/'train'/'dog'/'1.png') as image: image.point(lambda v: .7*v).save(folder/'train'/'dog'/'9.png')
+    assert 'same image' not in run('data', 'set').out
+    result = run('data', 'set', '--verify')
+    assert result.code == 0 and re.search(r'^in train and test +1 +2 +train/cat/0.png = test/dog/9.png', result.out, re.M)
+    assert re.search(r'^with several labels +1 +2 ', result.out, re.M) and 'within train' not in result.out
+    result = run('data', 'set', '--near')
+    assert re.search(r'^within train +1 +2 +train/dog/1.png = train/dog/9.png', result.out, re.M) and 'can be read' in result.out
 
 def test_data_without_a_test_folder():
     shutil.rmtree(small_set()/'test')

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,18 @@ def test_a_missing_package_costs_one_section(runs, monkeypatch, name, package):
 
 @pytest.mark.parametrize('name', ['confused', 'sure', 'attention'])
 def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'The image files were not found.' in body(runs, name, root='/nowhere')
+
+
+def test_duplicates_are_told(runs, practice, tmp_path, monkeypatch):
+    copied = shutil.copytree(practice, tmp_path/'set')
+    learn = SimpleNamespace(dls=SimpleNamespace(path=copied))
+    def section(): return str(report._body(report._sections['duplicates'][2], report._Page(Run(runs[1].run_dir), learn, None, None)))
+    assert 'No image occurs more than once.' in section()
+    cat = next((copied/'train'/'cat').iterdir())
+    shutil.copy(cat, copied/'test'/'dog'/'copy.png')
+    assert 'in train and test' in section() and f'train/cat/{cat.name} = test/dog/copy.png' in section()
+    monkeypatch.setattr(report, '_most_compared', 10)
+    assert '`cifar-fastai data SOURCE --verify` does' in section()
 
 
 def test_a_model_that_is_always_right(runs):

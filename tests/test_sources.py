@@ -360,6 +360,65 @@ def test_unreadable_image_stops_dataloaders(tmp_path):
     with pytest.raises(ValueError, match='0001.png cannot be read as an image'): data.cifar10_dataloaders(path)
 
 
+# --- duplicates
+
+def places(group, root): return [f.relative_to(root).as_posix() for f in group.files]
+
+
+def test_equal_pixels_are_found_whatever_the_files(tmp_path):
+    path = tiny_set(tmp_path/'set')
+    cat, dog = path/'train'/'cat'/'0000.png', path/'train'/'dog'/'0001.png'
+    for f in list((path/'test').rglob('*.png')): picture(int(f.stem) + 500*(f.parent.name == 'dog') + 900).save(f)
+    assert sources.find_duplicates(path) == [] and sources.describe_data(path, verify=True).duplicates == ()
+    Image.open(cat).save(path/'test'/'cat'/'again.bmp')
+    shutil.copy(dog, path/'train'/'cat'/'zebra.png')
+    Image.open(cat).resize((64, 64)).save(path/'test'/'cat'/'larger.png')
+    (path/'train'/'dog'/'broken.png').write_text('no image')
+    groups = sources.find_duplicates(path)
+    assert [places(g, path) for g in groups] == [['train/cat/0000.png', 'test/cat/again.bmp'], ['train/cat/zebra.png', 'train/dog/0001.png']]
+    assert [(g.splits, g.labels) for g in groups] == [(('train', 'test'), ('cat',)), (('train',), ('cat', 'dog'))]
+    assert sources.duplicates_by_kind(groups) == {'in train and test': groups[:1], 'with several labels': groups[1:]}
+    info = sources.describe_data(path, verify=True)
+    assert info.duplicates == tuple(groups) and [f.name for f in info.unreadable] == ['broken.png']
+    assert sources.find_duplicates([cat, path/'test'/'cat'/'again.bmp']) == groups[:1]
+
+
+def test_pixels_in_another_shape_are_another_image(tmp_path):
+    for name, size in ('a.png', (4, 8)), ('b.png', (8, 4)): Image.new('RGB', size, 'red').save(tmp_path/name)
+    assert sources.find_duplicates([tmp_path/'a.png', tmp_path/'b.png']) == []
+
+
+def smooth(seed): return picture(seed, (5, 5)).resize((32, 32), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize('change', [
+    lambda image: image.point(lambda v: .7*v), lambda image: image.resize((64, 64)), lambda image: image.resize((16, 16)),
+    lambda image: Image.fromarray(np.roll(np.asarray(image), 1, 1))], ids=['darker', 'larger', 'smaller', 'shifted'])
+def test_near_duplicates_are_found_on_demand(tmp_path, change):
+    files = [tmp_path/f'{i}.png' for i in range(30)]
+    for i, f in enumerate(files): smooth(i).save(f)
+    change(smooth(7)).save(tmp_path/'changed.png')
+    smooth(7).save(tmp_path/'stored.jpg', quality=30)
+    files += [tmp_path/'changed.png', tmp_path/'stored.jpg']
+    assert sources.find_duplicates(files) == []
+    assert [[f.name for f in g.files] for g in sources.find_duplicates(files, near=.9)] == [['7.png', 'changed.png', 'stored.jpg']]
+
+
+def test_images_with_nothing_in_them_are_not_near(tmp_path):
+    "Their correlation would be that of their noise"
+    for i in range(4): Image.fromarray(np.full((8, 8, 3), 60*i, np.uint8) + np.uint8(np.eye(8)[..., None])).save(tmp_path/f'{i}.png')
+    assert sources.find_duplicates(sorted(tmp_path.iterdir()), near=.95) == []
+
+
+def test_pairs_in_different_blocks_are_one_group():
+    a = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    a[6] = a[1]
+    a[4] = a[3]
+    pairs = {(int(i), int(j)) for i, j in sources._near_pairs(list(a), .99, block=2)}
+    assert pairs == {(1, 6), (3, 4)}
+    assert sources._join(range(7), [*pairs, (4, 6)]) == [0, 1, 2, 1, 1, 5, 1]
+
+
 # --- variants
 
 def test_variants_of_complete_cifar10_and_fastais_copy(tmp_path, bare_machine, monkeypatch):
@@ -464,6 +523,22 @@ def test_file_names_need_not_be_text(tmp_path, monkeypatch, least):
     folder = tiny_set(tmp_path/'set')
     (folder/'train'/'cat'/'0000.png').rename(folder/'train'/'cat'/os.fsdecode(b'caf\xe9.png'))
     assert data.cifar10_dataloaders(folder, bs=4, valid=4).one_batch()[0].shape[0] == 4
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems change names')
+@pytest.mark.parametrize('train, test, what', [
+    ('caf\u00e9', 'cafe\u0301', r"accents: composed in one \(NFC\), decomposed in the other \(NFD\): 'caf\\xe9' and 'cafe\\u0301'"),
+    ('cat', 'cat ', "spaces: 'cat' and 'cat '"), ('new cat', 'new\u00a0cat', r"spaces: 'new cat' and 'new\\xa0cat'"),
+    ('cat', '\u200bcat', r"cannot be seen: 'cat' and '\\u200bcat'"), ('Cat', 'cat', "upper and lower case: 'Cat' and 'cat'")])
+def test_class_names_that_look_alike(tmp_path, train, test, what):
+    folder = tiny_set(tmp_path/'set', classes=(train, 'dog'))
+    (folder/'test'/train).rename(folder/'test'/test)
+    with pytest.raises(ValueError, match=f'train/{train} and test/{test} look alike, but differ in .*{what}. Give both the same name'):
+        sources.check_layout(folder)
+    both = tiny_set(tmp_path/'both', classes=(train, test))
+    if train == 'Cat': assert sources.check_layout(both) == both  # letters may be classes
+    else:
+        with pytest.raises(ValueError, match='both/train: the class folders .* look alike, but differ in'): sources.check_layout(both)
 
 
 # --- archives
