@@ -313,7 +313,8 @@ def reading_size(
 # %% ../nbs/03_data.ipynb #dd52498b
 def _check_images(info, image_size):
     if info.unreadable:
-        raise ValueError(f'{info.unreadable[0]} cannot be read as an image. '
+        file,reason = next(iter(info.unreadable.items()))
+        raise ValueError(f'{file} cannot be read as an image ({reason}). '
                          '`cifar-fastai data SOURCE --verify` lists all such files.')
     if not info.size and not image_size:
         raise ValueError(f'The images in {info.path} differ in size: '

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from configparser import Error as ConfigError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import NamedTuple
@@ -45,7 +45,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once, read_json, write_json
-from .images import image_endings, read_size
+from .images import UnreadableImageError, image_endings, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -211,7 +211,7 @@ class DataInfo:
     n_train: int # training images, including those held out for validation later
     n_test: int # 0 without a test folder
     size: tuple[int, int]|None # height and width in pixels; None if images differ
-    unreadable: tuple[Path, ...] = () # image files that cannot be decoded, among those that were checked
+    unreadable: dict[Path, str] = field(default_factory=dict) # why image files cannot be decoded, among those that were checked
     test_folder: str = 'test' # name of the folder with the test images: 'test', 'val' or 'valid'; '' if there is none
 
     @cached_property
@@ -265,6 +265,14 @@ def _undecodable(files):
     with ThreadPoolExecutor() as pool: decoded = list(pool.map(verify_image, files))
     return [f for f, good in zip(files, decoded) if not good]
 
+def _why_unreadable(files):
+    "{file: reason} of those that cannot be read"
+    reasons = {}
+    for f in files:
+        try: read_image(f)
+        except UnreadableImageError as e: reasons[f] = e.reason
+    return reasons
+
 def describe_data(
     path:str|Path, # a data set
     verify:bool=False, # decode every image, and list those that fail in `unreadable`; about 10 s for 60,000 images
@@ -276,11 +284,11 @@ def describe_data(
     test = test_files(path) if folder else []
     files = train + test
     sizes = {f: read_size(f) for f in files[::max(1, len(files)//100)]}
-    unreadable = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
+    suspects = _undecodable(files) if verify else [f for f, size in sizes.items() if size is None]
     known_sizes = set(sizes.values()) - {None}
     size = known_sizes.pop() if len(known_sizes) == 1 else None
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
-                    tuple(unreadable), folder.name if folder else '')
+                    _why_unreadable(suspects), folder.name if folder else '')
 
 # %% ../nbs/02_sources.ipynb #817bf7a7
 class _Member(NamedTuple):

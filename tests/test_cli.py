@@ -147,6 +147,8 @@ def test_installed_command():
     (['evaluate'], ['RUN', 'cifar-fastai evaluate --help']),
     (['predict', 'run'], ['PATH']),
     (['models', 'small_cn'], ["'small_cn'", "Did you mean 'small_cnn'?", '`cifar-fastai models` shows all']),
+    (['models', 'resnet43'], ["Did you mean 'resnet34'?", '`cifar-fastai models` shows all']),
+    (['models', 'timm/resnet10t.c3_in1k'], ["Use the network 'timm/resnet10t' with the weights 'c3_in1k'"]),
     (['models', 'x*'], ["'x*'", '`cifar-fastai models` shows all']),
     (['recipes', 'smal_cnn'], ["Did you mean 'small_cnn'?", '`cifar-fastai recipes` shows all']),
     (['recipes', '--json'], ['small_cnn', 'wide_cnn']),
@@ -403,7 +405,7 @@ def test_data_lists_broken_images():
     bad = small_set(n=200)/'test'/'dog'/'77.png'
     bad.write_bytes(png()[:100])
     result = run('data', 'set', '--verify')
-    assert result.code == 1 and str(bad) in result.err and 'Error: 1 of the images cannot be read' in result.err
+    assert result.code == 1 and re.search(rf'{bad}: .*truncated', result.err) and 'Error: 1 of the images cannot be read' in result.err
 
 def test_data_without_a_test_folder():
     shutil.rmtree(small_set()/'test')
@@ -414,12 +416,25 @@ def test_models():
     out = run('models', 'ladder_*').out
     assert re.search(r'^ladder_0 +263,402 +[\d,]+ +One convolution', out, re.M) and 'wide_cnn' not in out
     out = run('models').out
-    assert all(re.search(rf'^{name} ', out, re.M) for name in list_models())
+    assert all(re.search(rf'^{name} ', out, re.M) for name in list_models()) and "cifar-fastai models 'timm/*'" in out
+
+def test_models_are_those_that_a_recipe_can_name():
+    assert run('models', 'resnet18').out == 'model    resnet18\nweights  DEFAULT, IMAGENET1K_V1\n'
+    assert {'resnet18', 'resnet34'} < set(run('models', 'resnet*').out.split())
+    assert 'c3_in1k' in run('models', 'timm/resnet10t').out
+    out = run('models', '*mobilenet*').out.split()
+    assert {'mobilenet_v2', 'timm/mobilenetv2_050'} < set(out)
 
 def test_recipes():
     out = run('recipes', '*').out
     assert all(re.search(rf'^{name} ', out, re.M) for name in list_recipes())
     assert 'wide_cnn' not in run('recipes', 'small*').out
+
+def test_recipes_of_a_file():
+    Path('my.json').write_text(tiny.change(name='mine', bs=17).to_json())
+    out = run('recipes', 'my.json').out
+    assert re.search(r'^name +mine$', out, re.M) and re.search(r'^bs +17$', out, re.M)
+    assert Recipe.from_json(run('recipes', 'my.json', '--json').out) == tiny.change(name='mine', bs=17)
 
 def test_recipes_for_what():
     out = run('recipes').out

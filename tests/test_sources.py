@@ -42,7 +42,7 @@ def test_path_is_taken_apart(file, want): assert sources.split_path(file) == wan
 
 def test_practice_set_is_described(practice):
     info = sources.describe_data(practice, verify=True)
-    assert (info.variant, info.n_train, info.n_test, info.size, info.unreadable) == ('synthetic', 200, 50, (32, 32), ())
+    assert (info.variant, info.n_train, info.n_test, info.size, info.unreadable) == ('synthetic', 200, 50, (32, 32), {})
     assert info.classes == cifar10_classes and info.path == practice
 
 
@@ -175,7 +175,7 @@ def test_val_serves_as_the_test_folder(tmp_path, name):
     (path/'test').rename(path/name)
     assert sources.find_data(path) == path and sources.test_folder(path) == path/name
     info = sources.describe_data(path)
-    assert (info.n_train, info.n_test, info.size, info.test_folder, info.unreadable) == (8, 4, (32, 32), name, ())
+    assert (info.n_train, info.n_test, info.size, info.test_folder, info.unreadable) == (8, 4, (32, 32), name, {})
     assert names(sources.test_files(path)) == [f'{name}/{c}/{i:04}.webp' for c in ('cat', 'dog') for i in range(2)]
     dls = data.cifar10_dataloaders(path, bs=2, valid=.25)
     assert len(dls.train_ds) + len(dls.valid_ds) == 8  # none of them from the test folder
@@ -250,8 +250,10 @@ def test_unreadable_images_are_listed(tmp_path):
     bad[0].write_bytes(bad[0].read_bytes()[:500])   # cut short: the header is whole
     bad[1].write_text('no image')
     bad[2].write_bytes(b'')
-    assert set(sources.describe_data(path, verify=True).unreadable) == set(bad)
-    assert sources.describe_data(tiny_set(tmp_path/'whole'), verify=True).unreadable == ()
+    found = sources.describe_data(path, verify=True).unreadable
+    assert set(found) == set(bad)
+    assert all(part in found[f] for f, part in zip(bad, ('truncated', 'is not an image', 'is empty (0 bytes)')))
+    assert sources.describe_data(tiny_set(tmp_path/'whole'), verify=True).unreadable == {}
 
 
 def test_an_image_that_breaks_later_is_named(tmp_path):
@@ -265,7 +267,7 @@ def test_an_image_that_breaks_later_is_named(tmp_path):
 def test_unreadable_image_stops_dataloaders(tmp_path):
     path = tiny_set(tmp_path/'set')
     (path/'train'/'dog'/'0001.png').write_text('no image')
-    with pytest.raises(ValueError, match='0001.png cannot be read as an image'): data.cifar10_dataloaders(path)
+    with pytest.raises(ValueError, match='0001.png cannot be read as an image .is not an image'): data.cifar10_dataloaders(path)
 
 
 # --- variants
@@ -361,7 +363,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
         if f == bad: raise RuntimeError('Failed to decode image')
         return open_image(f, *args, **kwargs)
     monkeypatch.setattr(images.Image, 'open', fail)
-    assert sources.describe_data(folder, verify=True).unreadable == (bad,)
+    assert sources.describe_data(folder, verify=True).unreadable == {bad: 'cannot be decoded: Failed to decode image'}
     with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): images.ColorImage.create(bad)
 
 
