@@ -94,6 +94,14 @@ def _own_warnings_only():
         warnings.showwarning = show
         yield
 
+# %% ../nbs/10_cli.ipynb #967581fd
+_wait_settings = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY'
+
+def _let_threads_sleep():
+    "Has an effect only before PyTorch is loaded"
+    if any(name in os.environ for name in _wait_settings) or 'torch' in sys.modules: return
+    os.environ['OMP_WAIT_POLICY'] = 'passive'
+
 # %% ../nbs/10_cli.ipynb #ff4f15ae
 def _call(group, args):
     "Let typer run a command; one that is only asked for help is asked directly, which spares typer half of its imports"
@@ -125,6 +133,7 @@ def main(
     "Run `cifar-fastai`"
     for stream in (sys.stdout, sys.stderr):  # file names need not be text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    _let_threads_sleep()
     with _own_warnings_only(): return _run(sys.argv[1:] if args is None else list(args))
 
 # %% ../nbs/10_cli.ipynb #ed3039a5

@@ -451,6 +451,26 @@ def test_completion_in_a_shell():
     assert complete('cifar-fastai train --recipe small_') == list_recipes('small_*')
     assert complete('cifar-fastai train --augment flip_') == ['flip_crop', 'flip_crop_2']
 
+@pytest.mark.parametrize('variables, want', [
+    ({}, 'passive'), (dict(OMP_WAIT_POLICY='active'), 'active'), (dict(GOMP_SPINCOUNT='1000'), None), (dict(KMP_BLOCKTIME='0'), None)])
+def test_threads_sleep_where_nothing_is_set(variables, want):
+    code = "import os, sys; from cifar_fastai.cli import main; main([]); print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | variables
+    out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True).stdout
+    assert out.splitlines()[-1] == f'{want} False'
+
+def test_nothing_is_set_once_torch_is_loaded(monkeypatch):
+    for name in cli._wait_settings: monkeypatch.delenv(name, raising=False)
+    run('recipes')
+    assert 'OMP_WAIT_POLICY' not in os.environ
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere it is another OpenMP')
+def test_openmp_hears_of_it_before_it_is_loaded():
+    env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | dict(OMP_DISPLAY_ENV='true')
+    said = subprocess.run([*program, 'models', 'ladder_0'], env=env, capture_output=True, text=True).stderr
+    assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", said)) == {'PASSIVE'}
+
 def test_no_color(monkeypatch):
     "The one thing that has a color is the bar"
     screen = io.StringIO()
