@@ -94,6 +94,14 @@ def _own_warnings_only():
         warnings.showwarning = show
         yield
 
+# %% ../nbs/10_cli.ipynb #967581fd
+_wait_settings = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME', 'KMP_LIBRARY'
+
+def _let_threads_sleep():
+    "Has an effect only before PyTorch is loaded"
+    if any(name in os.environ for name in _wait_settings) or 'torch' in sys.modules: return
+    os.environ['OMP_WAIT_POLICY'] = 'passive'
+
 # %% ../nbs/10_cli.ipynb #ff4f15ae
 def _call(group, args):
     "Let typer run a command; one that is only asked for help is asked directly, which spares typer half of its imports"
@@ -125,6 +133,7 @@ def main(
     "Run `cifar-fastai`"
     for stream in (sys.stdout, sys.stderr):  # file names need not be text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    _let_threads_sleep()
     with _own_warnings_only(): return _run(sys.argv[1:] if args is None else list(args))
 
 # %% ../nbs/10_cli.ipynb #ed3039a5
@@ -211,16 +220,39 @@ def _broken(info, verified):
 
 # %% ../nbs/10_cli.ipynb #e3d60700
 @app.command('models', short_help='List the networks with their size and compute cost.', epilog=_examples(
-    'cifar-fastai models',
-    "cifar-fastai models 'ladder_*'"))
+    'cifar-fastai models                      # those of this package',
+    "cifar-fastai models 'ladder_*'",
+    "cifar-fastai models 'resnet*'            # torchvision's too",
+    "cifar-fastai models 'timm/*efficientnet*'",
+    'cifar-fastai models timm/resnet50        # its published weights'))
 def models_command(
     pattern:Annotated[str, typer.Argument(help="Names to show; '*' matches anything.")]='*',
 )->None:
-    "List the networks with their parameters, and their multiply-adds for one 32x32 image."
+    """List the networks with their parameters, and their multiply-adds for one 32x32 image.
+
+    Networks of torchvision and timm are listed by name; one alone, with its published weights."""
     with loading(): from cifar_fastai import models
     names = models.list_models(pattern)
-    if not names: models.create_model(pattern)  # which knows what to say
-    print_table(['model', 'parameters', 'multiply-adds', 'description'], [_model_row(models, name) for name in names])
+    others = [] if pattern == '*' else _backbones_like(pattern)
+    if names: print_table(['model', 'parameters', 'multiply-adds', 'description'], [_model_row(models, name) for name in names])
+    if others: _print_backbones(others)
+    if pattern == '*':
+        print("\nA recipe can also name a network of torchvision or timm: `cifar-fastai models 'resnet*'` and "
+              "`cifar-fastai models 'timm/*'` list some.")
+
+def _backbones_like(pattern):
+    "Names of torchvision and timm; an error if no network of any kind matches"
+    from cifar_fastai.models import list_models
+    from cifar_fastai.weights import check_model_name, list_backbones
+    names = list_backbones(pattern)
+    if not names and not list_models(pattern): check_model_name(pattern)
+    return names
+
+def _print_backbones(names):
+    "Names, or one with its published weights"
+    from cifar_fastai.weights import list_weights
+    if len(names) > 1: print(*names, sep='\n')
+    else: print_facts(model=names[0], weights=', '.join(list_weights(names[0])) or 'none are published')
 
 def _model_row(models, name):
     model = models.create_model(name)
@@ -233,21 +265,23 @@ def _model_row(models, name):
     "cifar-fastai recipes 'ladder_*'                  # all that match",
     'cifar-fastai recipes small_cnn                   # every choice in one',
     'cifar-fastai recipes small_cnn --json > my.json  # edit the file, then',
+    'cifar-fastai recipes my.json                     # look at it',
     'cifar-fastai train --recipe my.json'))
 def recipes_command(
     name:Annotated[str|None, typer.Argument(
-        help="Recipe to show, or a pattern: '*' lists all.", autocompletion=_recipes_like)]=None,
+        metavar='NAME|FILE', help="Recipe to show, a JSON file with one, or a pattern: '*' lists all.",
+        autocompletion=_recipes_like)]=None,
     as_json:Annotated[bool, typer.Option(
         '--json', help='Print one recipe as JSON, as `train --recipe` reads it.')]=False,
 )->None:
     "Show which recipe is for what, or every choice in one."
     from cifar_fastai.recipes import get_recipe, list_recipes
     if name is None and not as_json: return _print_purposes()
+    if name and name.endswith('.json'): return _print_one(_read_recipe(Path(name)), as_json)
     names = list_recipes(name or '*') or [get_recipe(name).name]  # which knows what to say
-    if as_json and name not in names: raise CommandError(f'--json needs the name of one recipe: {", ".join(names)}', 2)
-    if as_json: print(get_recipe(name).to_json())
-    elif name in names: _print_recipe(get_recipe(name))
-    else: _print_recipes(map(get_recipe, names))
+    if name in names: return _print_one(get_recipe(name), as_json)
+    if as_json: raise CommandError(f'--json needs the name of one recipe: {", ".join(names)}', 2)
+    _print_recipes(map(get_recipe, names))
 
 # %% ../nbs/10_cli.ipynb #3ca00d71
 def _print_purposes():
@@ -270,8 +304,9 @@ def _print_recipes(recipes):
     print_table(['recipe', 'model', 'epochs', 'image size', 'augmentation', 'description'],
                 [[r.name, r.model, r.epochs, r.image_size, r.augment, r.description] for r in recipes])
 
-def _print_recipe(recipe):
+def _print_one(recipe, as_json):
     "Every choice, the stages last"
+    if as_json: return print(recipe.to_json())
     print_facts(**_chosen(recipe, ['stages'] if recipe.l2 else ['stages', 'l2_on']))
     for i,stage in enumerate(recipe.stages, 1):
         print(f'\nstage {i} of {len(recipe.stages)}')

@@ -46,10 +46,9 @@ from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import muon, nesterov_sgd
 from .recipes import Recipe, Stage, get_recipe
-from .registry import Registry
 from .runs import Run, create_run_dir
 from .sources import split_of_folder, split_path
-from .weights import create_backbone, find_weights, list_backbones, load_weights, weights_fit
+from .weights import check_model_name, create_backbone, find_weights, load_weights, weights_fit
 
 # %% ../nbs/05_training.ipynb #a81192cd
 def optimizer_function(
@@ -119,10 +118,8 @@ def _plain_network(recipe, n_out, in_channels):
     "The network with its own classifier, untrained"
     name = recipe.model
     if name in list_models(): return create_model(name, n_out, in_channels, recipe.image_size, keras=recipe.keras)
-    if name in list_backbones(): return create_backbone(name, n_out, in_channels)
-    known = Registry('model', 'list_models()')
-    known.update(dict.fromkeys([*list_models(), *list_backbones()]))
-    known[name] # which says that it is unknown
+    check_model_name(name)
+    return create_backbone(name, n_out, in_channels)
 
 # %% ../nbs/05_training.ipynb #33e5a7d0
 def build_model(

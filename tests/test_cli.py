@@ -150,6 +150,8 @@ def test_installed_command():
     (['evaluate'], ['RUN', 'cifar-fastai evaluate --help']),
     (['predict', 'run'], ['PATH']),
     (['models', 'small_cn'], ["'small_cn'", "Did you mean 'small_cnn'?", '`cifar-fastai models` shows all']),
+    (['models', 'resnet43'], ["Did you mean 'resnet34'?", '`cifar-fastai models` shows all']),
+    (['models', 'timm/resnet10t.c3_in1k'], ["Use the network 'timm/resnet10t' with the weights 'c3_in1k'"]),
     (['models', 'x*'], ["'x*'", '`cifar-fastai models` shows all']),
     (['recipes', 'smal_cnn'], ["Did you mean 'small_cnn'?", '`cifar-fastai recipes` shows all']),
     (['recipes', '--json'], ['small_cnn', 'wide_cnn']),
@@ -406,7 +408,7 @@ def test_data_lists_broken_images():
     bad = small_set(n=200)/'test'/'dog'/'77.png'
     bad.write_bytes(png()[:100])
     result = run('data', 'set', '--verify')
-    assert result.code == 1 and str(bad) in result.err and 'Error: 1 of the images cannot be read' in result.err
+    assert result.code == 1 and re.search(rf'{bad}: .*truncated', result.err) and 'Error: 1 of the images cannot be read' in result.err
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='names of any bytes')
@@ -448,12 +450,25 @@ def test_models():
     out = run('models', 'ladder_*').out
     assert re.search(r'^ladder_0 +263,402 +[\d,]+ +One convolution', out, re.M) and 'wide_cnn' not in out
     out = run('models').out
-    assert all(re.search(rf'^{name} ', out, re.M) for name in list_models())
+    assert all(re.search(rf'^{name} ', out, re.M) for name in list_models()) and "cifar-fastai models 'timm/*'" in out
+
+def test_models_are_those_that_a_recipe_can_name():
+    assert run('models', 'resnet18').out == 'model    resnet18\nweights  DEFAULT, IMAGENET1K_V1\n'
+    assert {'resnet18', 'resnet34'} < set(run('models', 'resnet*').out.split())
+    assert 'c3_in1k' in run('models', 'timm/resnet10t').out
+    out = run('models', '*mobilenet*').out.split()
+    assert {'mobilenet_v2', 'timm/mobilenetv2_050'} < set(out)
 
 def test_recipes():
     out = run('recipes', '*').out
     assert all(re.search(rf'^{name} ', out, re.M) for name in list_recipes())
     assert 'wide_cnn' not in run('recipes', 'small*').out
+
+def test_recipes_of_a_file():
+    Path('my.json').write_text(tiny.change(name='mine', bs=17).to_json())
+    out = run('recipes', 'my.json').out
+    assert re.search(r'^name +mine$', out, re.M) and re.search(r'^bs +17$', out, re.M)
+    assert Recipe.from_json(run('recipes', 'my.json', '--json').out) == tiny.change(name='mine', bs=17)
 
 def test_recipes_for_what():
     out = run('recipes').out
@@ -469,6 +484,26 @@ def test_completion_in_a_shell():
     assert complete('cifar-fastai pre') == ['predict']
     assert complete('cifar-fastai train --recipe small_') == list_recipes('small_*')
     assert complete('cifar-fastai train --augment flip_') == ['flip_crop', 'flip_crop_2']
+
+@pytest.mark.parametrize('variables, want', [
+    ({}, 'passive'), (dict(OMP_WAIT_POLICY='active'), 'active'), (dict(GOMP_SPINCOUNT='1000'), None), (dict(KMP_BLOCKTIME='0'), None)])
+def test_threads_sleep_where_nothing_is_set(variables, want):
+    code = "import os, sys; from cifar_fastai.cli import main; main([]); print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | variables
+    out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True).stdout
+    assert out.splitlines()[-1] == f'{want} False'
+
+def test_nothing_is_set_once_torch_is_loaded(monkeypatch):
+    for name in cli._wait_settings: monkeypatch.delenv(name, raising=False)
+    run('recipes')
+    assert 'OMP_WAIT_POLICY' not in os.environ
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere it is another OpenMP')
+def test_openmp_hears_of_it_before_it_is_loaded():
+    env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | dict(OMP_DISPLAY_ENV='true')
+    said = subprocess.run([*program, 'models', 'ladder_0'], env=env, capture_output=True, text=True).stderr
+    assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", said)) == {'PASSIVE'}
 
 def test_no_color(monkeypatch):
     "The one thing that has a color is the bar"

@@ -102,11 +102,21 @@ def test_backbones_are_classifiers():
 @pytest.mark.parametrize('f', [lambda name: create_backbone(name, 10), lambda name: find_weights(name, 'DEFAULT')])
 @pytest.mark.parametrize('name, hint', [
     ('resnet43', "Did you mean 'resnet34'?"), ('ResNet34', "Did you mean 'resnet34'?"),
-    ('legacy_xception', "Did you mean 'timm/legacy_xception'?"), ('timm/legacy_xceptoin', "Did you mean 'timm/legacy_xception'?"),
-    ('timm/xception', "use 'timm/legacy_xception'"), ('xception', "use 'timm/legacy_xception'"),
-    ('timm/resnet10t.c3_in1k', "Did you mean 'timm/resnet10t'?"), ('', 'list_backbones() shows all')])
+    ('legacy_xception', "Use 'timm/legacy_xception'"), ('resnet50d', "Use 'timm/resnet50d'"), ('timm/legacy_xceptoin', "Did you mean 'timm/legacy_xception'?"),
+    ('timm/xception', "Use 'timm/legacy_xception'"), ('xception', "Use 'timm/legacy_xception'"),
+    ('timm/resnet10t.c3_in1k', "Use the network 'timm/resnet10t' with the weights 'c3_in1k'"),
+    ('hf-hub:timm/resnet10t.c3_in1k', "Use the network 'timm/resnet10t' with the weights 'c3_in1k'"),
+    ('resnet50.a1_in1k', "Use the network 'timm/resnet50' with the weights 'a1_in1k'"),
+    ('timm/resnet10t.in21k', "Published weights for 'timm/resnet10t': 'DEFAULT', 'c3_in1k'. The network is 'timm/resnet10t'"),
+    ('vit_base_patch16_224_in21k', "Use the network 'timm/vit_base_patch16_224' with the weights 'augreg_in21k'"), ('', 'list_backbones() shows all')])
 def test_unknown_networks(f, name, hint):
     assert hint in message(UnknownNameError, f, name)
+
+
+@pytest.mark.parametrize('name, hint', [('small_cn', "'small_cnn'"), ('resnet43', "'resnet34'"), ('timm/resnet10t.c3_in1k', 'c3_in1k')])
+def test_names_of_all_networks(name, hint):
+    assert hint in message(UnknownNameError, weights.check_model_name, name)
+    for known in 'small_cnn', 'resnet34', 'timm/resnet10t': weights.check_model_name(known)
 
 
 @pytest.mark.parametrize('kwargs', [dict(n_out=0), dict(n_out=2.), dict(n_out=10, in_channels=0)])
@@ -595,6 +605,21 @@ def test_timm_weights_by_address(word, hub, hf, monkeypatch):
         found = find_weights('timm/resnet10t', word)
     assert equal(found, state) and hub.files == [name] and len(hub.server.asked) == 1
     assert load_weights(create_backbone('timm/resnet10t', 10, in_channels=1), found).adapted == ('conv1.0.weight',)
+
+
+@pytest.mark.parametrize('word', ['timm/resnet10t.c3_in1k', 'resnet10t.c3_in1k', 'hf_hub:timm/resnet10t.c3_in1k'])
+def test_names_of_the_hub_are_names_of_weights(word, monkeypatch):
+    monkeypatch.setattr(weights, '_published', lambda *args: args)
+    assert find_weights('timm/resnet10t', word) == ('timm/resnet10t', 'c3_in1k')
+
+
+@pytest.mark.parametrize('name, word, says', [
+    ('timm/resnet10t', 'timm/resnet10t.in21k', "Unknown weights 'timm/resnet10t.in21k'. Published weights for 'timm/resnet10t': 'DEFAULT', 'c3_in1k'"),
+    ('timm/resnet10t', 'in21k', "Published weights for 'timm/resnet10t': 'DEFAULT', 'c3_in1k'"),
+    ('resnet18', 'timm/resnet18.a1_in1k', "Its name is that of weights for 'timm/resnet18'. Published weights for 'resnet18': 'DEFAULT', 'IMAGENET1K_V1'"),
+    ('small_cnn', 'timm/resnet18.a1_in1k', "Its name is that of weights for 'timm/resnet18'. No weights are published for 'small_cnn'")])
+def test_weights_that_a_network_does_not_have(name, word, says):
+    assert says in message(UnknownNameError, find_weights, name, word)
 
 
 def test_timm_weights_of_another_network(hub, hf, monkeypatch):
