@@ -58,11 +58,13 @@ def _shares(sizes, total, leave):
 def _total(wanted, sizes, leave, name):
     n = sum(sizes.values())
     least = len(sizes)
+    is_fraction = isinstance(wanted, float) and 0 < wanted < 1
     total = round(wanted*n) if isinstance(wanted, float) else operator.index(wanted)
     for c, k in sizes.items():
         if k < 1 + leave:
             raise ValueError(f'{name}={wanted}: the class {c} has only one image, '
                              'but training and validation need one each.')
+    if is_fraction: return min(max(total, least), n - leave*least)  # of few images, at least one of each class
     if not least <= total <= n - leave*least:
         raise ValueError(f'{name}={wanted} means {total} of {n} images. With {least} classes, and at least one image per class in '
                          f'each part, use between {least} and {n - leave*least}.')
@@ -88,7 +90,7 @@ def _take(files, wanted, salt, name, leave):
 class StratifiedSplitter:
     "Stratified split into training and validation set, independent of the order of the files"
     def __init__(self,
-        valid:float|int=0.1, # fraction of the images if a float in (0, 1), number of images if an int
+        valid:float|int=0.1, # fraction of the images if a float in (0, 1), at least one per class; number of images if an int
         seed:int=0, # a different seed selects different images
     ): self.valid,self.seed = valid,seed
 

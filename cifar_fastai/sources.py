@@ -64,8 +64,8 @@ def split_of_folder(
     return _split_of_name.get(name.lower(), '')
 
 # %% ../nbs/02_sources.ipynb #229b6537
-_system_folders = ('@eadir', '@recycle', '#recycle', '#snapshot', '$recycle.bin', 'system volume information', 'lost+found',
-                   '__macosx', '__pycache__')
+_system_folders = ('@eadir', '@recycle', '#recycle', '#snapshot', '$recycle.bin', 'system volume information',
+                   'lost+found', '__macosx', '__pycache__')
 
 def is_system_name(
     name:str, # of a file or folder, without its parents
@@ -254,6 +254,96 @@ def test_files(
                                 "or evaluate on the split 'valid', which is held out from train/.")
     return image_files(folder)
 
+# %% ../nbs/02_sources.ipynb #d2f48f39
+_readers = {'.parquet': 'pandas.read_parquet', '.npz': 'numpy.load', '.npy': 'numpy.load', '.h5': 'h5py.File',
+            '.hdf5': 'h5py.File', '.mat': 'scipy.io.loadmat'}
+
+def _reading(file): # -> advice; '' if the file is none of these
+    "How to use a file that holds images itself"
+    reader = _readers.get(file.suffix.lower())
+    return f'Read {file.name} with {reader}, and save each image in it as train/<class>/<number>.png.' if reader else ''
+
+def _images(folder):
+    "The names of the images in a folder, without those in folders below it"
+    names = sorted(p.name for p in folder.iterdir() if not is_system_name(p.name))
+    return [name for name in names if os.path.splitext(name)[1].lower() in image_endings]
+
+def _some(names, n=3): return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
+
+# %% ../nbs/02_sources.ipynb #d4432a6d
+_split_words = _split_of_name | dict(trainset='train', valset='valid', dev='valid', eval='valid', testset='test')
+
+def _has_classes(folder): return not _images(folder) and any(_images(folder/name) for name in _folders(folder))
+
+def _split_in(name): # -> 'train', 'valid', 'test' or ''
+    "The split that a folder's name speaks of"
+    words = re.findall('[A-Z]?[a-z]+|[A-Z]+', name)
+    return next((_split_words[w.lower()] for w in words if w.lower() in _split_words), '')
+
+def _check_split_names(path):
+    "Refuse a folder of images that by its name is a split which is missing"
+    there = {split_of_folder(name) for name in _folders(path)}
+    for name in _folders(path):
+        split = _split_in(name)
+        if not split or split in there or not _has_classes(path/name): continue
+        wanted = split_folder_names[split][0]
+        raise ValueError(f'{path} has a folder {name}, but no {wanted} folder. '
+                         f'Rename it to {wanted}, or move it out of the data set.')
+
+def _check_class_folders(folder):
+    "Refuse the folder of a split that holds no class folders, or another folder of a split around them"
+    names = _class_folders(folder)
+    if not names:
+        raise ValueError(f'{folder} has no class folders. Sort its images into them. If they have no labels, move the '
+                         'folder elsewhere, or rename it to unlabeled.')
+    if len(names) == 1 and _split_in(names[0]) and _has_classes(folder/names[0]):
+        raise ValueError(f'{folder} holds a folder {names[0]} instead of class folders. '
+                         f'Move what is in {names[0]} up into {folder}.')
+
+# %% ../nbs/02_sources.ipynb #b40664c2
+def _labels_in_table(table, folder): # `folder` holds the images, in the folder of `table` or the same
+    "How to use images whose labels are in a CSV file"
+    images = _images(folder)
+    with table.open(encoding='utf-8', errors='replace') as f: rows = f.readlines(2**12)
+    options = [repr(table.name)]
+    if folder != table.parent: options.append(f'folder={folder.name!r}')
+    name = rows[-1].split(',')[0].strip('" \n')
+    if Path(name).suffix.lower() not in image_endings: options.append(f'suff={Path(images[0]).suffix!r}')
+    return (f'The labels seem to be in {table.name}. Move each image to train/<class>/, or use fastai in Python: '
+            f'create_learner(recipe, ImageDataLoaders.from_csv(path, {", ".join(options)})).')
+
+def _labels_in_names(folder):
+    "How to use images in one folder, whose names may begin with the label"
+    images = _images(folder)
+    found = [re.match(r'(.*[^\W\d_])[-_. ]*\(?\d+\)?\.\w+$', name) for name in images]
+    labels = sorted({m[1] for m in found if m})
+    if all(found) and 1 < len(labels) <= len(images)//2:
+        return (f'The names of the images seem to begin with the label ({_some(labels)}). Move each image to '
+                'train/<label>/, or use fastai in Python: create_learner(recipe, ImageDataLoaders.from_name_func(...)).')
+    return f'There are {len(images):,} images in {folder.name}/ itself. Move each of them to train/<class>/.'
+
+def _other_layout(path): # -> advice; '' if nothing is recognized
+    "How to use a folder with images in another layout"
+    if split_of_folder(path.name) and _has_classes(path): return f'Pass the folder above it: {path.parent}.'
+    files = sorted(p for p in path.iterdir() if p.is_file() and not is_system_name(p.name))
+    folders = [path/name for name in _folders(path)]
+    if {'meta', 'train'} <= {f.name for f in files}:
+        return ('It seems to be CIFAR-100 as its authors pack it. Read it with torchvision.datasets.CIFAR100, and save '
+                'each image as train/<class>/<number>.png.')
+    for f in [*files, *(f for folder in folders for f in sorted(folder.iterdir()))]:
+        if _reading(f): return _reading(f)
+    with_images = [f for f in [path, *folders] if _images(f)]
+    classes = [f.name for f in with_images if f != path and not split_of_folder(f.name)]
+    if len(classes) > 1: return f'The folders {_some(classes)} seem to be the classes. Move them into a folder train.'
+    if not with_images:
+        if len(folders) != 1 or split_of_folder(folders[0].name): return ''
+        _check_split_names(folders[0])
+        return _other_layout(folders[0])
+    images = min(with_images, key=lambda f: split_of_folder(f.name) != 'train')
+    tables = [f for f in files if f.suffix.lower() == '.csv' and not re.search('test|submission', f.name.lower())]
+    tables = [f for f in tables if f.stat().st_size]
+    return _labels_in_table(tables[0], images) if tables else _labels_in_names(images)
+
 # %% ../nbs/02_sources.ipynb #55a1d36f
 def _looks(name, casefold=False):
     "What a name looks like: accents composed, spaces alike and not at the ends, without invisible characters"
@@ -316,15 +406,17 @@ def check_layout(
     if not path.is_dir(): raise ValueError(f'{path} is not a folder. {wanted}')
     if not any(path.iterdir()): raise FileNotFoundError(f'{path} is empty. {wanted}')
     folders = split_folders(path)
-    if 'train' not in folders: raise FileNotFoundError(f'{path} has no train folder. {wanted}')
+    _check_split_names(path)
+    if 'train' not in folders: raise FileNotFoundError(f'{path} has no train folder. {_other_layout(path) or wanted}')
     train = folders['train']
-    if not _class_folders(train): raise ValueError(f'{train} has no class folders. {wanted}')
+    if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
     for folder in folders.values(): _check_class_names(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
                          'file, which is sorted while unpacking.')
     for folder in folders.values():
+        _check_class_folders(folder)
         if folder != train: _check_same_classes(train, folder)
     for folder in folders.values():
         empty = [c for c in _class_folders(folder) if not any(walk_images(folder/c))]
@@ -947,7 +1039,7 @@ def _paths(source):
     return paths
 
 def find_data(
-    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder or archives; None: the best there is
+    source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder or archives; None: the best
     *,
     root:str|Path|None=None, # where data sets are stored; None: `cache_folder()`
     download:bool=True, # whether CIFAR-10 may be downloaded
@@ -960,9 +1052,11 @@ def find_data(
         if not source: return _find_best(root, download, quiet)
         try: return find_data(source, root=root, download=download, quiet=quiet)
         except FileNotFoundError as e: raise FileNotFoundError(f'CIFAR_FASTAI_DATA is {source!r}. {e}') from None
-    if source == 'cifar10': return _find_cifar10(root, download, quiet)
-    if source == 'synthetic': return make_synthetic(root/'synthetic')
+    name = source.lower() if isinstance(source, str) and not _exists(source) else source
+    if name == 'cifar10': return _find_cifar10(root, download, quiet)
+    if name == 'synthetic': return make_synthetic(root/'synthetic')
     paths = _paths(source)
+    if advice := _reading(paths[0]): raise ValueError(f'{paths[0]} is no folder or archive of images. {advice}')
     if paths[0].is_file(): return _open_archives(paths, root, quiet)
     return _open_folder(paths[0], root, quiet)
 

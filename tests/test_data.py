@@ -99,11 +99,19 @@ def test_folds_of_a_lone_image():
 
 
 @pytest.mark.parametrize('valid, text', [
-    (0., 'valid=0.0 means 0 of 80'), (1., 'means 80 of 80'), (-.1, 'means -8'), (1.5, 'means 120'), (.01, 'use between 2 and 78'),
+    (0., 'valid=0.0 means 0 of 80'), (1., 'means 80 of 80'), (-.1, 'means -8'), (1.5, 'means 120'),
     (1, 'means 1 of 80'), (79, 'means 79 of 80'), (0, 'means 0'),
 ])
 def test_impossible_splits(valid, text):
     with pytest.raises(ValueError, match=text): data.StratifiedSplitter(valid)(file_list(cat=40, dog=40))
+
+
+@pytest.mark.parametrize('classes, n, valid, want', [(5, 9, .02, 5), (14, 6, .02, 14), (10, 40, .02, 10), (2, 20, .02, 2), (3, 2, .1, 3), (2, 40, .999, 78)])
+def test_a_fraction_takes_one_of_each_class(classes, n, valid, want):
+    files = file_list(**{f'c{i:02}': n for i in range(classes)})
+    train, held_out = data.StratifiedSplitter(valid)(files)
+    assert len(held_out) == want and sorted(train + held_out) == list(range(classes*n))
+    assert len(sources.count_classes(files[i] for i in held_out)) == len(sources.count_classes(files[i] for i in train)) == classes
 
 
 def test_lone_image_and_wrong_type():

@@ -204,6 +204,92 @@ def test_bad_folder_is_one_clear_error(tmp_path, what, error, text):
         assert str(path) in str(e.value) and '\n' not in str(e.value)
 
 
+def other_layout(path, what):
+    "Images in a layout of others"
+    def put(*names):
+        for k, name in enumerate(names):
+            (path/name).parent.mkdir(parents=True, exist_ok=True)
+            picture(k).save(path/name)
+    if what == 'kaggle':
+        put('train/1.png', 'train/2.png', 'test/3.png')
+        (path/'trainLabels.csv').write_text('id,label\n1,frog\n2,cat\n')
+        (path/'sampleSubmission.csv').write_text('id,label\n3,cat\n')
+    if what == 'table':
+        put('images/1.jpg', 'images/2.jpg')
+        (path/'labels.csv').write_text('file,label\n1.jpg,frog\n2.jpg,cat\n')
+    if what == 'empty table':
+        put('1.jpg', '2.jpg')
+        (path/'labels.csv').write_text('')
+    if what == 'flat': put(*(f'{c}/{i}.jpg' for c in ('ant', 'bee', 'cow', 'dog') for i in range(2)))
+    if what == 'flat inside': put(*(f'photos/{c}/{i}.jpg' for c in ('ant', 'bee') for i in range(2)))
+    if what == 'flat and a test': put('ant/0.png', 'bee/0.png', 'test/ant/0.png', 'test/bee/0.png')
+    if what == 'names': put(*(f'train/{c}.{i}.jpg' for c in ('cat', 'dog') for i in range(3)))
+    if what == 'names beside': put(*(f'great_pyrenees_{i}.jpg' for i in range(3)), *(f'Bombay_{i}.jpg' for i in range(3)))
+    if what == 'no labels': put('train/1.png', 'train/2.png', 'train/3.png')
+    if what == 'inside the folder': put('train/cat/1.png', 'train/dog/1.png'); return path/'train'
+    if what == 'parquet':
+        (path/'data').mkdir(parents=True)
+        (path/'data'/'train-00000-of-00001.parquet').write_bytes(b'PAR1')
+    if what == 'arrays':
+        path.mkdir()
+        np.savez(path/'train.npz', x=np.zeros((2, 32, 32, 3), np.uint8))
+    if what == 'array file':
+        np.savez(path.with_suffix('.npz'), x=np.zeros((2, 32, 32, 3), np.uint8))
+        return path.with_suffix('.npz')
+    if what == 'cifar100':
+        (path/'cifar-100-python').mkdir(parents=True)
+        for name in ('train', 'test', 'meta', 'file.txt~'): (path/'cifar-100-python'/name).write_bytes(b'x')
+    if what == 'other names': put('seg_train/cat/1.png', 'seg_train/dog/1.png', 'test/cat/1.png', 'test/dog/1.png')
+    if what == 'other test': put('train/cat/1.png', 'train/dog/1.png', 'test_set/cat/1.png', 'test_set/dog/1.png')
+    if what == 'other val': put(*(f'{s}/{c}/1.png' for s in ('train', 'test', 'dev') for c in ('cat', 'dog')))
+    if what == 'only a test': put('test/cat/1.png', 'test/dog/1.png')
+    if what == 'twice': put('train/train/cat/1.png', 'train/train/dog/1.png')
+    if what == 'unlabeled test': put('train/cat/1.png', 'train/dog/1.png', 'test/1.png')
+    return path
+
+
+@pytest.mark.parametrize('what, text', [
+    ('kaggle', r"no class folders. The labels seem to be in trainLabels.csv. .*from_csv\(path, 'trainLabels.csv', folder='train', suff='.png'\)"),
+    ('table', r"The labels seem to be in labels.csv. .*create_learner.*from_csv\(path, 'labels.csv', folder='images'\)"),
+    ('empty table', 'There are 2 images in set/ itself. Move each of them to train/<class>/'),
+    ('flat', 'no train folder. The folders ant, bee, cow and 1 more seem to be the classes. Move them into a folder train'),
+    ('flat inside', 'The folders ant, bee seem to be the classes'), ('flat and a test', 'The folders ant, bee seem to be the classes'),
+    ('names', r'no class folders. The names of the images seem to begin with the label \(cat, dog\)'),
+    ('names beside', r'begin with the label \(Bombay, great_pyrenees\)'), ('no labels', 'There are 3 images in train/ itself'),
+    ('inside the folder', 'no train folder. Pass the folder above it: .*set'),
+    ('parquet', 'Read train-00000-of-00001.parquet with pandas.read_parquet'), ('arrays', 'Read train.npz with numpy.load'),
+    ('array file', 'set.npz is no folder or archive of images. Read set.npz with numpy.load'),
+    ('cifar100', 'CIFAR-100 as its authors pack it. Read it with torchvision.datasets.CIFAR100'),
+    ('other names', 'has a folder seg_train, but no train folder. Rename it to train'),
+    ('other test', 'has a folder test_set, but no test folder. Rename it to test'), ('other val', 'has a folder dev, but no val folder. Rename it to val'),
+    ('only a test', 'no train folder. A data set holds'),
+    ('twice', 'train holds a folder train instead of class folders. Move what is in train up'),
+    ('unlabeled test', 'test has no class folders. .*rename it to unlabeled'),
+])
+def test_other_layouts_are_recognized(tmp_path, bare_machine, what, text):
+    path = other_layout(tmp_path/'set', what)
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as e: sources.find_data(path)
+    assert str(path) in str(e.value) and '\n' not in str(e.value)
+    if path.is_dir() and what not in ('empty table', 'inside the folder'):
+        with pytest.raises((ValueError, FileNotFoundError), match=text) as e: sources.find_data(pack(path, 'zip'), quiet=True)
+        assert not leftovers(bare_machine)
+
+
+def test_a_class_may_be_named_like_a_split(tmp_path):
+    path = tiny_set(tmp_path/'set', classes=('test_tube', 'train station'))
+    tiny_set(path/'old'), tiny_set(path/'train_tools', classes=('hammer', 'saw'))
+    assert sources.describe_data(path).classes == ('test_tube', 'train station')
+
+
+@pytest.mark.parametrize('name', ['CIFAR10', 'Cifar10', 'SYNTHETIC'])
+def test_names_of_data_sets_ignore_case(tmp_path, bare_machine, monkeypatch, name):
+    monkeypatch.setattr(sources, 'make_synthetic', lambda path: path)
+    (bare_machine/'cifar10').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert sources.find_data(name) == bare_machine/name.lower()
+    assert sources.find_data(tiny_set(tmp_path/name).name) == tmp_path/name  # unless there is such a path
+
+
 def test_a_file_is_not_a_data_set(tmp_path):
     with pytest.raises(ValueError, match='is not a folder'): sources.describe_data(broken(tmp_path, 'file'))
 
