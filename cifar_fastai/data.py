@@ -229,8 +229,10 @@ def cifar10_datablock(
     "A `DataBlock` that turns a data set into batches"
     side = image_size or max(item_size or (32,))
     tfms = augmentation(augment, side) if isinstance(augment, str) else list(augment)
-    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_y=partial(class_of, root=root),
-                      get_items=_train_and_test if valid == 'test' else _train_and_valid,
+    label = partial(class_of, root=root)
+    label.__name__ = class_of.__name__  # without it, fastai wraps the function in one that cannot be pickled
+    files = _train_and_test if valid == 'test' else train_files if isinstance(valid, str) else _train_and_valid
+    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_items=files, get_y=label,
                       splitter=_splitter(valid, seed, limit))
 
 def _datablock(categories, augmentation, stats, image_size, gray, item_size, **kwargs):

@@ -410,18 +410,19 @@ def check_layout(
     if 'train' not in folders: raise FileNotFoundError(f'{path} has no train folder. {_other_layout(path) or wanted}')
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
-    for folder in folders.values(): _check_class_names(folder)
+    folders = [train, *(f for f in folders.values() if f != train)]
+    for folder in folders: _check_class_names(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
                          'file, which is sorted while unpacking.')
-    for folder in folders.values():
+    for folder in folders:
         _check_class_folders(folder)
         if folder != train: _check_same_classes(train, folder)
-    for folder in folders.values():
+    for folder in folders:
         empty = [c for c in _class_folders(folder) if not any(walk_images(folder/c))]
         if empty:
-            others = ' and '.join(sorted(f.name for f in folders.values()))
+            others = ' and '.join(sorted(f.name for f in folders))
             raise ValueError(f'{folder}: no images in {", ".join(empty)}. Add some, or remove the class from {others}.')
     return path
 
@@ -512,9 +513,7 @@ def find_duplicates(
     if near is not None and files: firsts = _join(firsts, _near_pairs([thumbnail for _, thumbnail in decoded], near))
     return _groups(files, firsts)
 
-def _all_files(path):
-    folders = [Path(path)/name for name in ('train', *test_folder_names)]
-    return [f for folder in folders if folder.is_dir() for f in image_files(folder)]
+def _all_files(path): return [f for folder in split_folders(path).values() for f in image_files(folder)]
 
 # %% ../nbs/02_sources.ipynb #48577d3c
 def duplicates_by_kind(
