@@ -99,7 +99,7 @@ def split_folders(
                              'Merge them, or move one of them out of the data set.')
         found[split] = p
     if 'valid' in found and 'test' not in found: found['test'] = found.pop('valid')
-    return found
+    return {split: found[split] for split in ('train', 'valid', 'test') if split in found}
 
 # %% ../nbs/02_sources.ipynb #510cce46
 def split_path(
@@ -410,7 +410,7 @@ def check_layout(
     if 'train' not in folders: raise FileNotFoundError(f'{path} has no train folder. {_other_layout(path) or wanted}')
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
-    folders = [train, *(f for f in folders.values() if f != train)]
+    folders = list(folders.values())
     for folder in folders: _check_class_names(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
