@@ -42,7 +42,7 @@ app = typer.Typer(
 # %% ../nbs/10_cli.ipynb #8bd00e25
 def _fail(e):
     "Say what went wrong, and return the exit code"
-    if os.environ.get('CIFAR_FASTAI_DEBUG'): sys.excepthook(type(e), e, e.__traceback__)
+    if os.environ.get('CIFAR_FASTAI_DEBUG', '0') not in ('', '0'): sys.excepthook(type(e), e, e.__traceback__)
     text,code = describe_error(e)
     print(text if code == 130 else f'Error: {text}', file=sys.stderr)
     return code

@@ -57,7 +57,7 @@ def _check_timm_name(name):
     network,tag = _timm_words(name)
     if name in _backbones() or network not in _backbones(): return
     use = f'Use {network!r}'
-    words = list_weights(network)
+    words = list_weights(network) if tag else []
     if tag in words: use = f'Use the network {network!r} with the weights {tag!r}'
     elif tag: use = f'{_published_words(network, words)} The network is {network!r}, without the name of weights'
     raise UnknownNameError(f'Unknown network {name!r}. {use}.')

@@ -311,6 +311,11 @@ def test_debug_shows_the_traceback(monkeypatch):
     result = run('recipes', 'nothing')
     assert result.code == 2 and 'Traceback' in result.err and result.err.splitlines()[-1].startswith("Error: Unknown recipe 'nothing'")
 
+@pytest.mark.parametrize('value', ['', '0'])
+def test_debug_can_be_switched_off(value, monkeypatch):
+    monkeypatch.setenv('CIFAR_FASTAI_DEBUG', value)
+    fails(run('recipes', 'nothing'), "Error: Unknown recipe 'nothing'")
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(cli, '_print_purposes', lambda: 1/0)
     fails(run('recipes'), 'ZeroDivisionError', 'CIFAR_FASTAI_DEBUG=1', code=1)

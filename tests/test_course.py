@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import sys
 from collections import Counter
 from itertools import groupby
 
@@ -15,10 +16,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifar_fastai.grading import exercise, exercise_registry, need
-from cifar_fastai.course import check, exercises, tutorial_folder, tutorials
+from cifar_fastai.course import check, exercises, progress_file, tutorial_folder, tutorials
 
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch): monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have other folders')
+def test_progress_is_kept_where_the_system_keeps_data(tmp_path, monkeypatch):
+    assert progress_file() == tmp_path/'course.json'
+    monkeypatch.delenv('CIFAR_FASTAI_HOME')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path/'data'))
+    assert progress_file() == tmp_path/'data'/'cifar_fastai'/'course.json'
+    (tmp_path/'.local'/'share'/'cifar_fastai').mkdir(parents=True)  # of an earlier version
+    assert progress_file() == tmp_path/'.local'/'share'/'cifar_fastai'/'course.json'
 
 # 1. Look at the data
 def over_images(x): return (x - x.mean((0, 2, 3), keepdim=True))/x.std((0, 2, 3), keepdim=True)

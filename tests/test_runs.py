@@ -2,6 +2,7 @@
 import errno
 import json
 import multiprocessing
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_weights_come_back(run):
     other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     run.load_weights(other)
     assert all(torch.equal(v, state(model)[k]) for k, v in state(other).items())
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='no modes')
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640)])
+def test_all_files_of_a_run_have_the_same_mode(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        run = Run.create(tmp_path/'run', tiny, dict(seed=0, data=dict(variant='synthetic')))
+        with run.training(nn.Linear(2, 3)): pass
+    finally: os.umask(before)
+    assert run.weights_file.exists()
+    assert {f.name: f.stat().st_mode & 0o777 for f in run.folder.iterdir()} == {f.name: mode for f in run.folder.iterdir()}
 
 
 def test_weights_of_another_run_are_refused(run, tmp_path):
