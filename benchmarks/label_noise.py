@@ -66,12 +66,13 @@ def write_wrong_labels(source, folder, n_images, n, noise, seed):
 
 by_cleanlab = [  # filter_by, score to order by
     ('prune_by_noise_rate', 'self_confidence'), ('prune_by_class', 'self_confidence'), ('both', 'self_confidence'),
-    ('confident_learning', 'confidence_weighted_entropy'), ('low_normalized_margin', 'normalized_margin')]
+    ('confident_learning', 'confidence_weighted_entropy'), ('low_self_confidence', 'self_confidence'), ('low_normalized_margin', 'normalized_margin')]
 
 def ways(result):
     "Candidates (positions) and the score of every image, low for a wrong label, by (filter, score)"
     targets,probs = result.targets,result.probs/result.probs.sum(1, keepdims=True)
-    yield 'label_errors','self_confidence',result.label_errors().index,probs[range(len(probs)), targets]
+    own = probs[range(len(probs)), targets]
+    yield 'label_errors','quality',result.label_errors().index,own/probs.max(1)
     for filter_by,method in by_cleanlab:
         found = np.flatnonzero(find_label_issues(targets, probs, filter_by=filter_by, n_jobs=1))
         yield filter_by,method,found,get_label_quality_scores(targets, probs, method=method)
