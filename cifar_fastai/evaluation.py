@@ -353,14 +353,14 @@ def coverage_at(
     return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
 
 # %% ../nbs/06_evaluation.ipynb #7ba23b0d
-def _find_label_issues():
-    try: from cleanlab.filter import find_label_issues
+def _estimate_label_errors(targets, probs): # -> number of images
+    try: from cleanlab.count import num_label_issues
     except ImportError as e:
         raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
-    return find_label_issues
+    return num_label_issues(targets, probs)
 
 @patch
-def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (the label's probability); the worst first
+def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (P(label)/P(predicted)); the lowest first
     "List the images whose labels are most likely wrong: candidates to look at, of which many are not."
     if self.trained_on:
         raise ValueError('label_errors needs images that the model was not trained on, but some of these are its training '
@@ -370,10 +370,11 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
         raise ValueError(f'All of these images are labeled {self.vocab[self.targets[0]]!r}. '
                          'Confident learning needs images of at least two classes.')
     probs = self.probs/self.probs.sum(1, keepdims=True)
-    lowest = _find_label_issues()(self.targets, probs, filter_by='low_self_confidence', n_jobs=1)
+    n = _estimate_label_errors(self.targets, probs)
     table = self.to_frame().drop(columns='probability')
-    table['quality'] = probs[range(len(self)), self.targets]
-    return table[lowest & ~self.correct].sort_values('quality', kind='stable')
+    table['quality'] = probs[range(len(self)), self.targets]/probs.max(1)
+    lowest = table.sort_values('quality', kind='stable')[:n]
+    return lowest[lowest.actual != lowest.predicted]
 
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch

@@ -314,7 +314,7 @@ def plot_label_errors(
     k:int=10, # maximum number of images, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
-)->np.ndarray: # the axes drawn into, lowest probability of the label first
+)->np.ndarray: # the axes drawn into, the least likely labels first
     "Plot images whose label may be wrong, with the label and the predicted class."
     found = evaluation.label_errors()
     if found.empty:

@@ -468,8 +468,9 @@ def _labels(page):
     found = page.result.label_errors()
     if not len(found): raise _Skip('No possible label errors were found.')
     shown = found.head(18)
-    captions = [[f'label {o.actual} {percent(o.quality)}', f'predicted {o.predicted}'] for o in shown.itertuples()]
-    return (_text('{:,} candidates among {:,} images, lowest probability of the label first:', len(found), len(page.result))
+    label = page.result.probs[shown.index, page.result.targets[shown.index]]
+    captions = [[f'label {o.actual} {percent(p)}', f'predicted {o.predicted}'] for o,p in zip(shown.itertuples(), label)]
+    return (_text('{:,} candidates among {:,} images, the least likely labels first:', len(found), len(page.result))
             + _pictures(page.result, shown.index, captions))
 
 # %% ../nbs/09_report.ipynb #20db908d

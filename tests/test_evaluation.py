@@ -281,20 +281,21 @@ def test_planted_label_errors_are_found():
         precision.append(hits.mean())
         recall.append(hits.sum()/wrong.sum())
         assert found.quality.is_monotonic_increasing and (found.actual != found.predicted).all()
-        np.testing.assert_allclose(found.quality, result.probs[found.index, result.targets[found.index]], rtol=1e-5)
+        label = result.probs[found.index, result.targets[found.index]]
+        np.testing.assert_allclose(found.quality, label/result.confidence[found.index], rtol=1e-5)
         assert hits[:len(hits)//2].mean() > .9 > hits[len(hits)//2:].mean()
     assert np.mean(precision) > .65 and np.mean(recall) > .8
 
 
-def test_candidates_are_those_of_cleanlab():
-    "The labels of lowest probability, as many as confident learning estimates, but none that the model agrees with"
-    cleanlab = pytest.importorskip('cleanlab')
-    from cleanlab.count import num_label_issues
+def test_as_many_candidates_as_cleanlab_estimates():
+    "Those with the lowest ratio of the label's probability to the prediction's, but none that the model agrees with"
+    pytest.importorskip('cleanlab')
+    from cleanlab.filter import find_label_issues
     for seed in range(3):
         result, _ = planted(n_wrong=20*seed, seed=seed)
         probs = np.float64(result.probs)
-        n = num_label_issues(result.targets, probs/probs.sum(1, keepdims=True))
-        lowest = np.argsort(result.probs[range(2000), result.targets], kind='stable')[:n]
+        n = find_label_issues(result.targets, probs/probs.sum(1, keepdims=True), filter_by='low_self_confidence', n_jobs=1).sum()
+        lowest = np.argsort(result.probs[range(2000), result.targets]/result.confidence, kind='stable')[:n]
         assert list(result.label_errors().index) == [i for i in lowest if not result.correct[i]]
 
 
