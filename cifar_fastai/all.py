@@ -34,7 +34,7 @@ from .robustness import corrupt, list_corruptions, plot_robustness, robustness, 
 from .recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
 from .report import write_report
 from .runs import Run, list_runs
-from .sources import describe_data, find_data, test_files, train_files
+from .sources import describe_data, find_data, find_duplicates, test_files, train_files
 from .training import create_learner, fit_stage, load_run, train
 from .weights import find_weights, list_backbones, load_weights
 

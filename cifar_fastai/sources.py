@@ -44,7 +44,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .files import cache_folder, file_digest, make_once
-from .images import bit_depth, image_endings, UnreadableImageError, printable_name, read_image, read_size
+from .images import UnreadableImageError, bit_depth, image_endings, printable_name, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
