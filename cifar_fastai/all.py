@@ -14,8 +14,8 @@ __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_aug
            'register_model', 'corrupt', 'embed', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
            'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage',
            'get_recipe', 'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data',
-           'find_data', 'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights',
-           'list_backbones', 'load_weights']
+           'find_data', 'find_duplicates', 'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run',
+           'train', 'find_weights', 'list_backbones', 'load_weights']
 
 # %% ../nbs/10_all.ipynb #749422e9
 from .augmentation import augmentation, list_augmentations
@@ -34,7 +34,7 @@ from .robustness import corrupt, list_corruptions, plot_robustness, robustness, 
 from .recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
 from .report import write_report
 from .runs import Run, list_runs
-from .sources import describe_data, find_data, test_files, train_files
+from .sources import describe_data, find_data, find_duplicates, test_files, train_files
 from .training import create_learner, fit_stage, load_run, train
 from .weights import find_weights, list_backbones, load_weights
 
@@ -48,6 +48,6 @@ _all_ = [
     'plot_reliability', 'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds',
     'register_model', 'corrupt', 'embed', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
     'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe',
-    'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data',
+    'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
     'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights',
     'list_backbones', 'load_weights']

@@ -24,7 +24,7 @@ from torch import Tensor
 
 # %% ../nbs/00_images.ipynb #e801b15a
 image_endings = frozenset(f'.{e}' for e in (
-    'apng avif avifs bmp bw cur dds dib fit fits gif heic heif icb icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl msp pbm pcx pfm pgm png '
+    'apng avif avifs bmp bw cur dds dib fit fits gif heic heif hif icb icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl msp pbm pcx pfm pgm png '
     'pnm ppm psd qoi ras rgb rgba sgi tga tif tiff vda vst webp xbm xpm').split())
 
 # %% ../nbs/00_images.ipynb #d05174f6
@@ -34,7 +34,7 @@ def _is_heif(head): return head[4:8] == b'ftyp' and head[8:12] in _heif_brands
 
 def _open_heif(file, name=''):
     "Let pillow-heif open an image; Pillow calls this when it meets one, under whatever file name"
-    if b'avif' in file.read(64): raise SyntaxError('AVIF has the same container, and Pillow reads it') # so Pillow goes on
+    if b'avi' in file.read(64): raise SyntaxError('AVIF has the same container, and Pillow reads it') # so Pillow goes on
     file.seek(0)
     try: from pillow_heif import HeifImageFile
     except ImportError: raise OSError('HEIC needs the package pillow-heif: '

@@ -167,6 +167,9 @@ def test_duplicates_are_told(runs, practice, tmp_path, monkeypatch):
     cat = next((copied/'train'/'cat').iterdir())
     shutil.copy(cat, copied/'test'/'dog'/'copy.png')
     assert 'in train and test' in section() and f'train/cat/{cat.name} = test/dog/copy.png' in section()
+    learn.dls.path = tmp_path
+    assert section() == 'None'  # it is no data set, so nothing is said of it
+    learn.dls.path = copied
     monkeypatch.setattr(report, '_most_compared', 10)
     assert '`cifar-fastai data SOURCE --verify` does' in section()
 
