@@ -110,7 +110,7 @@ def rows_of(args, images, noise, seed):
     check_machine({run.folder: info}, args.device)
     about = dict(images=images, noise=noise, seed=seed, recipe=run.recipe.name, folds=args.folds if images == 'training' else '', n_images=len(result),
                  n_wrong=int(wrong.sum()), accuracy=round(result.correct[~wrong].mean(), 4))  # on the labels that are right
-    made = dict(variant=describe_data(find_data(args.data)).variant, split='train', device=args.device, gpu=gpu_name(args.device), **machine(info),
+    made = dict(variant=describe_data(find_data(args.data)).variant, split='valid' if images == 'validation' else 'train', device=args.device, gpu=gpu_name(args.device), **machine(info),
                 command=shlex.join(['python', 'benchmarks/label_noise.py', *sys.argv[1:]]), **commit(info['started']))
     for filter_by,method,found,quality in ways(result): yield about | dict(candidates_by=filter_by, order_by=method, **scores(found, quality, wrong)) | made
 
