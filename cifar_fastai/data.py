@@ -479,11 +479,13 @@ def labeled_dataloaders(
     info = describe_labeled(source, classes)
     _check_images(info, image_size)
     folder = info.path/info.test_folder
-    block = _datablock(CategoryBlock(list(classes), sort=False), [], stats, image_size, gray, reading_size(info.size, image_size),
+    categories = CategoryBlock(list(classes), sort=False)
+    block = _datablock(categories, [], stats, image_size, gray, reading_size(info.size, image_size),
                        get_items=image_files, get_y=lambda file: file.relative_to(folder).parts[0],
                        splitter=lambda files: ([0], range(len(files))))  # fastai needs one to begin with
     workers = default_workers(info.n_test) if num_workers is None else num_workers
-    dls = block.dataloaders(folder, path=info.path, bs=_positive('bs', bs), device=device, num_workers=workers, dl_type=ShuffleDL)
+    dls = block.dataloaders(folder, path=info.path, bs=_positive('bs', bs), device=device, num_workers=workers,
+                            dl_type=ShuffleDL)
     dls.loaders[0] = dls.train.new(test_set(dls.valid_ds, [], rm_tfms=0, with_labels=True))
     dls.data_info = info
     dls.labeled = dls.valid

@@ -43,7 +43,7 @@ from .plotting import percent
 from .probing import embed, features, grad_cam, plot_embedding
 from .robustness import plot_robustness, robustness
 from .runs import Run
-from .sources import duplicates_by_kind, find_duplicates
+from .sources import duplicates_by_kind, find_duplicates, split_folders
 from .training import load_run
 
 # %% ../nbs/09_report.ipynb #97b1ce93
@@ -485,7 +485,7 @@ def _duplicates(page):
     if n > _most_compared:
         raise _Skip(f'Not looked for among {n:,} images: `cifar-fastai data SOURCE --verify` does.')
     root = Path(page.learn.dls.path)
-    if not (root/'train').is_dir(): raise _Skip('')  # data of another layout, or gone
+    if not split_folders(root): raise _Skip('')  # data of another layout, or gone
     kinds = duplicates_by_kind(find_duplicates(root))
     if not kinds: raise _Skip('No image occurs more than once.')
     def example(group): return ' = '.join(f.relative_to(root).as_posix() for f in group.files[:3])

@@ -440,7 +440,8 @@ def load_run_for(
     dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
                               gray=data['channels'] == 1)
     if (dls.path/dls.data_info.test_folder).resolve() == (Path(data['path'])/'train').resolve():
-        warnings.warn(f'{source} holds the images that {run.folder} was trained on, so the accuracy on them is too optimistic.')
+        warnings.warn(f'{source} holds the images that {run.folder} was trained on, '
+                      'so the accuracy on them is too optimistic.')
     return _learner_of(run, dls, data)
 
 def _learner_of(run, dls, data):
