@@ -922,7 +922,7 @@ def _fastai_copy():
     return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):
-    if (root/'cifar10').is_dir(): return root/'cifar10'
+    if os.path.isdir(root/'cifar10'): return root/'cifar10'
     fastai_copy = _fastai_copy()
     if fastai_copy: return fastai_copy
     if download: return download_cifar10(root/'cifar10', quiet=quiet)
@@ -935,7 +935,7 @@ def _urls(): return [a.url for a in cifar10_archives]
 
 def _failed_before(root):
     "Seconds since a download failed for the last time; None if that is long ago, or other mirrors were tried"
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         last = read_json(root/'failed_download.json')
         seconds = time.time() - last['time']
         if last['urls'] == _urls() and 0 <= seconds < _pause: return seconds
