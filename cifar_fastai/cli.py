@@ -54,7 +54,8 @@ def _received(e, args):
     "The value of the option that `e` is about"
     options = getattr(getattr(e, 'param', None), 'opts', ())
     words = [part for a in args for part in a.split('=', 1)]
-    return next((value for option,value in zip(words, words[1:]) if option in options), None)
+    values = [value for option,value in zip(words, words[1:]) if option in options]
+    return values[-1] if values else None # the last one counts
 
 def _fail_usage(e, args):
     "Say what was wrong with the command line, and return the exit code"
@@ -86,7 +87,10 @@ def _options(
 @contextmanager
 def _own_warnings_only():
     "Show what this package warns about, in one line, and hide the rest"
-    def show(message, category, filename, lineno, file=None, line=None): print(f'Warning: {message}', file=sys.stderr)
+    shown = set()
+    def show(message, category, filename, lineno, file=None, line=None):
+        if str(message) not in shown: print(f'Warning: {message}', file=sys.stderr)
+        shown.add(str(message))
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -122,6 +126,11 @@ def _run(args):
     if code == 130: print('Stopped.', file=sys.stderr)
     return code
 
+def _at_home(word):
+    "Replace `~` at the start of a path by the home directory, also where the shell leaves it: in quotes, and in `--out=~/run`"
+    option,equals,value = word.partition('=') if word.startswith('--') else ('', '', word)
+    return option + equals + os.path.expanduser(value)
+
 def _drop_output():
     "Nobody reads on, as in `cifar-fastai models | head -1`"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,7 +143,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # file names need not be text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     _let_threads_sleep()
-    with _own_warnings_only(): return _run(sys.argv[1:] if args is None else list(args))
+    with _own_warnings_only(): return _run([_at_home(a) for a in (sys.argv[1:] if args is None else args)])
 
 # %% ../nbs/10_cli.ipynb #ed3039a5
 augmentations = (

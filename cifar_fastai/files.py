@@ -164,7 +164,7 @@ def make_once(
     work = unfinished/target.name
     def busy():
         if not quiet: print(f'Another process is preparing {target}: waiting for it.', file=sys.stderr, flush=True)
-    if target.is_dir(): return target
+    if os.path.isdir(target): return target
     with writing(target, 'CIFAR_FASTAI_HOME'):
         unfinished.mkdir(parents=True, exist_ok=True)
         with locked(unfinished/f'{target.name}.lock', busy):
@@ -196,7 +196,7 @@ def user_folder(
 )->Path: # absolute; need not exist
     "The folder in CIFAR_FASTAI_HOME, else `usual`"
     usual,former = Path(usual).expanduser(),Path(former).expanduser()
-    if former.is_dir() and not usual.exists(): usual = former
+    if os.path.isdir(former) and not os.path.exists(usual): usual = former  # those of `Path` fail in a home that may not be read
     return Path(os.environ.get('CIFAR_FASTAI_HOME') or usual).expanduser().absolute()
 
 def cache_folder(

@@ -226,6 +226,7 @@ def read_image(
     channels:int=3, # 3 for RGB, 1 for grayscale
 )->Image.Image: # of mode 'RGB' or 'L', upright
     "Read an image file, or raise an `UnreadableImageError`"
+    if not isinstance(path, bytes): path = os.path.expanduser(path)
     with _named(path): why = _no_file(Path(path))
     if why: raise UnreadableImageError(printable_name(path), why)
     with _named(path), Image.open(path) as image:

@@ -50,6 +50,7 @@ class Prediction:
         k:int=3, # number of classes
     )->list[tuple[str, float]]: # (class, probability), highest probability first
         "The `k` classes with the highest probabilities"
+        if k < 1: raise ValueError(f'k must be a number of classes of at least 1, got {k}.')
         return sorted(self.probabilities.items(), key=lambda o: -o[1])[:k]
 
     def __str__(self): return f'{self.label} ({self.probability:.1%})'
@@ -388,7 +389,7 @@ def save_classifier(
 )->Path: # `folder`
     "Export the network of `learn`, with everything needed for inference, to a folder"
     _check_learner(learn)
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     items,batch = _sample(learn)
     info = _describe(learn, items[0], batch)
     state = {k: v.detach().cpu().clone().contiguous() for k,v in learn.model.state_dict().items()}
@@ -428,7 +429,7 @@ def load_classifier(
     device:str|torch.device|None=None, # 'cpu' or 'cuda'; None: the best available
 )->Classifier: # ready to `predict`
     "Load a trained classifier; the data set is not needed"
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     if _is_run(folder):
         run = Run.open(folder)
         info = _run_info(run)

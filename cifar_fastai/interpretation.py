@@ -23,7 +23,7 @@ import pandas as pd
 
 from .evaluation import Comparison, Evaluation
 from .plotting import (bar_color, blue, dark_orange, gray, literal, masked_color, orange, percent,
-                                   percent_axis, plain_axes)
+                                   percent_axis, plain_axes, short_name)
 from .runs import Run
 
 # %% ../nbs/07_interpretation.ipynb #13be7793
@@ -37,7 +37,7 @@ def _write_cells(ax, shown, counts, pale, text):
 # %% ../nbs/07_interpretation.ipynb #ef795254
 def _label_cells(ax, vocab):
     size = min(10, 250/len(vocab))
-    names = list(map(literal, vocab))
+    names = [literal(short_name(name)) for name in vocab]
     ax.set_xticks(range(len(vocab)), names, rotation=45, ha='right', rotation_mode='anchor', fontsize=size)
     ax.set_yticks(range(len(vocab)), names, fontsize=size)
 
@@ -95,7 +95,7 @@ def plot_per_class(
     for name,(shift, look) in _figures.items():
         low,high = table[f'{name}_low'],table[f'{name}_high']
         _draw_interval(ax, table[name], low, high, table.index + shift, label=name, **look)
-    ax.set_yticks(table.index, table['class'].map(literal))
+    ax.set_yticks(table.index, table['class'].map(short_name).map(literal))
     ax.set(xlabel=f'recall, precision, F1 (%) with {confidence:.0%} intervals',
            title=f'{evaluation.split}: {len(evaluation):,} images')
     percent_axis(ax.xaxis)
@@ -198,7 +198,7 @@ def _draw_images(evaluation, positions, captions, root, axes, fontsize=9):
 
 # %% ../nbs/07_interpretation.ipynb #fab92e14
 def _with_probability(evaluation, i, c): # class c and its predicted probability for image i
-    return f'{evaluation.vocab[c]} {percent(evaluation.probs[i, c])}'
+    return f'{short_name(evaluation.vocab[c])} {percent(evaluation.probs[i, c])}'
 
 def _caption(evaluation, i):
     truth = 'correct'
@@ -394,8 +394,6 @@ def _mark_coverage(ax, evaluation, accuracy):
                 textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/07_interpretation.ipynb #88d48a96
-def _short(name, n=20): return name if len(name) <= n else f'{name[:n - 1]}\N{HORIZONTAL ELLIPSIS}'
-
 def plot_comparison(
     comparison:Comparison, # as `compare` gives it
     confidence:float=0.95, # of the intervals, between 0 and 1
@@ -409,7 +407,7 @@ def plot_comparison(
     for rows,look in ((better, dict(color=blue, marker='o')), (worse, dict(color=dark_orange, marker='s'))):
         _draw_interval(ax, 100*rows.change, 100*rows.low, 100*rows.high, rows.index, **look)
     ax.axvline(0, color=gray, lw=1)
-    names = table['class'].map(_short).map(literal)
+    names = [literal(short_name(name, 20)) for name in table['class']]
     counts = [f'+{fixed} \N{MINUS SIGN}{broken}' for fixed,broken in zip(table.fixed, table.broken)]
     ax.set_yticks(table.index, [f'{name}  {count}' for name,count in zip(names, counts)])
     before,after = comparison.before.accuracy,comparison.after.accuracy

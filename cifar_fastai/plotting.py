@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/plotting.html.md"""
 # %% auto #0
 __all__ = ['blue', 'orange', 'green', 'pink', 'sky', 'amber', 'black', 'line_colors', 'line_styles', 'line_markers',
            'dark_orange', 'wine', 'gray', 'grid_color', 'masked_color', 'bar_color', 'class_colors', 'plain_axes',
-           'percent_axis', 'literal', 'percent', 'labels_apart']
+           'percent_axis', 'literal', 'short_name', 'percent', 'labels_apart']
 
 # %% ../nbs/01_plotting.ipynb #eb05b78b
 from matplotlib import colormaps
@@ -70,6 +70,16 @@ def literal(
 )->str:
     "Escape dollar signs, so that matplotlib does not render the text as math"
     return text.replace('$', r'\$')
+
+# %% ../nbs/01_plotting.ipynb #de49841f
+def short_name(
+    name:str, # of a class
+    n:int=30, # the most characters that are shown
+)->str: # the middle of a longer name is left out: names often differ at their ends
+    "Shorten a long name for a plot"
+    if len(name) <= n: return name
+    end = (n - 1)//3
+    return f'{name[:n - 1 - end]}\N{HORIZONTAL ELLIPSIS}{name[-end:]}'
 
 # %% ../nbs/01_plotting.ipynb #c7b819cd
 def percent(

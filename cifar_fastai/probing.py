@@ -36,7 +36,7 @@ from .data import loader_at, loader_of_items, random_positions, split_name, whol
 from .sources import class_of
 from .evaluation import Evaluation, check_evaluable, evaluable_loader, evaluate
 from .models import eval_mode
-from .plotting import blue, class_colors, dark_orange, labels_apart, literal, percent
+from .plotting import blue, class_colors, dark_orange, labels_apart, literal, percent, short_name
 from .registry import Registry
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
@@ -385,7 +385,7 @@ _most_labels = 30  # more would hide the points
 
 def _label_places(xy, targets, present, vocab): # -> (classes, 2) middles of labels, apart from each other; their height
     wide, high = np.ptp(xy, 0)
-    half = np.minimum(.008 * np.array([len(vocab[c]) for c in present]), .5) * wide  # of a label
+    half = np.minimum(.008 * np.array([len(short_name(vocab[c])) for c in present]), .5) * wide  # of a label
     left = xy[:, 0].min() - .04 * wide
     right = xy[:, 0].max() + .04 * wide
     middles = np.array([np.median(xy[targets == c], 0) for c in present])
@@ -401,7 +401,7 @@ def _label_classes(ax, xy, targets, vocab, colors):
     ax.set_ylim(top=max(ax.get_ylim()[1], places[:, 1].max() + height))
     for c, (x, y) in zip(present, places):
         box = dict(boxstyle='round,pad=.2', facecolor='white', edgecolor=colors[c], linewidth=1.6, alpha=.75)
-        ax.text(x, y, literal(vocab[c]), ha='center', va='center', fontsize=8, color='black', zorder=4, bbox=box)
+        ax.text(x, y, literal(short_name(vocab[c])), ha='center', va='center', fontsize=8, color='black', zorder=4, bbox=box)
 
 # %% ../nbs/07_probing.ipynb #489e256a
 def _check_points(xy, n):

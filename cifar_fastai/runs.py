@@ -85,7 +85,7 @@ def create_run_dir(
     "Create a new run folder; existing folders are never touched"
     stem = f'{recipe.name}-seed{seed}'
     for n in count(1):
-        path = Path(parent)/(stem if n == 1 else f'{stem}-{n}')
+        path = Path(os.path.expanduser(parent))/(stem if n == 1 else f'{stem}-{n}')
         try: path.mkdir(parents=True)
         except FileExistsError: continue
         return path
@@ -98,7 +98,7 @@ class Run:
     def __init__(self,
         folder:str|Path, # checked only when something is read; `Run.open` checks at once
     ):
-        self.folder = Path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.recipe_file = self.folder/'recipe.json'
         self.info_file = self.folder/'run.json'
         self.history_file = self.folder/'history.csv'
@@ -197,7 +197,7 @@ def list_runs(
 )->list[Run]: # sorted by name
     "The runs in a folder"
     if is_run(folder): return [Run(folder)]
-    return [Run(file.parent) for file in sorted(Path(folder).glob('*/run.json'))]
+    return [Run(file.parent) for file in sorted(Run(folder).folder.glob('*/run.json'))]
 
 # %% ../nbs/02_runs.ipynb #879a4991
 @patch

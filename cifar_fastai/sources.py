@@ -657,7 +657,8 @@ def _tar_members(file):
 
 def _zip_members(file):
     with zipfile.ZipFile(file) as z:
-        if any(m.flag_bits & 1 for m in z.infolist()): raise zipfile.BadZipFile('it is encrypted')
+        if any(m.flag_bits & 1 for m in z.infolist()):
+            raise ValueError(f'{file} is encrypted. Unpack it with its password, and pass the folder.')
         bad = z.testzip()
         if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
         for m in z.infolist():
@@ -921,7 +922,7 @@ def _fastai_copy():
     return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):
-    if (root/'cifar10').is_dir(): return root/'cifar10'
+    if os.path.isdir(root/'cifar10'): return root/'cifar10'
     fastai_copy = _fastai_copy()
     if fastai_copy: return fastai_copy
     if download: return download_cifar10(root/'cifar10', quiet=quiet)
@@ -934,7 +935,7 @@ def _urls(): return [a.url for a in cifar10_archives]
 
 def _failed_before(root):
     "Seconds since a download failed for the last time; None if that is long ago, or other mirrors were tried"
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         last = read_json(root/'failed_download.json')
         seconds = time.time() - last['time']
         if last['urls'] == _urls() and 0 <= seconds < _pause: return seconds
@@ -1026,7 +1027,9 @@ def _open_folder(folder, root, quiet):
     return make_once(root/'cifar10', lambda work: convert_batches(found, work/'png', quiet=quiet), quiet)
 
 # %% ../nbs/02_sources.ipynb #4ee9ffab
-def _exists(path): return Path(path).expanduser().exists()
+def _home_path(path): return Path(os.path.expanduser(path))  # leaves a `~` that is part of a name
+
+def _exists(path): return _home_path(path).exists()
 
 def _paths(source):
     "The paths that `source` names: itself, those of a list, or those that `os.pathsep` joins"
@@ -1036,10 +1039,12 @@ def _paths(source):
         parts = [p for p in source.split(os.pathsep) if p]
         if any(map(_exists, parts)): source = parts
     if not isinstance(source, (list, tuple)): source = [source]
-    paths = [Path(p).expanduser().absolute() for p in source]
+    paths = [_home_path(p).absolute() for p in source]
     if not paths: raise ValueError('source is an empty list. Pass at least one archive.')
-    for path in paths:
+    for given, path in zip(map(str, source), paths):
         if not path.exists():
+            if re.match(r'\w\w+:/', given):
+                raise FileNotFoundError(f'{given} is an address. Download the data set first, and pass the file or folder.')
             raise FileNotFoundError(f'No such path: {path}. Use a folder, one or more archives, '
                                     "or a name: 'cifar10' or 'synthetic'.")
         if len(paths) > 1 and not path.is_file():
@@ -1071,7 +1076,7 @@ def find_data(
 # %% ../nbs/02_sources.ipynb #a3742edd
 def _folder_to_evaluate(source):
     "A data set, or a folder with class folders; and its folder with the images"
-    path = Path(source).expanduser().absolute()
+    path = _home_path(source).absolute()
     path = find_root(path) if path.is_dir() else find_data(source)
     folders = split_folders(path)
     if folders and 'test' not in folders:

@@ -63,7 +63,11 @@ def describe_error(
     if isinstance(e, CommandError): return str(e),e.code
     if isinstance(e, _asked_wrongly): return explain(e),2
     if isinstance(e, (OSError, NonFiniteLossError)): return explain(e),1
+    if _needs_memory(e): return f'There is not enough memory. Use a smaller --bs or --image-size ({explain(e)}).',1
     return f'{type(e).__name__}: {explain(e)} (CIFAR_FASTAI_DEBUG=1 shows where)',1
+
+def _needs_memory(e): # PyTorch has no kind of its own for the memory of the CPU
+    return isinstance(e, MemoryError) or any(words in str(e) for words in ('out of memory', "can't allocate memory"))
 
 # %% ../nbs/09_terminal.ipynb #2f4fbd65
 def _console():

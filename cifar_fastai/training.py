@@ -64,12 +64,13 @@ def optimizer_function(
     return functions[recipe.optimizer]
 
 # %% ../nbs/05_training.ipynb #814d3681
-def _sample(dls):
-    "One validation image as the network will see it: (1, C, H, W)"
+def _sample(dls, part=0):
+    "One validation image as the network will see it: (1, C, H, W); or its target, as `part` 1"
     dl = dls.valid
-    if not isinstance(dl, DataLoader): return next(iter(dl))[0][:1] # PyTorch's own
+    if not isinstance(dl, DataLoader): return next(iter(dl))[part][:1] # PyTorch's own
+    if not len(dl.dataset): raise ValueError('There are no validation images. Hold some out, with valid_pct for instance.')
     batch = dl.do_batch([dl.do_item(0)])
-    return dl.after_batch(to_device(batch, dls.device))[0]
+    return dl.after_batch(to_device(batch, dls.device))[part]
 
 def _n_channels(recipe, dls):
     "Channels of the images; an error if their size is not that of the recipe"
@@ -180,7 +181,10 @@ _batch_of_one = ('BatchNorm needs more than one value per channel, and there is 
 def _wants_more(e): return isinstance(e, ValueError) and 'more than 1 value per channel' in str(e)
 
 def _check_batch_size(model, dls):
-    "Reject batches of one image now if the network cannot be trained on them"
+    "Reject loaders without a full batch; and batches of one image if the network cannot be trained on them"
+    if not len(dls.train) and len(dls.train_ds):
+        raise ValueError(f'There is no batch to train on: a batch is larger than the {len(dls.train_ds)} training images, and '
+                         'drop_last leaves out batches that are not full. Use a smaller bs.')
     if getattr(dls.train, 'bs', None) != 1 or not len(dls.train): return
     x = _sample(dls)
     try:
@@ -190,7 +194,7 @@ def _check_batch_size(model, dls):
         raise
 
 class QuickLearner(Learner):
-    "fastai's `Learner`, but it calls a callback only at events that it handles, and cancels a batch that fails"
+    "fastai's `Learner`, but it calls a callback only at events that it handles, cancels a batch that fails, and says what is wrong"
     def one_batch(self, i, b):
         try: super().one_batch(i, b)
         except BaseException as e: # Ctrl-C too
@@ -206,7 +210,14 @@ class QuickLearner(Learner):
     def _call_one(self, event_name):
         if not hasattr(event, event_name): return super()._call_one(event_name) # which refuses it
         for cb in self.cbs.sorted('order'):
+            if event_name == 'before_fit' and isinstance(cb, TrackerCallback): _check_monitor(cb)
             if event_name == 'after_fit' or _listens(cb, event_name): cb(event_name)
+
+def _check_monitor(cb): # fastai's own check says nothing
+    names = list(cb.recorder.metric_names[1:])
+    if cb.monitor not in names:
+        raise ValueError(f'{type(cb).__name__} monitors {cb.monitor!r}, which is not measured. Measured are: '
+                         f'{", ".join(n for n in names if n != "time")}.')
 
 def _listens(cb, event_name): # fastai looks in the learner and the model too, which takes longer than many a method
     return (hasattr(type(cb), event_name) or event_name in vars(cb)
@@ -220,8 +231,16 @@ def _metrics(recipe):
     return [accuracy, PenalizedLoss()] if 'penalized_loss' in watched else [accuracy]
 
 def _n_classes(dls):
-    if hasattr(dls, 'c') and hasattr(dls, 'vocab'): return dls.c
-    raise ValueError('dls does not say how many classes there are. Set dls.vocab to their names, and dls.c to their number.')
+    "Number of classes; an error if there is nothing to tell apart, or if an image may be of several"
+    if not (hasattr(dls, 'c') and hasattr(dls, 'vocab')):
+        raise ValueError('dls does not say how many classes there are. Set dls.vocab to their names, and dls.c to their number.')
+    if dls.c < 2:
+        raise ValueError(f'There is only one class, {dls.vocab[0]!r}, so there is nothing to tell apart. '
+                         'Add images of at least one other class.')
+    if _sample(dls, 1).ndim > 1:
+        raise ValueError('The images have several labels each, but recipes are for one label an image (CategoryBlock). '
+                         'For several labels, use vision_learner of fastai.')
+    return dls.c
 
 def create_learner(
     recipe:Recipe|str, # or its name

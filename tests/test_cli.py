@@ -178,6 +178,25 @@ def test_bad_input(args, texts, tmp_path):
     fails(run(*args), *texts)
     assert not list(tmp_path.iterdir())
 
+def test_the_last_value_of_an_option_counts(): fails(run('train', '--epochs', '5', '--epochs', '1e3'), "got '1e3'")
+
+@pytest.mark.parametrize('error', [MemoryError('Unable to allocate 9 GiB'), RuntimeError('CUDA out of memory. Tried to allocate 2 GiB'),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_memory(error):
+    text,code = terminal.describe_error(error)
+    assert code == 1 and text.startswith('There is not enough memory. Use a smaller --bs or --image-size') and str(error) in text
+
+def test_tilde_is_the_home_directory(monkeypatch, recipe, practice, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    (tmp_path/'home').mkdir()
+    shutil.copy(recipe, tmp_path/'home'/'my.json')
+    picture().save(tmp_path/'home'/'a.png')
+    assert train('~/my.json', practice, '--out=~/run', '--epochs', '1', '--no-test').code == 0
+    assert run('evaluate', '~/run', '--split', 'valid').code == 0
+    assert run('predict', '~/run', '~/a.png').code == 0
+    assert (tmp_path/'home'/'run'/'confusion_matrix-valid.png').is_file() and not Path('~').exists()
+
 def test_augmentation_of_stages(practice): fails(train('three_block_cnn', practice, '--augment', 'none'), 'have an augmentation of their own, so --augment is not clear', '--json > my.json')
 
 def test_unknown_augmentation(practice): fails(train('small_cnn', practice, '--augment', 'flip_crp'), "Did you mean 'flip_crop'?", '`cifar-fastai train --help`')
@@ -327,7 +346,7 @@ def test_a_pipe_that_is_closed():
 def test_only_our_own_warnings_are_shown(monkeypatch):
     def show():
         warnings.warn_explicit('theirs', UserWarning, 'torch/x.py', 1, module='torch.x')
-        warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', 1, module='cifar_fastai.data')
+        for line in (1, 2): warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', line, module='cifar_fastai.data')
     monkeypatch.setattr(cli, '_print_purposes', show)
     before = warnings.filters[:]
     assert run('recipes').err == 'Warning: ours\n'

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, locked, make_once, read_json, write_json, writing
+from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, locked, make_once, read_json, user_folder, write_json, writing
 
 forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
 
@@ -242,3 +242,17 @@ def test_digests(tmp_path):
     assert file_digest(path) == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'  # FIPS 180
     long = atomic_write(tmp_path/'b', b'abc' + bytes(2**20))
     assert file_digest(long, 'md5', first=3) == '900150983cd24fb0d6963f7d28e17f72' != file_digest(long, 'md5')
+
+
+def test_a_home_that_may_not_be_read(monkeypatch, tmp_path):
+    "As in a container that runs as another user"
+    home,real = tmp_path/'home',dict(stat=os.stat, mkdir=os.mkdir)
+    def refuse(name):
+        def call(path, *args, **kwargs):
+            if str(path).startswith(str(home)): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real[name](path, *args, **kwargs)
+        monkeypatch.setattr(os, name, call)
+    monkeypatch.delenv('CIFAR_FASTAI_HOME', raising=False)
+    for name in real: refuse(name)
+    assert user_folder(home/'usual', home/'former') == home/'usual'
+    with pytest.raises(DiskError, match='set CIFAR_FASTAI_HOME to a writable folder'): make_once(home/'usual'/'a', lambda work: work)

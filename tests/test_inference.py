@@ -788,3 +788,17 @@ def test_cielab(channels, tmp_path):
     Image.merge('LAB', [Image.new('L', (8, 8), v) for v in (128, 128, 128)]).save(tmp_path/'lab.tif')
     image = read_image(tmp_path/'lab.tif', channels=channels)
     assert image.mode == ('L' if channels == 1 else 'RGB') and 100 < np.asarray(image).mean() < 140
+
+
+@pytest.mark.parametrize('k', [0, -1])
+def test_top_of_no_classes(k):
+    with pytest.raises(ValueError, match=f'at least 1, got {k}'): Prediction('cat', .9, dict(cat=.9, dog=.1)).top(k)
+
+
+def test_tilde_is_the_home_directory(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    shutil.copytree(saved, tmp_path/'mine')
+    picture().save(tmp_path/'a.png')
+    classifier = load_classifier('~/mine', device='cpu')
+    assert classifier.predict('~/a.png') == classifier.predict(tmp_path/'a.png')

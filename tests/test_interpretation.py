@@ -73,6 +73,16 @@ def test_names_are_no_mathematics(plot, pictures):
     assert shown and all(t.count('$') == t.count(r'\$') for t in shown)
 
 
+@pytest.mark.parametrize('plot', [plot_confusion_matrix, plot_per_class])
+def test_long_names_leave_room_for_the_plot(plot):
+    names = 'a'*200, 'b'*100 + ' 1', 'b'*100 + ' 2'
+    ax = plot(fake([0, 1, 2], [0, 1, 1], names))
+    ax.figure.canvas.draw()
+    assert ax.get_position().width > .4
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert max(map(len, labels)) == 30 and len(set(labels)) == 3
+
+
 def test_color_is_for_mistakes(pictures):
     image = plot_confusion_matrix(pictures).images[0]
     assert image.get_array().mask.tolist() == np.eye(3, dtype=bool).tolist()

@@ -193,3 +193,13 @@ def test_old_classifiers_answer_as_they_did(old, practice, folder):
     said = read_json(old/'answers.json')['probabilities']
     answers = load_classifier(old/folder, 'cpu').probabilities([practice/name for name in said])
     assert torch.allclose(answers, torch.tensor(list(said.values())), atol=1e-4) and answers.std() > .01
+
+
+def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    run = Run.create('~/runs/a', tiny, {})
+    assert run.folder == tmp_path/'runs'/'a' and run.info_file.is_file()
+    assert runs.create_run_dir(tiny, 0, '~/runs') == tmp_path/'runs'/'tiny-seed0'
+    assert Run.open('~/runs/a').recipe == tiny
+    assert [r.folder.name for r in list_runs('~/runs')] == ['a']

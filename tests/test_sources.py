@@ -740,12 +740,23 @@ def test_link_in_zip_is_refused(tmp_path):
     with pytest.raises(ValueError, match='is a link or a device'): sources.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
 
 
+@pytest.mark.parametrize('source', ['https://example.org/a.zip', 'file:///a', Path('http://example.org')])
+def test_addresses_are_not_downloaded(source):
+    with pytest.raises(FileNotFoundError, match='is an address. Download the data set first'): sources.find_data(source)
+
+
+def test_tilde_that_is_part_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sources.find_data(tiny_set(Path('~no_user'))).name == '~no_user'
+    with pytest.raises(FileNotFoundError, match='No such path: .*~nobody_here'): sources.find_data('~nobody_here')
+
+
 def test_encrypted_zip(tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z: z.writestr('train/cat/1.png', 'x')
     content = bytearray((tmp_path/'a.zip').read_bytes())
     content[content.index(b'PK\x01\x02') + 8] |= 1
     (tmp_path/'a.zip').write_bytes(content)
-    with pytest.raises(ValueError, match='it is encrypted'): sources.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
+    with pytest.raises(ValueError, match=r'a.zip is encrypted. Unpack it with its password, and pass the folder\.$'): sources.unpack_archive(tmp_path/'a.zip', tmp_path/'to')
 
 
 # --- several archives

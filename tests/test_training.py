@@ -237,6 +237,31 @@ def test_dataloaders_without_classes_are_refused(practice):
     dls = DataLoaders.from_dsets(folder, folder, bs=16, device='cpu')
     with pytest.raises(ValueError, match='Set dls.vocab to their names, and dls.c to their number'): create_learner('tiny_cnn', dls)
 
+@pytest.fixture
+def table(practice):
+    files = get_image_files(practice/'train')
+    return pd.DataFrame(dict(file=[str(f.relative_to(practice)) for f in files], label=[f.parent.name for f in files]))
+
+@pytest.mark.parametrize('labels, options, says', [
+    (lambda label: '', {}, "only one class, '', so there is nothing to tell apart"),
+    (lambda label: f'{label} animal', dict(label_delim=' '), 'have several labels each, but recipes are for one label'),
+    (lambda label: label, dict(valid_pct=0), 'There are no validation images'),
+])
+def test_data_of_which_no_classifier_can_be_made(practice, table, labels, options, says):
+    dls = ImageDataLoaders.from_df(table.assign(label=table.label.map(labels)), practice, bs=8, num_workers=0, device='cpu', **options)
+    with pytest.raises(ValueError, match=says): create_learner('ladder_0', dls)
+
+def test_no_full_batch_is_no_training(practice, table):
+    dls = ImageDataLoaders.from_df(table, practice, bs=1000, num_workers=0, device='cpu')
+    with pytest.raises(ValueError, match=r'There is no batch to train on: a batch is larger than the \d+ .* Use a smaller bs'):
+        create_learner('ladder_0', dls)
+
+@pytest.mark.parametrize('callback', [EarlyStoppingCallback, SaveModelCallback, ReduceLROnPlateau])
+def test_a_monitor_that_is_not_measured_is_named(practice, callback):
+    learn = create_learner('ladder_0', cifar10_dataloaders(practice, bs=32, num_workers=0))
+    says = f"{callback.__name__} monitors 'val_loss', which is not measured. Measured are: train_loss, valid_loss, accuracy."
+    with learn.no_bar(), learn.no_logging(), pytest.raises(ValueError, match=says): learn.fit(1, cbs=callback('val_loss'))
+
 def test_weight_decay_spares_biases_and_norms(practice):
     "With a gradient of zero, decay alone moves a weight; it must not move biases and norms"
     learn = create_learner(tiny.change(optimizer='sgd', wd=.5), cifar10_dataloaders(practice, bs=32, num_workers=0))
