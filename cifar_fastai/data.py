@@ -215,6 +215,12 @@ def _splitter(valid, seed, limit):
     splitter = _whole_splitter(valid, seed)
     return splitter if limit is None else LimitedSplitter(splitter, limit, seed)
 
+class _ClassOf:
+    "`class_of` files of a data set; fastai would wrap a `partial` in a function that cannot be pickled"
+    __name__ = 'class_of'
+    def __init__(self, root): self.root = root
+    def __call__(self, file): return class_of(file, self.root)
+
 def cifar10_datablock(
     valid:float|int|str=0.1, # fraction or number held out if there is no `val/`; 'fold1of5'; 'test': see `FolderSplitter`
     seed:int=0, # of the split
@@ -229,10 +235,8 @@ def cifar10_datablock(
     "A `DataBlock` that turns a data set into batches"
     side = image_size or max(item_size or (32,))
     tfms = augmentation(augment, side) if isinstance(augment, str) else list(augment)
-    label = partial(class_of, root=root)
-    label.__name__ = class_of.__name__  # without it, fastai wraps the function in one that cannot be pickled
     files = _train_and_test if valid == 'test' else train_files if isinstance(valid, str) else _train_and_valid
-    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_items=files, get_y=label,
+    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_items=files, get_y=_ClassOf(root),
                       splitter=_splitter(valid, seed, limit))
 
 def _datablock(categories, augmentation, stats, image_size, gray, item_size, **kwargs):

@@ -144,7 +144,7 @@ def test_label_smoothing_reaches_the_loss(practice):
         with learn.added_cbs(Compare()), learn.no_bar(), learn.no_logging(): learn.fit(1)
         expected = {t: torch.nn.functional.cross_entropy(x, y, label_smoothing=eps*t).item() for t in (True, False)}
         assert {t for t,*_ in losses} == {True, False} and learn.loss_func is plain
-        for training,_,loss in losses: assert loss == pytest.approx(expected[training], rel=1e-5)
+        for in_training,_,loss in losses: assert loss == pytest.approx(expected[in_training], rel=1e-5)
 
 @pytest.mark.slow
 def test_one_loss_everywhere(practice, tmp_path):
