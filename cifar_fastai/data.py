@@ -33,7 +33,7 @@ from fastai.torch_core import TensorCategory
 from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage, TensorImage, image2tensor, imagenet_stats
 from fastai.vision.data import ImageBlock
-from fasttransform import DisplayedTransform
+from fasttransform import DisplayedTransform, Transform
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
@@ -215,11 +215,13 @@ def _splitter(valid, seed, limit):
     splitter = _whole_splitter(valid, seed)
     return splitter if limit is None else LimitedSplitter(splitter, limit, seed)
 
-class _ClassOf:
-    "`class_of` files of a data set; fastai would wrap a `partial` in a function that cannot be pickled"
-    __name__ = 'class_of'
-    def __init__(self, root): self.root = root
-    def __call__(self, file): return class_of(file, self.root)
+class _ClassOf(Transform):
+    "`class_of` as a transform, which can be pickled and tells fastai what it takes, unlike a `partial`"
+    input_types = str,PurePath
+    def __init__(self, root):
+        super().__init__()
+        self.root = root
+    def encodes(self, file): return class_of(file, self.root)
 
 def cifar10_datablock(
     valid:float|int|str=0.1, # fraction or number held out if there is no `val/`; 'fold1of5'; 'test': see `FolderSplitter`
