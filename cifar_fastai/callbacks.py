@@ -224,13 +224,13 @@ class TrainingLoss(Callback):
     ): self.label_smoothing,self.class_weights = label_smoothing,dict(class_weights or {})
 
     def before_fit(self):
-        check_class_weights(self.class_weights, self.dls.vocab if self.class_weights else [])
         self.plain = self.trained = self.loss_func
         if not _is_plain(self.plain):
             if self.class_weights:
                 raise ValueError(f'class_weights are for the cross-entropy, but learn.loss_func is {self.plain}. '
                                  'Give your loss function the weights, or leave them out of the recipe.')
         elif self.class_weights:
+            check_class_weights(self.class_weights, self.dls.vocab)
             weight = torch.tensor([float(self.class_weights.get(c, 1)) for c in self.dls.vocab])
             self.trained = WeightedCrossEntropy(weight.to(device_of(self.dls)), self.label_smoothing)
         elif self.label_smoothing: self.trained = CrossEntropyLossFlat(label_smoothing=self.label_smoothing)

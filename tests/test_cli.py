@@ -780,12 +780,14 @@ def test_evaluate_images_that_cannot_be(folder, practice):
     shutil.copytree(practice/'train', 'other/train')
     fails(run('evaluate', folder, '--data', 'other'), 'other has no test folder. To evaluate its training images, pass', 'other/train.')
 
+@pytest.mark.slow
 def test_evaluate_the_training_images(folder, recipe):
     tiny_set(Path('d'), 20)
     assert train(recipe, 'd', '--out', 'r').code == 0
     result = run('evaluate', 'r', '--data', 'd/train', '--workers', 0)
     assert result.code == 0 and 'd/train holds the images that r was trained on' in result.err
 
+@pytest.mark.slow
 def test_data_that_moved(recipe):
     tiny_set(Path('d'), 20)
     assert train(recipe, 'd', '--out', 'r').code == 0

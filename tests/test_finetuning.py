@@ -492,6 +492,7 @@ def test_a_loss_function_of_your_own_stays(dls):
     with pytest.raises(ValueError, match='class_weights are for the cross-entropy, but learn.loss_func is FlattenedLoss of FocalLoss'):
         quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2)))
 
+@pytest.mark.slow
 def test_a_learner_of_fastai_is_trained_through_a_stage(dls):
     learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy)
     quietly(learn, fit_stage, learn, constant(lr=1e-3, class_weights=dict(cat=2)))

@@ -174,6 +174,7 @@ def test_the_recorder_has_the_whole_training(practice, tmp_path):
     with again.no_bar(), again.no_logging(): again.fit(1, 0.)
     assert len(again.recorder.values) == 1
 
+@pytest.mark.slow
 def test_a_damaged_history_is_said(practice, tmp_path):
     train(tiny.change(stages=stages(1)), source=practice, run_dir=tmp_path/'run', num_workers=0)
     (tmp_path/'run'/'history.csv').write_text('')
