@@ -279,6 +279,12 @@ class Lookahead(Callback):
 # %% ../nbs/04_callbacks.ipynb #5b3049bf
 class LowerLROnPlateau(ReduceLROnPlateau):
     "fastai's `ReduceLROnPlateau`, but a learning rate that is already below `min_lr` is not raised to it"
+    def __init__(self,
+        monitor:str='valid_loss', # metric to watch
+        min_delta:float=1e-4, # a smaller change is no improvement, as in Keras
+        **kwargs, # of fastai's
+    ): super().__init__(monitor, min_delta=min_delta, **kwargs)
+
     def after_epoch(self):
         before = [h['lr'] for h in self.opt.hypers]
         super().after_epoch()
@@ -349,8 +355,12 @@ class StopOnNonFiniteLoss(Callback):
         raise self._error('loss became nan or infinite in', epoch, lr, batch)
 
 # %% ../nbs/04_callbacks.ipynb #f7c108df
+def _share(part, whole): return f'{part/whole:.6f}' if whole else ''
+
 class HistoryWriter(Callback):
-    "Append each epoch to the history of a run at once, so that no finished epoch is lost"
+    """Append each epoch to the history of a run at once, so that no finished epoch is lost.
+
+    Training accuracy is of the images as they were trained on, before each step, as in Keras: augmented, and with dropout."""
     order = 51 # right after fastai's Recorder, and before what may stop the fit
 
     def __init__(self,
@@ -358,13 +368,28 @@ class HistoryWriter(Callback):
     ):
         self.target = run
         self.stage,self.epochs = 1,0 # epochs over all stages
+        self.trained = self.validated = None # number of images of each class, (2, C): those predicted correctly, and all
         self.start = time.perf_counter()
+
+    def _zeros(self): return torch.zeros(2, self.dls.c, dtype=torch.long, device=device_of(self.dls))
+    def before_train(self): self.trained = self._zeros()
+    def before_validate(self): self.validated = self._zeros()
+
+    def after_batch(self):
+        if not self.yb: return # unlabeled images that another callback predicts
+        targ = self.y.argmax(1) if self.y.ndim > 1 else self.y # shares of classes, as mixed images may have
+        right = self.pred.argmax(1) == targ
+        counts = self.trained if self.training else self.validated
+        counts.index_add_(1, targ, torch.stack((right, torch.ones_like(right))).to(counts.dtype))
 
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.epochs += 1
         train_loss,valid_loss,accuracy = [f'{v:.6f}' for v in self.recorder.values[-1][:3]]
+        train_accuracy = _share(*self.trained.sum(1).tolist())
+        recalls = [_share(right, n) for right,n in zip(*self.validated.tolist())]
         lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
         seconds = f'{time.perf_counter() - self.start:.2f}'
-        self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, valid_loss=valid_loss,
-                                   accuracy=accuracy, lr=lr, seconds=seconds))
+        self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, train_accuracy=train_accuracy,
+                                   valid_loss=valid_loss, accuracy=accuracy, lr=lr, seconds=seconds))
+        self.target.add_recalls(self.stage, self.epochs, dict(zip(self.dls.vocab, recalls)))

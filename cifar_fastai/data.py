@@ -397,6 +397,7 @@ def cifar10_dataloaders(
     device:str|torch.device|None=None, # None: fastai's default
     gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only this many training images, the same fraction of each class
+    drop_last:bool=True, # leave out the last batch of an epoch if it is not full; one of a single image always, for BatchNorm
     in_memory:bool|None=None, # read each image once and cache it; None: only if `num_workers` is None and they need less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
@@ -413,7 +414,8 @@ def cifar10_dataloaders(
     block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
                             dl_type=CachedDL if in_memory else ShuffleDL)
-    if not len(dls.train): dls.train.drop_last = False  # fewer images than a batch holds
+    n = len(dls.train_ds)
+    dls.train.drop_last = n >= bs and (drop_last or n % bs == 1)
     if in_memory:
         whole = limit is None or _n_bytes(info, item_size, None, gray) < 2**30
         caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole)

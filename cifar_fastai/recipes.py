@@ -17,7 +17,7 @@ from .registry import Registry
 
 # %% ../nbs/01_recipes.ipynb #59e3d065
 schedules = ('one_cycle', 'constant', 'reduce_on_plateau')
-optimizers = ('sgd', 'muon', 'adam', 'adamw')
+optimizers = ('sgd', 'muon', 'rmsprop', 'adam', 'adamw')
 monitors = ('valid_loss', 'penalized_loss', 'accuracy')  # the second: with the L2 penalty, as Keras has it
 
 def _number(owner, name, value, low, high=float('inf'), whole=False):
@@ -34,7 +34,7 @@ def _one_of(owner, name, value, allowed):
     raise ValueError(f'{owner}: {name} must be one of {", ".join(map(repr, allowed))}, got {value!r}')
 
 # %% ../nbs/01_recipes.ipynb #997d2bca
-bn_modes = ('train', 'stats', 'frozen')
+bn_modes = ('train', 'weights', 'stats', 'frozen')
 
 def _convert(owner, **converters):
     "Lists, as JSON has them, become tuples, and paths text, so that recipes can be compared, hashed and written"
@@ -73,13 +73,14 @@ class Stage:
     early_stopping_monitor:str = 'valid_loss' # metric to watch, one of `monitors`
     keep_best:str = '' # restore the weights of the epoch with the best value of this monitor; '': only with early stopping
     freeze_to:str = '' # one of the recipe's `groups`: layers before it are frozen; '' trains all
-    bn:str = 'train' # BatchNorm of frozen layers (of the body if none is): 'train' weights and statistics, 'stats' statistics only, 'frozen' neither
+    bn:str = 'train' # BatchNorm of frozen layers (of the body if none is): 'train' weights and statistics, 'weights' or 'stats' only one of the two, 'frozen' neither
     class_weights:tuple = () # {class: weight} in the training loss; 1 for other classes
     grad_clip:float = 0. # clip gradients to this norm; 0: no clipping
     progressive_resizing:tuple[int, ...] = () # sizes of training images in pixels, each for an equal share of the steps
     lookahead:int = 0 # every this many steps, continue from a moving average of the weights; 0: no lookahead
     augment:str|None = None # augmentation from this stage on; None: as before
     reset_opt:bool = False # start with a new optimizer, without momentum and statistics of the stage before
+    optimizer:str|None = None # for this stage only, and new; the stage after it has a new one too; None: the recipe's
     discard:bool = False # measure this stage, then restore the weights from before it
 
     def __post_init__(self):
@@ -97,6 +98,7 @@ class Stage:
         for c,weight in self.class_weights: _number('Stage', f'class_weights of {c!r}', weight, 0)
         _one_of('Stage', 'schedule', self.schedule, schedules)
         _one_of('Stage', 'bn', self.bn, bn_modes)
+        _one_of('Stage', 'optimizer', self.optimizer, (None, *optimizers))
         _one_of('Stage', 'plateau_monitor', self.plateau_monitor, monitors)
         _one_of('Stage', 'early_stopping_monitor', self.early_stopping_monitor, monitors)
         _one_of('Stage', 'keep_best', self.keep_best, ('', *monitors))
@@ -139,13 +141,13 @@ class Recipe:
     optimizer:str = 'adamw' # one of `optimizers`
     sgd_lr_mult:float = 1. # 'muon': learning rate of biases, norms and linear layers, as a multiple of the stage's `lr`
     bias_lr_mult:float = 1. # 'sgd', 'muon': further multiple for biases and norms; airbench has 64
-    wd:float = 0. # weight decay, not on biases and norms: decoupled for 'adamw' and 'muon', an L2 gradient for 'sgd' and 'adam'
+    wd:float = 0. # weight decay, not on biases and norms: decoupled for 'adamw' and 'muon', an L2 gradient for the others
     l2:float = 0. # Keras' L2 penalty: this times the sum of squares of the weights that `l2_on` matches is added to the loss
     l2_on:str = '*' # shell-style pattern of parameter names; never biases and norms
     label_smoothing:float = 0. # between 0 and 1
     mixed_precision:bool = False # 16-bit floats on hardware that supports them: CUDA, and CPUs with AVX512-BF16
     compile:bool = False # `torch.compile` the network during training; on CUDA only
-    keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm and Adam, and `l2` in the validation loss
+    keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm and Adam; the last batch is kept if it is not full
 
     def __post_init__(self):
         _convert(self, stages=_several(Stage), groups=tuple, weights=str,
@@ -296,9 +298,9 @@ register_recipe(Recipe(
     groups=('block3',), stages=(
         Stage(epochs=18, lr=1e-3, schedule='constant'),
         Stage(epochs=8, lr=1e-3, schedule='constant', augment='shift_flip'),
-        Stage(epochs=10, lr=1e-3, schedule='reduce_on_plateau', min_lr=1e-6, discard=True),
+        Stage(epochs=10, lr=1e-3, schedule='reduce_on_plateau', min_lr=1e-6, augment='none', optimizer='rmsprop', discard=True),
         Stage(epochs=10, lr=1e-4, schedule='constant', augment='rotate10_shift_flip_zoom', freeze_to='block3', bn='frozen',
-              class_weights=_cats_and_dogs, reset_opt=True)),
+              class_weights=_cats_and_dogs)),
     augment='none', stats='unit', valid='test', bs=32, optimizer='adam', keras=True))
 
 # %% ../nbs/01_recipes.ipynb #c5a20f1c
@@ -348,7 +350,7 @@ register_recipe(Recipe(
     l2=1e-4, l2_on='*.convs.*'))
 
 # %% ../nbs/01_recipes.ipynb #21428836
-def _ladder(step, description, epochs=100, early_stopping=10, bs=512, **kwargs):
+def _ladder(step, description, epochs=100, early_stopping=5, bs=512, **kwargs):
     "A step of project 5's ladder; `kwargs` go to the stage or the recipe, whichever has them"
     of_stage = {k: kwargs.pop(k) for k in list(kwargs) if k in _stage_names()}
     stage = dict(epochs=epochs, lr=1e-3, schedule='constant', early_stopping=early_stopping) | of_stage
@@ -365,14 +367,14 @@ register_recipe(_ladder(2, 'two convolutions'))
 register_recipe(_ladder(3, 'BatchNorm'))
 register_recipe(_ladder(4, 'BatchNorm after ReLU, dropout'))
 register_recipe(_ladder(5, 'six convolutions'))
-register_recipe(_ladder(6, 'six convolutions, batches of 256', bs=256))
+register_recipe(_ladder(6, 'six convolutions, batches of 256', epochs=75, early_stopping=10, bs=256))
 
 # %% ../nbs/01_recipes.ipynb #e41b7c92
 register_recipe(_one_cycle('ladder_4', 5))
 
 # %% ../nbs/01_recipes.ipynb #e910c5d8
 _step_7 = dict(model='ladder_7', bs=256, l2=.01, l2_on='body.*', schedule='reduce_on_plateau', plateau_monitor='accuracy',
-               plateau_patience=3, min_lr=1e-5, keep_best='accuracy', early_stopping_monitor='penalized_loss')
+               min_lr=1e-5, early_stopping=10, early_stopping_monitor='penalized_loss')
 _step_8_1 = _step_7 | dict(augment='rotate_shift_flip_zoom', stats='cifar10', plateau_factor=.7, epochs=200, early_stopping=20)
 register_recipe(_ladder(7, 'L2, average pooling, reduce on plateau', **_step_7))
 register_recipe(_ladder(8, 'augmentation', augment='rotate_shift_flip_zoom', **_step_7))
@@ -386,11 +388,11 @@ def _keras_finetuned(name, **kwargs):
         name=name, source='reference project 5', head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False),
         groups=('head',), stages=(
             Stage(epochs=20, lr=1e-3, schedule='constant', freeze_to='head', bn='frozen'),
-            Stage(epochs=10, lr=1e-5, schedule='constant', bn='frozen', reset_opt=True)),
+            Stage(epochs=10, lr=1e-5, schedule='constant', bn='weights', reset_opt=True)),
         augment='none', valid=.2, bs=32, optimizer='adam', keras=True, **kwargs)
 
 register_recipe(_keras_finetuned(
-    'xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats=((.5,)*3, (.5,)*3),
+    'xception_finetuned', model='timm/legacy_xception', weights='tf_in1k', image_size=150, stats='unit',
     description='as published: Xception, first the head, then all layers'))
 register_recipe(_keras_finetuned(
     'efficientnet_b2_finetuned', model='timm/tf_efficientnet_b2', weights='aa_in1k', image_size=260, stats='imagenet',

@@ -91,9 +91,12 @@ def create_run_dir(
         return path
 
 # %% ../nbs/02_runs.ipynb #3a478e19
+def _append(file, row):
+    with file.open('a', newline='', encoding='utf-8', errors='surrogateescape') as f: csv.writer(f).writerow(row)
+
 class Run:
     "The folder of one training"
-    history_columns = ('stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds')
+    history_columns = ('stage', 'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'accuracy', 'lr', 'seconds')
 
     def __init__(self,
         folder:str|Path, # checked only when something is read; `Run.open` checks at once
@@ -102,6 +105,7 @@ class Run:
         self.recipe_file = self.folder/'recipe.json'
         self.info_file = self.folder/'run.json'
         self.history_file = self.folder/'history.csv'
+        self.recalls_file = self.folder/'recalls.csv'
         self.metrics_file = self.folder/'metrics.json'
         self.weights_file = self.folder/'model.safetensors'
 
@@ -120,7 +124,7 @@ class Run:
                                   'Nothing was written. Choose another --out, or remove it.')
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
         write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
-        run._append(cls.history_columns)
+        _append(run.history_file, cls.history_columns)
         return run
 
     @classmethod
@@ -145,8 +149,6 @@ class Run:
         except FileExistsError: return False
         return True
 
-    def _append(self, row):
-        with self.history_file.open('a', newline='', encoding='utf-8') as f: csv.writer(f).writerow(row)
 
 # %% ../nbs/02_runs.ipynb #ad91d7f3
 @patch(as_prop=True)
@@ -180,6 +182,11 @@ def history(self:Run)->pd.DataFrame: # one row per epoch, columns `Run.history_c
     return pd.read_csv(self.history_file)
 
 @patch(as_prop=True)
+def recalls(self:Run)->pd.DataFrame: # one row per epoch; the stage, the epoch, and a column for each class
+    "The share of each class's validation images that were predicted correctly"
+    return pd.read_csv(self.recalls_file, encoding_errors='surrogateescape')
+
+@patch(as_prop=True)
 def metrics(self:Run)->dict: # {'valid': {'accuracy': ..., 'loss': ...}, 'test': ...}; empty until there are any
     "The final metrics, by split or evaluation"
     return read_json(self.metrics_file) if self.metrics_file.exists() else {}
@@ -205,7 +212,17 @@ def add_epoch(self:Run,
     row:dict, # a value for each of `Run.history_columns`
 )->None:
     "Append an epoch to the history file at once, so that a crash does not lose it"
-    self._append([row[name] for name in self.history_columns])
+    _append(self.history_file, [row[name] for name in self.history_columns])
+
+@patch
+def add_recalls(self:Run,
+    stage:int, # from 1
+    epoch:int, # from 1, over all stages
+    recalls:dict, # class -> recall, the same classes in each epoch
+)->None:
+    "Append the recalls of an epoch to their file"
+    if not self.recalls_file.exists(): _append(self.recalls_file, ['stage', 'epoch', *recalls])
+    _append(self.recalls_file, [stage, epoch, *recalls.values()])
 
 # %% ../nbs/02_runs.ipynb #22c2141f
 @patch

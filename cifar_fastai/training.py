@@ -44,7 +44,7 @@ from .callbacks import (
 from .data import cifar10_dataloaders, device_of, labeled_dataloaders, loader_at, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
-from .optimizers import muon, nesterov_sgd
+from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, create_run_dir
 from .sources import split_of_folder, split_path
@@ -55,12 +55,11 @@ def optimizer_function(
     recipe:Recipe, # only its `optimizer`, `sgd_lr_mult`, `bias_lr_mult` and `keras` matter
 )->partial: # `f(params, lr=...)` returns the optimizer
     "The optimizer of `recipe`, for `Learner(opt_func=...)`"
-    eps = 1e-7 if recipe.keras else 1e-8
+    adam = partial(Adam, mom=.9, sqr_mom=.999, eps=1e-8, decouple_wd=False)
     functions = dict(
         sgd=partial(nesterov_sgd, bias_lr_mult=recipe.bias_lr_mult),
         muon=partial(muon, sgd_lr_mult=recipe.sgd_lr_mult, bias_lr_mult=recipe.bias_lr_mult),
-        adam=partial(Adam, mom=.9, sqr_mom=.999, eps=eps, decouple_wd=False),
-        adamw=partial(Adam))
+        rmsprop=partial(rmsprop), adam=partial(keras_adam) if recipe.keras else adam, adamw=partial(Adam))
     return functions[recipe.optimizer]
 
 # %% ../nbs/05_training.ipynb #814d3681
@@ -316,6 +315,7 @@ def fit_stage(
 )->None:
     "Train `learn` through one stage of a recipe"
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
+    if stage.optimizer: return _fit_with_another_optimizer(learn, stage)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
     freezing = freeze_to(learn, stage.freeze_to, stage.bn) # changes what learns, and gives what keeps it so
     cbs = freezing + _stage_cbs(stage)
@@ -329,6 +329,12 @@ def fit_stage(
     finally:
         learn.loss_func = plain_loss
         learn.training_loss.class_weights = {}
+
+def _fit_with_another_optimizer(learn, stage):
+    before = learn.opt_func
+    learn.opt_func = optimizer_function(replace(learn.recipe, optimizer=stage.optimizer))
+    try: fit_stage(learn, replace(stage, optimizer=None, reset_opt=True))
+    finally: learn.opt_func,learn.opt = before,None # the next stage starts with a new one
 
 def _fit(learn, stage, cbs):
     if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
@@ -387,7 +393,7 @@ def _describe_run(learn, seed, limit):
 # %% ../nbs/05_training.ipynb #251fae9e
 def _dataloaders(recipe, source, seed, **kwargs):
     "The data as `recipe` needs it"
-    return cifar10_dataloaders(source, bs=recipe.bs, valid=recipe.valid, seed=seed, augment=recipe.augment,
+    return cifar10_dataloaders(source, bs=recipe.bs, drop_last=not recipe.keras, valid=recipe.valid, seed=seed, augment=recipe.augment,
                                stats=recipe.stats, image_size=recipe.image_size, **kwargs)
 
 def _check_logs(cbs):
