@@ -37,14 +37,22 @@ def training_row(folder):
                 instructions=hardware.get('instructions', ''), cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],
                 fastai=versions['fastai'], cifar_fastai=versions['cifar_fastai'], started=run['started'], command=run['command'], **commit(run['started']))
 
+def recalls(folder, epoch):
+    "{recall_cat: share of the cats among the validation images that were found}, of CIFAR-10's classes; an older run has none"
+    run = Run(folder)
+    if not run.recalls_file.exists() or not run.info['data']['variant'].startswith('cifar10'): return {}
+    row = run.recalls.set_index('epoch').loc[int(epoch)].drop('stage')
+    return {f'recall_{name}': f'{share:.4f}' for name,share in row.items()}
+
 def stage_rows(folder):
-    "The results of each stage: the training loss of its first and last epoch, and the validation results of the last"
+    "The results of each stage: the training results of its first and last epoch, and the validation results of the last"
     run,recipe,_ = read(folder)
     for stage,epochs in Run(folder).history.groupby('stage'):
         last = epochs.iloc[-1]
         yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                    seed=run['seed'], started=run['started'], stage=stage, epochs=len(epochs),
-                   first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, valid_loss=last.valid_loss, valid_accuracy=last.accuracy)
+                   first_train_loss=epochs.train_loss.iloc[0], train_loss=last.train_loss, train_accuracy=last.get('train_accuracy', ''),
+                   valid_loss=last.valid_loss, valid_accuracy=last.accuracy, **recalls(folder, last.epoch))
 
 def curve_rows(folder):
     "Each epoch of a run: seconds since the start, losses and accuracy"
@@ -53,7 +61,7 @@ def curve_rows(folder):
     for epoch in Run(folder).history.itertuples():
         yield dict(recipe=recipe['name'], variant=run['data']['variant'], weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                    seed=run['seed'], started=run['started'], epoch=epoch.epoch, seconds=epoch.seconds, train_loss=epoch.train_loss,
-                   valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
+                   train_accuracy=getattr(epoch, 'train_accuracy', ''), valid_loss=epoch.valid_loss, valid_accuracy=epoch.accuracy)
 
 def add(path, rows):
     "Put rows into a CSV file, replacing its rows of the same runs but keeping their commit"

@@ -157,12 +157,13 @@ def plot_history(
     history:pd.DataFrame|str|Path|Learner, # a run folder, its `history.csv` as a DataFrame, or the `Learner`
     axes:list[Axes]|None=None, # two, for loss and accuracy; a new figure if None
 )->np.ndarray: # the two axes
-    "Plot loss and accuracy against epochs, with the stages of the recipe."
+    "Plot loss and accuracy against epochs, with the stages of the recipe. Training images are augmented, and dropout is on."
     history = _check_history(_read_history(history))
     if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')[1]
     losses, accuracy = axes = np.ravel(axes)
     _draw_curves(losses, history, {'train': 'train_loss', 'valid': 'valid_loss'}, '{:.3f}', 'upper right')
-    _draw_curves(accuracy, history, {'valid': 'accuracy'}, '{:.1%}', 'lower right')
+    accuracies = {name: column for name,column in dict(train='train_accuracy', valid='accuracy').items() if column in history}
+    _draw_curves(accuracy, history, accuracies, '{:.1%}', 'lower right')
     losses.set_ylabel('loss (nats per image)')
     accuracy.set_ylabel('accuracy (% of images)')
     accuracy.yaxis.set_major_formatter(lambda value, position: f'{100 * value:.4g}')

@@ -9,8 +9,8 @@ __all__ = ['register_model', 'list_models', 'create_model', 'ParameterCount', 'c
            'keras_defaults', 'conv_norm_relu', 'conv_relu_norm', 'conv_relu', 'conv_blocks', 'dense_head',
            'PatchWhitening', 'conv_block', 'Residual', 'Scale', 'whitened_cnn', 'small_cnn', 'tiny_cnn', 'medium_cnn',
            'OffsetNorm', 'airbench', 'airbench94', 'airbench95', 'airbench96', 'three_block_cnn', 'plain_cnn',
-           'wide_cnn', 'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0', 'ladder_1', 'ladder_2',
-           'ladder_3', 'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
+           'plain_cnn_dense', 'wide_cnn', 'ImageShortcutStage', 'ImageShortcutBody', 'residual_cnn', 'ladder_0',
+           'ladder_1', 'ladder_2', 'ladder_3', 'ladder_4', 'ladder_5', 'ladder_6', 'ladder_7', 'model_table']
 
 # %% ../nbs/01_models.ipynb #56d5c1b3
 from collections import OrderedDict
@@ -360,6 +360,13 @@ def plain_cnn(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three convolutions (32, 64, 128), each with BatchNorm, pool and dropout; widths chosen by us (project 2)"
     return _join(conv_blocks(in_channels, (32, 64, 128), dropout=(.25, .4, .5)),
                  dense_head(_flat(128, image_size, 3), (), n_out))
+
+# %% ../nbs/01_models.ipynb #4d97a140
+@register_model
+def plain_cnn_dense(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
+    "The convolutions of `plain_cnn`, then dense 128 with the third dropout; 357,706 parameters"
+    return _join(conv_blocks(in_channels, (32, 64, 128), dropout=(.25, .4)),
+                 dense_head(_flat(128, image_size, 3), (128,), n_out, dropout=.5))
 
 # %% ../nbs/01_models.ipynb #f32dbd54
 @register_model

@@ -315,7 +315,7 @@ register_recipe(_one_cycle('three_block_cnn', 1))
 
 # %% ../nbs/01_recipes.ipynb #ac0a503c
 register_recipe(Recipe(
-    name='plain_cnn', model='plain_cnn', source='reference project 2',
+    name='plain_cnn', model='plain_cnn_dense', source='reference project 2',
     description='as published: Adam, early stopping, reduce on plateau',
     stages=Stage(epochs=30, lr=1e-3, schedule='reduce_on_plateau', plateau_monitor='accuracy', early_stopping=5),
     augment='none', bs=64, optimizer='adam', keras=True))
