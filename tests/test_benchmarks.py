@@ -441,7 +441,8 @@ def accuracies():
     for name in 'speedruns', 'replaced', 'training', 'tutorial_accuracies', 'ablations', 'published', 'published_runs', 'published_stages':
         for row in rows(side_by_side.results/f'{name}.csv'):
             for column,value in row.items():
-                if value and ('accuracy' in column or column in ('mean', 'lowest', 'highest')): yield float(value)
+                if value and (column.startswith(('accuracy', 'test_accuracy', 'tta_accuracy')) or column in ('mean', 'lowest', 'highest')) and 'std' not in column:
+                    yield float(value)
             yield from map(float, re.findall(r'\.\d{3,4}', row.get('remark', '')))
 
 def outputs(cells):
