@@ -20,6 +20,7 @@ sys.path.insert(0, str(benchmarks))
 import ablations
 import allocator
 import changes
+import confusions
 import epochs
 import interpretation
 import loaders
@@ -34,9 +35,11 @@ import steps
 import tutorials
 from cifar_fastai import recipes
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.callbacks import training_precision
+from cifar_fastai.runs import Run
 from cifar_fastai.training import optimizer_function, train
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
@@ -484,3 +487,15 @@ def test_near_copies_are_counted_as_the_page_says(practice, monkeypatch, tmp_pat
     call(near_copies, monkeypatch, '--data', str(practice), '--images', '8')
     again = {r['what']: r for r in rows(tmp_path/'near_copies.csv')}
     assert set(again) == set(found) and again['half the size']['found'] == '8' and again['shifted by two pixels in both directions']['found'] < '4'
+
+def test_the_readme_shows_what_the_default_run_confuses(practice, monkeypatch, tmp_path):
+    cells = json.loads((notebooks/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    shown, = (outputs([c]) for c in cells if ''.join(c['source']).endswith('result.most_confused(min_count=50)'))
+    known = rows(side_by_side.results/'confusions.csv')
+    assert shown.strip() == str([(r['actual'], r['predicted'], int(r['images'])) for r in known if (r['recipe'], r['seed']) == ('small_cnn', '0')])
+    learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
+    result = evaluate(learn, 'test')
+    Run(learn.run_dir).add_metrics('test', result.to_dict() | dict(most_confused=result.most_confused()[:20]))
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    call(confusions, monkeypatch, str(learn.run_dir), '--min-count', '2')
+    assert [(r['actual'], r['predicted'], int(r['images'])) for r in rows(tmp_path/'confusions.csv')] == result.most_confused(min_count=2)
