@@ -28,9 +28,9 @@ def compared(row):
     return 'same' if value(row['source']) == value(row['ours']) else 'different'
 
 def choices():
-    "The rows of the table, with the names of their recipes instead of patterns"
+    "The rows of the table, with the names of their recipes, and whether ours is the source's"
     known = {r.name for r in recipes_as_published()}
     with table.open(newline='') as f:
         for row in csv.DictReader(f):
             names = [name for pattern in row['recipes'].split() for name in list_recipes(pattern) if name in known]
-            yield row | dict(recipes=names, compared=compared(row))
+            yield row | dict(names=names, compared=compared(row))

@@ -99,6 +99,7 @@ facts = {
     'epsilon of BatchNorm': lambda r: only(m.eps for m in norms(r)),
     'momentum of BatchNorm': lambda r: only(round(1 - m.momentum, 6) for m in norms(r)),
     "variance in BatchNorm's statistics": divisor_of_variance,
+    'padding of max-pools': lambda r: {0: 'none', 1: 'on all sides'}[only(m.padding for m in layers(network(r).body, nn.MaxPool2d))],
     'epsilon of Adam': epsilon_of_adam,
     'momentum of SGD': lambda r: training.optimizer_function(r)([nn.Parameter(torch.zeros(1))], lr=1.).hypers[0]['mom'],
     'last batch': last_batch,
@@ -107,7 +108,8 @@ facts = {
     'zoom': zoom,
     'weights after early stopping': weights_after_early_stopping}
 
-in_words = {'seed', 'validation images', 'momentum when the learning rate falls', 'run', 'accuracy after each epoch', 'resizing'}
+in_words = {'seed', 'validation images', 'momentum when the learning rate falls', "statistics of the learning layers' BatchNorm", 'run',
+            'accuracy after each epoch', 'resizing'}
 
 
 # --- the table
@@ -118,7 +120,7 @@ def field(recipe, path):
     for name,i in re.findall(r'(\w+)(?:\[(\d+)\])?', path): found = getattr(found, name)[int(i)] if i else getattr(found, name)
     return found
 
-def rows_of(recipe): return [row for row in rows if recipe.name in row['recipes']]
+def rows_of(recipe): return [row for row in rows if recipe.name in row['names']]
 
 def untrue(recipe):
     "The choices of which the table says something else than the recipe has: {choice: (in the table, in the recipe)}"
@@ -153,7 +155,7 @@ def test_table_is_complete(name):
 
 def test_what_differs_has_a_reason_and_what_does_not_has_none():
     for row in rows:
-        assert row['recipes'] and row['ours'], row
+        assert row['names'] and row['ours'], row
         assert bool(row['why']) == (row['compared'] != 'same'), row
 
 def test_recipes_that_call_themselves_as_published_are_those_of_the_table():
