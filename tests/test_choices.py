@@ -63,14 +63,14 @@ def last_batch(recipe):
 def divisor_of_variance(recipe):
     norm = type(norms(recipe)[0])(1, momentum=1.)
     norm(torch.tensor([0., 2.]).view(2, 1, 1, 1))
-    return {1.: 'divided by n', 2.: 'divided by n - 1'}[norm.running_var.item()]
+    return {1.: 'n', 2.: 'n - 1'}[norm.running_var.item()]
 
 def divisor_of_weighted_loss(recipe):
     "The losses of two images, of weights 2 and 1, are log(10) each"
     weight = torch.ones(10)
     weight[3] = 2.
     loss = WeightedCrossEntropy(weight)(torch.zeros(2, 10), torch.tensor([3, 0])).item() / torch.tensor(10.).log().item()
-    return {1.: 'divided by the sum of their weights', 1.5: 'divided by the number of images'}[round(loss, 4)]
+    return {1.: 'the sum of their weights', 1.5: 'the number of images'}[round(loss, 4)]
 
 def affine_transforms(recipe):
     names = {recipe.augment, *(s.augment for s in recipe.stages)} - {None}
@@ -93,22 +93,23 @@ facts = {
     'parameters': lambda r: count_parameters(network(r)).total, # as Keras counts, with statistics
     'trained parameters': lambda r: count_parameters(network(r)).trainable,
     'trained in stage 4': lambda r: trained_in(r, r.stages[3]),
+    'training images': lambda r: round((1 - r.valid)*50_000),
     'hidden dense layers': lambda r: tuple(m.out_features for m in layers(network(r).head, nn.Linear)[:-1]),
     'dropout': lambda r: tuple(m.p for m in layers(network(r), nn.Dropout)),
     'bias of the last layer': lambda r: layers(network(r), nn.Linear)[-1].bias is not None,
     'epsilon of BatchNorm': lambda r: only(m.eps for m in norms(r)),
     'momentum of BatchNorm': lambda r: only(round(1 - m.momentum, 6) for m in norms(r)),
-    "variance in BatchNorm's statistics": divisor_of_variance,
+    "divisor of the variance in BatchNorm's statistics": divisor_of_variance,
     'padding of max-pools': lambda r: {0: 'none', 1: 'on all sides'}[only(m.padding for m in layers(network(r).body, nn.MaxPool2d))],
     'epsilon of Adam': epsilon_of_adam,
     'momentum of SGD': lambda r: training.optimizer_function(r)([nn.Parameter(torch.zeros(1))], lr=1.).hypers[0]['mom'],
     'last batch': last_batch,
-    'weighted loss of a batch': divisor_of_weighted_loss,
+    "divisor of a batch's weighted loss": divisor_of_weighted_loss,
     'pixels from outside': lambda r: only(t.pad_mode for t in affine_transforms(r)),
     'zoom': zoom,
     'weights after early stopping': weights_after_early_stopping}
 
-in_words = {'seed', 'validation images', 'momentum when the learning rate falls', "statistics of the learning layers' BatchNorm", 'run',
+in_words = {'seed', 'validation images', 'a lowered learning rate counts', "statistics of the learning layers' BatchNorm",
             'accuracy after each epoch', 'resizing'}
 
 
