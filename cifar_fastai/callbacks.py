@@ -199,15 +199,15 @@ class _WeightedCrossEntropy(nn.Module):
         weights = shares.sum(1)
         smoothed = torch.lerp(shares, weights[:, None]/n_classes, self.label_smoothing)
         losses = F.cross_entropy(pred, smoothed, reduction='none')
-        if self.reduction == 'none': return losses
-        return losses.sum() if self.reduction == 'sum' else losses.sum()/weights.sum()
+        divisors = dict(mean=weights.sum(), batchmean=len(pred), sum=1)
+        return losses if self.reduction == 'none' else losses.sum()/divisors[self.reduction]
 
 class WeightedCrossEntropy(CrossEntropyLossFlat):
     "Cross-entropy in which each image counts by the weight of its own class, with label smoothing too"
     def __init__(self,
         weight:Tensor, # (C,): one for each class, not negative
         label_smoothing:float=0., # between 0 and 1
-        reduction:str='mean', # 'mean': divided by the sum of the images' weights; 'sum'; or 'none'
+        reduction:str='mean', # 'mean': divided by the sum of the images' weights; 'batchmean': by their number; 'sum'; 'none'
     ): BaseLoss.__init__(self, _WeightedCrossEntropy, weight, label_smoothing, reduction, flatten=False)
 
 # %% ../nbs/04_callbacks.ipynb #f09d328a
@@ -221,7 +221,8 @@ class TrainingLoss(Callback):
     def __init__(self,
         label_smoothing:float=0., # between 0 and 1
         class_weights:dict|None=None, # class -> weight; 1 for the others
-    ): self.label_smoothing,self.class_weights = label_smoothing,dict(class_weights or {})
+        reduction:str='mean', # of weighted losses; Keras has 'batchmean'
+    ): self.label_smoothing,self.class_weights,self.reduction = label_smoothing,dict(class_weights or {}),reduction
 
     def before_fit(self):
         self.plain = self.trained = self.loss_func
@@ -232,7 +233,7 @@ class TrainingLoss(Callback):
         elif self.class_weights:
             check_class_weights(self.class_weights, self.dls.vocab)
             weight = torch.tensor([float(self.class_weights.get(c, 1)) for c in self.dls.vocab])
-            self.trained = WeightedCrossEntropy(weight.to(device_of(self.dls)), self.label_smoothing)
+            self.trained = WeightedCrossEntropy(weight.to(device_of(self.dls)), self.label_smoothing, self.reduction)
         elif self.label_smoothing: self.trained = CrossEntropyLossFlat(label_smoothing=self.label_smoothing)
 
     def before_train(self): self.learn.loss_func = self.trained

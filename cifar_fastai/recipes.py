@@ -147,7 +147,7 @@ class Recipe:
     label_smoothing:float = 0. # between 0 and 1
     mixed_precision:bool = False # 16-bit floats on hardware that supports them: CUDA, and CPUs with AVX512-BF16
     compile:bool = False # `torch.compile` the network during training; on CUDA only
-    keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm and Adam; the last batch is kept if it is not full
+    keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm, Adam and class weights; the last batch is kept if it is not full
 
     def __post_init__(self):
         _convert(self, stages=_several(Stage), groups=tuple, weights=str,

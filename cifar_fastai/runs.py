@@ -209,9 +209,10 @@ def list_runs(
 # %% ../nbs/02_runs.ipynb #879a4991
 @patch
 def add_epoch(self:Run,
-    row:dict, # a value for each of `Run.history_columns`
+    row:dict, # a value for each of `Run.history_columns`; `train_accuracy` may be missing
 )->None:
     "Append an epoch to the history file at once, so that a crash does not lose it"
+    row = dict(train_accuracy='') | row
     _append(self.history_file, [row[name] for name in self.history_columns])
 
 @patch

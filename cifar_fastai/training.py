@@ -164,7 +164,8 @@ def _check_sizes(recipe, model, in_channels):
 # %% ../nbs/05_training.ipynb #54f7a684
 def _recipe_cbs(recipe, dls):
     "The callbacks that a learner needs for its recipe"
-    cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast(), TrainingLoss(recipe.label_smoothing)]
+    loss = TrainingLoss(recipe.label_smoothing, reduction='batchmean' if recipe.keras else 'mean')
+    cbs = [PlainTensors(), PlainLosses(), AlternatingFlips(), ChannelsLast(), loss]
     if recipe.l2: cbs.append(L2Penalty(recipe.l2, recipe.l2_on))
     device = device_of(dls)
     on_cuda = device.type == 'cuda'

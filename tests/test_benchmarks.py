@@ -3,6 +3,7 @@ import copy
 import csv
 import json
 import os
+import re
 import sys
 from contextlib import redirect_stdout
 from functools import partial
@@ -19,9 +20,11 @@ sys.path.insert(0, str(benchmarks))
 import ablations
 import allocator
 import changes
+import confusions
 import epochs
 import interpretation
 import loaders
+import near_copies
 import plain_fastai
 import record_run
 import reproduce
@@ -32,9 +35,11 @@ import steps
 import tutorials
 from cifar_fastai import recipes
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.callbacks import training_precision
+from cifar_fastai.runs import Run
 from cifar_fastai.training import optimizer_function, train
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
@@ -337,7 +342,7 @@ def test_changes_and_commits_of_the_results():
     for change in rows(side_by_side.results/'changes.csv'):
         for pattern in change['recipes'].split(): assert pattern == 'plain_fastai' or recipes.list_recipes(pattern), pattern
     for path in side_by_side.results.glob('*.csv'):
-        if path.stem in ('changes', 'published', 'published_stages', 'stages', 'curves'): continue
+        if path.stem in ('changes', 'published', 'published_stages', 'published_runs', 'stages', 'curves'): continue
         for row in rows(path): assert row['commit'] and row['committed'], path.name
     runs = {(r['recipe'], r['seed'], r['started']) for r in rows(side_by_side.results/'training.csv')}
     for name in ('stages', 'curves'): assert {(r['recipe'], r['seed'], r['started']) for r in rows(side_by_side.results/f'{name}.csv')} <= runs
@@ -427,3 +432,70 @@ def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
         source = (tutorials.notebooks/f'{name}.ipynb').read_text(encoding='utf-8')
         for expression in [known] if isinstance(known, str) else known.values(): assert f'{expression.split(".")[0]} = ' in source
         assert ('seeds=' in source) == (name in tutorials.grids)
+
+# ---------------------------------------------------------------------------------------------------- figures in texts
+
+notebooks = benchmarks.parent/'nbs'
+not_results = {'87.4': 'an example of two accuracies to compare', '62.5': 'how synthetic cats are drawn', '37.5': 'how synthetic cats are drawn',
+               '20.23': 'standard deviations that are often copied', '19.94': 'the same', '20.10': 'the same'}
+
+def accuracies():
+    "What the tables of results say: measured, or published by others; remarks name accuracies too"
+    for name in 'speedruns', 'replaced', 'training', 'tutorial_accuracies', 'ablations', 'published', 'published_runs', 'published_stages':
+        for row in rows(side_by_side.results/f'{name}.csv'):
+            for column,value in row.items():
+                if value and (column.startswith(('accuracy', 'test_accuracy', 'tta_accuracy')) or column in ('mean', 'lowest', 'highest')) and 'std' not in column:
+                    yield float(value)
+            yield from map(float, re.findall(r'\.\d{3,4}', row.get('remark', '')))
+
+def outputs(cells):
+    data = (text for cell in cells for o in cell.get('outputs', ()) for text in (o.get('text', ''), *(v for k,v in o.get('data', {}).items() if k.startswith('text/'))))
+    return ' '.join(map(''.join, data))
+
+def unknown_figures(text, known, shown=''):
+    "Accuracies in a text (87.57% or .8757) that no table of results has, nor what a notebook shows; one that fits another row by chance is not found"
+    figures = re.findall(r'(?<![\d.,])(\d\d\.\d{1,2})%', text)
+    figures += [f'{100*float(m):.{len(m) - 3}f}' for m in re.findall(r'(?<![\w.])\.\d{3,4}(?!\d)', text)]
+    return {m for m in figures if m not in not_results and m not in shown and m not in {f'{100*a:.{len(m) - 3}f}' for a in known}}
+
+def test_accuracies_in_texts_lead_to_a_row_or_to_an_output():
+    known = list(accuracies())
+    assert unknown_figures('86.92% after an epoch, .8757 in the end', known) == {'86.92'} and not unknown_figures('86.92%', known, 'so 86.92 it is')
+    for path in sorted(notebooks.rglob('*.ipynb')):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+        assert not unknown_figures(text, known, outputs(c for c in cells if c['cell_type'] == 'code')), path.name
+
+def test_published_figures_name_their_source():
+    published = {r['recipe']: r for r in rows(side_by_side.results/'published.csv')}
+    assert all(r['source'] and r['remark'] for r in published.values())
+    ours = get_recipe('resnet34_finetuned')
+    like_ours = [r for r in rows(side_by_side.results/'published_runs.csv') if r['images'] == 'test' and int(r['n_train']) == 50_000*(1 - ours.valid)
+                 and [int(n) for n in r['epochs'].split('+')] == [s.epochs for s in ours.stages]]
+    row, = like_ours
+    assert (row['accuracy'], row['tta_accuracy']) == tuple(published['resnet34_finetuned'][k] for k in ('accuracy', 'tta_accuracy'))
+
+def test_near_copies_are_counted_as_the_page_says(practice, monkeypatch, tmp_path):
+    page = (notebooks/'02_sources.ipynb').read_text(encoding='utf-8')
+    found = {r['what']: (int(r['found']), int(r['n'])) for r in rows(side_by_side.results/'near_copies.csv') if r['variant'] == 'cifar10-jpeg'}
+    assert '{:,} groups of {:,} images, and {:,} test images'.format(*(found[o][0] for o in ('groups', 'images in groups', 'test images in a group with a training image'))) in page
+    for what,text in (('JPEG of quality 20', '{} of those stored as JPEG'), ('shifted by a pixel in one direction', '{} of those shifted by a pixel in one'),
+                      ('shifted by a pixel in both directions', '{} of those shifted by a pixel in both'), ('cropped by two pixels on each side, enlarged', '{} of those cropped')):
+        assert text.format(f'{found[what][0]/found[what][1]:.0%}') in page, what
+    assert found['groups with equal pixels'][0] == 0 and min(found[o][0] for o in near_copies.changes if 'shifted' not in o and 'cropped' not in o) > 985
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    call(near_copies, monkeypatch, '--data', str(practice), '--images', '8')
+    again = {r['what']: r for r in rows(tmp_path/'near_copies.csv')}
+    assert set(again) == set(found) and again['half the size']['found'] == '8' and again['shifted by two pixels in both directions']['found'] < '4'
+
+def test_the_readme_shows_what_the_default_run_confuses(practice, monkeypatch, tmp_path):
+    cells = json.loads((notebooks/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    shown, = (outputs([c]) for c in cells if ''.join(c['source']).endswith('result.most_confused(min_count=50)'))
+    known = rows(side_by_side.results/'confusions.csv')
+    assert shown.strip() == str([(r['actual'], r['predicted'], int(r['images'])) for r in known if (r['recipe'], r['seed']) == ('small_cnn', '0')])
+    learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
+    result = evaluate(learn, 'test')
+    Run(learn.run_dir).add_metrics('test', result.to_dict() | dict(most_confused=result.most_confused()[:20]))
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    call(confusions, monkeypatch, str(learn.run_dir), '--min-count', '2')
+    assert [(r['actual'], r['predicted'], int(r['images'])) for r in rows(tmp_path/'confusions.csv')] == result.most_confused(min_count=2)

@@ -396,6 +396,15 @@ def test_gray(practice):
     dls.show_batch()
 
 
+@pytest.mark.parametrize('in_memory', [True, False])
+@pytest.mark.parametrize('bs,drop_last,sizes', [
+    (8, True, [8, 8]), (8, False, [8, 8, 4]), (10, False, [10, 10]), (19, False, [19]), (19, True, [19]), (50, True, [20]), (50, False, [20])])
+def test_the_last_batch(practice, in_memory, bs, drop_last, sizes):
+    "Of 20 training images; one of a single image is always left out"
+    dls = data.cifar10_dataloaders(practice, bs=bs, limit=20, valid=10, drop_last=drop_last, in_memory=in_memory, num_workers=0)
+    assert len(dls.train_ds) == 20
+    assert [len(x) for x,_ in dls.train] == sizes and len(dls.train) == len(sizes)
+
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'LA', '1'])
 def test_odd_images_become_rgb(tmp_path, mode):
     path = tiny_set(tmp_path/'set', mode=mode)

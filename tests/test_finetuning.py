@@ -108,7 +108,7 @@ def test_unknown_network_and_group(dls):
     with pytest.raises(UnknownNameError, match="Did you mean 'resnet34'"): create_learner(small.change(model='resnet43', groups=()), dls)
     learn = create_learner(small, dls)
     with pytest.raises(ValueError, match="freeze_to must be one of '', 'block2', 'head', got 'block1'"): freeze_to(learn, 'block1')
-    with pytest.raises(ValueError, match="bn must be 'train', 'stats' or 'frozen', got 'off'"): freeze_to(learn, 'head', 'off')
+    with pytest.raises(ValueError, match="bn must be one of 'train', 'weights', 'stats', 'frozen', got 'off'"): freeze_to(learn, 'head', 'off')
 
 def test_discriminative_rates(dls):
     learn = create_learner(small, dls)
@@ -120,10 +120,10 @@ def test_discriminative_rates(dls):
 
 parts = dict(conv='body.block1.0.0.weight', weight='body.block1.0.1.weight', mean='body.block1.0.1.running_mean', last='head.3.weight')
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'muon', 'adam', 'adamw'])
+@pytest.mark.parametrize('optimizer', ['sgd', 'muon', 'rmsprop', 'adam', 'adamw'])
 @pytest.mark.parametrize('name,bn,expected', [
-    ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}),
-    ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'})])
+    ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}), ('head', 'weights', {'weight', 'last'}),
+    ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'}), ('', 'weights', {'conv', 'weight', 'last'})])
 @pytest.mark.slow
 def test_what_batchnorm_does(dls, name, bn, expected, optimizer):
     "After a stage in which everything trained, so that momentum and old gradients are there to do harm; weight decay, too"
@@ -449,14 +449,14 @@ def test_feature_maps_with_their_channels_at_the_end():
     assert body(torch.zeros(2, 3, 32, 32)).shape == (2, 5, 8, 8)
     assert add_new_head(body, 4)(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
 
-@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('reduction', ['mean', 'batchmean', 'sum', 'none'])
 @pytest.mark.parametrize('eps', [0., .2])
 def test_each_image_counts_by_the_weight_of_its_own_class(reduction, eps):
     torch.manual_seed(0)
     pred,y,weight = torch.randn(50, 4),torch.randint(4, (50,)),torch.tensor([1., 25., 0., 3.])
     loss = WeightedCrossEntropy(weight, eps, reduction)(pred, y)
     each = nn.functional.cross_entropy(pred, y, label_smoothing=eps, reduction='none')*weight[y]
-    torch.testing.assert_close(torch.as_tensor(loss), dict(none=each, sum=each.sum(), mean=each.sum()/weight[y].sum())[reduction])
+    torch.testing.assert_close(torch.as_tensor(loss), dict(none=each, sum=each.sum(), batchmean=each.mean(), mean=each.sum()/weight[y].sum())[reduction])
     torch.testing.assert_close(WeightedCrossEntropy(weight, eps, reduction)(pred, nn.functional.one_hot(y, 4).float()), loss)
 
 def test_the_parts_of_a_mixed_label_count_by_their_own_classes():
@@ -482,6 +482,14 @@ def test_a_heavy_class_does_not_draw_the_others(n_classes, weight, eps):
         return loss
     opt.step(closure)
     assert (layer(x).argmax(1) == y).all()
+
+@pytest.mark.parametrize('keras', [False, True])
+def test_keras_divides_weighted_losses_by_the_number_of_images(dls, keras):
+    learn = create_learner(small.change(keras=keras), dls)
+    seen = Watch(lambda l: (l.loss_func(l.pred, l.y), nn.functional.cross_entropy(l.pred, l.y)), 'after_loss')
+    with learn.added_cbs(seen): quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict.fromkeys(dls.vocab, 2)))
+    weighted,plain = map(torch.stack, zip(*seen.seen))
+    torch.testing.assert_close(weighted, plain*(2 if keras else 1))
 
 def test_a_loss_function_of_your_own_stays(dls):
     learn = create_learner(small.change(label_smoothing=.1), dls)

@@ -58,7 +58,7 @@ def test_stages_and_their_fields_at_once_are_refused():
     (dict(bs=0), 'bs must be a whole number from 1 up, got 0'), (dict(bs=-4), 'got -4'), (dict(bs=True), 'got True'),
     (dict(epochs=0), 'epochs must be a whole number from 1 up, got 0'), (dict(lr=0), 'lr must be a number'), (dict(lr=float('nan')), 'got nan'),
     (dict(label_smoothing=1.5), 'label_smoothing must be a number from 0 to 1, got 1.5'), (dict(wd=-1), 'wd must be'),
-    (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'muon', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
+    (dict(optimizer='adan'), "optimizer must be one of 'sgd', 'muon', 'rmsprop', 'adam', 'adamw', got 'adan'"), (dict(schedule='cos'), 'schedule must be one of'),
     (dict(plateau_monitor='loss'), 'plateau_monitor must be one of'), (dict(keep_best='best'), 'keep_best must be one of'), (dict(bn='off'), 'bn must be one of'),
     (dict(lr=(1e-2, 1e-3)), r'lr must be a number or \(low, high\)'), (dict(lr=(1, 2, 3)), 'lr must be a number'), (dict(class_weights=dict(cat=-1)), "class_weights of 'cat' must be"),
     (dict(l2=-1), 'l2 must be'), (dict(grad_clip=-1), 'grad_clip must be'), (dict(lookahead=2.5), 'lookahead must be a whole number'),

@@ -60,9 +60,9 @@ def test_result_does_not_depend_on_workers(go, practice, tmp_path):
 
 def test_run_folder(go):
     learn = go(seed=7)
-    assert {p.name for p in learn.run_dir.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors'}
+    assert {p.name for p in learn.run_dir.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'recalls.csv', 'metrics.json', 'model.safetensors'}
     run,h,metrics = read(learn.run_dir, 'run.json'),history(learn),read(learn.run_dir, 'metrics.json')
-    assert list(h.columns) == ['stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds']
+    assert list(h.columns) == ['stage', 'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'accuracy', 'lr', 'seconds']
     assert list(h.epoch) == [1, 2] and h.seconds.is_monotonic_increasing
     assert (run['status'], run['seed'], run['epochs'], run['device']) == ('finished', 7, 2, 'cpu')
     assert 0 < run['cpu_seconds'] and 0 < run['seconds']
@@ -103,7 +103,44 @@ def test_training_needs_no_test_images(practice, tmp_path):
     learn = train(tiny.change(epochs=1), source=data, run_dir=tmp_path/'run', num_workers=0)
     assert 'test' not in read(learn.run_dir, 'metrics.json')
 
+class Predictions(Callback):
+    "Every prediction of training, as made"
+    def __init__(self): self.right = []
+    def before_train(self): self.right.append([])
+    def after_pred(self):
+        if self.training: self.right[-1] += (self.pred.argmax(1) == self.y).tolist()
+
+def test_training_accuracy_and_recalls_of_each_epoch(go, practice):
+    learn = go(overfitting.change(epochs=3), cbs=[seen := Predictions()])
+    assert history(learn).train_accuracy.tolist() == pytest.approx([np.mean(right) for right in seen.right], abs=1e-6)
+    recalls,result = Run(learn.run_dir).recalls,evaluate(learn, split='valid')
+    assert list(recalls.columns) == ['stage', 'epoch', *learn.dls.vocab] and list(recalls.epoch) == [1, 2, 3]
+    expected = [(result.predictions == result.targets)[result.targets == c].mean() for c in range(10)]
+    assert recalls.iloc[-1, 2:].tolist() == pytest.approx(expected, abs=1e-6) and len(set(expected)) > 1
+
 # Stages do what they say
+
+class Optimizers(Callback):
+    "The optimizer of each fit, and how many steps it had made"
+    def __init__(self): self.found = []
+    def before_batch(self):
+        if not self.training or self.iter or self.epoch: return
+        states = [s.get('step', 0) for s in self.opt.state.values()]
+        self.found.append((self.opt, [cb.__name__ for cb in self.opt.cbs][-1], max(states, default=0)))
+
+def test_a_stage_with_another_optimizer(go):
+    def stage(**kwargs): return Stage(epochs=1, lr=1e-3, schedule='constant', **kwargs)
+    recipe = tiny.change(stages=(stage(), stage(), stage(optimizer='rmsprop'), stage(), stage()), optimizer='adam', keras=True)
+    learn = go(recipe, cbs=[seen := Optimizers()])
+    n = len(learn.dls.train)
+    assert [(name, steps) for _,name,steps in seen.found] == [
+        ('keras_adam_steps', 0), ('keras_adam_steps', n), ('rmsprop_steps', 0), ('keras_adam_steps', 0), ('keras_adam_steps', n)]
+
+@pytest.mark.parametrize('keras', [False, True])
+def test_keras_keeps_the_last_batch(go, keras):
+    learn = go(tiny.change(keras=keras, bs=50)) # of 180 images
+    assert len(learn.recorder.losses) == 2*(4 if keras else 3)
+
 
 @pytest.mark.slow
 def test_early_stopping_brings_the_best_weights_back(go):
