@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 from choices import choices, recipes_as_published, value
 from cifar_fastai import training
 from cifar_fastai.augmentation import TrainingAffine, augmentation
-from cifar_fastai.callbacks import KeepBest, WeightedCrossEntropy
+from cifar_fastai.callbacks import KeepBest, TrainingLoss, WeightedCrossEntropy
 from cifar_fastai.finetuning import parameter_groups
 from cifar_fastai.models import count_parameters
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
@@ -69,7 +70,8 @@ def divisor_of_weighted_loss(recipe):
     "The losses of two images, of weights 2 and 1, are log(10) each"
     weight = torch.ones(10)
     weight[3] = 2.
-    loss = WeightedCrossEntropy(weight)(torch.zeros(2, 10), torch.tensor([3, 0])).item() / torch.tensor(10.).log().item()
+    training_loss, = [cb for cb in training._recipe_cbs(recipe, SimpleNamespace(device=torch.device('cpu'))) if isinstance(cb, TrainingLoss)]
+    loss = WeightedCrossEntropy(weight, reduction=training_loss.reduction)(torch.zeros(2, 10), torch.tensor([3, 0])).item() / torch.tensor(10.).log().item()
     return {1.: 'the sum of their weights', 1.5: 'the number of images'}[round(loss, 4)]
 
 def affine_transforms(recipe):
