@@ -1,7 +1,8 @@
 """A row in benchmarks/results/training.csv for each run folder: `python benchmarks/record_run.py runs/small_cnn-seed0 ...`
 
 The run must have been evaluated on the test split (`cifar-fastai evaluate RUN`), unless it is a shortened one. If it was also evaluated
-with test-time augmentation, the row has both. The results of each stage go to stages.csv, and each epoch of a full run goes to curves.csv;
+with test-time augmentation, the row has both; `evaluate RUN --split train` adds the accuracy on the training images, without augmentation and
+dropout. The results of each stage go to stages.csv, and each epoch of a full run goes to curves.csv;
 `recipe`, `seed` and `started` join them with training.csv, which has the commit. If a run already has rows, they are replaced in place."""
 import argparse
 from pathlib import Path
@@ -32,6 +33,7 @@ def training_row(folder):
                 n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
                 tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''), tta_seconds=tta.get('seconds', ''),
+                train_accuracy=metrics.get('train', {}).get('accuracy', ''),
                 weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                 parameters=sum(run['parameters'].values()), device=run['device'], precision=run.get('precision', 'fp32'), cpu=hardware['cpu'],
                 instructions=hardware.get('instructions', ''), cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],

@@ -162,7 +162,8 @@ def plot_history(
     if axes is None: axes = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')[1]
     losses, accuracy = axes = np.ravel(axes)
     _draw_curves(losses, history, {'train': 'train_loss', 'valid': 'valid_loss'}, '{:.3f}', 'upper right')
-    accuracies = {name: column for name,column in dict(train='train_accuracy', valid='accuracy').items() if column in history}
+    accuracies = dict(train='train_accuracy', valid='accuracy')
+    if 'train_accuracy' not in history or history.train_accuracy.isna().all(): del accuracies['train'] # of fastai's Recorder
     _draw_curves(accuracy, history, accuracies, '{:.1%}', 'lower right')
     losses.set_ylabel('loss (nats per image)')
     accuracy.set_ylabel('accuracy (% of images)')

@@ -342,7 +342,7 @@ def test_changes_and_commits_of_the_results():
     for change in rows(side_by_side.results/'changes.csv'):
         for pattern in change['recipes'].split(): assert pattern == 'plain_fastai' or recipes.list_recipes(pattern), pattern
     for path in side_by_side.results.glob('*.csv'):
-        if path.stem in ('changes', 'published', 'published_stages', 'published_runs', 'stages', 'curves'): continue
+        if path.stem.startswith('published') or path.stem in ('changes', 'choices', 'stages', 'curves'): continue
         for row in rows(path): assert row['commit'] and row['committed'], path.name
     runs = {(r['recipe'], r['seed'], r['started']) for r in rows(side_by_side.results/'training.csv')}
     for name in ('stages', 'curves'): assert {(r['recipe'], r['seed'], r['started']) for r in rows(side_by_side.results/f'{name}.csv')} <= runs
@@ -441,10 +441,10 @@ not_results = {'87.4': 'an example of two accuracies to compare', '62.5': 'how s
 
 def accuracies():
     "What the tables of results say: measured, or published by others; remarks name accuracies too"
-    for name in 'speedruns', 'replaced', 'training', 'tutorial_accuracies', 'ablations', 'published', 'published_runs', 'published_stages':
+    for name in 'speedruns', 'replaced', 'training', 'tutorial_accuracies', 'ablations', 'published', 'published_runs', 'published_stages', 'published_recalls', 'stages':
         for row in rows(side_by_side.results/f'{name}.csv'):
             for column,value in row.items():
-                if value and (column.startswith(('accuracy', 'test_accuracy', 'tta_accuracy')) or column in ('mean', 'lowest', 'highest')) and 'std' not in column:
+                if value and (column.startswith(('accuracy', 'test_accuracy', 'tta_accuracy', 'train_accuracy', 'recall')) or column in ('mean', 'lowest', 'highest')) and 'std' not in column:
                     yield float(value)
             yield from map(float, re.findall(r'\.\d{3,4}', row.get('remark', '')))
 

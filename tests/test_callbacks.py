@@ -244,7 +244,7 @@ def test_a_last_step_that_spoils_the_network_is_told(go, tmp_path, keep_best):
         def after_train(self): torch.nn.init.constant_(self.model.head[-1].weight, math.nan)
     with pytest.raises(NonFiniteLossError, match='The validation loss is nan after epoch 1 of 1, at learning rate'): go(tiny.change(epochs=1, keep_best=keep_best), cbs=[Spoil()])
     assert read(tmp_path/'run', 'run.json')['status'] == 'failed' and len(history_of(tmp_path/'run')) == 1
-    assert sorted(p.name for p in (tmp_path/'run').iterdir()) == ['history.csv', 'model.safetensors', 'recipe.json', 'run.json']
+    assert sorted(p.name for p in (tmp_path/'run').iterdir()) == ['history.csv', 'model.safetensors', 'recalls.csv', 'recipe.json', 'run.json']
 
 def test_a_last_step_that_spoils_the_network_does_no_harm_where_better_weights_return(go, tmp_path):
     class Spoil(Callback):

@@ -600,7 +600,7 @@ def test_train_ends_with_results_and_next_commands(trained):
     commands()['predict'].make_context('predict', words[2:])
 
 def test_run_folder(trained):
-    assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'metrics.json', 'model.safetensors',
+    assert {p.name for p in trained.folder.iterdir()} == {'recipe.json', 'run.json', 'history.csv', 'recalls.csv', 'metrics.json', 'model.safetensors',
                                                           'confusion_matrix-valid.png', 'confusion_matrix-test.png', 'history.png', 'valid.npz', 'test.npz', 'report.html'}
     for name in ('confusion_matrix-test.png', 'history.png'):
         with Image.open(trained.folder/name) as image: assert min(image.size) > 300

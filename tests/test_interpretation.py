@@ -123,6 +123,15 @@ def test_curves_are_the_columns():
     assert [t.get_text() for t in acc.get_legend().get_texts()] == ['valid (last 60.0%)']
 
 
+@pytest.mark.parametrize('train_accuracy, labels', [([.5, .6, .9], ['train (last 90.0%)', 'valid (last 60.0%)']), (np.nan, ['valid (last 60.0%)'])])
+def test_training_accuracy_is_drawn(train_accuracy, labels):
+    losses, acc = plot_history(history((1, 1, 1), train_accuracy=train_accuracy))
+    assert [t.get_text() for t in acc.get_legend().get_texts()] == labels
+    if len(labels) == 2:
+        assert acc.lines[0].get_ydata().tolist() == train_accuracy
+        assert [line.get_color() for line in acc.lines] == [line.get_color() for line in losses.lines]
+
+
 @pytest.mark.parametrize('stages, boundaries', [((1, 1, 2), [2.5]), ((1, 2, 2, 3), [1.5, 3.5]), ((1, 1), []), ((1,), [])])
 def test_stages_are_marked(stages, boundaries):
     for n_curves, ax in zip((2, 1), plot_history(history(stages))):
