@@ -240,7 +240,7 @@ def _summary(page):
 
 # %% ../nbs/09_report.ipynb #25daa3ba
 @_section('Learning curves',
-          'Loss and accuracy after each epoch. The training loss is an average over the epoch, on augmented images. '
+          'Loss and accuracy after each epoch. Those of the training images are averages over the epoch, on augmented images. '
           'If the validation loss rises while the training loss keeps falling, the model is overfitting.')
 def _curves(page):
     if not page.run.history_file.exists(): raise _Skip('No learning curves: the run folder has no history.csv.')
