@@ -80,7 +80,8 @@ class _Header(tarfile.TarInfo):
             _refuse(self.name, f'has a header of {self.size:,} bytes, more than the {max_header:,} allowed', _elsewhere)
         return super()._proc_member(tar)
 
-    def _refuse_sparse(self, *args): _refuse(self.name, 'is a sparse file', _elsewhere)
+    def _refuse_sparse(self, described=None, *args):  # a header among the attributes describes the next one
+        _refuse((described or self).name, 'is a sparse file', _elsewhere)
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 class _Tar(tarfile.TarFile):

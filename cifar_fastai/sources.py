@@ -971,6 +971,7 @@ def _paths(source):
                 raise FileNotFoundError(f'{given} is an address. Download the data set first, and pass the file or folder.')
             raise FileNotFoundError(f'No such path: {path}. Use a folder, one or more archives, '
                                     "or a name: 'cifar10' or 'synthetic'.")
+        if not (path.is_dir() or path.is_file()): raise ValueError(f'{path} is neither a folder nor a regular file. Use a folder, or one or more archives.')
         if len(paths) > 1 and not path.is_file():
             raise ValueError(f'{path} is a folder. If you pass several sources, all of them must be archives.')
     return paths
