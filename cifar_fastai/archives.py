@@ -12,6 +12,7 @@ import errno
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import struct
@@ -66,6 +67,30 @@ def _explained(member=None):
         raise _RefusedError(f'is not a complete .tgz, .tar.gz, .tar or .zip archive ({reason}). '
                             'If it was downloaded, download it again.') from e
 
+# %% ../nbs/01_archives.ipynb #cda843f1
+class _Again:
+    "Stands in for the file of a tar at the next read, which gives a content that has been read already"
+    def __init__(self, tar, content):
+        self.tar, self.file, self.content = tar, tar.fileobj, content
+        tar.fileobj = self
+
+    def read(self, n_bytes):
+        self.tar.fileobj = self.file
+        return self.content
+
+def _check_attributes(name, content):
+    "Refuse what is not a row of '<length> <key>=<value>\\n', and long numbers: `tarfile` needs minutes or much memory for them"
+    content = content.rstrip(b'\0')
+    start = 0
+    while start < len(content):
+        length = content[start:start+10].partition(b' ')[0]
+        end = start + int(length) if length.isdigit() else 0
+        record = content[start:end]
+        if not re.fullmatch(rb'\d+ [^=]+=.*\n', record, re.DOTALL) or end > len(content):
+            _refuse(name, 'has attributes that cannot be read', 'If the archive was downloaded, download it again.')
+        start = end
+    if re.search(rb'\d{1000}', content): _refuse(name, 'has a number of more than 1,000 digits in its attributes')
+
 # %% ../nbs/01_archives.ipynb #793c7a60
 _extensions = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
@@ -79,6 +104,12 @@ class _Header(tarfile.TarInfo):
         if tar.n_extensions and self.size > max_header:
             _refuse(self.name, f'has a header of {self.size:,} bytes, more than the {max_header:,} allowed', _elsewhere)
         return super()._proc_member(tar)
+
+    def _proc_pax(self, tar):
+        content = tar.fileobj.read(self._block(self.size))
+        _check_attributes(self.name, content)
+        _Again(tar, content)
+        return super()._proc_pax(tar)
 
     def _refuse_sparse(self, described=None, *args):  # a header among the attributes describes the next one
         _refuse((described or self).name, 'is a sparse file', _elsewhere)

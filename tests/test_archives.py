@@ -306,11 +306,28 @@ def test_old_sparse_member(tmp_path):
     refused(tar_of(tmp_path/'a.tgz', header(b'1.png', octal(0), b'S')), 'is a sparse file', '1.png')
 
 
-@pytest.mark.parametrize('attributes', [b'9'*5000 + b' a=b\n', b'0 a=b\n', b'12 path=\xff\xff\n', b'5 a\n'])
+@pytest.mark.parametrize('attributes', [b'9'*5000 + b' a=b\n', b'0 a=b\n', b'5 a\n', b'7 a=b\n', b'5 a=b\n', b'x', b'5 aaa'*1000 + b'=\n', b'-6 a=b\n'])
 def test_attributes_that_cannot_be_read(tmp_path, attributes):
-    file = tar_of(tmp_path/'a.tgz', block(b'p', attributes, b'x'), block(b'1.png', b''))
-    try: unpack_archive(file, tmp_path/'to')
-    except ValueError as e: assert str(e).startswith(f'{file} is not a complete')
+    refused(tar_of(tmp_path/'a.tgz', block(b'p', attributes, b'x'), block(b'1.png', b'')), 'has attributes that cannot be read', 'p')
+
+
+def test_long_numbers_among_attributes(tmp_path):
+    "In which `tarfile` searches for minutes"
+    refused(tar_of(tmp_path/'a.tgz', block(b'p', fields(a=b'9'*60_000), b'x'), block(b'1.png', b'')), 'number of more than 1,000 digits', 'p')
+
+
+def test_attributes_of_any_bytes(tmp_path):
+    tar_of(tmp_path/'a.tgz', block(b'p', fields(a=b'b\n=c\n', comment=b'9'*500, mtime=b'nan', size=b'x'), b'x'), block(b'1.png', b''))
+    assert contents(unpack_archive(tmp_path/'a.tgz', tmp_path/'to')) == {'1.png': b''}
+
+
+@pytest.mark.parametrize('kind', ['bztar', 'xztar', 'gztar'])
+def test_damaged_middle(tmp_path, kind):
+    file = pack(tiny_set(tmp_path/'pets'), kind)
+    content = bytearray(file.read_bytes())
+    for i in range(len(content)//2, len(content)//2 + 50): content[i] ^= 255
+    file.write_bytes(content)
+    refused(file, 'is not a complete .*download it again')
 
 
 # --- more than fits
