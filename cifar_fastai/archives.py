@@ -61,8 +61,7 @@ def _explained(member=None):
         raise _RefusedError(f'was not unpacked: Python cannot read it ({error_line(e)}). {_elsewhere}') from e
     except _damage as e:
         if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise  # EINVAL: a negative position
-        reason = error_line(e).partition(':   ')[0]
-        if 'could not be opened successfully' in reason: reason = 'file could not be opened successfully'
+        reason = error_line(e).partition(': - method')[0]  # `tarfile` lists what it tried
         if member is not None: reason = f'{_shown(member)} is damaged: {reason}'
         raise _RefusedError(f'is not a complete .tgz, .tar.gz, .tar or .zip archive ({reason}). '
                             'If it was downloaded, download it again.') from e

@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from configparser import Error as ConfigError
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
 
