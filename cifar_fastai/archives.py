@@ -78,20 +78,22 @@ class _Again:
         return self.content
 
 def _check_attributes(name, content):
-    "Refuse what is not a row of '<length> <key>=<value>\\n', and long numbers: `tarfile` needs minutes or much memory for them"
+    "Refuse anything but '<length> <key>=<value>\\n', and long numbers, which may take `tarfile` minutes"
     content = content.rstrip(b'\0')
     start = 0
     while start < len(content):
         length = content[start:start+10].partition(b' ')[0]
         end = start + int(length) if length.isdigit() else 0
-        record = content[start:end]
-        if not re.fullmatch(rb'\d+ [^=]+=.*\n', record, re.DOTALL) or end > len(content):
+        record = re.fullmatch(rb'\d+ ([^=]+)=(.*)\n', content[start:end], re.DOTALL)
+        if record is None or end > len(content):
             _refuse(name, 'has attributes that cannot be read', 'If the archive was downloaded, download it again.')
+        if record[1] == b'size' and not record[2].isdigit(): _refuse(name, f'has an impossible size ({record[2][:20]!r})')
         start = end
     if re.search(rb'\d{1000}', content): _refuse(name, 'has a number of more than 1,000 digits in its attributes')
 
 # %% ../nbs/01_archives.ipynb #793c7a60
-_extensions = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_extensions = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+               tarfile.GNUTYPE_LONGLINK)
 
 class _Header(tarfile.TarInfo):
     "A header that is checked before what follows it is read"
@@ -135,7 +137,8 @@ def _tar_members(f):
             tar.members.clear()  # which would keep them all
             if m.size < 0 or tar.offset <= position: _refuse(m.name, f'has an impossible size ({m.size:,})')
             if m.issparse(): m._refuse_sparse()
-            if len(tar.pax_headers) > max_fields: _refuse(m.name, f'follows more than {max_fields} attributes for all members')
+            if len(tar.pax_headers) > max_fields:
+                _refuse(m.name, f'follows more than {max_fields} attributes for all members')
             position = tar.offset
             size = m.size if m.isfile() else 0
             yield _Member(m.name, m.isdir(), not (m.isfile() or m.isdir()), size, partial(tar.extractfile, m))
@@ -157,10 +160,12 @@ def _zip_members(f):
             if m.compress_type not in _methods:
                 method = _other_methods.get(m.compress_type, f'number {m.compress_type}')
                 _refuse(m.filename, f'is compressed with a method that is not supported: {method}', _elsewhere)
-            if '\0' in m.orig_filename: _refuse(m.orig_filename, 'has a NUL character in its name')  # `zipfile` cuts there
+            if '\0' in m.orig_filename:  # where `zipfile` cuts the name
+                _refuse(m.orig_filename, 'has a NUL character in its name')
             name = m.filename.replace('\\', '/')  # Windows PowerShell 5 writes backslashes
             kind = stat.S_IFMT(m.external_attr >> 16)  # 0 from systems without such kinds
-            yield _Member(name, name.endswith('/'), kind not in (0, stat.S_IFREG, stat.S_IFDIR), m.file_size, partial(z.open, m))
+            is_special = kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+            yield _Member(name, name.endswith('/'), is_special, m.file_size, partial(z.open, m))
 
 # %% ../nbs/01_archives.ipynb #e7270925
 def _members(f):
@@ -184,7 +189,8 @@ def _path(name, is_folder):
     if windows.anchor or '..' in windows.parts: _refuse(name, 'would be written outside the folder')
     path = PurePosixPath(name)
     if not path.parts and not is_folder: _refuse(name, 'is a file without a name')
-    if len(os.fsencode(name)) > max_name: _refuse(name, f'has a path of more than {max_name:,} bytes', 'Pack it with shorter names.')
+    if len(os.fsencode(name)) > max_name:
+        _refuse(name, f'has a path of more than {max_name:,} bytes', 'Pack it with shorter names.')
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         _refuse(name, 'has a name of more than 255 bytes', 'Pack it with shorter names.')
     return '' if str(path) == '.' else str(path)
@@ -214,8 +220,9 @@ def _check_members(f, free):
         n_bytes += member.size // file_block * file_block
         needed = n_bytes + len(known)*file_block
         if needed > free:
-            raise _RefusedError(f'was not unpacked: the members up to {_shown(member.name)} take {needed/1e6:,.1f} MB, and '
-                                f'only {free/1e6:,.1f} MB are free on the disk. Free some disk space, if you trust this archive.')
+            raise _RefusedError(f'was not unpacked: the members up to {_shown(member.name)} take {needed/1e6:,.1f} MB, '
+                                f'and only {free/1e6:,.1f} MB are free on the disk. Free some disk space, if you trust '
+                                'this archive.')
     if not known: raise _RefusedError('is an empty archive.')
     if zipfile.is_zipfile(f):
         for member in _zip_members(f): _copy(member, len)
@@ -232,8 +239,8 @@ def _write(member, folder):
             to.parent.mkdir(parents=True, exist_ok=True)
             with to.open('wb') as dst: _copy(member, dst.write)
     except OSError as e:  # names may be equal or too long on this system only
-        if e.errno in _impossible: _refuse(member.name, f'cannot be written here ({e.strerror})', 'Rename it, and pack it again.')
-        raise
+        if e.errno not in _impossible: raise
+        _refuse(member.name, f'cannot be written here ({e.strerror})', 'Rename it, and pack it again.')
 
 @contextmanager
 def _opened(file)->Iterator[io.BufferedReader]:
@@ -256,5 +263,6 @@ def unpack_archive(
     with _opened(Path(file)) as f:
         n_members = _check_members(f, _free_bytes(folder))
         with atomic_folder(folder) as work:
-            for member in tqdm(_members(f), 'Unpacking', n_members, leave=False, disable=quiet or None): _write(member, work)
+            members = tqdm(_members(f), 'Unpacking', n_members, leave=False, disable=quiet or None)
+            for member in members: _write(member, work)
     return folder
