@@ -8,28 +8,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/sources.html.md"""
 __all__ = ['split_folder_names', 'cifar10_batches', 'cifar10_archives', 'split_of_folder', 'is_system_name', 'split_folders',
            'split_path', 'class_of', 'count_classes', 'walk_images', 'image_files', 'train_files', 'validation_folder',
            'validation_files', 'test_folder', 'test_files', 'check_layout', 'Duplicates', 'find_duplicates',
-           'duplicates_by_kind', 'DataInfo', 'fingerprint', 'describe_data', 'unpack_archive', 'sort_tiny_imagenet',
-           'convert_batches', 'Archive', 'check_archive', 'download_file', 'download_cifar10', 'find_root', 'find_data',
+           'duplicates_by_kind', 'DataInfo', 'fingerprint', 'describe_data', 'sort_tiny_imagenet', 'convert_batches',
+           'Archive', 'check_archive', 'download_file', 'download_cifar10', 'find_root', 'find_data',
            'describe_labeled']
 
 # %% ../nbs/02_sources.ipynb #83db87a4
 import errno
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import pickle
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import time
 import unicodedata
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +33,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import NamedTuple
 
 import numpy as np
 from fastcore.xtras import Config
@@ -49,6 +42,7 @@ from requests.exceptions import ChunkedEncodingError, HTTPError, RequestExceptio
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
+from .archives import unpack_archive
 from .files import cache_folder, file_digest, make_once, read_json, write_json
 from .images import UnreadableImageError, bit_depth, image_endings, printable_name, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
@@ -640,76 +634,6 @@ def describe_data(
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
                     tuple(unreadable), names.get('test', ''), len(valid), names.get('valid', ''), tuple(duplicates))
 
-# %% ../nbs/02_sources.ipynb #817bf7a7
-class _Member(NamedTuple):
-    "A member of an archive"
-    name: str # path in the archive
-    is_folder: bool
-    is_special: bool # a link or a device
-    open: Callable # gives its content
-
-def _tar_members(file):
-    with tarfile.open(file) as tar:
-        for m in tar: yield _Member(m.name, m.isdir(), not (m.isfile() or m.isdir()), partial(tar.extractfile, m))
-        tar.fileobj.seek(tar.offset)
-        if not tar.fileobj.read(1): raise tarfile.ReadError('the end-of-archive marker is missing')
-        while tar.fileobj.read(2**20): pass  # to the end, where gzip keeps its checksum
-
-def _zip_members(file):
-    with zipfile.ZipFile(file) as z:
-        if any(m.flag_bits & 1 for m in z.infolist()):
-            raise ValueError(f'{file} is encrypted. Unpack it with its password, and pass the folder.')
-        bad = z.testzip()
-        if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
-        for m in z.infolist():
-            name = m.filename.replace('\\', '/')  # Windows PowerShell 5 writes backslashes
-            yield _Member(name, name.endswith('/'), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
-
-# %% ../nbs/02_sources.ipynb #660ee934
-_damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
-
-def _members(file):
-    try:
-        members = _zip_members if zipfile.is_zipfile(file) else _tar_members
-        yield from members(file)
-    except _damage as e:
-        reason = str(e).splitlines()[0].rstrip(':')
-        raise ValueError(f'{file} is not a complete .tgz, .tar.gz, .tar or .zip archive ({reason}). '
-                         'If it was downloaded, download it again.') from e
-
-def _danger(member):
-    path = PureWindowsPath(member.name)  # knows both kinds of slash, and drives
-    if path.anchor or '..' in path.parts: return 'would be written outside the folder'
-    if member.is_special: return 'is a link or a device'
-
-def _check_members(file):
-    "Count the members of a safe archive"
-    n_members = 0
-    for member in _members(file):
-        n_members += 1
-        danger = _danger(member)
-        if danger:
-            raise ValueError(f'{file} was not unpacked: its member {member.name!r} {danger}. Do not trust this archive.')
-    if not n_members: raise ValueError(f'{file} is an empty archive.')
-    return n_members
-
-# %% ../nbs/02_sources.ipynb #b2bd075e
-def unpack_archive(
-    file:str|Path, # a .tgz, .tar.gz, .tar or .zip
-    folder:str|Path, # created if needed
-    quiet:bool=True, # no progress bar
-)->Path: # `folder`
-    "Unpack an archive; a damaged or unsafe one raises a `ValueError` before anything is written"
-    n_members = _check_members(file)
-    folder = Path(folder)
-    for member in tqdm(_members(file), 'Unpacking', n_members, leave=False, disable=quiet or None):
-        to = folder/member.name
-        if member.is_folder: to.mkdir(parents=True, exist_ok=True)
-        else:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as src, to.open('wb') as dst: shutil.copyfileobj(src, dst)
-    return folder
-
 # %% ../nbs/02_sources.ipynb #4cf74e5d
 def _annotations(folder):
     "(file name, class) of each validation image; names that would lead out of the folder are rejected"
@@ -1047,6 +971,7 @@ def _paths(source):
                 raise FileNotFoundError(f'{given} is an address. Download the data set first, and pass the file or folder.')
             raise FileNotFoundError(f'No such path: {path}. Use a folder, one or more archives, '
                                     "or a name: 'cifar10' or 'synthetic'.")
+        if not (path.is_dir() or path.is_file()): raise ValueError(f'{path} is neither a folder nor a regular file. Use a folder, or one or more archives.')
         if len(paths) > 1 and not path.is_file():
             raise ValueError(f'{path} is a folder. If you pass several sources, all of them must be archives.')
     return paths
