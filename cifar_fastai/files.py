@@ -235,19 +235,22 @@ def file_digest(
 
 # %% ../nbs/00_files.ipynb #7e0f6152
 def user_folder(
-    usual:str|Path, # where the system keeps such files
+    usual:Callable[[str], Path], # takes 'cifar_fastai' and says where the system keeps such files: a function of platformdirs
     former:str|Path, # where an earlier version kept them; used on if only this one exists
 )->Path: # absolute; need not exist
     "The folder in CIFAR_FASTAI_HOME, else `usual`; for a user without a home directory, a folder for temporary files"
     chosen = os.environ.get('CIFAR_FASTAI_HOME')
-    usual,former = os.path.expanduser(usual),os.path.expanduser(former)
-    if os.path.isdir(former) and not os.path.exists(usual): usual = former  # those of `Path` fail in a home that may not be read
-    if usual.startswith('~'): usual = os.path.join(tempfile.gettempdir(), f'cifar_fastai-{os.getuid()}')
-    return Path(os.path.expanduser(chosen or usual)).absolute()
+    if not chosen:
+        try: chosen = os.path.expanduser(usual('cifar_fastai'))
+        except RuntimeError: chosen = '~'
+        former = os.path.expanduser(former)
+        if os.path.isdir(former) and not os.path.exists(chosen): chosen = former  # those of `Path` fail in a home that may not be read
+        if chosen.startswith('~'): chosen = os.path.join(tempfile.gettempdir(), f'cifar_fastai-{os.getuid()}')
+    return Path(os.path.expanduser(chosen)).absolute()
 
 def cache_folder(
     root:str|Path|None=None, # None: CIFAR_FASTAI_HOME, else the system's folder for caches
 )->Path: # absolute; need not exist
     "The folder of everything the package can recreate"
     if root: return Path(os.path.expanduser(root)).absolute()
-    return user_folder(user_cache_path('cifar_fastai'), '~/.cache/cifar_fastai')
+    return user_folder(user_cache_path, '~/.cache/cifar_fastai')
