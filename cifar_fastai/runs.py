@@ -10,6 +10,7 @@ __all__ = ['versions', 'has_avx512_bf16', 'hardware', 'command', 'create_run_dir
 
 # %% ../nbs/02_runs.ipynb #9d9b51f7
 import csv
+import errno
 import os
 import platform
 import shlex
@@ -337,6 +338,7 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     file = self.weights_file
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
+    if not os.access(file, os.R_OK): raise PermissionError(errno.EACCES, 'This user may not read the file', str(file))
     wanted = self.info.get('checksums', {}).get(file.name)  # older runs have none
     if wanted is not None and wanted != file_digest(file):
         raise ValueError(f'{file} is damaged or not the file that this run wrote: '

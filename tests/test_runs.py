@@ -245,6 +245,13 @@ def test_weights_of_another_run_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match='does not hold the weights of this network'): run.load_weights(nn.Linear(2, 3))
 
 
+def test_weights_of_another_user_are_not_called_damaged(run, monkeypatch):
+    with run.training(nn.Linear(2, 2)): pass
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != run.weights_file)
+    with pytest.raises(PermissionError) as e: run.read_weights()
+    assert (e.value.strerror, e.value.filename) == ('This user may not read the file', str(run.weights_file))
+
+
 @pytest.mark.parametrize('name, content, read, message', [
     ('run.json', None, Run.open, 'is not a run folder: it has no run.json'), ('recipe.json', None, Run.open, 'is not a run folder: it has no recipe.json'),
     ('run.json', '{"a', Run.open, 'run.json is damaged'), ('recipe.json', '[]', Run.open, 'recipe.json is damaged'),
