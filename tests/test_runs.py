@@ -40,7 +40,9 @@ def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
 # --- claiming a folder
 
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
-def test_one_of_several_processes_gets_the_folder(tmp_path):
+@pytest.mark.parametrize('exists', [False, True])
+def test_one_of_several_processes_gets_the_folder(tmp_path, exists):
+    if exists: (tmp_path/'a').mkdir()
     context = multiprocessing.get_context('fork')
     barrier, answers = context.Barrier(4), context.Queue()
     def claim(n):
