@@ -288,10 +288,10 @@ for name in 'HOME', 'XDG_CACHE_HOME', 'CIFAR_FASTAI_HOME': os.environ.pop(name, 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems have other folders')
 def test_a_user_without_a_home_has_a_temporary_folder(tmp_path):
     code = homeless + """
-from cifar_fastai.course import progress_file
-from cifar_fastai.files import cache_folder
+from platformdirs import user_data_path
+from cifar_fastai.files import cache_folder, user_folder
 print(cache_folder())
-print(progress_file().parent)
+print(user_folder(user_data_path, '~/.a'))
 os.environ['CIFAR_FASTAI_HOME'] = '/ours'
 print(cache_folder(), cache_folder('/here'))
 """
