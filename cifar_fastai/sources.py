@@ -842,7 +842,7 @@ def _fastai_copy():
     try:
         config = Config(home, 'config.ini', create={}, save=False)  # as `fastai_cfg`, which would write the file
         info = describe_data(config.path('data', 'data')/'cifar10')
-    except (OSError, ValueError, ConfigError): return None
+    except (OSError, ValueError, ConfigError, RuntimeError): return None  # a RuntimeError where there is no home
     return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):

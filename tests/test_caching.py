@@ -2,6 +2,9 @@
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -163,6 +166,20 @@ def test_without_room_there_is_no_file_and_no_error(tmp_path, monkeypatch, refus
     m = ItemCache(3, Squares(), file)
     assert values(m.take([0, 1, 2]))[1] == [0, 1, 4] and m.left == 0 and not file.exists()
     assert refusal == 'folder is a file' or not os.listdir(tmp_path/'sub')
+
+@pytest.mark.skipif(os.name != 'posix', reason='numbers of processes')
+def test_what_a_killed_process_left_does_not_fill_the_disk(tmp_path, monkeypatch):
+    "It is removed before the free space is looked at"
+    code = f"""
+import os, signal
+from cifar_fastai.files import atomic_file
+with atomic_file({str(tmp_path/'other.safetensors')!r}) as part: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, '-c', code]).returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    monkeypatch.setattr(caching.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=0 if left.exists() else 10**9))
+    ItemCache(3, lambda i: (torch.ones(2)*i,), tmp_path/'a.safetensors').take([0, 1, 2])
+    assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
 
 def test_what_is_mapped_is_not_written_to(kept):
     before = kept.read_bytes()
