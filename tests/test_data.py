@@ -559,3 +559,25 @@ def test_labeled_files_elsewhere_have_the_class_of_their_folder(practice, tmp_pa
         files.append(Path(shutil.copy(next((practice/'test'/c).iterdir()), tmp_path/folder/c)))
     for dl in (dls.test_dl(files, with_labels=True), data.image_loader(dls, files)):
         assert [dls.vocab[i] for i in dl.one_batch()[1]] == ['dog', 'cat']
+
+
+@pytest.mark.parametrize('files, want', [
+    ({}, float('inf')),
+    ({'memory.max': 'max\n'}, float('inf')),
+    ({'memory.max': '2147483648\n'}, 2**31),
+    ({'memory/memory.limit_in_bytes': '1073741824\n'}, 2**30),
+    ({'memory.max': '3000', 'memory/memory.limit_in_bytes': '9223372036854771712'}, 3000)])
+def test_the_memory_of_a_container_is_a_limit(tmp_path, monkeypatch, files, want):
+    (tmp_path/'memory').mkdir()
+    for name, text in files.items(): (tmp_path/name).write_text(text)
+    assert data._group_limit(tmp_path) == want
+    monkeypatch.setattr(data, '_group_limit', lambda: 3000)
+    assert data._room() == 2400
+    with pytest.raises(ValueError, match='container'): data._check_room(2401)
+
+
+@pytest.mark.parametrize('classes, n, valid, want', [(100, 5, .02, 100), (3, 10, .02, 3), (100, 5, .1, 100)])
+def test_small_sets_of_many_classes_can_be_split(classes, n, valid, want):
+    files = file_list(**{f'c{i}': n for i in range(classes)})
+    held_out = data.StratifiedSplitter(valid)(files)[1]
+    assert len(held_out) == want and len({sources.class_of(files[i]) for i in held_out}) == classes
