@@ -396,9 +396,11 @@ def _check_same_classes(train, test):
     differences = '; '.join(f'{", ".join(map(printable_name, sorted(names)))} only in {name}' for name, names in only.items() if names)
     raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
+_known_hidden = '.ipynb_checkpoints', '.thumbnails', '.cache' # which programs make, also with images in them
+
 def _warn_of_hidden_classes(folder):
     "Say which folders beside the class folders are left out although there are images in them"
-    hidden = [p.name for p in sorted(folder.iterdir()) if p.name.startswith('.') and p.is_dir()]
+    hidden = [p.name for p in sorted(folder.iterdir()) if p.name.startswith('.') and p.name not in _known_hidden and p.is_dir()]
     with_images = [name for name in hidden if any(walk_images(folder/name, onerror=lambda e: None))]
     if not with_images: return
     warnings.warn(f'{printable_name(folder)}: {", ".join(map(printable_name, with_images))} has images, but is left out, because '
