@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/images.html.md"""
 
 # %% auto #0
 __all__ = ['image_endings', 'max_pixels', 'luma', 'printable_name', 'UnreadableImageError', 'open_image', 'read_size',
-           'bit_depth', 'plain_image', 'ColorImage', 'GrayImage', 'FixedSize', 'why_unreadable', 'read_image',
+           'bit_depth', 'plain_image', 'read_image', 'ColorImage', 'GrayImage', 'FixedSize', 'why_unreadable',
            'image_pixels']
 
 # %% ../nbs/00_images.ipynb #72a95218
@@ -213,6 +213,15 @@ def plain_image(
     elif image.mode == 'LAB': image = image.convert('RGB')  # from which alone Pillow makes it gray
     return image.convert('L' if channels == 1 else 'RGB')
 
+# %% ../nbs/00_images.ipynb #93671f0b
+def read_image(
+    path:str|os.PathLike, # a file of any format that `open_image` opens
+    size:tuple[int, int]|None=None, # height and width it will be resized to later; a huge JPEG is then decoded at a reduced size
+    channels:int=3, # 3 for RGB, 1 for grayscale
+)->Image.Image: # of mode 'RGB' or 'L', upright
+    "Read an image file, or raise an `UnreadableImageError`"
+    with open_image(path, size) as image: return plain_image(image, channels)
+
 # %% ../nbs/00_images.ipynb #b71ae7e3
 class _NamesFile:
     @classmethod
@@ -257,15 +266,6 @@ def why_unreadable(
     except UnreadableImageError as e: return e.reason
 
 _tiny = 32, 32
-
-# %% ../nbs/00_images.ipynb #93671f0b
-def read_image(
-    path:str|os.PathLike, # a file of any format that `open_image` opens
-    size:tuple[int, int]|None=None, # height and width it will be resized to later; a huge JPEG is then decoded at a reduced size
-    channels:int=3, # 3 for RGB, 1 for grayscale
-)->Image.Image: # of mode 'RGB' or 'L', upright
-    "Read an image file, or raise an `UnreadableImageError`"
-    with open_image(path, size) as image: return plain_image(image, channels)
 
 # %% ../nbs/00_images.ipynb #3b30b5d7
 def _check_values(a, kind):
