@@ -97,6 +97,7 @@ def _own_warnings_only():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('default', module=r'cifar_fastai\.', category=UserWarning)
+        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # Matplotlib says it in the name of whoever draws
         warnings.showwarning = show
         yield
 

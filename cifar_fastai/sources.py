@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from .archives import unpack_archive
 from .files import cache_folder, file_digest, make_once, read_json, write_json
-from .images import UnreadableImageError, bit_depth, image_endings, printable_name, read_image, read_size
+from .images import UnreadableImageError, bit_depth, image_endings, open_image, printable_name, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -390,6 +390,16 @@ def _check_same_classes(train, test):
     differences = '; '.join(f'{", ".join(map(printable_name, sorted(names)))} only in {name}' for name, names in only.items() if names)
     raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
+_known_hidden = '.ipynb_checkpoints', '.thumbnails', '.cache' # which programs make, also with images in them
+
+def _warn_of_hidden_classes(folder):
+    "Say which folders beside the class folders are left out although there are images in them"
+    hidden = [p.name for p in sorted(folder.iterdir()) if p.name.startswith('.') and p.name not in _known_hidden and p.is_dir()]
+    with_images = [name for name in hidden if any(walk_images(folder/name, onerror=lambda e: None))]
+    if not with_images: return
+    warnings.warn(f'{printable_name(folder)}: {", ".join(map(printable_name, with_images))} has images, but is left out, because '
+                  'names that begin with a dot are hidden. If it is a class, rename it.', stacklevel=2)
+
 def check_layout(
     path:str|Path, # folder that should be a data set
 )->Path: # the same path
@@ -405,7 +415,9 @@ def check_layout(
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
     folders = list(folders.values())
-    for folder in folders: _check_class_names(folder)
+    for folder in folders:
+        _check_class_names(folder)
+        _warn_of_hidden_classes(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
@@ -564,10 +576,9 @@ def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.ti
 
 def _contents(file):
     "The pixels of a small lossless image, else the first bytes of the file"
-    try:
-        with Image.open(file) as image:
-            if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
-    except Exception: pass  # decoders raise all sorts
+    with suppress(UnreadableImageError), open_image(file) as image:
+        if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
+    if not file.is_file(): return b''  # a named pipe would be waited for
     with file.open('rb') as f: return f.read(2**16)
 
 def fingerprint(

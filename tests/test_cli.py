@@ -346,6 +346,8 @@ def test_a_pipe_that_is_closed():
 def test_only_our_own_warnings_are_shown(monkeypatch):
     def show():
         warnings.warn_explicit('theirs', UserWarning, 'torch/x.py', 1, module='torch.x')
+        glyph = r'Glyph 29483 (\N{CJK UNIFIED IDEOGRAPH-732B}) missing from font(s) DejaVu Sans.'  # by Matplotlib, as if by us
+        warnings.warn_explicit(glyph, UserWarning, 'cifar_fastai/report.py', 1, module='cifar_fastai.report')
         for line in (1, 2): warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', line, module='cifar_fastai.data')
     monkeypatch.setattr(cli, '_print_purposes', show)
     before = warnings.filters[:]

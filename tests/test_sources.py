@@ -25,6 +25,16 @@ forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods()
 
 # --- layout
 
+def test_a_hidden_class_is_told(tmp_path, recwarn):
+    folder = tiny_set(tmp_path/'set', classes=('cat', 'cow', 'dog'))
+    (folder/'train'/'.empty').mkdir()
+    sources.check_layout(folder)
+    assert not recwarn.list
+    for split in ('train', 'test'): (folder/split/'dog').rename(folder/split/'.dog')
+    with pytest.warns(UserWarning, match='train: .dog has images, but is left out'): info = sources.describe_data(folder)
+    assert info.classes == ('cat', 'cow')
+
+
 @pytest.mark.parametrize('file, want', [
     ('/a/train/cat/1.png', ('train', 'cat', '1.png')),
     ('/train/test/dog/1.png', ('test', 'dog', '1.png')),
@@ -599,7 +609,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
         return open_image(f, *args, **kwargs)
     monkeypatch.setattr(images.Image, 'open', fail)
     assert sources.describe_data(folder, verify=True).unreadable == (bad,)
-    with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .Failed to decode'): images.ColorImage.create(bad)
+    with pytest.raises(ValueError, match=f'{bad.name} cannot be read as an image .cannot be decoded: Failed to decode'): images.ColorImage.create(bad)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')
