@@ -164,33 +164,6 @@ def choices(self:Run)->dict: # unchanged, whichever version of the package wrote
     "The content of `recipe.json`"
     return read_json(self.recipe_file)
 
-# %% ../nbs/02_runs.ipynb #ac64e3b1
-@patch(as_prop=True)
-def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seconds ...
-    "The content of `run.json`"
-    return read_json(self.info_file)
-
-@patch(as_prop=True)
-def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C) or 'failed'
-    "The status of the run; a run that was killed stays 'training'"
-    return self.info['status']
-
-# %% ../nbs/02_runs.ipynb #95e2eb8c
-@patch(as_prop=True)
-def history(self:Run)->pd.DataFrame: # one row per epoch, columns `Run.history_columns`
-    "The training history"
-    return pd.read_csv(self.history_file)
-
-@patch(as_prop=True)
-def recalls(self:Run)->pd.DataFrame: # one row per epoch; the stage, the epoch, and a column for each class
-    "The share of each class's validation images that were predicted correctly"
-    return pd.read_csv(self.recalls_file, encoding_errors='surrogateescape')
-
-@patch(as_prop=True)
-def metrics(self:Run)->dict: # {'valid': {'accuracy': ..., 'loss': ...}, 'test': ...}; empty until there are any
-    "The final metrics, by split or evaluation"
-    return read_json(self.metrics_file) if self.metrics_file.exists() else {}
-
 # %% ../nbs/02_runs.ipynb #7d53007d
 def is_run(
     folder:str|Path, # need not exist
@@ -305,8 +278,8 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     file = self.weights_file
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
-    wanted = self.info.get('checksums', {}).get(file.name)  # older runs have none
-    if wanted is not None and wanted != file_digest(file):
+    checksums = self.info.get('checksums', {})  # older runs have none
+    if file.name in checksums and checksums[file.name] != file_digest(file):
         raise ValueError(f'{file} is damaged or not the file that this run wrote: '
                          f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
     try: return load_file(file)

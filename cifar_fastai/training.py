@@ -446,7 +446,7 @@ def load_run(
     "Load a run folder: the trained weights, and the same data split"
     run = Run.open(run_dir)
     recipe = run.recipe
-    info = run.info
+    info = _complete_info(run)
     dls = _dataloaders_of(run, recipe, info, source, num_workers=num_workers, device=device)
     learn = _learner_of(run, dls, info['data'])
     for stage in recipe.stages:
@@ -462,13 +462,20 @@ def load_run_for(
 )->Learner: # to evaluate, not to train: its test images are these
     "Load the trained network of a run to evaluate it on other labeled images, which need not be of all classes"
     run = Run.open(run_dir)
-    recipe,data = run.recipe,run.info['data']
+    recipe,data = run.recipe,_complete_info(run)['data']
     dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
                               gray=data['channels'] == 1)
     if (dls.path/dls.data_info.test_folder).resolve() == (Path(data['path'])/'train').resolve():
         warnings.warn(f'{source} holds the images that {run.folder} was trained on, '
                       'so the accuracy on them is too optimistic.')
     return _learner_of(run, dls, data)
+
+def _complete_info(run): # -> the content of run.json; an error if something is missing that the data or the network need
+    info = run.info
+    missing = [name for name in ('seed', 'data') if name not in info]
+    missing += [f'data.{name}' for name in ('variant', 'path', 'classes', 'channels', 'limit') if name not in info.get('data', {})]
+    if missing: raise ValueError(f'{run.info_file} is damaged: it lacks {missing[0]}')
+    return info
 
 def _learner_of(run, dls, data):
     model = build_model(run.recipe, len(data['classes']), data['channels'], pretrained=False)
