@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
@@ -41,7 +42,7 @@ from .callbacks import (
     AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
-from .data import cifar10_dataloaders, device_of, labeled_dataloaders, loader_at, set_augmentation
+from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
@@ -376,13 +377,18 @@ def _validation_folder(dls):
     name = split_path(dls.valid_ds.items[0])[0]
     return '' if split_of_folder(name) == 'train' else name
 
+def _valid_digest(dls): # 16 hexadecimal digits, the same wherever the data folder is
+    "Identify the validation images by their names"
+    names = sorted(file_names(dls.valid_ds, Path(dls.path).absolute()))
+    return sha256(repr(names).encode()).hexdigest()[:16]
+
 def _describe_data(dls, limit):
     "The data that a run is trained on"
     info = dls.data_info
     return dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()),
                 classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1], limit=limit,
                 n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test,
-                valid_folder=_validation_folder(dls))
+                valid_folder=_validation_folder(dls), valid_digest=_valid_digest(dls))
 
 def _describe_run(learn, seed, limit):
     "The data, network and device of a run"
@@ -503,6 +509,11 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
         raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
                                 'pass their new place as source (on the command line, --data).')
     dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
+    same_split = data.get('valid_digest', '') in ('', _valid_digest(dls)) # older runs have none
+    if dls.data_info.matches(data) and not same_split:
+        warnings.warn(f'The validation images are not those that {run.folder} held out: {run.info_file.name}, '
+                      f'{run.recipe_file.name} or names in the data folder were changed. They may have been trained on, '
+                      'so the validation accuracy may be too optimistic.')
     if same_images_wanted and not dls.data_info.matches(data):
         warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those '
                       f'in {dls.path}. Its training set may contain these validation images. '
