@@ -239,9 +239,11 @@ def test_a_run_without_data_is_not_loaded(run, change, message):
 def test_a_history_of_another_shape_is_damage(run, text):
     run.history_file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match='history.csv is damaged'): run.history
-    if text not in ('stage,epoch\n1,2',):
-        shutil.copy(run.history_file, run.recalls_file)
-        run.recalls_file.write_text('stage,epoch\n1,x')
+
+
+def test_recalls_of_another_shape_are_damage(run):
+    for text in ('', 'stage', 'stage,epoch,cat\n1,1,x'):
+        run.recalls_file.write_text(text)
         with pytest.raises(ValueError, match='recalls.csv is damaged'): run.recalls
 
 
@@ -259,6 +261,7 @@ def test_a_checksum_is_not_skipped(run, wanted):
         run.weights_file.write_bytes(data)
     else: write_json(run.info_file, run.info | dict(checksums={'model.safetensors': wanted}))
     with pytest.raises(ValueError, match='model.safetensors is damaged or not the file'): run.read_weights()
+    with pytest.raises(ValueError, match='model.safetensors is damaged or not the file'): find_weights('small_cnn', run.folder)
 
 
 def test_mutated_files_are_read_or_refused(run):
@@ -282,7 +285,7 @@ def test_mutated_files_are_read_or_refused(run):
 
 def test_another_seed_is_another_split(tmp_path, practice):
     "The record of a run says which images were held out"
-    folder = train(tiny.change(epochs=1), practice, run_dir=tmp_path/'a', num_workers=0, device='cpu').run_dir
+    folder = train(tiny.change(epochs=1), source=practice, run_dir=tmp_path/'a', num_workers=0, device='cpu').run_dir
     run = Run(folder)
     assert len(run.info['data']['valid_digest']) == 16
     def warned():
