@@ -33,7 +33,7 @@ def training_row(folder):
                 n_test=test.get('n', ''), seed=run['seed'], epochs=run['epochs'], train_seconds=run['seconds'], cpu_seconds=run.get('cpu_seconds', ''),
                 valid_accuracy=metrics['valid']['accuracy'], test_accuracy=test.get('accuracy', ''), test_loss=test.get('loss', ''),
                 tta=tta.get('tta', ''), tta_accuracy=tta.get('accuracy', ''), tta_seconds=tta.get('seconds', ''),
-                train_accuracy=metrics.get('train', {}).get('accuracy', ''),
+                train_accuracy=round(metrics['train']['accuracy'], 4) if 'train' in metrics else '',
                 weights=Path(recipe['weights']).name, image_size=recipe['image_size'],
                 parameters=sum(run['parameters'].values()), device=run['device'], precision=run.get('precision', 'fp32'), cpu=hardware['cpu'],
                 instructions=hardware.get('instructions', ''), cores=hardware['cores'], threads=hardware['threads'], gpu=hardware['gpu'] or '', python=versions['python'], torch=versions['torch'],

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .files import atomic_file
+from .files import atomic_file, remove_leftovers
 
 # %% ../nbs/01_caching.ipynb #f5467c28
 class Rows:
@@ -61,6 +61,7 @@ def _save(parts, file, about):
     "Save the file, unless the disk is nearly full or cannot be written: without it, the next run only starts more slowly"
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(file.parent)  # which may be what fills the disk
         if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
         rows = {str(k): p.rows for k,p in enumerate(parts)}
         with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about))

@@ -40,11 +40,13 @@ app = typer.Typer(
         'cifar-fastai predict runs/small_cnn-seed0 frog.png  # classify an image of your own'))
 
 # %% ../nbs/10_cli.ipynb #8bd00e25
+_stopped = 130,143  # by Ctrl-C, by SIGTERM
+
 def _fail(e):
     "Say what went wrong, and return the exit code"
     if os.environ.get('CIFAR_FASTAI_DEBUG', '0') not in ('', '0'): sys.excepthook(type(e), e, e.__traceback__)
     text,code = describe_error(e)
-    print(text if code == 130 else f'Error: {text}', file=sys.stderr)
+    print(text if code in _stopped else f'Error: {text}', file=sys.stderr)
     return code
 
 # %% ../nbs/10_cli.ipynb #28f4b151
@@ -95,6 +97,7 @@ def _own_warnings_only():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('default', module=r'cifar_fastai\.', category=UserWarning)
+        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # Matplotlib says it in the name of whoever draws
         warnings.showwarning = show
         yield
 
@@ -511,7 +514,7 @@ def train_command(
 )->None:
     """Train a network with a recipe, and write a run folder.
 
-    Ctrl-C keeps the history up to the last complete epoch, and the weights."""
+    Ctrl-C and SIGTERM keep the history up to the last complete epoch, and the weights."""
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
     changes = {name: value for name,value in options.items() if value is not None}

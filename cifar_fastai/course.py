@@ -74,7 +74,7 @@ def _to_do(answer):
 def progress_file(
 )->Path: # course.json in the folder that CIFAR_FASTAI_HOME names, else where the system keeps such files; need not exist
     "Where what you have solved is kept"
-    return user_folder(user_data_path('cifar_fastai'), '~/.local/share/cifar_fastai')/'course.json'
+    return user_folder(user_data_path, '~/.local/share/cifar_fastai')/'course.json'
 
 # %% ../nbs/09_course.ipynb #5042a36a
 _not_tried = dict(attempts=0, right=False)

@@ -18,6 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import cached_property, partial
 from numbers import Integral
@@ -355,15 +356,25 @@ def _n_bytes(info, item_size, limit, gray):
     n = info.n_train if limit is None else min(limit, info.n_train)
     return (n + info.n_valid)*item_size[0]*item_size[1]*(1 if gray else 3)
 
+_memory_limits = 'memory.max', 'memory/memory.limit_in_bytes' # of Linux's control groups, version 2 and 1
+
+def _group_limit(folder='/sys/fs/cgroup'):
+    "The memory that a container or batch job may use, in bytes; infinite if nothing limits it"
+    limits = [float('inf')]
+    for name in _memory_limits:
+        with suppress(OSError, ValueError): limits.append(int(Path(folder, name).read_text()))  # 'max' is no limit
+    return min(limits)
+
 def _room():
-    "Four fifths of this machine's memory, in bytes"
-    try: return .8*os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError): return float('inf')  # Windows does not say
+    "Four fifths of the memory that this process may use, in bytes"
+    try: machine = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): machine = float('inf')  # Windows does not say
+    return .8*min(machine, _group_limit())
 
 def _check_room(n_bytes):
     if n_bytes > _room():
         raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
-                         f"{_room()/2**30:.1f} GiB (80% of this machine's memory). "
+                         f"{_room()/2**30:.1f} GiB (80% of this machine's memory, or of what its container may use). "
                          'Use in_memory=False, or limit=... to use fewer images.')
 
 def reading_size(

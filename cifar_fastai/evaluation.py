@@ -39,7 +39,7 @@ from tqdm import tqdm
 from . import metrics
 from .data import (augment_loader, dataset_fingerprint, file_names, loader_in_order, random_tfms,
                                split_loader, split_name)
-from .images import plain_image
+from .images import read_image
 from .files import atomic_file, parse_json
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 from .models import eval_mode
@@ -237,7 +237,7 @@ def open_image(
     if not path.is_file():
         raise FileNotFoundError(f"No image {name} in {folder or 'the current folder'}. "
                                 'Pass the data folder, which contains train and test, as root=...')
-    with Image.open(path) as image: return plain_image(image)
+    return read_image(path)
 
 # %% ../nbs/06_evaluation.ipynb #b6cff490
 def _class_number(evaluation, name):

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from .augmentation import augmentation
 from .sources import DataInfo, describe_data, find_data
-from .errors import plain_message
+from .errors import Terminated, plain_message
 from .evaluation import Evaluation, evaluate, load_evaluation, tta_views
 from .files import atomic_write, locked, parse_json
 from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
@@ -514,7 +514,7 @@ def run_grid(
     options = dict(source=source, limit=limit, num_workers=num_workers, device=device)
     grid = _start(Path(save_to), list(axes), test, options, combinations)
     try: _work(grid, combinations)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
         print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. '
               'Repeat the call to resume.', file=sys.stderr)

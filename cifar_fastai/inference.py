@@ -439,6 +439,7 @@ def load_classifier(
         info = _run_info(run)
         file = run.weights_file
         state = run.read_weights()
+        run.warn_if_killed()
     else:
         info,name,digest = _read_info(folder/_json_name)
         file = folder/name

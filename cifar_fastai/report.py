@@ -35,6 +35,7 @@ import torch
 from . import __version__
 from .data import dataset_fingerprint, file_names, split_loader
 from .images import plain_image
+from .errors import error_line
 from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
 from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
@@ -168,7 +169,9 @@ class _Page:
     def split(self): return _split_name(self.result)
 
     @cached_property
-    def info(self): return self.run.info
+    def info(self): # without an ending, if the run was killed
+        history = self.run.history if 'epochs' not in self.run.info and self.run.history_file.exists() else ()
+        return dict(epochs=len(history), seconds=history.seconds.iloc[-1] if len(history) else 0.) | self.run.info
 
     @cached_property
     def recipe(self): return self.run.recipe
@@ -236,6 +239,8 @@ def _summary(page):
     if page.recipe.valid == 'test':
         warning = ('The recipe uses the test images for validation, so this accuracy is an optimistic estimate '
                    'of the accuracy on new images.')
+    if page.info['status'] == 'training':
+        warning += ' This run did not end: it was killed, or was still training when this report was written.'
     return (Markup('<dl class="facts">{}</dl>').format(_join(facts))
             + _text('Most confused classes: {}. {}', ', '.join(worst) or 'none', warning))
 
@@ -710,7 +715,9 @@ def _evaluation(run, learn, split, source): # -> the saved one, or a new one
     as_trained = _is_as_trained(run, learn, source)
     if as_trained and path.exists(): return _read_kept(learn, path)
     result = evaluate(learn, split)
-    if as_trained: result.save(path)
+    if as_trained:
+        try: result.save(path)
+        except OSError as e: warnings.warn(f'The evaluation was not saved, so the next report will repeat it: {error_line(e)}')
     return result
 
 # %% ../nbs/09_report.ipynb #9d8bf43c

@@ -10,12 +10,15 @@ __all__ = ['versions', 'has_avx512_bf16', 'hardware', 'command', 'create_run_dir
 
 # %% ../nbs/02_runs.ipynb #9d9b51f7
 import csv
+import errno
 import os
 import platform
 import shlex
+import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import atomic_file, file_digest, read_json, write_json
+from .errors import Terminated, raising_terminated
+from .files import atomic_file, file_digest, locked, read_json, write_json
 from .recipes import Recipe
 
 # %% ../nbs/02_runs.ipynb #514bb61d
@@ -119,12 +123,17 @@ class Run:
     )->'Run': # its status is 'training'
         "Create a run folder before the first epoch; raises `FileExistsError` if the folder is not empty"
         run = cls(folder)
-        if not run._claim(recipe):
+        if not run._claim():
             raise FileExistsError(f'{run.folder} already exists and is not an empty folder. '
                                   'Nothing was written. Choose another --out, or remove it.')
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
-        write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
-        _append(run.history_file, cls.history_columns)
+        try:
+            run.recipe_file.write_text(recipe.to_json() + '\n', encoding='utf-8')
+            write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
+            _append(run.history_file, cls.history_columns)
+        except BaseException:  # such as a full disk: the folder is free again
+            for file in (run.history_file, run.info_file, run.recipe_file): file.unlink(missing_ok=True)
+            raise
         return run
 
     @classmethod
@@ -140,12 +149,11 @@ class Run:
             read_json(file)
         return run
 
-    def _claim(self, recipe): # -> whether the folder was new or empty, for one of two processes that want it
+    def _claim(self): # -> whether the folder was new or empty, for one of two processes that want it
         if self.folder.exists():
             if not self.folder.is_dir() or any(self.folder.iterdir()): return False
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with self.recipe_file.open('x', encoding='utf-8') as f: f.write(recipe.to_json() + '\n')
+        try: self.recipe_file.open('x').close()
         except FileExistsError: return False
         return True
 
@@ -195,7 +203,7 @@ def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seco
     return _checked_info(read_json(self.info_file), self.info_file)
 
 @patch(as_prop=True)
-def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C) or 'failed'
+def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C or SIGTERM) or 'failed'
     "The status of the run; a run that was killed stays 'training'"
     try: return self.info['status']
     except KeyError: raise ValueError(f'{self.info_file} is damaged: it lacks status') from None
@@ -270,9 +278,12 @@ def add_metrics(self:Run,
     figures:dict, # metric -> value; values must be valid in JSON
 )->None:
     "Add metrics under `name`; existing values of the same metrics are replaced"
-    metrics = self.metrics
-    metrics[name] = metrics.get(name, {}) | figures
-    write_json(self.metrics_file, metrics)
+    lock = self.folder/'.metrics.lock'  # two evaluations may end at once
+    with locked(lock):
+        metrics = self.metrics
+        metrics[name] = metrics.get(name, {}) | figures
+        write_json(self.metrics_file, metrics)
+        with suppress(OSError): lock.unlink(missing_ok=True)
 
 # %% ../nbs/02_runs.ipynb #4c114872
 @patch
@@ -286,6 +297,18 @@ def evaluation_file(self:Run,
 class WeightsElsewhereError(OSError):
     "The weights could not be written into the run folder; the message says where they are"
 
+def _save_elsewhere(state, file, why): # -> the file
+    "Save weights in the folder for temporary files"
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))
+        save_file(state, folder/file.name)
+    except Exception as e:
+        if folder: shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(f'The weights could not be saved: neither {file} ({why}) nor a file in {folder or "TMPDIR"} ({e}) could be written. '
+                      'Free disk space, or set TMPDIR to a writable folder, and train again.') from e
+    return folder/file.name
+
 def _on_cpu(weights): # a copy: layers may share weights
     return weights.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
 
@@ -294,13 +317,12 @@ def _on_cpu(weights): # a copy: layers may share weights
 def save_weights(self:Run,
     model:nn.Module, # on any device
 )->None:
-    "Save the weights of `model`; if that fails, an `OSError` says where they were saved instead"
+    "Save the weights of `model`; if that fails, in the folder for temporary files: an `OSError` says where, or that this failed too"
     state = {name: _on_cpu(weights) for name, weights in model.state_dict().items()}
     try:
         with atomic_file(self.weights_file) as part: save_file(state, part)
     except Exception as e:  # safetensors has errors of its own for a full disk
-        kept = Path(tempfile.mkdtemp(prefix='cifar_fastai-'))/self.weights_file.name
-        save_file(state, kept)
+        kept = _save_elsewhere(state, self.weights_file, e)
         raise WeightsElsewhereError(f'Could not write {self.weights_file} ({e}). '
                                     f'The weights were saved in {kept} instead. Free disk space and move them.') from e
 
@@ -324,17 +346,28 @@ def training(self:Run,
         write_json(self.info_file, info | ending)
 
     try:
-        yield
+        with raising_terminated(): yield
         if not self.weights_file.exists(): self.save_weights(model)
         end('finished')
-    except BaseException as e:  # Ctrl-C too
+    except BaseException as e:  # Ctrl-C and SIGTERM too
         try:
             kept = self.weights_file.exists() or isinstance(e, WeightsElsewhereError)
             if not kept: self.save_weights(model)
         finally:
-            status = 'interrupted' if isinstance(e, KeyboardInterrupt) else 'failed'
+            status = 'interrupted' if isinstance(e, (KeyboardInterrupt, Terminated)) else 'failed'
             with suppress(OSError, ValueError): end(status, error=f'{type(e).__name__}: {e}')
         raise
+
+# %% ../nbs/02_runs.ipynb #35bd80f4
+@patch
+def warn_if_killed(self:Run)->None:
+    "Warn if the run has not ended"
+    if self.info.get('status') != 'training': return
+    rows = 0
+    with suppress(OSError, ValueError): rows = len(self.history)
+    kept = f'a history of {rows} epoch{"" if rows == 1 else "s"}'
+    kept += ' and weights' if self.weights_file.exists() else ' and no weights'
+    warnings.warn(f'{self.folder} did not end: it was killed, or is still training. It has {kept}.')
 
 # %% ../nbs/02_runs.ipynb #e68ad15e
 @patch
@@ -343,6 +376,7 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     file = self.weights_file
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
+    if not os.access(file, os.R_OK): raise PermissionError(errno.EACCES, 'This user may not read the file', str(file))
     checksums = self.info.get('checksums', {})  # older runs have none
     if file.name in checksums and checksums[file.name] != file_digest(file):
         raise ValueError(f'{file} is damaged or not the file that this run wrote: '
@@ -357,6 +391,7 @@ def load_weights(self:Run,
     model:nn.Module, # of the run's architecture
 )->None:
     "Load the weights into `model`"
+    self.warn_if_killed()
     weights = self.read_weights()
     try: model.load_state_dict(weights)
     except RuntimeError as e:

@@ -8,28 +8,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/sources.html.md"""
 __all__ = ['split_folder_names', 'cifar10_batches', 'cifar10_archives', 'split_of_folder', 'is_system_name', 'split_folders',
            'split_path', 'class_of', 'count_classes', 'walk_images', 'image_files', 'train_files', 'validation_folder',
            'validation_files', 'test_folder', 'test_files', 'check_layout', 'Duplicates', 'find_duplicates',
-           'duplicates_by_kind', 'DataInfo', 'fingerprint', 'describe_data', 'unpack_archive', 'sort_tiny_imagenet',
-           'convert_batches', 'Archive', 'check_archive', 'download_file', 'download_cifar10', 'find_root', 'find_data',
+           'duplicates_by_kind', 'DataInfo', 'fingerprint', 'describe_data', 'sort_tiny_imagenet', 'convert_batches',
+           'Archive', 'check_archive', 'download_file', 'download_cifar10', 'find_root', 'find_data',
            'describe_labeled']
 
 # %% ../nbs/02_sources.ipynb #83db87a4
 import errno
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import pickle
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import time
 import unicodedata
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +33,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import NamedTuple
 
 import numpy as np
 from fastcore.xtras import Config
@@ -49,8 +42,9 @@ from requests.exceptions import ChunkedEncodingError, HTTPError, RequestExceptio
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
+from .archives import unpack_archive
 from .files import cache_folder, file_digest, make_once, read_json, write_json
-from .images import UnreadableImageError, bit_depth, image_endings, printable_name, read_image, read_size
+from .images import UnreadableImageError, bit_depth, image_endings, open_image, printable_name, read_image, read_size
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -396,6 +390,16 @@ def _check_same_classes(train, test):
     differences = '; '.join(f'{", ".join(map(printable_name, sorted(names)))} only in {name}' for name, names in only.items() if names)
     raise ValueError(f'{train.parent}: train and {test.name} have different class folders: {differences}. Both must have the same ones.')
 
+_known_hidden = '.ipynb_checkpoints', '.thumbnails', '.cache' # which programs make, also with images in them
+
+def _warn_of_hidden_classes(folder):
+    "Say which folders beside the class folders are left out although there are images in them"
+    hidden = [p.name for p in sorted(folder.iterdir()) if p.name.startswith('.') and p.name not in _known_hidden and p.is_dir()]
+    with_images = [name for name in hidden if any(walk_images(folder/name, onerror=lambda e: None))]
+    if not with_images: return
+    warnings.warn(f'{printable_name(folder)}: {", ".join(map(printable_name, with_images))} has images, but is left out, because '
+                  'names that begin with a dot are hidden. If it is a class, rename it.', stacklevel=2)
+
 def check_layout(
     path:str|Path, # folder that should be a data set
 )->Path: # the same path
@@ -411,7 +415,9 @@ def check_layout(
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
     folders = list(folders.values())
-    for folder in folders: _check_class_names(folder)
+    for folder in folders:
+        _check_class_names(folder)
+        _warn_of_hidden_classes(folder)
     if _has_annotations(path):
         raise ValueError(f'{path} lists the classes of its validation images in val/val_annotations.txt, the original layout of '
                          'Tiny ImageNet. Move the images into class folders with sort_tiny_imagenet(folder), or use the .zip '
@@ -570,10 +576,9 @@ def _lossless(file): return file.suffix.lower() in ('.png', '.bmp', '.tif', '.ti
 
 def _contents(file):
     "The pixels of a small lossless image, else the first bytes of the file"
-    try:
-        with Image.open(file) as image:
-            if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
-    except Exception: pass  # decoders raise all sorts
+    with suppress(UnreadableImageError), open_image(file) as image:
+        if _lossless(file) and image.width*image.height <= 2**16: return image.convert('RGBA').tobytes()
+    if not file.is_file(): return b''  # a named pipe would be waited for
     with file.open('rb') as f: return f.read(2**16)
 
 def fingerprint(
@@ -639,76 +644,6 @@ def describe_data(
     size = _common_size(sizes)
     return DataInfo(path, _variant(path, train, test, size), tuple(count_classes(train)), len(train), len(test), size,
                     tuple(unreadable), names.get('test', ''), len(valid), names.get('valid', ''), tuple(duplicates))
-
-# %% ../nbs/02_sources.ipynb #817bf7a7
-class _Member(NamedTuple):
-    "A member of an archive"
-    name: str # path in the archive
-    is_folder: bool
-    is_special: bool # a link or a device
-    open: Callable # gives its content
-
-def _tar_members(file):
-    with tarfile.open(file) as tar:
-        for m in tar: yield _Member(m.name, m.isdir(), not (m.isfile() or m.isdir()), partial(tar.extractfile, m))
-        tar.fileobj.seek(tar.offset)
-        if not tar.fileobj.read(1): raise tarfile.ReadError('the end-of-archive marker is missing')
-        while tar.fileobj.read(2**20): pass  # to the end, where gzip keeps its checksum
-
-def _zip_members(file):
-    with zipfile.ZipFile(file) as z:
-        if any(m.flag_bits & 1 for m in z.infolist()):
-            raise ValueError(f'{file} is encrypted. Unpack it with its password, and pass the folder.')
-        bad = z.testzip()
-        if bad: raise zipfile.BadZipFile(f'{bad} is damaged')
-        for m in z.infolist():
-            name = m.filename.replace('\\', '/')  # Windows PowerShell 5 writes backslashes
-            yield _Member(name, name.endswith('/'), stat.S_ISLNK(m.external_attr >> 16), partial(z.open, m))
-
-# %% ../nbs/02_sources.ipynb #660ee934
-_damage = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
-
-def _members(file):
-    try:
-        members = _zip_members if zipfile.is_zipfile(file) else _tar_members
-        yield from members(file)
-    except _damage as e:
-        reason = str(e).splitlines()[0].rstrip(':')
-        raise ValueError(f'{file} is not a complete .tgz, .tar.gz, .tar or .zip archive ({reason}). '
-                         'If it was downloaded, download it again.') from e
-
-def _danger(member):
-    path = PureWindowsPath(member.name)  # knows both kinds of slash, and drives
-    if path.anchor or '..' in path.parts: return 'would be written outside the folder'
-    if member.is_special: return 'is a link or a device'
-
-def _check_members(file):
-    "Count the members of a safe archive"
-    n_members = 0
-    for member in _members(file):
-        n_members += 1
-        danger = _danger(member)
-        if danger:
-            raise ValueError(f'{file} was not unpacked: its member {member.name!r} {danger}. Do not trust this archive.')
-    if not n_members: raise ValueError(f'{file} is an empty archive.')
-    return n_members
-
-# %% ../nbs/02_sources.ipynb #b2bd075e
-def unpack_archive(
-    file:str|Path, # a .tgz, .tar.gz, .tar or .zip
-    folder:str|Path, # created if needed
-    quiet:bool=True, # no progress bar
-)->Path: # `folder`
-    "Unpack an archive; a damaged or unsafe one raises a `ValueError` before anything is written"
-    n_members = _check_members(file)
-    folder = Path(folder)
-    for member in tqdm(_members(file), 'Unpacking', n_members, leave=False, disable=quiet or None):
-        to = folder/member.name
-        if member.is_folder: to.mkdir(parents=True, exist_ok=True)
-        else:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as src, to.open('wb') as dst: shutil.copyfileobj(src, dst)
-    return folder
 
 # %% ../nbs/02_sources.ipynb #4cf74e5d
 def _annotations(folder):
@@ -918,7 +853,7 @@ def _fastai_copy():
     try:
         config = Config(home, 'config.ini', create={}, save=False)  # as `fastai_cfg`, which would write the file
         info = describe_data(config.path('data', 'data')/'cifar10')
-    except (OSError, ValueError, ConfigError): return None
+    except (OSError, ValueError, ConfigError, RuntimeError): return None  # a RuntimeError where there is no home
     return info.path if info.variant == 'cifar10' else None
 
 def _find_cifar10(root, download, quiet):
@@ -1047,6 +982,7 @@ def _paths(source):
                 raise FileNotFoundError(f'{given} is an address. Download the data set first, and pass the file or folder.')
             raise FileNotFoundError(f'No such path: {path}. Use a folder, one or more archives, '
                                     "or a name: 'cifar10' or 'synthetic'.")
+        if not (path.is_dir() or path.is_file()): raise ValueError(f'{path} is neither a folder nor a regular file. Use a folder, or one or more archives.')
         if len(paths) > 1 and not path.is_file():
             raise ValueError(f'{path} is a folder. If you pass several sources, all of them must be archives.')
     return paths

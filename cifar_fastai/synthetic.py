@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import cmath
 import difflib
+import os
 from numbers import Integral
 from pathlib import Path
 
@@ -572,7 +573,7 @@ def make_synthetic(
     size:int=32, # pixels a side, at least 1
 )->Path: # `path`, with train/<class>/NNNN.png and test/<class>/NNNN.png
     "Create the practice set at `path`, unless it exists already."
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     wanted = dict(n_train=n_train, n_test=n_test, seed=seed, size=size)
     for name, value in wanted.items(): _check_whole(name, value, 0 if name == 'seed' else 1)
     wanted = {name: int(value) for name, value in wanted.items()}

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
 
-from .errors import NonFiniteLossError, error_line
+from .errors import NonFiniteLossError, Terminated, error_line, raising_terminated
 from .registry import UnknownNameError
 
 # %% ../nbs/09_terminal.ipynb #e76a732b
@@ -36,7 +36,7 @@ class CommandError(Exception):
     "An error with its exit code"
     def __init__(self,
         message:str, # one line
-        code:int=1, # exit code: 1 runtime error, 2 usage error, 130 stopped by the user
+        code:int=1, # exit code: 1 runtime error, 2 usage error, 130 stopped by the user, 143 by SIGTERM
     ):
         super().__init__(message)
         self.code = code
@@ -216,6 +216,7 @@ class TrainingProgress:
         self.stage,self.epoch = 0,0 # counted from 1 once they begin; epochs over all stages
         self.has_header,self.training = False,False
         self.interrupted = None # when Ctrl-C was pressed
+        self.terminated = False # by SIGTERM
 
     @property
     def run_dir(self): return getattr(self.learn, 'run_dir', None)
@@ -243,7 +244,10 @@ class TrainingProgress:
         self.epoch_start = time.perf_counter()
         self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
 
+    def terminate(self): self.terminated = True
+
     def after_batch(self, learn):
+        if self.terminated: raise Terminated
         if self.interrupted: raise KeyboardInterrupt
         if not self.training: return
         later_stages = len(learn.recipe.stages) - self.stage
@@ -278,7 +282,7 @@ class TrainingProgress:
 # %% ../nbs/09_terminal.ipynb #3cc3bd54
 @contextmanager
 def _one_interrupt(progress, seconds=5):
-    "Let Ctrl-C through once, and ignore it while files are written"
+    "Let Ctrl-C through once, and ignore it while files are written; SIGTERM becomes an exception like that of Ctrl-C"
     def interrupt(*_):
         now = time.monotonic()
         if progress.interrupted and now - progress.interrupted < seconds: return
@@ -286,14 +290,16 @@ def _one_interrupt(progress, seconds=5):
         raise KeyboardInterrupt
 
     def unraisable(what): # Python drops what is raised in a `__del__`; the progress will raise it again
-        if what.exc_type is not KeyboardInterrupt and not progress.interrupted: hook(what)
+        stopped = progress.interrupted or progress.terminated
+        if what.exc_type not in (KeyboardInterrupt, Terminated) and not stopped: hook(what)
 
     hook = sys.unraisablehook
     sys.unraisablehook = unraisable
     try: before = signal.signal(signal.SIGINT, interrupt)
     except ValueError: before = None # only the main thread may
-    try: yield
-    except KeyboardInterrupt as e:
+    try:
+        with raising_terminated(progress.terminate): yield
+    except (KeyboardInterrupt, Terminated) as e:
         clear_frames(e.__traceback__) # what was half made goes now, and not later with complaints
         raise
     finally:
@@ -321,7 +327,9 @@ def follow_training()->Iterator[TrainingProgress]:
     progress = TrainingProgress()
     try:
         with _one_interrupt(progress): yield progress
-    except KeyboardInterrupt: raise CommandError(f'Stopped. {_what_is_left(progress.run_dir)}', 130) from None
+    except (KeyboardInterrupt, Terminated) as e:
+        code = e.code if isinstance(e, Terminated) else 130
+        raise CommandError(f'Stopped. {_what_is_left(progress.run_dir)}', code) from None
     except Exception as e:
         if not progress.run_dir: raise
         text,code = describe_error(e)

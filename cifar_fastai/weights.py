@@ -357,7 +357,7 @@ def find_weights(
                          "'DEFAULT' selects the recommended pretrained weights.")
     words = list_weights(name)
     if words and (word := _word(name, weights)) in words: return _published(name, word)
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if path.is_dir(): return _read_run(path)
     if path.is_file(): return _read_file(path)
     raise _no_such(name, weights, words)

@@ -2,6 +2,9 @@
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +167,20 @@ def test_without_room_there_is_no_file_and_no_error(tmp_path, monkeypatch, refus
     assert values(m.take([0, 1, 2]))[1] == [0, 1, 4] and m.left == 0 and not file.exists()
     assert refusal == 'folder is a file' or not os.listdir(tmp_path/'sub')
 
+@pytest.mark.skipif(os.name != 'posix', reason='numbers of processes')
+def test_what_a_killed_process_left_does_not_fill_the_disk(tmp_path, monkeypatch):
+    "It is removed before the free space is looked at"
+    code = f"""
+import os, signal
+from cifar_fastai.files import atomic_file
+with atomic_file({str(tmp_path/'other.safetensors')!r}) as part: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, '-c', code]).returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    monkeypatch.setattr(caching.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=0 if left.exists() else 10**9))
+    ItemCache(3, lambda i: (torch.ones(2)*i,), tmp_path/'a.safetensors').take([0, 1, 2])
+    assert [p.name for p in tmp_path.iterdir()] == ['a.safetensors']
+
 def test_what_is_mapped_is_not_written_to(kept):
     before = kept.read_bytes()
     m = ItemCache(3, Squares(), kept, 'squares')
@@ -307,7 +324,7 @@ def test_worker_processes_make_their_batches_themselves(large, monkeypatch):
 
 def test_too_large_for_memory_is_refused(practice, monkeypatch):
     monkeypatch.setattr(os, 'sysconf', lambda name: {'SC_PHYS_PAGES': 150, 'SC_PAGE_SIZE': 4096}[name])
-    with pytest.raises(ValueError, match=r"80% of this machine's memory\). Use in_memory=False, or limit="): data.cifar10_dataloaders(practice, in_memory=True)
+    with pytest.raises(ValueError, match=r"80% of this machine's memory, or of what its container may use\). Use in_memory=False, or limit="): data.cifar10_dataloaders(practice, in_memory=True)
     assert data.cifar10_dataloaders(practice, limit=100, bs=10, in_memory=True).one_batch()
     assert isinstance(data.cifar10_dataloaders(practice, limit=100).train, CachedDL) and not isinstance(data.cifar10_dataloaders(practice).train, CachedDL)
     assert not isinstance(data.cifar10_dataloaders(practice, in_memory=False, num_workers=0).train, CachedDL)

@@ -346,6 +346,8 @@ def test_a_pipe_that_is_closed():
 def test_only_our_own_warnings_are_shown(monkeypatch):
     def show():
         warnings.warn_explicit('theirs', UserWarning, 'torch/x.py', 1, module='torch.x')
+        glyph = r'Glyph 29483 (\N{CJK UNIFIED IDEOGRAPH-732B}) missing from font(s) DejaVu Sans.'  # by Matplotlib, as if by us
+        warnings.warn_explicit(glyph, UserWarning, 'cifar_fastai/report.py', 1, module='cifar_fastai.report')
         for line in (1, 2): warnings.warn_explicit('ours', UserWarning, 'cifar_fastai/data.py', line, module='cifar_fastai.data')
     monkeypatch.setattr(cli, '_print_purposes', show)
     before = warnings.filters[:]
@@ -369,6 +371,83 @@ def test_ctrl_c(recipe, practice):
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('whom', [os.kill, os.killpg])
+@pytest.mark.alone
+@pytest.mark.slow
+def test_sigterm(recipe, practice, whom):
+    "Of Docker, which tells one process, and of systemd and Slurm, which tell all"
+    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', '1']
+    process = subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not re.search(r' 1/5000 ', line := process.stdout.readline()): assert line, process.stderr.read()
+    whom(process.pid, signal.SIGTERM)
+    out,err = process.communicate(timeout=120)
+    n = len(pd.read_csv('run/history.csv'))
+    assert process.returncode == 143 and n >= 1
+    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
+    info = read('run/run.json')
+    assert (info['status'], info['epochs'], info['error']) == ('interrupted', n, 'Terminated: 143') and Path('run/model.safetensors').exists()
+
+@pytest.mark.alone
+def test_sigterm_where_python_drops_it(recipe, practice, monkeypatch):
+    say,before = terminal.TrainingProgress.say,signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    class Drops:
+        def __del__(self): os.kill(os.getpid(), signal.SIGTERM); time.sleep(.1)
+    def at_first_epoch(self, text): say(self, text); ' 1/2 ' in text and Drops()
+    monkeypatch.setattr(terminal.TrainingProgress, 'say', at_first_epoch)
+    try:
+        result = train(recipe, practice, '--out', 'run')
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally: signal.signal(signal.SIGTERM, before)
+    assert result.code == 143 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
+
+def test_a_run_that_was_killed(folder, recipe, practice):
+    "In the moment between the weights and the end"
+    info = read(folder/'run.json')
+    for name in ('epochs', 'seconds', 'cpu_seconds', 'checksums'): del info[name]
+    (folder/'run.json').write_text(json.dumps(info | dict(status='training')))
+    told = 'Warning: run did not end: it was killed, or is still training. It has a history of 2 epochs and weights.\n'
+    for args in (['evaluate', folder, '--workers', 0], ['predict', folder, next((practice/'test').rglob('*.png'))], ['report', folder]):
+        result = run(*args)
+        assert result.code == 0 and result.err.replace('1 image read, 0 not.\n', '') == told
+    page = (folder/'report.html').read_text(encoding='utf-8')
+    assert 'This run did not end: it was killed' in page and '2 epochs, seed 3' in page
+    (folder/'model.safetensors').unlink()
+    for args in (['evaluate', folder], ['predict', folder, 'x.png'], ['report', folder]):
+        result = run(*args)
+        assert result.code == 2 and 'Error: run/model.safetensors is not there. A run that was killed before it ended has no weights.' in result.err
+    fails(train(recipe, practice, '--weights', folder), 'run/model.safetensors is not there. A run that was killed before it ended has no weights.')
+
+def test_report_of_a_run_that_cannot_be_written_to(folder, monkeypatch):
+    from cifar_fastai.evaluation import Evaluation
+    def full(self, path): raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    (folder/'valid.npz').unlink()
+    monkeypatch.setattr(Evaluation, 'save', full)
+    result = run('report', folder, '--split', 'valid', '--out', 'elsewhere.html')
+    assert result.code == 0 and result.out == 'Written: elsewhere.html\n' and Path('elsewhere.html').exists()
+    assert result.err == 'Warning: The evaluation was not saved, so the next report will repeat it: Read-only file system: run/valid.npz\n'
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems know their users')
+@pytest.mark.slow
+def test_a_user_without_a_home(recipe, practice, tmp_path):
+    code = """
+import os, pwd, sys
+def no_such(uid): raise KeyError(uid)
+pwd.getpwuid = no_such
+for name in 'HOME', 'XDG_CACHE_HOME', 'CIFAR_FASTAI_HOME', 'FASTAI_HOME': os.environ.pop(name, None)
+from cifar_fastai.cli import main
+from cifar_fastai.sources import find_data
+code = main(sys.argv[1:]) or main(['course'])
+try: find_data('cifar10', download=False)
+except FileNotFoundError as e: print(e)
+sys.exit(code)
+"""
+    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--workers', '0', '--no-report']
+    result = subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=os.environ | dict(TMPDIR=str(tmp_path)))
+    assert result.returncode == 0, result.stderr
+    assert f'CIFAR-10 was not found in {tmp_path}/cifar_fastai-{os.getuid()}' in result.stdout and not Path('~').exists()
+    assert read('run/run.json')['status'] == 'finished'
 
 @pytest.mark.alone
 def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):

@@ -106,7 +106,8 @@ def test_impossible_splits(valid, text):
     with pytest.raises(ValueError, match=text): data.StratifiedSplitter(valid)(file_list(cat=40, dog=40))
 
 
-@pytest.mark.parametrize('classes, n, valid, want', [(5, 9, .02, 5), (14, 6, .02, 14), (10, 40, .02, 10), (2, 20, .02, 2), (3, 2, .1, 3), (2, 40, .999, 78)])
+@pytest.mark.parametrize('classes, n, valid, want', [
+    (5, 9, .02, 5), (14, 6, .02, 14), (10, 40, .02, 10), (2, 20, .02, 2), (3, 2, .1, 3), (2, 40, .999, 78), (100, 5, .02, 100), (3, 10, .02, 3)])
 def test_a_fraction_takes_one_of_each_class(classes, n, valid, want):
     files = file_list(**{f'c{i:02}': n for i in range(classes)})
     train, held_out = data.StratifiedSplitter(valid)(files)
@@ -559,3 +560,18 @@ def test_labeled_files_elsewhere_have_the_class_of_their_folder(practice, tmp_pa
         files.append(Path(shutil.copy(next((practice/'test'/c).iterdir()), tmp_path/folder/c)))
     for dl in (dls.test_dl(files, with_labels=True), data.image_loader(dls, files)):
         assert [dls.vocab[i] for i in dl.one_batch()[1]] == ['dog', 'cat']
+
+
+@pytest.mark.parametrize('files, want', [
+    ({}, float('inf')),
+    ({'memory.max': 'max\n'}, float('inf')),
+    ({'memory.max': '2147483648\n'}, 2**31),
+    ({'memory/memory.limit_in_bytes': '1073741824\n'}, 2**30),
+    ({'memory.max': '3000', 'memory/memory.limit_in_bytes': '9223372036854771712'}, 3000)])
+def test_the_memory_of_a_container_is_a_limit(tmp_path, monkeypatch, files, want):
+    (tmp_path/'memory').mkdir()
+    for name, text in files.items(): (tmp_path/name).write_text(text)
+    assert data._group_limit(tmp_path) == want
+    monkeypatch.setattr(data, '_group_limit', lambda: 3000)
+    assert data._room() == 2400
+    with pytest.raises(ValueError, match='container'): data._check_room(2401)

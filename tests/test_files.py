@@ -6,13 +6,16 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, locked, make_once, parse_json, read_json, user_folder, write_json, writing
+from cifar_fastai import files
+from cifar_fastai.files import (DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, is_part, locked, make_once, parse_json,
+                                read_json, user_folder, write_json, writing)
 
 forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
 
@@ -43,11 +46,40 @@ def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL and path.read_text() == 'old'
-    [left] = [p for p in tmp_path.iterdir() if p != path]
-    assert atomic_write(path, 'new').read_text() == 'new' and left.exists(), 'it may be that of a process which still writes'
+    assert len(names(tmp_path)) == 2
+    assert atomic_write(tmp_path/'b.csv', 'new').read_text() == 'new' and names(tmp_path) == ['a.csv', 'b.csv']
+
+
+@pytest.mark.parametrize('owner', ['{machine}-{mine}', '00000000-{gone}'])
+def test_what_may_still_be_written_stays_for_a_day(tmp_path, owner):
+    "That of a process which runs, and of one on another machine"
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    owner = owner.format(machine=files._machine(), mine=os.getpid(), gone=gone.pid)
+    left = tmp_path/f'.a.csv.{owner}-12345678.part'
+    left.mkdir()
+    (left/'new.csv').touch()
+    atomic_write(tmp_path/'a.csv', 'new')
+    assert left.exists()
     os.utime(left, (time.time() - 25*60*60,)*2)
-    atomic_write(path, 'newer')
-    assert names(tmp_path) == ['a.csv']
+    atomic_write(tmp_path/'b.csv', 'new')
+    assert names(tmp_path) == ['a.csv', 'b.csv']
+
+
+def test_what_a_library_writes_beside_its_file_is_taken_away(tmp_path):
+    "safetensors writes to a temporary file of its own first"
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path/'decoded'/'a.safetensors') as part:
+        part.with_name('.tmp1234').touch()
+        raise KeyboardInterrupt
+    with atomic_file(tmp_path/'decoded'/'a.safetensors') as part: part.with_name('.tmp1234').touch()
+    assert names(tmp_path/'decoded') == ['a.safetensors']
+
+
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path, monkeypatch):
+    def full(self, *args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+    monkeypatch.setattr(files.Path, 'mkdir', lambda self, *args, **kwargs: full(self) if is_part(self) else None)
+    with pytest.raises(OSError) as e: atomic_write(tmp_path/'a.csv', 'new')
+    assert e.value.filename == str(tmp_path/'a.csv')
 
 
 def test_what_another_file_left_stays(tmp_path):
@@ -199,6 +231,17 @@ def test_killed_in_the_middle(tmp_path, practice):
     assert len(list(target.glob('train/*/*'))) == 200 and not leftovers(target.parent)
 
 
+def test_the_next_to_make_something_sweeps(tmp_path):
+    unfinished = tmp_path/'cache'/'.unfinished'
+    for name in ('gone', 'busy'):
+        (unfinished/name/'new').mkdir(parents=True)
+        (unfinished/f'{name}.lock').touch()
+    with locked(unfinished/'busy.lock'): make_once(tmp_path/'cache'/'set', lambda work: work)
+    assert leftovers(tmp_path/'cache') == [unfinished/'busy']
+    make_once(tmp_path/'cache'/'set2', lambda work: work)
+    assert not leftovers(tmp_path/'cache')
+
+
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError('bad')])
 def test_interrupted_leaves_nothing(tmp_path, error):
     def make(work):
@@ -236,6 +279,28 @@ def test_an_old_cache_is_used_until_there_is_a_new_one(tmp_path, monkeypatch):
     assert cache_folder() == new
 
 
+homeless = """
+import os, pwd
+def no_such(uid): raise KeyError(uid)
+pwd.getpwuid = no_such
+for name in 'HOME', 'XDG_CACHE_HOME', 'CIFAR_FASTAI_HOME': os.environ.pop(name, None)
+"""
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have other folders')
+def test_a_user_without_a_home_has_a_temporary_folder(tmp_path):
+    code = homeless + """
+from platformdirs import user_data_path
+from cifar_fastai.files import cache_folder, user_folder
+print(cache_folder())
+print(user_folder(user_data_path, '~/.a'))
+os.environ['CIFAR_FASTAI_HOME'] = '/ours'
+print(cache_folder(), cache_folder('/here'))
+"""
+    said = subprocess.check_output([sys.executable, '-c', code], text=True, cwd=tmp_path, env=os.environ | dict(TMPDIR=str(tmp_path)))
+    place = f'{tmp_path}/cifar_fastai-{os.getuid()}'
+    assert said.split() == [place, place, '/ours', '/here']
+
+
 def test_digests(tmp_path):
     path = atomic_write(tmp_path/'a', b'abc')
     assert file_digest(path, 'md5') == '900150983cd24fb0d6963f7d28e17f72'  # RFC 1321
@@ -254,7 +319,7 @@ def test_a_home_that_may_not_be_read(monkeypatch, tmp_path):
         monkeypatch.setattr(os, name, call)
     monkeypatch.delenv('CIFAR_FASTAI_HOME', raising=False)
     for name in real: refuse(name)
-    assert user_folder(home/'usual', home/'former') == home/'usual'
+    assert user_folder(lambda name: home/'usual', home/'former') == home/'usual'
     with pytest.raises(DiskError, match='set CIFAR_FASTAI_HOME to a writable folder'): make_once(home/'usual'/'a', lambda work: work)
 
 

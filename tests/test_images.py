@@ -1,17 +1,20 @@
 "Pixel values that images of unusual kinds are read with."
 import io
+import os
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, TiffImagePlugin, features
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, TiffImagePlugin, features
 
 from cifar_fastai.cli import main
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, plain_image, read_image, read_size
-from cifar_fastai.sources import describe_data
+from cifar_fastai.sources import describe_data, fingerprint
 from small_sets import tiny_set
 
 
@@ -143,3 +146,89 @@ def test_pillow_reads_the_other_formats_of_phones_and_browsers(tmp_path, ending,
     if ending == '.avif':
         file.write_bytes(file.read_bytes().replace(b'ftypavif', b'ftypmif1'))  # the brand of the container, which HEIC has too
         assert np.abs(np.subtract(colors(file), (255, 0, 0))).max() < 4
+
+
+# --- what is opened at all
+
+finish = 20  # seconds
+
+
+def in_time(f, *args):
+    "What `f` returns or raises; a thread that waits for a pipe is left behind"
+    pool = ThreadPoolExecutor(1)
+    try: return pool.submit(f, *args).result(finish)
+    finally: pool.shutdown(wait=False)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    os.mkfifo(file := tmp_path/'pipe.png')
+    yield file
+    with suppress(OSError): os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # lets go whoever waits
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='named pipes')
+def test_a_pipe_is_not_waited_for(pipe):
+    assert in_time(read_size, pipe) is None and in_time(bit_depth, pipe) is None
+    for f in (read_image, ColorImage.create):
+        with pytest.raises(ValueError, match='pipe.png.*is not a regular file'): in_time(f, pipe)
+    assert len(in_time(fingerprint, [pipe])) == 16
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='named pipes')
+def test_a_pipe_in_a_data_set_is_named(tmp_path):
+    folder = tiny_set(tmp_path/'set')
+    pipe = folder/'train'/'cat'/'zz.png'
+    os.mkfifo(pipe)
+    assert in_time(describe_data, folder).unreadable == (pipe,)
+    with pytest.raises(ValueError, match='zz.png cannot be read as an image .is not a regular file'): in_time(cifar10_dataloaders, folder)
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    (tmp_path/'e.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n')
+    def start(*args, **kwargs): raise AssertionError('a program was started')
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', start)
+    with pytest.raises(UnreadableImageError, match='is not an image'): read_image(tmp_path/'e.png')
+    assert read_size(tmp_path/'e.png') is None
+    with pytest.raises(ValueError, match='is not an image'): ColorImage.create(tmp_path/'e.png')
+
+
+def test_a_name_does_not_decide_the_format(tmp_path):
+    for kind in ('JPEG', 'GIF', 'WEBP', 'TIFF', 'BMP'):
+        Image.new('RGB', (6, 4), 'red').save(tmp_path/'x.png', kind)
+        assert read_size(tmp_path/'x.png') == (4, 6)
+
+
+def test_the_limit_on_pixels_is_a_setting(tmp_path, monkeypatch):
+    Image.new('L', (30, 20)).save(file := tmp_path/'large.png')
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', '599')
+    with pytest.raises(UnreadableImageError, match='30x20 = 600 pixels, the limit is 599.*CIFAR_FASTAI_MAX_PIXELS'): read_image(file)
+    with pytest.raises(ValueError, match='600 pixels'): ColorImage.create(file)
+    assert read_size(file) is None
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', '600')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)  # Pillow's own goes up with ours
+    assert read_image(file).size == (30, 20) and read_size(file) == (20, 30)
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', '1e9')
+    with pytest.raises(ValueError, match="CIFAR_FASTAI_MAX_PIXELS is '1e9': use a whole number"): read_image(file)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new('1', (8193, 8192)).save(file := tmp_path/'bomb.png')
+    def load(*args): raise AssertionError('it is decoded')
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', load)
+    with pytest.raises(UnreadableImageError, match='is too large'): read_image(file)
+
+
+def test_a_jpeg_counts_as_it_is_decoded(tmp_path, monkeypatch):
+    Image.new('L', (5000, 4000)).save(file := tmp_path/'photo.jpg')
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', '1000000')
+    assert read_image(file, (32, 32)).width < 1000
+    with pytest.raises(UnreadableImageError, match='is too large'): read_image(file)
+
+
+def test_verifying_and_training_agree_on_what_can_be_read(tmp_path):
+    folder = tiny_set(tmp_path/'set')
+    bad = folder/'train'/'cat'/'n.tiff'
+    Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(bad)
+    assert describe_data(folder, verify=True).unreadable == (bad,)
+    with pytest.raises(ValueError, match='n.tiff.*no numbers'): ColorImage.create(bad)

@@ -4,7 +4,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import threading
+import time
 import warnings
 from pathlib import Path
 from random import Random
@@ -13,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_fastai import runs
+from cifar_fastai import errors, runs
 from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.experiments import read_runs
 from cifar_fastai.files import read_json, write_json
@@ -37,7 +42,9 @@ def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
 # --- claiming a folder
 
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
-def test_one_of_several_processes_gets_the_folder(tmp_path):
+@pytest.mark.parametrize('exists', [False, True])
+def test_one_of_several_processes_gets_the_folder(tmp_path, exists):
+    if exists: (tmp_path/'a').mkdir()
     context = multiprocessing.get_context('fork')
     barrier, answers = context.Barrier(4), context.Queue()
     def claim(n):
@@ -69,7 +76,88 @@ def test_runs_are_listed_by_name(tmp_path):
     assert [r.folder.name for r in list_runs(tmp_path/'b')] == ['b'] and list_runs(tmp_path/'c') == list_runs(tmp_path/'nowhere') == []
 
 
+def test_a_full_disk_leaves_the_folder_free(tmp_path, monkeypatch):
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as m:
+        m.setattr(runs, '_append', full)
+        with pytest.raises(OSError, match='No space'): Run.create(tmp_path/'a', tiny, {})
+    assert not any((tmp_path/'a').iterdir())
+    Run.create(tmp_path/'a', tiny, {})
+    with pytest.raises(FileExistsError): Run.create(tmp_path/'a', tiny, {})
+    assert Run.open(tmp_path/'a').recipe == tiny
+
+
 # --- however it ends
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_sigterm_is_an_interruption(run):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as e, run.training(nn.Linear(2, 2)):
+            run.add_epoch(epoch)
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally: signal.signal(signal.SIGTERM, before)
+    assert (e.value.code, run.status, run.info['epochs']) == (143, 'interrupted', 1) and run.weights_file.exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_sigterm_of_others_stays(run):
+    "A handler of the program is left alone, and a process that was forked ends as it would have"
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        with run.training(nn.Linear(2, 2)): signal.raise_signal(signal.SIGTERM)
+        assert seen == [1] and run.status == 'finished'
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with errors.raising_terminated():
+            process = multiprocessing.get_context('fork').Process(target=signal.raise_signal, args=[signal.SIGTERM])
+            process.start()
+            process.join(60)
+        assert process.exitcode == -signal.SIGTERM
+    finally: signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_a_second_sigterm_ends_at_once():
+    code = """
+import os, signal
+from cifar_fastai.errors import raising_terminated
+try:
+    with raising_terminated(): os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    print('saving', flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('saved')
+"""
+    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGTERM, 'saving\n', '')
+
+
+def test_a_run_that_was_killed_says_so(run):
+    model = nn.Linear(2, 2)
+    run.add_epoch(epoch)
+    with pytest.warns(UserWarning, match='did not end: it was killed, .* a history of 1 epoch and no weights'), pytest.raises(FileNotFoundError): run.load_weights(model)
+    run.save_weights(model)
+    with pytest.warns(UserWarning, match='did not end: .* 1 epoch and weights'): run.load_weights(model)
+    with run.training(model): pass
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run.load_weights(model)
+
+
+def test_figures_of_two_at_once_are_all_kept(run, monkeypatch):
+    "Each reads metrics.json before the other has written it"
+    real = runs.write_json
+    def slowly(*args):
+        time.sleep(.05)
+        return real(*args)
+    monkeypatch.setattr(runs, 'write_json', slowly)
+    threads = [threading.Thread(target=run.add_metrics, args=[name, dict(accuracy=.5)]) for name in ('valid', 'test', 'test flip')]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert set(run.metrics) == {'valid', 'test', 'test flip'} and not list(run.folder.glob('.*'))
+
 
 @pytest.mark.parametrize('error, status', [(None, 'finished'), (KeyboardInterrupt(), 'interrupted'), (ValueError('why'), 'failed')])
 def test_status_and_weights_are_those_of_the_end(run, error, status):
@@ -115,6 +203,17 @@ def test_a_full_disk_is_told_once_and_the_weights_lie_elsewhere(run, tmp_path, m
     assert run.status == 'failed' and not run.weights_file.exists() and torch.equal(runs.load_file(kept)['weight'], model.weight)
 
 
+@pytest.mark.parametrize('refused', ['mkdtemp', 'save_file'])
+def test_two_full_disks_are_one_error(run, tmp_path, monkeypatch, refused):
+    "One without a safetensors error alone, and without half a file in the folder for temporary files"
+    def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(runs.tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(runs, 'save_file', full)
+    if refused == 'mkdtemp': monkeypatch.setattr(runs.tempfile, 'mkdtemp', full)
+    with pytest.raises(OSError, match='could not be saved: neither .*model.safetensors .* nor .*set TMPDIR'), run.training(nn.Linear(2, 2)): pass
+    assert run.status == 'failed' and not list(tmp_path.glob('cifar_fastai-*'))
+
+
 # --- read again
 
 def test_weights_come_back(run):
@@ -148,6 +247,13 @@ def test_weights_of_another_run_are_refused(run, tmp_path):
     write_json(run.info_file, info)
     run.load_weights(nn.Linear(2, 2))
     with pytest.raises(ValueError, match='does not hold the weights of this network'): run.load_weights(nn.Linear(2, 3))
+
+
+def test_weights_of_another_user_are_not_called_damaged(run, monkeypatch):
+    with run.training(nn.Linear(2, 2)): pass
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != run.weights_file)
+    with pytest.raises(PermissionError) as e: run.read_weights()
+    assert (e.value.strerror, e.value.filename) == ('This user may not read the file', str(run.weights_file))
 
 
 @pytest.mark.parametrize('name, content, read, message', [
