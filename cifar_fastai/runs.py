@@ -234,7 +234,8 @@ def recalls(self:Run)->pd.DataFrame: # one row per epoch; the stage, the epoch, 
 def metrics(self:Run)->dict: # {'valid': {'accuracy': ..., 'loss': ...}, 'test': ...}; empty until there are any
     "The final metrics, by split or evaluation"
     metrics = read_json(self.metrics_file) if self.metrics_file.exists() else {}
-    _check_types(self.metrics_file, metrics, dict.fromkeys(metrics, (_is_dict, 'an object')))
+    ours = [name for name in metrics if name.split(' ')[0] in ('train', 'valid', 'test')] # others are left as they are
+    _check_types(self.metrics_file, metrics, dict.fromkeys(ours, (_is_dict, 'an object')))
     return metrics
 
 # %% ../nbs/02_runs.ipynb #7d53007d
