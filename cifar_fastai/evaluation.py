@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 import json
+from lzma import LZMAError
 from math import log
 import os
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 import zlib
 
@@ -412,7 +414,8 @@ def _read_evaluation(path):
         if about.pop('format', None) != _format: raise ValueError('unknown format')
         return Evaluation(**about, **{name: saved[name] for name in _arrays})
 
-_damage = (BadZipFile, zlib.error, KeyError, EOFError, OSError, TypeError, ValueError, AttributeError, RuntimeError)
+_damage = (BadZipFile, zlib.error, LZMAError, TokenError, KeyError, IndexError, EOFError, OSError, TypeError, ValueError, AttributeError,
+           OverflowError, MemoryError, SyntaxError, RuntimeError)
 
 def load_evaluation(
     path:str|Path, # as `Evaluation.save` wrote it

@@ -227,7 +227,7 @@ def _add_row(save_to, row, recipe):
         atomic_write(path, _to_csv(rows))
 
 # %% ../nbs/08_experiments.ipynb #c8cf594a
-_defaults = _as_json(Recipe(name='', model='', stages=Stage(epochs=1, lr=1.)))
+_defaults = _as_json(Recipe(name='defaults', model='', stages=Stage(epochs=1, lr=1.)))
 
 def _chosen(choices, defaults):
     return sorted((k, v) for k,v in choices.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))

@@ -131,12 +131,31 @@ def write_json(
     return atomic_write(path, json.dumps(data, indent=2) + '\n')
 
 # %% ../nbs/00_files.ipynb #a90b1d3d
+def _unique_keys(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs): raise ValueError('a key occurs twice in one object')
+    return found
+
+def _no_number(text): raise ValueError(f'{text[:30]} is not a finite number')
+
+def _finite_float(text):
+    number = float(text)
+    return number if abs(number) < float('inf') else _no_number(text)
+
+def _short_int(text): # 64 bits have at most 20 digits
+    if len(text) > 21: raise ValueError(f'the number {text[:10]}... has {len(text)} digits')
+    return int(text)
+
 def parse_json(
-    text:str|bytes, # a JSON object; bytes are UTF-8
+    text:str|bytes, # a JSON object; bytes are UTF-8, without a byte order mark
     name:str|Path, # source of the text, for the error message
-)->dict:
-    "Parse a JSON object; raises `ValueError` for anything else"
-    try: data = json.loads(text)
+)->dict: # its numbers are finite
+    "Parse a JSON object; raises `ValueError` for anything else, and for a key that occurs twice"
+    try:
+        if isinstance(text, bytes): text = text.decode()
+        data = json.loads(text, object_pairs_hook=_unique_keys, parse_float=_finite_float, parse_int=_short_int,
+                          parse_constant=_no_number)
+    except RecursionError: raise ValueError(f'{name} is damaged: it is nested too deeply') from None
     except ValueError as e: raise ValueError(f'{name} is damaged: {e}') from None
     if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, expected a JSON object')
     return data

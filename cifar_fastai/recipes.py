@@ -10,7 +10,10 @@ __all__ = ['schedules', 'optimizers', 'monitors', 'bn_modes', 'Stage', 'Head', '
 
 # %% ../nbs/01_recipes.ipynb #ef87ce9b
 import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
 
 from .files import parse_json
 from .registry import Registry
@@ -23,15 +26,30 @@ monitors = ('valid_loss', 'penalized_loss', 'accuracy')  # the second: with the 
 def _number(owner, name, value, low, high=float('inf'), whole=False):
     "Refuse what is not a number from `low` to `high`"
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if is_number and low <= value <= high: return
+    if is_number and low <= value <= high and value != float('inf'): return
     kind = 'a whole number' if whole else 'a number'
     end = f' to {high}' if high < float('inf') else ' up'
     raise ValueError(f'{owner}: {name} must be {kind} from {low}{end}, got {value!r}')
 
 def _one_of(owner, name, value, allowed):
     "Refuse what is not in a list"
-    if value in allowed: return
+    if (value is None or isinstance(value, str)) and value in allowed: return
     raise ValueError(f'{owner}: {name} must be one of {", ".join(map(repr, allowed))}, got {value!r}')
+
+def _typed(owner, kind, names, what):
+    "Refuse fields that are not of a type"
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, kind): raise ValueError(f'{_title(owner)}: {name} must be {what}, got {value!r}')
+
+def _title(owner): return ' '.join([type(owner).__name__, *([repr(owner.name)] if hasattr(owner, 'name') else [])])
+
+def _plain_name(name):
+    "Refuse a name of a recipe that cannot begin the name of a folder"
+    is_text = isinstance(name, str) and name.isprintable() and name.strip() == name
+    if is_text and name not in ('', '.', '..') and not set('/\\') & set(name) and len(name.encode()) <= 200: return
+    raise ValueError('Recipe: name must be text that can name a folder: 1 to 200 bytes, without / and \\, control '
+                     f'characters and outer spaces, and not . or .., got {repr(name)[:100]}')
 
 # %% ../nbs/01_recipes.ipynb #997d2bca
 bn_modes = ('train', 'weights', 'stats', 'frozen')
@@ -40,11 +58,25 @@ def _convert(owner, **converters):
     "Lists, as JSON has them, become tuples, and paths text, so that recipes can be compared, hashed and written"
     for name,convert in converters.items(): object.__setattr__(owner, name, convert(getattr(owner, name)))
 
+def _as_tuple(value): # text, numbers and mappings stay as they are, to be refused
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) else value
+
 def _several(kind): # -> a converter
     "One of a kind stands for a tuple of one"
-    return lambda value: (value,) if isinstance(value, kind) else tuple(value)
+    return lambda value: (value,) if isinstance(value, kind) else _as_tuple(value)
 
-def _sorted_weights(weights): return tuple(sorted(dict(weights).items()))
+def _sorted_weights(weights):
+    try:
+        pairs = sorted(dict(weights).items())
+        if all(isinstance(c, str) for c,_ in pairs): return tuple(pairs)
+    except (TypeError, ValueError): pass
+    raise ValueError(f'Stage: class_weights must be a number for each class, {{class: weight}}, got {weights!r}')
+
+def _is_stats(stats):
+    "Whether these are (means, standard deviations)"
+    if isinstance(stats, str): return bool(stats)
+    pairs = isinstance(stats, tuple) and len(stats) == 2 and all(isinstance(s, tuple) and s for s in stats)
+    return pairs and all(type(n) in (int, float) and isfinite(n) for s in stats for n in s)
 
 def _check_lr(lr):
     "A number, or a pair with a higher second number; the first may be None"
@@ -84,7 +116,7 @@ class Stage:
     discard:bool = False # measure this stage, then restore the weights from before it
 
     def __post_init__(self):
-        _convert(self, moms=tuple, progressive_resizing=_several(int), class_weights=_sorted_weights,
+        _convert(self, moms=_as_tuple, progressive_resizing=_several(int), class_weights=_sorted_weights,
                  lr=lambda lr: tuple(lr) if isinstance(lr, list) else lr)
         def check(name, *limits, **kind): _number('Stage', name, getattr(self, name), *limits, **kind)
         check('epochs', 1, whole=True)
@@ -92,6 +124,12 @@ class Stage:
         check('pct_start', 0, 1)
         check('plateau_factor', 1e-6, 1)
         for name in ('div', 'div_final'): check(name, 1)
+        _typed(self, tuple, ('moms', 'progressive_resizing'), 'several numbers')
+        if len(self.moms) != 3: raise ValueError(f'Stage: moms must be three numbers, got {self.moms!r}')
+        for mom in self.moms: _number('Stage', 'moms', mom, 0, 1)
+        _typed(self, str, ('freeze_to',), 'text')
+        _typed(self, str | None, ('augment',), 'text or None')
+        _typed(self, bool, ('reset_opt', 'discard'), 'True or False')
         for name in ('plateau_patience', 'early_stopping', 'lookahead'): check(name, 0, whole=True)
         for side in self.progressive_resizing: _number('Stage', 'progressive_resizing', side, 1, whole=True)
         for name in ('min_lr', 'grad_clip'): check(name, 0)
@@ -113,7 +151,9 @@ class Head:
     first_bn:bool = True # BatchNorm after pooling
 
     def __post_init__(self):
-        _convert(self, lin_ftrs=tuple, ps=lambda ps: ps if isinstance(ps, (int, float)) else tuple(ps))
+        _convert(self, lin_ftrs=_as_tuple, ps=_as_tuple)
+        _typed(self, tuple, ('lin_ftrs',), 'several whole numbers')
+        _typed(self, bool, ('concat_pool', 'first_bn'), 'True or False')
         for n in self.lin_ftrs: _number('Head', 'lin_ftrs', n, 1, whole=True)
         ps = self.ps if isinstance(self.ps, tuple) else (self.ps,)
         for p in ps: _number('Head', 'ps', p, 0, 1)
@@ -150,9 +190,22 @@ class Recipe:
     keras:bool = False # Keras' initialization (of the head, if there are weights), BatchNorm, Adam and class weights; the last batch is kept if it is not full
 
     def __post_init__(self):
-        _convert(self, stages=_several(Stage), groups=tuple, weights=str,
-                 stats=lambda stats: stats if isinstance(stats, str) else tuple(map(tuple, stats)))
+        _plain_name(self.name)
         owner = f'Recipe {self.name!r}'
+        _convert(self, stages=_several(Stage), groups=_as_tuple,
+                 weights=lambda weights: str(weights) if isinstance(weights, os.PathLike) else weights,
+                 stats=lambda stats: tuple(map(_as_tuple, stats)) if isinstance(stats, (list, tuple)) else stats)
+        _typed(self, str, ('model', 'description', 'source', 'weights', 'augment', 'l2_on'), 'text')
+        _typed(self, bool, ('mixed_precision', 'compile', 'keras'), 'True or False')
+        _typed(self, Head | None, ('head',), 'a Head or None')
+        _typed(self, tuple, ('stages', 'groups'), 'several values')
+        if not all(isinstance(s, Stage) for s in self.stages):
+            raise ValueError(f'{owner}: stages must be several of Stage, got {self.stages!r}')
+        if not all(isinstance(g, str) for g in self.groups):
+            raise ValueError(f'{owner}: groups must be names of layers, got {self.groups!r}')
+        if not isinstance(self.valid, str): _number(owner, 'valid', self.valid, 0)
+        if not _is_stats(self.stats):
+            raise ValueError(f'{owner}: stats must be a name or (means, standard deviations), got {self.stats!r}')
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
         for name in ('bs', 'image_size'): _number(owner, name, getattr(self, name), 1, whole=True)
         for name in ('wd', 'l2', 'sgd_lr_mult', 'bias_lr_mult'): _number(owner, name, getattr(self, name), 0)
@@ -215,7 +268,7 @@ class Recipe:
             head = d.get('head')
             for name in [*d, *(name for s in stages for name in s)]: _known(name)
             return cls(**d | dict(stages=tuple(Stage(**s) for s in stages), head=Head(**head) if head else None))
-        except (TypeError, KeyError) as e: raise ValueError(f'This is not a recipe as to_json writes it: {e}') from None
+        except (TypeError, KeyError, AttributeError) as e: raise ValueError(f'This is not a recipe as to_json writes it: {e}') from None
 
 # %% ../nbs/01_recipes.ipynb #0f9a96dd
 def _names(cls): return [f.name for f in fields(cls)]

@@ -721,6 +721,12 @@ def _evaluation(run, learn, split, source): # -> the saved one, or a new one
     return result
 
 # %% ../nbs/09_report.ipynb #9d8bf43c
+def _readable_metrics(run): # the report computes its figures anew
+    try: return run.metrics
+    except ValueError as e:
+        warnings.warn(f'{e}. The report does without it.')
+        return {}
+
 def _load(run, source, device): # -> run, learner
     if not isinstance(run, Learner): return Run(run), load_run(run, source, device=device)
     if source is not None or device is not None:
@@ -748,7 +754,7 @@ def write_report(
     if not path.parent.is_dir(): raise FileNotFoundError(f'Folder {path.parent} does not exist, so the report cannot be written. Create it first.')
     other_run, other_learn = (None, None) if against is None else _load(against, source, device)
     if split is None:
-        tested = 'test' in run.metrics and (other_run is None or 'test' in other_run.metrics)
+        tested = all('test' in _readable_metrics(r) for r in (run, other_run) if r is not None)
         split = 'test' if tested else 'valid'
     result = _evaluation(run, learn, split, source)
     valid = change = None

@@ -173,31 +173,70 @@ def choices(self:Run)->dict: # unchanged, whichever version of the package wrote
     return read_json(self.recipe_file)
 
 # %% ../nbs/02_runs.ipynb #ac64e3b1
+def _is_texts(value): return isinstance(value, list) and all(isinstance(v, str) for v in value)
+def _is_whole(value): return isinstance(value, int) and not isinstance(value, bool)
+def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_text(value): return isinstance(value, str)
+def _is_dict(value): return isinstance(value, dict)
+
+_of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
+               epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
+               checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'))
+_of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),
+                channels=(lambda value: _is_whole(value) and value in (1, 3), '1 or 3'),
+                limit=(lambda value: value is None or _is_whole(value), 'a whole number or null'))
+
+def _check_types(file, found, kinds, prefix=''):
+    for name in kinds.keys() & found.keys():
+        fits,what = kinds[name]
+        if not fits(found[name]):
+            raise ValueError(f'{file} is damaged: {prefix}{name} must be {what}, got {repr(found[name])[:80]}')
+
+def _checked_info(info, file): # keys that are missing are those of an older version, or of no training
+    _check_types(file, info, _of_run)
+    _check_types(file, info.get('data', {}), _of_data, 'data.')
+    return info
+
 @patch(as_prop=True)
 def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seconds ...
-    "The content of `run.json`"
-    return read_json(self.info_file)
+    "The content of `run.json`; raises `ValueError` if a value is not of its type"
+    return _checked_info(read_json(self.info_file), self.info_file)
 
 @patch(as_prop=True)
 def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C or SIGTERM) or 'failed'
     "The status of the run; a run that was killed stays 'training'"
-    return self.info['status']
+    try: return self.info['status']
+    except KeyError: raise ValueError(f'{self.info_file} is damaged: it lacks status') from None
 
 # %% ../nbs/02_runs.ipynb #95e2eb8c
+def _read_table(file, needed, **kwargs):
+    "Read a table of numbers that has the columns `needed`; raises `ValueError` for anything else"
+    try: table = pd.read_csv(file, **kwargs)
+    except ValueError as e: raise ValueError(f'{file} is damaged: {e}') from None
+    missing = [name for name in needed if name not in table.columns]
+    if missing: raise ValueError(f'{file} is damaged: it lacks the column {missing[0]}')
+    wrong = [name for name in table.columns if len(table) and not pd.api.types.is_numeric_dtype(table[name])]
+    if wrong: raise ValueError(f'{file} is damaged: the column {wrong[0]} has something else than numbers')
+    return table
+
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame: # one row per epoch, columns `Run.history_columns`
     "The training history"
-    return pd.read_csv(self.history_file)
+    needed = [name for name in Run.history_columns if name != 'train_accuracy']  # which older runs lack
+    return _read_table(self.history_file, needed)
 
 @patch(as_prop=True)
 def recalls(self:Run)->pd.DataFrame: # one row per epoch; the stage, the epoch, and a column for each class
     "The share of each class's validation images that were predicted correctly"
-    return pd.read_csv(self.recalls_file, encoding_errors='surrogateescape')
+    return _read_table(self.recalls_file, ['stage', 'epoch'], encoding_errors='surrogateescape')
 
 @patch(as_prop=True)
 def metrics(self:Run)->dict: # {'valid': {'accuracy': ..., 'loss': ...}, 'test': ...}; empty until there are any
     "The final metrics, by split or evaluation"
-    return read_json(self.metrics_file) if self.metrics_file.exists() else {}
+    metrics = read_json(self.metrics_file) if self.metrics_file.exists() else {}
+    ours = [name for name in metrics if name.split(' ')[0] in ('train', 'valid', 'test')] # others are left as they are
+    _check_types(self.metrics_file, metrics, dict.fromkeys(ours, (_is_dict, 'an object')))
+    return metrics
 
 # %% ../nbs/02_runs.ipynb #7d53007d
 def is_run(
@@ -339,8 +378,8 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
     if not os.access(file, os.R_OK): raise PermissionError(errno.EACCES, 'This user may not read the file', str(file))
-    wanted = self.info.get('checksums', {}).get(file.name)  # older runs have none
-    if wanted is not None and wanted != file_digest(file):
+    checksums = self.info.get('checksums', {})  # older runs have none
+    if file.name in checksums and checksums[file.name] != file_digest(file):
         raise ValueError(f'{file} is damaged or not the file that this run wrote: '
                          f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
     try: return load_file(file)

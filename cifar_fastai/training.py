@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from uuid import uuid4
@@ -41,7 +42,7 @@ from .callbacks import (
     AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
-from .data import cifar10_dataloaders, device_of, labeled_dataloaders, loader_at, set_augmentation
+from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, set_augmentation
 from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
@@ -376,13 +377,18 @@ def _validation_folder(dls):
     name = split_path(dls.valid_ds.items[0])[0]
     return '' if split_of_folder(name) == 'train' else name
 
+def _valid_digest(dls): # 16 hexadecimal digits, the same wherever the data folder is
+    "Identify the validation images by their names"
+    names = sorted(file_names(dls.valid_ds, Path(dls.path).absolute()))
+    return sha256(repr(names).encode()).hexdigest()[:16]
+
 def _describe_data(dls, limit):
     "The data that a run is trained on"
     info = dls.data_info
     return dict(variant=info.variant, fingerprint=info.fingerprint, path=str(Path(info.path).resolve()),
                 classes=list(dls.vocab), size=info.size, channels=_sample(dls).shape[1], limit=limit,
                 n_train=len(dls.train_ds), n_valid=len(dls.valid_ds), n_test=info.n_test,
-                valid_folder=_validation_folder(dls))
+                valid_folder=_validation_folder(dls), valid_digest=_valid_digest(dls))
 
 def _describe_run(learn, seed, limit):
     "The data, network and device of a run"
@@ -446,7 +452,7 @@ def load_run(
     "Load a run folder: the trained weights, and the same data split"
     run = Run.open(run_dir)
     recipe = run.recipe
-    info = run.info
+    info = _complete_info(run)
     dls = _dataloaders_of(run, recipe, info, source, num_workers=num_workers, device=device)
     learn = _learner_of(run, dls, info['data'])
     for stage in recipe.stages:
@@ -462,13 +468,20 @@ def load_run_for(
 )->Learner: # to evaluate, not to train: its test images are these
     "Load the trained network of a run to evaluate it on other labeled images, which need not be of all classes"
     run = Run.open(run_dir)
-    recipe,data = run.recipe,run.info['data']
+    recipe,data = run.recipe,_complete_info(run)['data']
     dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
                               gray=data['channels'] == 1)
     if (dls.path/dls.data_info.test_folder).resolve() == (Path(data['path'])/'train').resolve():
         warnings.warn(f'{source} holds the images that {run.folder} was trained on, '
                       'so the accuracy on them is too optimistic.')
     return _learner_of(run, dls, data)
+
+def _complete_info(run): # -> the content of run.json; an error if something is missing that the data or the network need
+    info = run.info
+    missing = [name for name in ('seed', 'data') if name not in info]
+    missing += [f'data.{name}' for name in ('variant', 'path', 'classes', 'channels', 'limit') if name not in info.get('data', {})]
+    if missing: raise ValueError(f'{run.info_file} is damaged: it lacks {missing[0]}')
+    return info
 
 def _learner_of(run, dls, data):
     model = build_model(run.recipe, len(data['classes']), data['channels'], pretrained=False)
@@ -496,6 +509,11 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
         raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
                                 'pass their new place as source (on the command line, --data).')
     dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
+    same_split = data.get('valid_digest', '') in ('', _valid_digest(dls)) # older runs have none
+    if dls.data_info.matches(data) and not same_split:
+        warnings.warn(f'The validation images are not those that {run.folder} held out: {run.info_file.name}, '
+                      f'{run.recipe_file.name} or names in the data folder were changed. They may have been trained on, '
+                      'so the validation accuracy may be too optimistic.')
     if same_images_wanted and not dls.data_info.matches(data):
         warnings.warn(f'{run.folder} was trained on other images ({data["variant"]} in {data["path"]}) than those '
                       f'in {dls.path}. Its training set may contain these validation images. '

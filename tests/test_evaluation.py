@@ -1,8 +1,10 @@
 "One pass over the images, figures that agree with scikit-learn and fastai, and a learner left as it was."
 import json
 import random
+import tarfile
 from dataclasses import FrozenInstanceError
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -888,3 +890,20 @@ def test_no_loss_is_minus_zero():
 def test_label_errors_need_two_classes():
     result = Evaluation([[.9, .1], [.2, .8]], [1, 1], [2.3, .2], ['a.png', 'b.png'], ['cat', 'dog'], 'valid')
     with pytest.raises(ValueError, match="All of these images are labeled 'dog'"): result.label_errors()
+
+
+def test_mutated_evaluations_are_read_or_refused(tmp_path):
+    "The checksums of the archive find what the checks of values cannot"
+    dice, path = random.Random(0), Path(__file__).parent/'data'/'before_runs.tgz'
+    with tarfile.open(path) as packed: right = packed.extractfile('evaluation.npz').read()
+    file = tmp_path/'a.npz'
+    file.write_bytes(right)
+    expected = load_evaluation(file)
+    for _ in range(200):
+        data = bytearray(right)
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        if dice.random() < .3: del data[dice.randrange(len(data)):]
+        file.write_bytes(data)
+        try: found = load_evaluation(file)
+        except ValueError as e: assert 'a.npz is not a saved Evaluation, or is damaged' in str(e)
+        else: assert np.array_equal(found.probs, expected.probs) and found.files == expected.files

@@ -96,7 +96,7 @@ def test_a_tuple_is_one_value(fake, go, value):
 def test_folder_names_are_safe(fake, go):
     "Whatever is in a value: one folder below the grid, a short name of harmless characters, and different ones for different values"
     stages = [Stage(epochs=n, lr=.1) for n in (1, 2)]
-    runs = go(tiny.change(name='../my: recipe'), seeds=1, stages=stages, stats=['cifar10', ((.5,)*3, (.25,)*3)])
+    runs = go(tiny.change(name='..my: recipe?'), seeds=1, stages=stages, stats=['cifar10', ((.5,)*3, (.25,)*3)])
     assert len(set(names(runs))) == 4
     for folder in map(experiments.Path, runs.run):
         assert folder.is_dir() and folder.parent.name == 'grid' and len(folder.name) < 180 and not set(folder.name) & set('/\\:*?"<>| ()')

@@ -14,7 +14,8 @@ import time
 import pytest
 
 from cifar_fastai import files
-from cifar_fastai.files import DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, is_part, locked, make_once, read_json, user_folder, write_json, writing
+from cifar_fastai.files import (DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, is_part, locked, make_once, parse_json,
+                                read_json, user_folder, write_json, writing)
 
 forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
 
@@ -320,3 +321,12 @@ def test_a_home_that_may_not_be_read(monkeypatch, tmp_path):
     for name in real: refuse(name)
     assert user_folder(lambda name: home/'usual', home/'former') == home/'usual'
     with pytest.raises(DiskError, match='set CIFAR_FASTAI_HOME to a writable folder'): make_once(home/'usual'/'a', lambda work: work)
+
+
+@pytest.mark.parametrize('text', ['['*100_000, '{"a":'*100_000, '{"a": 1e999}', '{"a": %s}' % ('9'*5000), '{"a": %s}' % ('9'*30), '{"a": NaN}',
+                                  '{"a": -Infinity}', '{"a": 1, "a": 2}', b'\xff{}', b'\xef\xbb\xbf{}', '{}'.encode('utf-16'), b'', b'[]', 'null', '3'])
+def test_json_that_is_damaged_is_one_error(text):
+    with pytest.raises(ValueError, match='^x.json is damaged'): parse_json(text, 'x.json')
+
+
+def test_json_keeps_the_largest_seed(): assert parse_json(b'{"a": [-18446744073709551615, 1e308]}', 'x') == dict(a=[-2**64 + 1, 1e308])

@@ -2,10 +2,11 @@
 import json
 import subprocess
 import sys
+from random import Random
 
 import pytest
 
-from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes, register_recipe
+from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
 from cifar_fastai.registry import UnknownNameError
 
 one = Stage(epochs=1, lr=.1)
@@ -94,3 +95,45 @@ def test_recipes_of_the_former_names_are_read():
         assert f'"{now}"' in text
         text = text.replace(f'"{now}"', f'"{before}"')
     assert Recipe.from_json(text) == recipe
+
+@pytest.mark.parametrize('name', ['../../x', '/x', 'a/b', 'a\\b', '..', '.', '', ' a', 'a\n', 'a\0', 'x'*201, {'x': 1}, ['a'], None, 3, '\udce9'])
+def test_a_name_is_one_plain_file_name(name):
+    with pytest.raises(ValueError, match='name must be text that can name a folder'): Recipe(name=name, model='small_cnn', stages=one)
+
+@pytest.mark.parametrize('field', [*Recipe.__dataclass_fields__])
+@pytest.mark.parametrize('value', [{'x': 1}, ['a', 1], 1j, [[]]], ids=repr)
+def test_fields_of_a_recipe_have_types(field, value):
+    fields = dict(name='x', model='small_cnn', stages=one) | {field: value}
+    with pytest.raises(ValueError, match=f'Recipe.*{field}'): Recipe(**fields)
+
+@pytest.mark.parametrize('field', [*Stage.__dataclass_fields__])
+@pytest.mark.parametrize('value', [{'x': 'y'}, ['a', 1], 1j, [[]]], ids=repr)
+def test_fields_of_a_stage_have_types(field, value):
+    with pytest.raises(ValueError, match=f'Stage: {field}'): Stage(**dict(epochs=1, lr=.1) | {field: value})
+
+@pytest.mark.parametrize('field', [*Head.__dataclass_fields__])
+@pytest.mark.parametrize('value', [{'x': 'y'}, ['a', 1], 1j, [[]], 'a', None], ids=repr)
+def test_fields_of_a_head_have_types(field, value):
+    with pytest.raises(ValueError, match=f'Head: {field}'): Head(**{field: value})
+
+@pytest.mark.parametrize('change', [
+    dict(groups='head'), dict(keras='yes'), dict(keras=1), dict(weights=None), dict(augment=None), dict(wd=float('inf')), dict(moms=(.9, .9)),
+    dict(moms=(.9, .9, 'a')), dict(reset_opt=0), dict(stats=((0, 1),)), dict(valid=None), dict(description=1), dict(stages=(one, 3))])
+def test_more_wrong_types(change):
+    with pytest.raises(ValueError, match=f'{[*change][0]} must be'): get_recipe('small_cnn', **change)
+
+def test_json_with_a_wrong_type_is_refused():
+    right = json.loads(get_recipe('small_cnn').to_json())
+    for change in (dict(stages='abc'), dict(stages=3), dict(stages=[3]), dict(head='abc'), dict(head=[1]), dict(model=['a'])):
+        with pytest.raises(ValueError): Recipe.from_json(json.dumps(right | change))
+    with pytest.raises(ValueError, match='nested too deeply'): Recipe.from_json('['*100_000)
+
+def test_mutations_of_a_recipe_are_read_or_refused():
+    random = Random(0)
+    right = get_recipe('three_block_cnn').to_json().encode()
+    for _ in range(200):
+        text = bytearray(right)
+        text[random.randrange(len(text))] ^= 1 << random.randrange(8)
+        if random.random() < .3: del text[random.randrange(len(text)):]
+        try: Recipe.from_json(bytes(text))
+        except ValueError: pass

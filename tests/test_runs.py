@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ from cifar_fastai.files import read_json, write_json
 from cifar_fastai.inference import load_classifier
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.runs import Run, list_runs
-from cifar_fastai.training import load_run
+from cifar_fastai.training import load_run, train
+from cifar_fastai.weights import find_weights
 
 tiny = Recipe(name='tiny', model='ladder_3', stages=Stage(epochs=2, lr=1e-2))
 epoch = dict(stage=1, epoch=1, train_loss=.9, valid_loss=.7, accuracy=.75, lr=.01, seconds=1.5)
@@ -310,3 +312,93 @@ def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
     assert runs.create_run_dir(tiny, 0, '~/runs') == tmp_path/'runs'/'tiny-seed0'
     assert Run.open('~/runs/a').recipe == tiny
     assert [r.folder.name for r in list_runs('~/runs')] == ['a']
+
+
+# --- files of another shape
+
+@pytest.mark.parametrize('text', ['[]', '3', 'null', '', '['*100_000, b'\xff'], ids=lambda text: repr(text)[:12])
+@pytest.mark.parametrize('name, read', [('run.json', lambda r: r.info), ('run.json', lambda r: r.status), ('metrics.json', lambda r: r.metrics),
+                                        ('recipe.json', lambda r: r.recipe), ('recipe.json', lambda r: r.choices)])
+def test_json_of_another_shape_is_damage(run, name, read, text):
+    (run.folder/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f'{name} is damaged'): read(run)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(seed='0'), 'seed must be a whole number'), (dict(seed=True), 'seed must'), (dict(seed=.5), 'seed must'), (dict(status=1), 'status must be text'),
+    (dict(data=[]), 'data must be an object'), (dict(data=dict(classes=['cat', 3])), r'data\.classes must be a list of text'),
+    (dict(data=dict(classes='cat')), r'data\.classes must'), (dict(data=dict(channels=2)), r'data\.channels must be 1 or 3'), (dict(data=dict(path=None)), r'data\.path must'),
+    (dict(data=dict(limit='x')), r'data\.limit must'), (dict(checksums=None), 'checksums must be an object'), (dict(epochs='x'), 'epochs must'), (dict(versions=[]), 'versions must')])
+def test_values_of_run_json_have_types(run, change, message):
+    write_json(run.info_file, run.info | change)
+    with pytest.raises(ValueError, match=f'run.json is damaged: {message}'): run.info
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(seed=None), 'seed must'), (dict(data={}), r'it lacks data\.variant'), (dict(data=dict(variant='a', path='b')), r'it lacks data\.classes')])
+def test_a_run_without_data_is_not_loaded(run, change, message):
+    write_json(run.info_file, run.info | change)
+    with pytest.raises(ValueError, match=f'run.json is damaged: {message}'): load_run(run.folder)
+
+
+@pytest.mark.parametrize('text', ['', 'stage', 'stage,epoch\n1,2', '\0', 'a,b\n1,2,3,4\n1', b'\xff\xfe', 'stage,epoch,train_loss,valid_loss,accuracy,lr,seconds\n1,1,x,1,1,1,1'], ids=repr)
+def test_a_history_of_another_shape_is_damage(run, text):
+    run.history_file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match='history.csv is damaged'): run.history
+
+
+def test_recalls_of_another_shape_are_damage(run):
+    for text in ('', 'stage', 'stage,epoch,cat\n1,1,x'):
+        run.recalls_file.write_text(text)
+        with pytest.raises(ValueError, match='recalls.csv is damaged'): run.recalls
+
+
+def test_figures_of_another_shape_are_damage(run):
+    write_json(run.metrics_file, dict(valid=3))
+    with pytest.raises(ValueError, match='metrics.json is damaged: valid must be an object'): run.metrics
+
+
+@pytest.mark.parametrize('wanted', [None, 3, '', 'flipped'])
+def test_a_checksum_is_not_skipped(run, wanted):
+    with run.training(nn.Linear(2, 2)): pass
+    data = bytearray(run.weights_file.read_bytes())
+    if wanted == 'flipped':
+        data[-1] ^= 1
+        run.weights_file.write_bytes(data)
+    else: write_json(run.info_file, run.info | dict(checksums={'model.safetensors': wanted}))
+    with pytest.raises(ValueError, match='model.safetensors is damaged or not the file'): run.read_weights()
+    with pytest.raises(ValueError, match='model.safetensors is damaged or not the file'): find_weights('small_cnn', run.folder)
+
+
+def test_mutated_files_are_read_or_refused(run):
+    random = Random(0)
+    run.add_epoch(epoch)
+    run.add_recalls(1, 1, dict(cat=.5, dog=.25))
+    run.add_metrics('valid', dict(accuracy=.5))
+    readers = {run.info_file: lambda: run.info, run.metrics_file: lambda: run.metrics, run.recipe_file: lambda: run.recipe,
+               run.history_file: lambda: run.history, run.recalls_file: lambda: run.recalls}
+    for file, read in readers.items():
+        right = file.read_bytes()
+        for _ in range(200):
+            data = bytearray(right)
+            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+            if random.random() < .3: del data[random.randrange(len(data)):]
+            file.write_bytes(data)
+            try: read()
+            except ValueError as e: assert file.name in str(e)
+        file.write_bytes(right)
+
+
+def test_another_seed_is_another_split(tmp_path, practice):
+    "The record of a run says which images were held out"
+    folder = train(tiny.change(epochs=1), source=practice, run_dir=tmp_path/'a', num_workers=0, device='cpu').run_dir
+    run = Run(folder)
+    assert len(run.info['data']['valid_digest']) == 16
+    def warned():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            load_run(folder, num_workers=0, device='cpu')
+        return [str(w.message) for w in said if 'are not those that' in str(w.message)]
+    assert warned() == []
+    write_json(run.info_file, run.info | dict(seed=1))
+    assert len(warned()) == 1
