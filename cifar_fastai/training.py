@@ -333,6 +333,9 @@ def fit_stage(
         learn.training_loss.class_weights = {}
 
 def _fit_with_another_optimizer(learn, stage):
+    if not hasattr(learn, 'recipe'):
+        raise ValueError(f'The optimizer {stage.optimizer!r} of a stage needs the other choices of a recipe. '
+                         'Make the learner with create_learner, or leave `optimizer` out of the stage.')
     before = learn.opt_func
     learn.opt_func = optimizer_function(replace(learn.recipe, optimizer=stage.optimizer))
     try: fit_stage(learn, replace(stage, optimizer=None, reset_opt=True))

@@ -505,6 +505,8 @@ def test_a_learner_of_fastai_is_trained_through_a_stage(dls):
     learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy)
     quietly(learn, fit_stage, learn, constant(lr=1e-3, class_weights=dict(cat=2)))
     assert len(learn.recorder.values) == 1
+    with pytest.raises(ValueError, match="The optimizer 'rmsprop' of a stage needs.*create_learner"):
+        fit_stage(learn, constant(lr=1e-3, optimizer='rmsprop'))
 
 def test_class_weights_and_mixup(dls):
     "The loss of mixed images is that of both labels, weighted or not"
