@@ -40,7 +40,7 @@ app = typer.Typer(
         'cifar-fastai predict runs/small_cnn-seed0 frog.png  # classify an image of your own'))
 
 # %% ../nbs/10_cli.ipynb #8bd00e25
-_stopped = 130,143  # by Ctrl-C, by SIGTERM
+_stopped = 130,143,129  # by Ctrl-C, SIGTERM, SIGHUP
 
 def _fail(e):
     "Say what went wrong, and return the exit code"
@@ -514,7 +514,7 @@ def train_command(
 )->None:
     """Train a network with a recipe, and write a run folder.
 
-    Ctrl-C and SIGTERM keep the history up to the last complete epoch, and the weights."""
+    Ctrl-C, SIGTERM and SIGHUP keep the history up to the last complete epoch, and the weights."""
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
     changes = {name: value for name,value in options.items() if value is not None}

@@ -29,27 +29,31 @@ class NonFiniteLossError(RuntimeError):
 
 # %% ../nbs/00_errors.ipynb #cd81c474
 class Terminated(SystemExit):
-    "The process was told to end, with SIGTERM; its exit code is then 143"
-    def __init__(self): super().__init__(128 + signal.SIGTERM)
+    "The process was told to end, by a signal; its exit code is 128 + the signal: 143 for SIGTERM, 129 for SIGHUP"
+    def __init__(self,
+        number:int=signal.SIGTERM, # of the signal
+    ):
+        super().__init__(128 + number)
 
 @contextmanager
 def raising_terminated(
-    note:Callable[[], None]|None=None, # called before the exception is raised, which Python drops in a `__del__`
+    note:Callable[[int], None]|None=None, # called with the signal before the exception is raised, which Python drops in a `__del__`
 )->Iterator[None]:
-    "Let SIGTERM raise `Terminated` in the body, and a second one end the process at once; only in the main thread, and if SIGTERM has no handler yet"
+    "Let SIGTERM and SIGHUP raise `Terminated` in the body, and a second one end the process at once; only in the main thread, and if the signal has no handler yet"
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    numbers = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]  # Windows has one
+    ours = [n for n in numbers if main and signal.getsignal(n) is signal.SIG_DFL]  # `nohup` ignores SIGHUP
     pid = os.getpid()
-    def terminate(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() != pid: return os.kill(os.getpid(), signal.SIGTERM) # a worker process that was forked
-        if note is not None: note()
-        raise Terminated
-    signal.signal(signal.SIGTERM, terminate)
+    def restore():
+        for n in ours: signal.signal(n, signal.SIG_DFL)
+    def terminate(number, _):
+        restore()
+        if os.getpid() != pid: return os.kill(os.getpid(), number) # a worker process that was forked
+        if note is not None: note(number)
+        raise Terminated(number)
+    for n in ours: signal.signal(n, terminate)
     try: yield
-    finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    finally: restore()
 
 # %% ../nbs/00_errors.ipynb #cd0ab676
 def error_line(

@@ -123,12 +123,17 @@ def atomic_folder(
         part.rename(path)
 
 # %% ../nbs/00_files.ipynb #56177ead
+def _content_checksum(data):
+    "Of the values, however they are formatted"
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
 def write_json(
     path:str|Path, # to write; its folder is created if needed
     data:dict, # JSON-serializable
 )->Path: # `path`
-    "Write an indented JSON file atomically"
-    return atomic_write(path, json.dumps(data, indent=2) + '\n')
+    "Write an indented JSON file atomically, with a checksum of its content"
+    data = {k: v for k,v in json.loads(json.dumps(data)).items() if k != 'content_checksum'}
+    return atomic_write(path, json.dumps(data | dict(content_checksum=_content_checksum(data)), indent=2) + '\n')
 
 # %% ../nbs/00_files.ipynb #a90b1d3d
 def _unique_keys(pairs):
@@ -164,10 +169,15 @@ def parse_json(
 def read_json(
     path:str|Path, # contains a JSON object, in UTF-8
 )->dict:
-    "Read a JSON file; raises `FileNotFoundError` if it does not exist, `ValueError` if it is damaged"
+    "Read a JSON file; raises `FileNotFoundError` if it does not exist, `ValueError` if it is damaged or does not have its checksum"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist.')
-    return parse_json(path.read_bytes(), path)
+    data = parse_json(path.read_bytes(), path)
+    said = data.pop('content_checksum', None)  # files of earlier versions, and those written by hand, have none
+    if said not in (None, _content_checksum(data)):
+        raise ValueError(f'{path} is damaged or was edited: its content_checksum is not that of its content. Copy the file again. '
+                         'If you edited it on purpose, delete the entry content_checksum.')
+    return data
 
 # %% ../nbs/00_files.ipynb #4ada47b7
 @contextmanager

@@ -159,9 +159,20 @@ class Run:
 
 
 # %% ../nbs/02_runs.ipynb #ad91d7f3
+@patch
+def check_file(self:Run,
+    file:Path, # of the folder
+)->None:
+    "Raise `ValueError` if `file` is not as the training left it, according to the checksums in `run.json`"
+    checksums = self.info.get('checksums', {})  # older runs have none, and those that have not ended
+    if file.name in checksums and checksums[file.name] != file_digest(file):
+        raise ValueError(f'{file} is damaged or not the file that this run wrote: '
+                         f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
+
 @patch(as_prop=True)
 def recipe(self:Run)->Recipe:
     "The recipe of the run; raises `ValueError` if the file does not hold a valid recipe"
+    self.check_file(self.recipe_file)
     try: return Recipe.from_json(self.recipe_file.read_text(encoding='utf-8'))
     except (TypeError, ValueError) as e:
         raise ValueError(f'{self.recipe_file} is damaged or not a recipe: {e}') from None
@@ -170,6 +181,7 @@ def recipe(self:Run)->Recipe:
 @patch(as_prop=True)
 def choices(self:Run)->dict: # unchanged, whichever version of the package wrote it
     "The content of `recipe.json`"
+    self.check_file(self.recipe_file)
     return read_json(self.recipe_file)
 
 # %% ../nbs/02_runs.ipynb #ac64e3b1
@@ -203,7 +215,7 @@ def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seco
     return _checked_info(read_json(self.info_file), self.info_file)
 
 @patch(as_prop=True)
-def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C or SIGTERM) or 'failed'
+def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C, SIGTERM or SIGHUP) or 'failed'
     "The status of the run; a run that was killed stays 'training'"
     try: return self.info['status']
     except KeyError: raise ValueError(f'{self.info_file} is damaged: it lacks status') from None
@@ -222,12 +234,14 @@ def _read_table(file, needed, **kwargs):
 @patch(as_prop=True)
 def history(self:Run)->pd.DataFrame: # one row per epoch, columns `Run.history_columns`
     "The training history"
+    self.check_file(self.history_file)
     needed = [name for name in Run.history_columns if name != 'train_accuracy']  # which older runs lack
     return _read_table(self.history_file, needed)
 
 @patch(as_prop=True)
 def recalls(self:Run)->pd.DataFrame: # one row per epoch; the stage, the epoch, and a column for each class
     "The share of each class's validation images that were predicted correctly"
+    self.check_file(self.recalls_file)
     return _read_table(self.recalls_file, ['stage', 'epoch'], encoding_errors='surrogateescape')
 
 @patch(as_prop=True)
@@ -280,11 +294,15 @@ def add_metrics(self:Run,
 )->None:
     "Add metrics under `name`; existing values of the same metrics are replaced"
     lock = self.folder/'.metrics.lock'  # two evaluations may end at once
-    with locked(lock):
-        metrics = self.metrics
-        metrics[name] = metrics.get(name, {}) | figures
-        write_json(self.metrics_file, metrics)
-        with suppress(OSError): lock.unlink(missing_ok=True)
+    try:
+        with locked(lock):
+            metrics = self.metrics
+            metrics[name] = metrics.get(name, {}) | figures
+            write_json(self.metrics_file, metrics)
+            with suppress(OSError): lock.unlink(missing_ok=True)
+    except OSError as e:
+        if e.filename == str(lock): e.filename = str(self.metrics_file)  # which is the name that the user knows
+        raise
 
 # %% ../nbs/02_runs.ipynb #4c114872
 @patch
@@ -341,8 +359,8 @@ def training(self:Run,
     def end(status, **error):
         took = dict(seconds=round(time.perf_counter() - started, 2),
                     cpu_seconds=round(time.process_time() - cpu_started, 2))
-        checksums = {}
-        if self.weights_file.exists(): checksums[self.weights_file.name] = file_digest(self.weights_file)
+        files = self.recipe_file, self.history_file, self.recalls_file, self.weights_file
+        checksums = {file.name: file_digest(file) for file in files if file.exists()}
         ending = dict(status=status, epochs=len(self.history), **took, checksums=checksums, **error)
         write_json(self.info_file, info | ending)
 
@@ -350,7 +368,7 @@ def training(self:Run,
         with raising_terminated(): yield
         if not self.weights_file.exists(): self.save_weights(model)
         end('finished')
-    except BaseException as e:  # Ctrl-C and SIGTERM too
+    except BaseException as e:  # Ctrl-C and signals too
         try:
             kept = self.weights_file.exists() or isinstance(e, WeightsElsewhereError)
             if not kept: self.save_weights(model)
@@ -378,10 +396,7 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     if not file.is_file():
         raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
     if not os.access(file, os.R_OK): raise PermissionError(errno.EACCES, 'This user may not read the file', str(file))
-    checksums = self.info.get('checksums', {})  # older runs have none
-    if file.name in checksums and checksums[file.name] != file_digest(file):
-        raise ValueError(f'{file} is damaged or not the file that this run wrote: '
-                         f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
+    self.check_file(file)
     try: return load_file(file)
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is damaged or not a safetensors file: {e}') from None

@@ -36,7 +36,7 @@ class CommandError(Exception):
     "An error with its exit code"
     def __init__(self,
         message:str, # one line
-        code:int=1, # exit code: 1 runtime error, 2 usage error, 130 stopped by the user, 143 by SIGTERM
+        code:int=1, # exit code: 1 runtime error, 2 usage error, 130 stopped by the user, 143 by SIGTERM, 129 by SIGHUP
     ):
         super().__init__(message)
         self.code = code
@@ -216,7 +216,7 @@ class TrainingProgress:
         self.stage,self.epoch = 0,0 # counted from 1 once they begin; epochs over all stages
         self.has_header,self.training = False,False
         self.interrupted = None # when Ctrl-C was pressed
-        self.terminated = False # by SIGTERM
+        self.terminated = None # the signal
 
     @property
     def run_dir(self): return getattr(self.learn, 'run_dir', None)
@@ -244,10 +244,10 @@ class TrainingProgress:
         self.epoch_start = time.perf_counter()
         self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
 
-    def terminate(self): self.terminated = True
+    def terminate(self, number): self.terminated = number
 
     def after_batch(self, learn):
-        if self.terminated: raise Terminated
+        if self.terminated: raise Terminated(self.terminated)
         if self.interrupted: raise KeyboardInterrupt
         if not self.training: return
         later_stages = len(learn.recipe.stages) - self.stage
@@ -282,7 +282,7 @@ class TrainingProgress:
 # %% ../nbs/09_terminal.ipynb #3cc3bd54
 @contextmanager
 def _one_interrupt(progress, seconds=5):
-    "Let Ctrl-C through once, and ignore it while files are written; SIGTERM becomes an exception like that of Ctrl-C"
+    "Let Ctrl-C through once, and ignore it while files are written; SIGTERM and SIGHUP become an exception like that of Ctrl-C"
     def interrupt(*_):
         now = time.monotonic()
         if progress.interrupted and now - progress.interrupted < seconds: return

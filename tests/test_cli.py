@@ -29,6 +29,7 @@ from rich.console import Console
 from cifar_fastai import __version__, cli, terminal
 from cifar_fastai.augmentation import list_augmentations
 from cifar_fastai.evaluation import load_evaluation
+from cifar_fastai.files import read_json as read, write_json
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
@@ -64,8 +65,6 @@ def fails(result, *texts, code=2):
 
 def train(recipe, data, *args, workers=0, report=False):
     return run('train', '--recipe', recipe, '--data', data, '--workers', workers, '--report' if report else '--no-report', *args)
-def read(path): return json.loads(Path(path).read_text())
-
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory): return tmp_path_factory.mktemp('cli')
 
@@ -406,7 +405,7 @@ def test_a_run_that_was_killed(folder, recipe, practice):
     "In the moment between the weights and the end"
     info = read(folder/'run.json')
     for name in ('epochs', 'seconds', 'cpu_seconds', 'checksums'): del info[name]
-    (folder/'run.json').write_text(json.dumps(info | dict(status='training')))
+    write_json(folder/'run.json', info | dict(status='training'))
     told = 'Warning: run did not end: it was killed, or is still training. It has a history of 2 epochs and weights.\n'
     for args in (['evaluate', folder, '--workers', 0], ['predict', folder, next((practice/'test').rglob('*.png'))], ['report', folder]):
         result = run(*args)
@@ -779,7 +778,7 @@ def test_a_reader_that_has_gone_does_not_end_training(recipe, practice, monkeypa
 @pytest.mark.parametrize('split', ['test', 'valid', 'train'])
 def test_evaluate_agrees_with_metrics(split, folder):
     before = read(folder/'metrics.json')
-    (folder/'metrics.json').write_text(json.dumps({**before, 'mine': 1}))
+    write_json(folder/'metrics.json', {**before, 'mine': 1})
     result,after = run('evaluate', folder, '--split', split, '--workers', 0),read(folder/'metrics.json')
     assert result.code == 0 and f'accuracy {after[split]["accuracy"]:.2%}' in result.out
     assert after['mine'] == 1 and after[split]['n'] == dict(test=50, valid=20, train=180)[split]

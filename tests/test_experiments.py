@@ -22,15 +22,16 @@ from cifar_fastai import runs as runs_module
 from cifar_fastai.sources import train_files
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.experiments import diff_runs, out_of_fold, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize
+from cifar_fastai.files import read_json as read, write_json
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.errors import NonFiniteLossError
+from cifar_fastai.runs import Run
 from cifar_fastai.training import load_run, train
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=.01), augment='none', bs=16)
 forks = pytest.mark.skipif(sys.platform != 'linux', reason='needs fork')
 
-def read(path): return json.loads(path.read_text())
-def write(path, **changes): path.write_text(json.dumps(read(path) | changes))
+def write(path, **changes): write_json(path, read(path) | changes)
 def names(runs): return [o.rpartition(os.sep)[2] for o in runs.run]
 def lines(grid): return (grid/'results.csv').read_text().splitlines()
 def contents(folder): return {o.relative_to(folder): o.read_bytes() for o in folder.rglob('*') if o.is_file() and '.locks' not in o.parts}
@@ -58,7 +59,7 @@ class FakeTrain:
         history = [f'1,{i + 1},2.0,1.5,{accuracy*(i + 1)/recipe.epochs},0.1,{i}' for i in range(recipe.epochs)]
         (run_dir/'history.csv').write_text('\n'.join(['stage,epoch,train_loss,valid_loss,accuracy,lr,seconds', *history]) + '\n')
         (run_dir/'metrics.json').write_text(json.dumps(dict(valid=dict(loss=1.5, accuracy=accuracy, n=20, vocab=['cat']))))
-        write(run_dir/'run.json', status='finished', epochs=recipe.epochs, seconds=1.5)
+        (run_dir/'run.json').write_text(json.dumps(run | dict(status='finished', epochs=recipe.epochs, seconds=1.5)))
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
@@ -373,9 +374,9 @@ def test_a_run_is_evaluated_with_test_time_augmentation_too(practice, grid):
     with pytest.raises(ValueError, match='flap'): run_grid(tiny, test='flap', **options)
     run_grid(tiny, test=True, **options)
     folder = next(grid.glob('*/metrics.json')).parent
-    plain = json.loads((folder/'metrics.json').read_text())
+    plain = Run(folder).metrics
     run_grid(tiny, test='flip', **options)
-    both = json.loads((folder/'metrics.json').read_text())
+    both = Run(folder).metrics
     assert plain.keys() == {'valid', 'test'} and both.keys() == {'valid', 'test', 'test flip'}
     assert both['test'] == plain['test'] and both['test flip']['tta'] == 'flip' and both['test flip']['seconds'] > 0
 

@@ -147,7 +147,7 @@ def test_damaged_json_is_named(tmp_path, text, why):
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     path = write_json(tmp_path/'run.json', dict(name='Ä', n=1))
-    assert read_json(path) == dict(name='Ä', n=1) == json.loads(path.read_text())
+    assert read_json(path) == dict(name='Ä', n=1)
     with pytest.raises(TypeError): write_json(path, dict(n=object()))
     assert read_json(path) == dict(name='Ä', n=1)
     with pytest.raises(FileNotFoundError, match='run2.json does not exist'): read_json(tmp_path/'run2.json')

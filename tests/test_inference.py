@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from cifar_fastai import data, images, inference, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import evaluate
+from cifar_fastai.files import read_json, write_json
 from cifar_fastai.images import UnreadableImageError, image_pixels, plain_image, read_image
 from cifar_fastai.inference import Prediction, load_classifier, save_classifier
 from cifar_fastai.models import create_model, register_model
@@ -147,7 +148,7 @@ def test_a_run_folder_is_a_classifier(learn, classifier, practice, tmp_path):
 @pytest.mark.parametrize('said,size', [({}, (32, 32)), (dict(size=[20, 28]), (20, 28)), (dict(size=None), (48, 48))])
 def test_a_run_folder_says_at_which_size_images_are_read(said, size, learn, tmp_path):
     run = shutil.copytree(learn.run_dir, tmp_path/'run')
-    change_json(run, data=json.loads((run/'run.json').read_text())['data'] | said, name='run.json')
+    change_json(run, data=read_json(run/'run.json')['data'] | said, checksums={}, name='run.json')
     (run/'recipe.json').write_text(tiny.change(image_size=48).to_json())
     info = inference._run_info(Run(run))
     assert (info.item_size, info.image_size, info.channels) == (size, 48, 3)
@@ -512,9 +513,7 @@ def test_a_fresh_process_without_data(saved, learn, classifier, practice, tmp_pa
         print(json.dumps([load_classifier(f, device='cpu').predict('picture.png').probabilities for f in sys.argv[1:]]))'''
     env = {k: v for k,v in os.environ.items() if k != 'CIFAR_FASTAI_DATA'} | dict(CIFAR_FASTAI_HOME=str(home), FASTAI_HOME=str(home))
     run = shutil.copytree(learn.run_dir, tmp_path/'run')
-    described = json.loads((run/'run.json').read_text())
-    described['data']['path'] = str(tmp_path/'gone')
-    (run/'run.json').write_text(json.dumps(described))
+    change_json(run, data=read_json(run/'run.json')['data'] | dict(path=str(tmp_path/'gone')), name='run.json')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, saved, run], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout): assert found == pytest.approx(classifier.predict(file).probabilities, abs=1e-6)
@@ -641,8 +640,8 @@ def test_saving_and_loading_leave_the_program_as_it_was(learn, tmp_path, saved):
 
 def change_json(folder, name='classifier.json', **changes):
     "Change entries of a JSON file; None removes one"
-    d = json.loads((folder/name).read_text()) | changes
-    (folder/name).write_text(json.dumps({k: v for k,v in d.items() if v is not None}))
+    d = read_json(folder/name) | changes
+    write_json(folder/name, {k: v for k,v in d.items() if v is not None})
 
 
 def change_weights(folder, change):
@@ -706,7 +705,7 @@ def test_damaged_folders_are_named_in_one_line(damage, damaged):
 run_damages = {
     'recipe missing': (lambda f: (f/'recipe.json').unlink(), FileNotFoundError, 'not a run folder: it has no recipe.json'),
     'recipe broken': (lambda f: (f/'recipe.json').write_text('{'), ValueError, 'recipe.json is damaged'),
-    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or not a recipe'),
+    'recipe foreign': (lambda f: (f/'recipe.json').write_text('{"a": 1}'), ValueError, 'recipe.json is damaged or not the file that this run wrote'),
     'run broken': (lambda f: (f/'run.json').write_text('{'), ValueError, 'run.json is damaged'),
     'run foreign': (lambda f: (f/'run.json').write_text('{"id": 1}'), ValueError, "run.json is damaged: it lacks 'data'"),
     'run missing': (lambda f: (f/'run.json').unlink(), FileNotFoundError, 'is not a classifier'),

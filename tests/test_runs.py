@@ -90,15 +90,26 @@ def test_a_full_disk_leaves_the_folder_free(tmp_path, monkeypatch):
 # --- however it ends
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
-def test_sigterm_is_an_interruption(run):
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@pytest.mark.parametrize('name, code', [('SIGTERM', 143), ('SIGHUP', 129)])
+def test_a_signal_is_an_interruption(run, name, code):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
     try:
         with pytest.raises(SystemExit) as e, run.training(nn.Linear(2, 2)):
             run.add_epoch(epoch)
-            signal.raise_signal(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    finally: signal.signal(signal.SIGTERM, before)
-    assert (e.value.code, run.status, run.info['epochs']) == (143, 'interrupted', 1) and run.weights_file.exists()
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally: signal.signal(number, before)
+    assert (e.value.code, run.status, run.info['epochs']) == (code, 'interrupted', 1) and run.weights_file.exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_nohup_is_kept(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run.training(nn.Linear(2, 2)): signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and run.status == 'finished'
+    finally: signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
@@ -259,7 +270,7 @@ def test_weights_of_another_user_are_not_called_damaged(run, monkeypatch):
 @pytest.mark.parametrize('name, content, read, message', [
     ('run.json', None, Run.open, 'is not a run folder: it has no run.json'), ('recipe.json', None, Run.open, 'is not a run folder: it has no recipe.json'),
     ('run.json', '{"a', Run.open, 'run.json is damaged'), ('recipe.json', '[]', Run.open, 'recipe.json is damaged'),
-    ('recipe.json', '{"name": 3}', lambda folder: Run(folder).recipe, 'recipe.json is damaged or not a recipe'),
+    ('recipe.json', '{"name": 3}', lambda folder: Run(folder).recipe, 'recipe.json is damaged or not the file that this run wrote'),
     ('metrics.json', '{', lambda folder: Run(folder).metrics, 'metrics.json is damaged'),
     ('model.safetensors', None, lambda folder: Run(folder).read_weights(), 'model.safetensors is not there')])
 def test_what_is_missing_or_damaged_is_named(run, name, content, read, message):
@@ -273,7 +284,8 @@ def test_figures_are_added_to_those_of_their_name(run):
     run.add_metrics('valid', dict(accuracy=.5, n=10))
     run.add_metrics('test', dict(accuracy=.4))
     run.add_metrics('valid', dict(accuracy=.6))
-    assert run.metrics == dict(valid=dict(accuracy=.6, n=10), test=dict(accuracy=.4)) == json.loads(run.metrics_file.read_text())
+    assert run.metrics == dict(valid=dict(accuracy=.6, n=10), test=dict(accuracy=.4))
+    assert json.loads(run.metrics_file.read_text()).keys() == {'valid', 'test', 'content_checksum'}
 
 
 # --- what was written before there was a class for it
@@ -370,23 +382,57 @@ def test_a_checksum_is_not_skipped(run, wanted):
     with pytest.raises(ValueError, match='model.safetensors is damaged or not the file'): find_weights('small_cnn', run.folder)
 
 
-def test_mutated_files_are_read_or_refused(run):
-    random = Random(0)
-    run.add_epoch(epoch)
-    run.add_recalls(1, 1, dict(cat=.5, dog=.25))
+def mutations(right, n=200, seed=0):
+    "Flipped bits, and files that were cut off; one in four has both"
+    random = Random(seed)
+    for k in range(n):
+        data = bytearray(right)
+        if k % 4 < 3: data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        if k % 4 > 1: del data[random.randrange(len(data)):]
+        yield bytes(data)
+
+
+@pytest.mark.parametrize('name', ['info', 'metrics', 'recipe', 'choices', 'history', 'recalls', 'read_weights'])
+def test_mutated_files_are_refused(run, name):
+    "The right answer, or an error that names the file"
+    def read():
+        answer = getattr(run, name)
+        if name == 'read_weights': answer = {k: v.tolist() for k, v in answer().items()}
+        return {k: v for k, v in answer.items() if not k.endswith('_checksum')} if isinstance(answer, dict) else repr(answer)
+    with run.training(nn.Linear(2, 2)):
+        run.add_epoch(epoch)
+        run.add_recalls(1, 1, dict(cat=.5, dog=.25))
     run.add_metrics('valid', dict(accuracy=.5))
-    readers = {run.info_file: lambda: run.info, run.metrics_file: lambda: run.metrics, run.recipe_file: lambda: run.recipe,
-               run.history_file: lambda: run.history, run.recalls_file: lambda: run.recalls}
-    for file, read in readers.items():
-        right = file.read_bytes()
-        for _ in range(200):
-            data = bytearray(right)
-            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
-            if random.random() < .3: del data[random.randrange(len(data)):]
-            file.write_bytes(data)
-            try: read()
-            except ValueError as e: assert file.name in str(e)
-        file.write_bytes(right)
+    file = dict(info=run.info_file, metrics=run.metrics_file, recipe=run.recipe_file, choices=run.recipe_file, history=run.history_file,
+                recalls=run.recalls_file, read_weights=run.weights_file)[name]
+    right, answer, refused = file.read_bytes(), read(), 0
+    for data in mutations(right):
+        file.write_bytes(data)
+        try: assert read() == answer, data
+        except ValueError as e:
+            assert file.name in str(e)
+            refused += 1
+    assert refused > 180
+
+
+def test_json_values_that_are_exchanged_are_seen(run):
+    with run.training(nn.Linear(2, 2)): pass
+    text = run.info_file.read_text()
+    run.info_file.write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match='run.json is damaged or was edited: .* delete the entry content_checksum'): run.info
+    info = json.loads(run.info_file.read_text())
+    del info['content_checksum']
+    run.info_file.write_text(json.dumps(info))
+    assert run.info['seed'] == 1
+    write_json(run.info_file, run.info)
+    assert run.info['seed'] == 1 and '"content_checksum": ' in run.info_file.read_text()
+
+
+def test_a_run_that_may_not_be_written_names_what_could_not_be(run, monkeypatch):
+    def no(path, *args): raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    monkeypatch.setattr(runs, 'locked', no)
+    with pytest.raises(PermissionError) as e: run.add_metrics('test', dict(accuracy=.5))
+    assert e.value.filename == str(run.metrics_file)
 
 
 def test_another_seed_is_another_split(tmp_path, practice):

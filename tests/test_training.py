@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from cifar_fastai import callbacks, models, runs, training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
+from cifar_fastai.files import write_json
 from cifar_fastai.sources import count_classes
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe
@@ -504,9 +505,9 @@ def test_load_run_warns_of_images_that_changed(practice, tmp_path):
         next((mine/'train').rglob('*.png')).unlink()
         load_run(folder, source=mine, num_workers=0)  # the caller says so
         with pytest.raises(UserWarning, match=r'was trained on other images .* may contain these validation images'): load_run(folder, num_workers=0)
-        run = read(folder, 'run.json')
+        run = Run(folder).info
         del run['data']['fingerprint']
-        (folder/'run.json').write_text(json.dumps(run))
+        write_json(folder/'run.json', run)
         load_run(folder, num_workers=0)
 
 def test_load_run_says_what_is_wrong(go, tmp_path, practice):
