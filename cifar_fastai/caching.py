@@ -9,6 +9,7 @@ __all__ = ['Rows', 'ItemCache', 'ShuffleDL', 'CachedDL']
 
 # %% ../nbs/01_caching.ipynb #f2003136
 import shutil
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
@@ -48,14 +49,22 @@ class Rows:
     def __getitem__(self, idxs): return self.rows.index_select(0, idxs).permute(self.axes).as_subclass(self.type)
 
 # %% ../nbs/01_caching.ipynb #dc5048bb
+def _crc(rows):
+    "A checksum of the content of tensors"
+    crc = 0
+    for t in rows: crc = zlib.crc32(t.flatten().view(torch.uint8).numpy(), crc)
+    return f'{crc:08x}'
+
 def _load(parts, file, about):
-    "The rows in the file, if it was saved for the same items"
+    "The rows in the file, if it was saved for the same items and is undamaged"
     try:
         with safe_open(file, 'pt') as f:
-            if f.metadata() != dict(about=about): return
+            said = f.metadata() or {}
+            if said.get('about') != about: return
             found = [f.get_tensor(str(k)) for k in range(len(parts))]
     except (OSError, SafetensorError): return
-    if [(t.shape, t.dtype) for t in found] == [(p.rows.shape, p.rows.dtype) for p in parts]: return found
+    if [(t.shape, t.dtype) for t in found] != [(p.rows.shape, p.rows.dtype) for p in parts]: return
+    if said.get('crc32') == _crc(found): return found
 
 def _save(parts, file, about):
     "Save the file, unless the disk is nearly full or cannot be written: without it, the next run only starts more slowly"
@@ -64,7 +73,7 @@ def _save(parts, file, about):
         remove_leftovers(file.parent)  # which may be what fills the disk
         if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
         rows = {str(k): p.rows for k,p in enumerate(parts)}
-        with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about))
+        with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about, crc32=_crc(rows.values())))
 
 # %% ../nbs/01_caching.ipynb #5e5d2010
 def _on_accelerator(parts, device):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_the_next_memory_reads_the_file(kept):
     m = ItemCache(3, read, kept, 'squares')
     assert values(m.take([2, 0])) == [[2, 0], [4, 0]] and m.left == 0 and read.seen == [2] and bytes(m.known) == b'\1\1\1'
 
-@pytest.mark.parametrize('damage', ['another', 'cut', 'noise', 'empty', 'folder', 'shape', 'part', 'plain'])
+@pytest.mark.parametrize('damage', ['another', 'cut', 'noise', 'empty', 'folder', 'shape', 'part', 'plain', 'flipped'])
 def test_a_file_that_does_not_fit_is_replaced(kept, damage):
     content, about, n = kept.read_bytes(), 'squares', 3
     if damage == 'another': about = 'circles'
@@ -147,6 +148,7 @@ def test_a_file_that_does_not_fit_is_replaced(kept, damage):
     if damage == 'folder': kept.unlink(); kept.mkdir()
     if damage == 'shape': n = 4
     if damage == 'part': caching.save_file({'0': torch.rand(3, 2, 3)}, kept, dict(about=about))
+    if damage == 'flipped': kept.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     if damage == 'plain': caching.save_file({'0': torch.rand(3, 2, 3), '1': torch.arange(3)}, kept)
     read = Squares()
     m = ItemCache(n, read, kept, about)
@@ -156,6 +158,15 @@ def test_a_file_that_does_not_fit_is_replaced(kept, damage):
         ItemCache(n, again, kept, about).take([1])
         assert again.seen == [1]
     assert not list(kept.parent.glob('*.part'))
+
+def test_mutations_of_the_file_change_no_item(kept):
+    random, content = Random(0), kept.read_bytes()
+    for _ in range(200):
+        data = bytearray(content)
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        if random.random() < .3: del data[random.randrange(len(data)):]
+        kept.write_bytes(data)
+        assert values(ItemCache(3, Squares(), kept, 'squares').take([0, 1, 2])) == [[0, 1, 2], [0, 1, 4]]
 
 @pytest.mark.parametrize('refusal', ['full', 'error', 'folder is a file'])
 def test_without_room_there_is_no_file_and_no_error(tmp_path, monkeypatch, refusal):

@@ -11,6 +11,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -700,6 +701,29 @@ def test_damaged_folders_are_named_in_one_line(damage, damaged):
     spoil(damaged)
     with pytest.raises(kind, match=message) as e: load_classifier(damaged)
     assert str(damaged) in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('folder', ['run', 'classifier'])
+def test_mutated_folders_answer_rightly_or_not_at_all(folder, learn, saved, classifier, practice, tmp_path):
+    "Flipped bits and cut files, each of 200 in one file of the folder"
+    folder = shutil.copytree(learn.run_dir if folder == 'run' else saved, tmp_path/folder)
+    picture = sources.test_files(practice)[0]
+    right,dice,refused = classifier.predict(picture),Random(0),0
+    files = sorted(f for f in folder.iterdir() if f.name in ('run.json', 'recipe.json', 'classifier.json') or f.suffix == '.safetensors')
+    for k in range(200):
+        file = files[k % len(files)]
+        content = file.read_bytes()
+        data = bytearray(content)
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        if k % 5 == 0: del data[dice.randrange(len(data)):]
+        file.write_bytes(data)
+        try: found = load_classifier(folder, device='cpu').predict(picture)
+        except (ValueError, FileNotFoundError) as e:
+            assert str(folder) in str(e)
+            refused += 1
+        else: assert (found.label, found.probabilities) == (right.label, right.probabilities), (file, bytes(data))
+        file.write_bytes(content)
+    assert refused > 190
 
 
 run_damages = {
