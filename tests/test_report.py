@@ -14,6 +14,7 @@ import torch
 
 from cifar_fastai import report
 from cifar_fastai.evaluation import Evaluation, compare, evaluate, load_evaluation
+from cifar_fastai.files import write_json
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.report import write_report
 from cifar_fastai.runs import Run
@@ -42,6 +43,7 @@ def page(runs): return write_report(runs[1], against=runs[0])
 def text(page): return page.read_text(encoding='utf-8')
 
 
+def without_checksums(folder): write_json(folder/'run.json', Run(folder).info | dict(checksums={}))
 def shown(text): return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', text))
 def section(text, name): return re.search(f'<section id="{name}">(.*?)</section>', text, re.S)[1]
 def rows(html): return [[re.sub('<[^>]*>', '', cell) for cell in re.findall('<td[^>]*>(.*?)</td>', row)] for row in re.findall('<tr>(.*?)</tr>', html)][1:]
@@ -193,6 +195,7 @@ def test_a_run_that_was_stopped_early(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     header = (folder/'history.csv').read_text().splitlines()[0]
     (folder/'history.csv').write_text(header + '\n')
+    without_checksums(folder)
     page = report._Page(Run(folder), runs[0], load_evaluation(folder/'test.npz'), None)
     assert 'before the end of the first epoch' in report._body(report._sections['curves'][2], page)
 
@@ -200,6 +203,7 @@ def test_a_run_that_was_stopped_early(runs, tmp_path):
 def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     (folder/'recipe.json').write_text(json.dumps(json.loads((folder/'recipe.json').read_text()) | dict(valid='test')))
+    without_checksums(folder)
     result = load_evaluation(folder/'test.npz')
     page = report._Page(Run(folder), runs[0], result, replace(result, split='valid'))
     said = {name: report._body(report._sections[name][2], page) for name in ('summary', 'calibration', 'coverage')}
@@ -249,6 +253,29 @@ def test_damaged_evaluation_is_named(runs, tmp_path):
     folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
     (folder/'test.npz').write_bytes(b'PK')
     with pytest.raises(ValueError, match='test.npz is not a saved Evaluation'): write_report(folder)
+
+
+@pytest.mark.parametrize('name', ['history.csv', 'metrics.json'])
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'binary'])
+def test_a_damaged_file_costs_no_more_than_its_section(runs, name, damage, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, '_sections', {k: report._sections[k] for k in ('curves', 'classes')})
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    data = (folder/name).read_bytes()
+    damaged = dict(flipped=data[:9] + bytes([data[9] ^ 1]) + data[10:], cut=data[:len(data)//2], binary=b'\xff\0'*50)[damage]
+    (folder/name).write_bytes(damaged)
+    text = write_report(folder, split='test').read_text(encoding='utf-8')
+    assert ('history.csv is damaged' in section(text, 'curves')) == (name == 'history.csv') and len(rows(section(text, 'classes'))) == 10
+    assert (folder/name).read_bytes() == damaged
+
+
+@pytest.mark.parametrize('name', ['run.json', 'recipe.json', 'model.safetensors'])
+def test_what_a_report_cannot_do_without_is_named(runs, name, tmp_path):
+    folder = shutil.copytree(runs[0].run_dir, tmp_path/'copy')
+    data = bytearray((folder/name).read_bytes())
+    data[len(data)//2] ^= 1
+    (folder/name).write_bytes(data)
+    with pytest.raises(ValueError, match=f'{name} is damaged'): write_report(folder)
+    assert not (folder/'report.html').exists()
 
 
 # ---------------------------------------------------------------------------------------------------- in a browser
