@@ -373,7 +373,7 @@ class HistoryWriter(Callback):
         self.start = time.perf_counter()
 
     def _zeros(self): return torch.zeros(2, self.dls.c, dtype=torch.long, device=device_of(self.dls))
-    def before_train(self): self.trained = self._zeros()
+    def before_train(self): self.trained,self.validated = self._zeros(),None
     def before_validate(self): self.validated = self._zeros()
 
     def after_batch(self):
@@ -386,11 +386,12 @@ class HistoryWriter(Callback):
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.epochs += 1
-        train_loss,valid_loss,accuracy = [f'{v:.6f}' for v in self.recorder.values[-1][:3]]
+        train_loss,valid_loss,accuracy,*_ = [f'{v:.6f}' for v in self.recorder.values[-1]] + ['', ''] # if validation was canceled
         train_accuracy = _share(*self.trained.sum(1).tolist())
-        recalls = [_share(right, n) for right,n in zip(*self.validated.tolist())]
         lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
         seconds = f'{time.perf_counter() - self.start:.2f}'
         self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, train_accuracy=train_accuracy,
                                    valid_loss=valid_loss, accuracy=accuracy, lr=lr, seconds=seconds))
+        if self.validated is None: return
+        recalls = [_share(right, n) for right,n in zip(*self.validated.tolist())]
         self.target.add_recalls(self.stage, self.epochs, dict(zip(self.dls.vocab, recalls)))

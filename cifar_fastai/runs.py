@@ -301,7 +301,7 @@ def add_metrics(self:Run,
             write_json(self.metrics_file, metrics)
             with suppress(OSError): lock.unlink(missing_ok=True)
     except OSError as e:
-        if e.filename == str(lock): e.filename = str(self.metrics_file)  # which is the name that the user knows
+        if e.filename and Path(e.filename).name == lock.name: e.filename = str(self.metrics_file)  # which is the name that the user knows
         raise
 
 # %% ../nbs/02_runs.ipynb #4c114872

@@ -351,7 +351,11 @@ def _validate(learn):
     "Final loss and accuracy on the validation images"
     of_epochs = TrackerCallback, CSVLogger, ShowGraphCallback # this is none: they would miss columns, or begin anew
     others = [cb for cb in learn.cbs if isinstance(cb, of_epochs)]
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): loss,acc,*_ = learn.validate()
+    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): values = learn.validate()
+    if not values:
+        raise ValueError('A callback canceled the validation after the last epoch (CancelValidException), so the run has no final metrics. '
+                         'Its weights are saved, and `evaluate` measures them.')
+    loss,acc,*_ = values
     return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
 
 # %% ../nbs/05_training.ipynb #5380b3e4

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file
@@ -237,6 +237,24 @@ def test_losses_of_a_canceled_fit_are_fetched_too(practice, accelerator, tmp_pat
         assert len(learn.recorder.losses) == 7 and {type(l) for l in learn.recorder.losses} == {float}
         learn.validate()
         learn.fit(1, 1e-3)
+
+class SkipValidation(Callback):
+    order = -100
+    def __init__(self, epochs): self.epochs = epochs
+    def before_validate(self):
+        if getattr(self, 'n_trained', 0) in self.epochs: raise CancelValidException
+    def before_train(self): self.n_trained = getattr(self, 'n_trained', 0) + 1
+    def after_fit(self): self.n_trained = 9
+
+def test_epochs_whose_validation_was_canceled_have_empty_cells(go, tmp_path):
+    go(tiny.change(epochs=3), cbs=[SkipValidation([1, 3])])
+    h = history_of(tmp_path/'run')
+    assert h.train_loss.notna().all() and h.valid_loss.isna().tolist() == h.accuracy.isna().tolist() == [True, False, True]
+    assert pd.read_csv(tmp_path/'run'/'recalls.csv').epoch.tolist() == [2]
+
+def test_a_canceled_last_validation_is_told(go, tmp_path):
+    with pytest.raises(ValueError, match='canceled the validation after the last epoch .* Its weights are saved'): go(cbs=[SkipValidation([9])])
+    assert (tmp_path/'run'/'model.safetensors').exists() and not (tmp_path/'run'/'metrics.json').exists()
 
 @pytest.mark.parametrize('keep_best', ['', 'valid_loss', 'accuracy'])
 def test_a_last_step_that_spoils_the_network_is_told(go, tmp_path, keep_best):
