@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .files import atomic_file, remove_leftovers
+from .limits import free_disk
 
 # %% ../nbs/01_caching.ipynb #f5467c28
 class Rows:
@@ -71,7 +72,7 @@ def _save(parts, file, about):
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(file.parent)  # which may be what fills the disk
-        if shutil.disk_usage(file.parent).free < 2*sum(p.rows.nbytes for p in parts): return
+        if shutil.disk_usage(file.parent).free < free_disk*sum(p.rows.nbytes for p in parts): return
         rows = {str(k): p.rows for k,p in enumerate(parts)}
         with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about, crc32=_crc(rows.values())))
 

@@ -42,6 +42,7 @@ from .augmentation import augmentation
 from .files import cache_folder
 from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
+from .limits import memory_share, small_in_memory
 from .sources import (class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
 
@@ -366,15 +367,15 @@ def _group_limit(folder='/sys/fs/cgroup'):
     return min(limits)
 
 def _room():
-    "Four fifths of the memory that this process may use, in bytes"
+    "The memory that images may take in this process, in bytes"
     try: machine = os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, ValueError, OSError): machine = float('inf')  # Windows does not say
-    return .8*min(machine, _group_limit())
+    return memory_share*min(machine, _group_limit())
 
 def _check_room(n_bytes):
     if n_bytes > _room():
         raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
-                         f"{_room()/2**30:.1f} GiB (80% of this machine's memory, or of what its container may use). "
+                         f"{_room()/2**30:.1f} GiB ({memory_share:.0%} of this machine's memory, or of what its container may use). "
                          'Use in_memory=False, or limit=... to use fewer images.')
 
 def reading_size(
@@ -419,7 +420,7 @@ def cifar10_dataloaders(
     _check_images(info, image_size)
     item_size = reading_size(info.size, image_size)
     n_bytes = _n_bytes(info, item_size, limit, gray)
-    if in_memory is None: in_memory = num_workers is None and n_bytes < min(2**30, _room())
+    if in_memory is None: in_memory = num_workers is None and n_bytes < min(small_in_memory, _room())
     if in_memory: _check_room(n_bytes)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path)
@@ -428,7 +429,7 @@ def cifar10_dataloaders(
     n = len(dls.train_ds)
     dls.train.drop_last = n >= bs and (drop_last or n % bs == 1)
     if in_memory:
-        whole = limit is None or _n_bytes(info, item_size, None, gray) < 2**30
+        whole = limit is None or _n_bytes(info, item_size, None, gray) < small_in_memory
         caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole)
         for d in (dls.train_ds, dls.valid_ds): caches.give(d)
     dls.data_info = info

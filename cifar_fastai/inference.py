@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from .data import ResizeBatch, channel_stats, reading_size
 from .images import FixedSize, UnreadableImageError, image_pixels
 from .files import atomic_write, is_part, read_json, write_json
+from .limits import max_side
 from .models import eval_mode
 from .recipes import Recipe
 from .registry import UnknownNameError
@@ -61,8 +62,6 @@ def _whole(numbers): return all(isinstance(n, int) and not isinstance(n, bool) a
 def _finite(numbers): return all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
 
 # %% ../nbs/07_inference.ipynb #b7c21a2b
-_largest = 4096 # pixels a side: more is damage, and would fill the memory
-
 def _check_info(info):
     "Raise a `ValueError` for invalid metadata"
     names = info.vocab and all(isinstance(c, str) for c in info.vocab)
@@ -72,8 +71,8 @@ def _check_info(info):
     if not (whole and len(info.item_size) == 2 and info.channels in (1, 3)):
         raise ValueError('sizes must be whole numbers, with 1 or 3 channels, '
                          f'got {info.channels} x {info.item_size} and {info.image_size}')
-    if max(info.image_size, *info.item_size) > _largest:
-        raise ValueError(f'images must have at most {_largest} pixels a side, got {info.item_size} and {info.image_size}')
+    if max(info.image_size, *info.item_size) > max_side:
+        raise ValueError(f'images must have at most {max_side} pixels a side, got {info.item_size} and {info.image_size}')
     complete = len(info.mean) == len(info.std) == info.channels
     if not (complete and _finite(info.mean + info.std) and min(info.std) > 0):
         raise ValueError(f'mean and std must have one number for each of {info.channels} channels, std above 0, '

@@ -45,6 +45,7 @@ from tqdm import tqdm
 from .archives import unpack_archive
 from .files import cache_folder, file_digest, make_once, read_json, write_json
 from .images import UnreadableImageError, bit_depth, image_endings, open_image, printable_name, read_image, read_size
+from .limits import download_timeout
 from .synthetic import cifar10_classes, make_synthetic
 
 # %% ../nbs/02_sources.ipynb #330a1481
@@ -761,8 +762,6 @@ def check_archive(
     return Path(file)
 
 # %% ../nbs/02_sources.ipynb #d508bd32
-_timeout = 10, 60  # seconds: to connect, and between two pieces of the file
-
 def _reason(e):
     if isinstance(e, HTTPError): return f'HTTP {e.response.status_code} {e.response.reason}'
     cause = e.args[0] if e.args else ''
@@ -776,7 +775,7 @@ def download_file(
 )->Path: # `file`
     "Download a file, once more if the connection breaks; a `ConnectionError` gives the reason if that fails"
     file = Path(file)
-    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=_timeout,
+    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=download_timeout,
                               headers={'Accept-Encoding': 'identity'})
     try:
         try: download(url, str(file), None)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import fastai.callback.progress  # noqa: F401  (gives learners `no_bar`)
 from fastai.data.core import TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ToTensor
 from fastai.learner import Learner

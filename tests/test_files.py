@@ -1,6 +1,5 @@
 "Files and folders: whole or not at all, whoever is killed, comes second, or finds the disk full."
 import errno
-import json
 import multiprocessing
 import os
 import shutil

@@ -979,8 +979,8 @@ def test_dropped_connection_is_tried_again(tmp_path, published, http_server, cap
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_server, silent_server, monkeypatch, capsys):
     content, archive = published
-    assert all(0 < seconds < 120 for seconds in sources._timeout)
-    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    assert all(0 < seconds < 120 for seconds in sources.download_timeout)
+    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
     mirrors = archive(f'{silent_server}/a.tgz'), archive(http_server.answer('/b.tgz', content))
     assert len(sources.train_files(sources.download_cifar10(tmp_path/'cache'/'cifar10', mirrors))) == 8
     assert 'timed out' in capsys.readouterr().err

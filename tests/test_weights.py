@@ -527,14 +527,14 @@ def test_no_network(address, hub, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_is_given_up(hub, silent_server, monkeypatch):
-    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
     hub.url = f'{silent_server}/{hub.name}'
     monkeypatch.setattr(enum.value, 'url', hub.url)
     assert 'timed out' in advice(hub)
 
 
 def test_a_server_that_stops_in_the_middle_is_given_up(hub, monkeypatch):
-    monkeypatch.setattr(sources, '_timeout', (.3, .3))
+    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
     hub.publish((hub.content, 100_000, 2))
     assert 'timed out' in advice(hub)
 
