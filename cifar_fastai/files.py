@@ -185,14 +185,16 @@ def locked(
     path:str|Path, # of the lock file; its folder must exist
     busy:Callable[[], None]|None=None, # called before waiting if another process holds the lock; may raise to give up
 )->Iterator[None]:
-    "Hold a lock while the body runs"
+    "Hold a lock while the body runs, and remove its file at the end"
     lock = FileLock(path)
     try: lock.acquire(timeout=0)
     except Timeout:
         if busy is not None: busy()
         lock.acquire()
     try: yield
-    finally: lock.release()
+    finally:
+        with suppress(OSError): Path(path).unlink()  # Windows refuses; a process that waits for this file begins anew with another
+        lock.release()
 
 # %% ../nbs/00_files.ipynb #e85327b6
 _disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -242,11 +244,12 @@ def make_once(
     return target
 
 def _sweep(unfinished):
-    "Remove the work folders of killed processes: those whose lock is free"
-    for lock in unfinished.glob('*.lock'):
-        work = lock.with_suffix('')
-        if not work.is_dir(): continue
-        with suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0): shutil.rmtree(work, ignore_errors=True)
+    "Remove the work folders of killed processes, and their locks: those that are free"
+    for name in {path.name.removesuffix('.lock') for path in unfinished.iterdir()}:
+        lock = unfinished/f'{name}.lock'
+        with suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
+            shutil.rmtree(unfinished/name, ignore_errors=True)
+            lock.unlink()
 
 # %% ../nbs/00_files.ipynb #2c7e394f
 def file_digest(

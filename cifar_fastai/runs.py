@@ -299,7 +299,6 @@ def add_metrics(self:Run,
             metrics = self.metrics
             metrics[name] = metrics.get(name, {}) | figures
             write_json(self.metrics_file, metrics)
-            with suppress(OSError): lock.unlink(missing_ok=True)
     except OSError as e:
         if e.filename and Path(e.filename).name == lock.name: e.filename = str(self.metrics_file)  # which is the name that the user knows
         raise

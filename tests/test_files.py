@@ -169,6 +169,22 @@ def test_a_lock_is_waited_for(tmp_path):
     assert order == ['second waits', 'first ends', 'second has it']
 
 
+def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):
+    "Though its file is removed while others wait for it"
+    held, most = [], []
+    def work():
+        for _ in range(20):
+            with locked(tmp_path/'a.lock'):
+                held.append(1)
+                most.append(len(held))
+                time.sleep(.001)
+                held.pop()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(most) == 80 and set(most) == {1} and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_disk_errors_say_what_to_do(number):
     with pytest.raises(DiskError, match='cannot write here. Free some disk space, or set SOME_HOME') as e, writing('here', 'SOME_HOME'): raise OSError(number, 'no')
@@ -239,6 +255,7 @@ def test_the_next_to_make_something_sweeps(tmp_path):
     assert leftovers(tmp_path/'cache') == [unfinished/'busy']
     make_once(tmp_path/'cache'/'set2', lambda work: work)
     assert not leftovers(tmp_path/'cache')
+    assert not list(unfinished.iterdir())
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError('bad')])
