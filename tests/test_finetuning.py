@@ -150,6 +150,39 @@ def test_unfreezing_undoes_all_of_it(dls):
     quietly(learn, fit_stage, learn, constant(lr=1e-2))
     assert changed(before, weights(learn)) == set(before)
 
+@pytest.mark.parametrize('bn,first', [('train', 'block1'), ('weights', 'block1'), ('stats', 'block2'), ('frozen', 'block2')])
+@pytest.mark.parametrize('mixed_precision', [False, True])
+def test_frozen_layers_have_no_backward_pass(dls, bn, first, mixed_precision):
+    "No graph before the first layer with something to train: where BatchNorm's weights learn, that is at the beginning"
+    learn = create_learner(small.change(mixed_precision=mixed_precision), dls)
+    graphs = {}
+    def note(name): # whether the outputs of a layer need a backward pass
+        def hook(module, args, y): graphs[name] = y.requires_grad
+        learn.model.body.get_submodule(name).register_forward_hook(hook)
+    note('block1'); note('block2')
+    watch = Watch(lambda l: dict(graphs), 'before_backward')
+    with learn.added_cbs(watch): quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to='block2', bn=bn))
+    assert watch.seen == [dict(block1=first == 'block1', block2=True)]*len(watch.seen) != []
+
+@pytest.mark.parametrize('bn', ['stats', 'frozen'])
+def test_gradients_behind_frozen_layers_are_those_with_nothing_frozen(dls, bn):
+    "And nothing is stored for the frozen layers: their parameters have no gradients"
+    learn = create_learner(small, dls)
+    x,y = (t.as_subclass(torch.Tensor) for t in dls.one_batch())
+    norms = [m for m in learn.model.body.block1.modules() if isinstance(m, nn.BatchNorm2d)]
+    def gradients():
+        learn.model.train()
+        if bn == 'frozen':
+            for m in norms: m.eval()
+        learn.model.zero_grad()
+        nn.functional.cross_entropy(learn.model(x), y).backward()
+        return {n: p.grad.clone() for n,p in learn.model.named_parameters() if p.grad is not None}
+    torch.manual_seed(0); before = gradients()
+    freeze_to(learn, 'block2', bn)
+    torch.manual_seed(0); after = gradients()
+    assert {n for n in before if n not in after} == {n for n in before if n.startswith('body.block1.')} != set()
+    for n,g in after.items(): assert torch.equal(g, before[n]), n
+
 def test_fixed_filters_stay_whatever_is_unfrozen(dls):
     learn = create_learner(get_recipe('small_cnn_one_cycle', bs=32), dls)
     before = weights(learn)
