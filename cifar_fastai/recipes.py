@@ -479,10 +479,10 @@ def _finetune(name, description, image_size, *stages):
         stages=(head_alone, *stages), image_size=image_size, stats=minus_one_to_one, bs=64, wd=.01, label_smoothing=.1)
 
 register_recipe(_finetune(
-    'finetune_quick', 'EfficientNet-Lite0 at 96 pixels: the head, then all but the first blocks', 96,
+    'finetune_quick', 'EfficientNet-Lite0, first blocks frozen, at 96 pixels', 96,
     Stage(epochs=3, lr=(2e-4, 2e-3), freeze_to='blocks.2', bn='frozen')))
 register_recipe(_finetune(
-    'finetune', 'EfficientNet-Lite0 at 128 pixels: the head, then all layers', 128,
+    'finetune', 'EfficientNet-Lite0, all layers, at 128 pixels', 128,
     Stage(epochs=5, lr=(2e-4, 2e-3), bn='frozen')))
 
 # %% ../nbs/01_recipes.ipynb #4264dc27
