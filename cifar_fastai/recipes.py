@@ -468,13 +468,30 @@ register_recipe(Recipe(
     image_size=64, augment='aug_transforms_crop', stats='imagenet', valid=.05, bs=256, optimizer='sgd', wd=1e-4,
     label_smoothing=.1, mixed_precision=True))
 
+# %% ../nbs/01_recipes.ipynb #6a61d52f
+def _finetune(name, description, image_size, *stages):
+    "EfficientNet-Lite0: first the head for an epoch, then `stages`"
+    head_alone = Stage(epochs=1, lr=2e-3, freeze_to='head', bn='frozen')
+    minus_one_to_one = ((.5, .5, .5), (.5, .5, .5))
+    return Recipe(
+        name=name, model='timm/tf_efficientnet_lite0', weights='DEFAULT', description=description,
+        head=Head(lin_ftrs=(), ps=.2, concat_pool=False, first_bn=False), groups=('blocks.2', 'head'),
+        stages=(head_alone, *stages), image_size=image_size, stats=minus_one_to_one, bs=64, wd=.01, label_smoothing=.1)
+
+register_recipe(_finetune(
+    'finetune_quick', 'EfficientNet-Lite0, first blocks frozen, at 96 pixels', 96,
+    Stage(epochs=3, lr=(2e-4, 2e-3), freeze_to='blocks.2', bn='frozen')))
+register_recipe(_finetune(
+    'finetune', 'EfficientNet-Lite0, all layers, at 128 pixels', 128,
+    Stage(epochs=5, lr=(2e-4, 2e-3), bn='frozen')))
+
 # %% ../nbs/01_recipes.ipynb #4264dc27
 _purposes = { # -> patterns of names; a recipe counts once
     'start here': ('small_cnn',),
     'quick look': ('tiny_cnn', 'small_cnn_quick'),
     'most accuracy on a CPU': ('airbench94_long',),
     'most accuracy on a GPU': ('speedrun_*',),
-    'fine-tuning': ('resnet34_finetuned', '*_finetuned', 'resnet34_tiny_imagenet'),
+    'fine-tuning': ('finetune_quick', 'finetune', 'resnet34_finetuned', '*_finetuned', 'resnet34_tiny_imagenet'),
     'fit_one_cycle': ('small_cnn_one_cycle', '*_one_cycle'),
     'reference projects, as published': ('three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', 'ladder_*'),
     'others': ('*',)}

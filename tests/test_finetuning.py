@@ -28,7 +28,7 @@ from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.callbacks import L2Penalty, WeightedCrossEntropy
 from cifar_fastai.training import build_model, create_learner, fit_stage, load_run, train
-from cifar_fastai.weights import create_backbone, list_weights
+from cifar_fastai.weights import _packages, create_backbone, list_weights
 
 constant = partial(Stage, epochs=1, schedule='constant')
 small = Recipe(name='small', model='ladder_3', stages=constant(lr=1e-2), bs=32, groups=('block2', 'head'))
@@ -149,6 +149,39 @@ def test_unfreezing_undoes_all_of_it(dls):
     before = weights(learn)
     quietly(learn, fit_stage, learn, constant(lr=1e-2))
     assert changed(before, weights(learn)) == set(before)
+
+@pytest.mark.parametrize('bn,first', [('train', 'block1'), ('weights', 'block1'), ('stats', 'block2'), ('frozen', 'block2')])
+@pytest.mark.parametrize('mixed_precision', [False, True])
+def test_frozen_layers_have_no_backward_pass(dls, bn, first, mixed_precision):
+    "No graph before the first layer with something to train: where BatchNorm's weights learn, that is at the beginning"
+    learn = create_learner(small.change(mixed_precision=mixed_precision), dls)
+    graphs = {}
+    def note(name): # whether the outputs of a layer need a backward pass
+        def hook(module, args, y): graphs[name] = y.requires_grad
+        learn.model.body.get_submodule(name).register_forward_hook(hook)
+    note('block1'); note('block2')
+    watch = Watch(lambda l: dict(graphs), 'before_backward')
+    with learn.added_cbs(watch): quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to='block2', bn=bn))
+    assert watch.seen == [dict(block1=first == 'block1', block2=True)]*len(watch.seen) != []
+
+@pytest.mark.parametrize('bn', ['stats', 'frozen'])
+def test_gradients_behind_frozen_layers_are_those_with_nothing_frozen(dls, bn):
+    "And nothing is stored for the frozen layers: their parameters have no gradients"
+    learn = create_learner(small, dls)
+    x,y = (t.as_subclass(torch.Tensor) for t in dls.one_batch())
+    norms = [m for m in learn.model.body.block1.modules() if isinstance(m, nn.BatchNorm2d)]
+    def gradients():
+        learn.model.train()
+        if bn == 'frozen':
+            for m in norms: m.eval()
+        learn.model.zero_grad()
+        nn.functional.cross_entropy(learn.model(x), y).backward()
+        return {n: p.grad.clone() for n,p in learn.model.named_parameters() if p.grad is not None}
+    torch.manual_seed(0); before = gradients()
+    freeze_to(learn, 'block2', bn)
+    torch.manual_seed(0); after = gradients()
+    assert {n for n in before if n not in after} == {n for n in before if n.startswith('body.block1.')} != set()
+    for n,g in after.items(): assert torch.equal(g, before[n]), n
 
 def test_fixed_filters_stay_whatever_is_unfrozen(dls):
     learn = create_learner(get_recipe('small_cnn_one_cycle', bs=32), dls)
@@ -286,8 +319,18 @@ def test_mixed_precision_on_cuda(practice):
 
 @pytest.mark.parametrize('name', [n for n in list_recipes() if get_recipe(n).weights])
 def test_weights_of_recipes_are_published(name):
-    "By their own names: what 'DEFAULT' means may change, and with it the experiment"
-    assert get_recipe(name).weights in set(list_weights(get_recipe(name).model)) - {'DEFAULT'}
+    "By their own names: what 'DEFAULT' means may change, and with it the experiment; unless it means a package, which a run records"
+    recipe = get_recipe(name)
+    names = set(list_weights(recipe.model))
+    if recipe.model not in _packages: names -= {'DEFAULT'}
+    assert recipe.weights in names
+
+@pytest.mark.parametrize('name', [n for n in list_recipes() if get_recipe(n).model in _packages])
+def test_images_are_normalized_as_the_weights_want_them(name):
+    "What timm says of the network"
+    recipe = get_recipe(name)
+    cfg = create_backbone(recipe.model, 10).pretrained_cfg
+    assert recipe.stats == (cfg['mean'], cfg['std']) and cfg['input_size'][0] == 3
 
 @pytest.mark.slow
 def test_weights_from_a_file_and_from_a_run(practice, tmp_path):
@@ -324,7 +367,7 @@ def test_missing_weights_are_found_out_before_the_run_folder_is_made(practice, t
 
 # from end to end: one of each kind that there is
 whole = ['small_cnn_one_cycle', 'tiny_cnn', 'three_block_cnn', 'three_block_cnn_one_cycle', 'plain_cnn', 'ladder_1', 'ladder_8_1_sgd', 'mobilenet_v2_finetuned',
-         'efficientnet_b2_finetuned', 'resnet34_finetuned', 'resnet34_tiny_imagenet']
+         'efficientnet_b2_finetuned', 'resnet34_finetuned', 'resnet34_tiny_imagenet', 'finetune_quick']
 
 def kind(name):
     "What decides which code trains a recipe: optimizer, schedules, whether it has a new head, whether it uses 16 bits"

