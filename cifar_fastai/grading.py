@@ -12,10 +12,12 @@ __all__ = ['exercise_registry', 'Hint', 'Exercise', 'exercise', 'need', 'need_nu
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from numbers import Number
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn, Tensor
 
@@ -89,21 +91,43 @@ def kind_of(
 # %% ../nbs/07_grading.ipynb #68c5c444
 def call(
     f:Callable, # what was given as an answer
-    *args, # what to call it with
+    *args, # what to call it with; none of them may be changed in place
+    advice:str='', # what the hint adds if `f` stops: the usual cause
+    may_be_none:bool=False, # whether `f` may return nothing
 )->object: # what it returns
-    "Call a function that is an answer; `Hint` if it is none, or returns nothing"
+    "Call a function that is an answer; `Hint` if it is none, returns nothing, or changes what it is given"
     need(callable(f),
          'Give the function itself, as in check(number, my_function). '
          f'What came is {kind_of(f)}; did you call it already?')
     _need_binding(f, args)
+    given = [_copy(a) for a in args]
     try: out = f(*args)
     except Hint: raise
     except Exception as e:
+        advice = advice or 'Call it yourself, with something small, and look where that happens.'
         raise Hint(f'Your {_network_or_function(f)} ended in {type(e).__name__}: {e}. '
-                   f'It was called with {_sketches(args)}. '
-                   'Call it yourself, with something small, and look where that happens.') from e
-    need(out is not None, 'Your function returns nothing. Does it end with `return`, and did you write its body?')
+                   f'It was called with {_sketches(given)}. {advice}') from e
+    need(may_be_none or out is not None,
+         'Your function returns nothing. Does it end with `return`, and did you write its body?')
+    for before,after in zip(given, args): _need_unchanged(before, after)
     return out
+
+# %% ../nbs/07_grading.ipynb #6047cb4d
+_how_to_copy = {Tensor: '`x.clone()`', np.ndarray: '`x.copy()`', list: '`list(x)`', pd.DataFrame: '`x.copy()`'}
+
+def _copy(x): return deepcopy(x) if isinstance(x, tuple(_how_to_copy)) else x
+
+def _need_unchanged(before, after):
+    "Raise `Hint` if an argument of a kind that can be changed in place was"
+    kind = next((kind for kind in _how_to_copy if isinstance(after, kind)), None)
+    if kind is None: return
+    if kind is Tensor: same = torch.equal(before, after)
+    elif kind is np.ndarray: same = np.array_equal(before, after)
+    elif kind is pd.DataFrame: same = before.equals(after)
+    else: same = before == after
+    need(same,
+         f'The {kind.__name__} that your function was given has changed. Whoever gave it may still need it as it was: '
+         f'work on a copy ({_how_to_copy[kind]}).')
 
 # %% ../nbs/07_grading.ipynb #1d3fff2b
 def _network_or_function(f): return 'network' if isinstance(f, nn.Module) else 'function'

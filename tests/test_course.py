@@ -1,4 +1,5 @@
 "The exercises: right answers pass, wrong ones get the hint that fits"
+import hashlib
 import json
 import math
 import re
@@ -45,13 +46,38 @@ def whole_pictures_of_a_set(groups):
     return [i for i,g in enumerate(groups) if g not in valid],[i for i,g in enumerate(groups) if g in valid]
 def any_images(groups):
     order = np.random.default_rng(0).permutation(len(groups))
-    return order[120:],order[:120]
+    return order[len(groups)//5:],order[:len(groups)//5]
 
 def neighbors(groups):
     "Knows only copies that lie side by side"
     runs = [[i for i,_ in run] for _,run in groupby(enumerate(groups), key=lambda o: o[1])]
     valid = set(np.random.default_rng(0).permutation(len(runs))[:len(runs)//5].tolist())
     return tuple([i for k,run in enumerate(runs) if (k in valid) == side for i in run] for side in (False, True))
+
+def split_by(choose):
+    "A split whose validation pictures are those that `choose` returns"
+    def split(groups):
+        valid = choose(groups)
+        return tuple([i for i,g in enumerate(groups) if (g in valid) == side] for side in (False, True))
+    return split
+def of_numpy_names(groups):
+    names = np.unique(groups)
+    return set(np.random.default_rng(3).permutation(names)[:len(names)//5])
+def digest(name): return hashlib.md5(f'split {name}'.encode()).digest()
+def lowest_digests(groups): return sorted(set(groups), key=digest)[:len(set(groups))//5]
+def set_of_numpy_names(groups): return np.random.default_rng(3).permutation(list(set(np.array(groups)))).tolist()[:len(set(groups))//5]
+def masks(groups):
+    train,valid = whole_pictures(groups)
+    mask = np.zeros(len(groups), bool)
+    mask[valid] = True
+    return ~mask,mask
+def normalized(x, mean_over, std_over): return (x - x.mean(mean_over, keepdim=True))/x.std(std_over, keepdim=True)
+def normalized_in_place(x):
+    x -= x.mean((0, 2, 3), keepdim=True)
+    x /= x.std((0, 2, 3), keepdim=True)
+    return x
+def counted_runs(files): return {c: len(list(run)) for c,run in groupby(f.parent.name for f in files)}
+def largest_scale(x): return x.sub(x.amin((0, 2, 3), keepdim=True))/(x.amax((0, 2, 3), keepdim=True) - x.amin((0, 2, 3), keepdim=True))
 
 # 2. A first CNN
 def deep_network(): return nn.Sequential(*(nn.Sequential(nn.Conv2d(16 if i else 3, 16, 3, padding=1), nn.ReLU()) for i in range(12)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
@@ -151,10 +177,12 @@ def top_by_dict(p, vocab, k):
     return [(found[o], o) for o in sorted(found, reverse=True)[:k]]
 
 right = {
-    '1.1': [lambda files: Counter(f.parent.name for f in files), lambda files: {c: sum(f.parent.name == c for f in files) for c in ('cat', 'deer', 'dog', 'ship')}],
+    '1.1': [lambda files: dict(Counter(f.parts[-2] for f in files)), lambda files: Counter(f.parent.name for f in files), lambda files: {c: sum(f.parent.name == c for f in files) for c in ('cat', 'deer', 'dog', 'ship')}],
     '1.2': [(16, 3, 32, 32), [16, 3, 32, 32], torch.zeros(16, 3, 32, 32).shape],
-    '1.3': [over_images, lambda x: over_images(x).numpy()],
-    '1.4': [whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
+    '1.3': [over_images, lambda x: (x.sub(x.mean((0, 2, 3))[:, None, None]))/(x.var((0, 2, 3), unbiased=False)[:, None, None] + 1e-5).sqrt(),
+            lambda x: over_images(x).numpy()],
+    '1.4': [split_by(of_numpy_names), split_by(lowest_digests), split_by(lambda groups: {g for g in groups if digest(g)[0] < 50}), split_by(lambda groups: sorted(set(groups))[::5]),
+            whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
     '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
     '2.2': [448, torch.tensor(448), 448.],
     '2.3': [network(), network, deep_network, residual_network, lambda: silent(network())],
@@ -186,12 +214,19 @@ right = {
 }
 
 wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones first
-    '1.1': [(lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
+    '1.1': [(lambda files: Counter(f.parts[2] for f in files), 'however many folders'), (counted_runs, 'you count'), (lambda files: dict(cat=3, dog=5, ship=1), '2 ships'),
+            (lambda files: {c: sum(c in str(f) for f in files) for c in ('cat', 'deer', 'dog', 'ship')}, 'Only the folder'), (lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
             (lambda files: {f.parent.name: 1 for f in files}, 'you count'), (lambda files: len(files), 'dictionary'), (lambda files: None, 'returns nothing'), (3, 'Give the function itself')],
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
-    '1.3': [(lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
+    '1.3': [(lambda x: normalized(x, (2, 3), (0, 2, 3)), 'the mean of each image by itself'), (lambda x: normalized(x, (0, 2, 3), (2, 3)), 'the deviation of each image'),
+            (lambda x: (x - x.mean((0, 2, 3)))/x.std((0, 2, 3)), 'keepdim=True'), (lambda x: normalized(x, (0, 2, 3), (0, 1, 2, 3)), 'the deviation of all channels'), (lambda x: normalized(x, 0, 0), 'each pixel'),
+            (lambda x: normalized(x, (1, 2, 3), (1, 2, 3)), 'of each image by itself, all'), (normalized_in_place, 'given has changed'), (largest_scale, 'The means of your channels'),
+            (lambda x: (x - .5)/.25, 'The means of your channels'), (lambda x: (x - x.mean((0, 2, 3), keepdim=True))/x.var((0, 2, 3), keepdim=True), 'deviations'),
+            (lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
-    '1.4': [(any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
+    '1.4': [(masks, 'a mask'), (lambda groups: tuple(map(np.where, masks(groups))), '`np.where(mask)[0]`'), (split_by(set_of_numpy_names), 'tomorrow'), (split_by(lambda groups: {g for g in groups if hash(g) % 5 == 0}), 'tomorrow'),
+            (lambda groups: whole_pictures(groups) if len(groups) == 600 else any_images(groups), 'one to four copies'), (lambda groups: (list(range(len(groups))), []), 'for validation'),
+            (split_by(lambda groups: sorted(set(groups))[:len(set(groups))//5]), 'one end'), (any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
     '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
