@@ -433,21 +433,13 @@ def _need_dropped(x, y, p):
     "Raise `Hint` unless each number of `x` was dropped with probability `p`, or divided by what is kept"
     kept = y != 0
     dropped = float((~kept).float().mean())
+    if 0 < dropped < 1: _need_own_coins(kept)
     need(not math.isclose(dropped, 1 - p, abs_tol=.05),
          f'With p={p:g} you drop {dropped:.0%} and keep the rest. `p` is the share that is dropped.')
     need(math.isclose(dropped, p, abs_tol=.05),
          f'{dropped:.0%} of the values are 0 in training; with p={p:g} it should be {p:.0%}.')
     need(len(y[kept].unique()) > 1,
          f'All that is kept becomes {float(y.max()):.3g}, whatever it was: that is the mask. Multiply `x` by it.')
-    for dim,what in enumerate(['sample', 'channel', 'row', 'column']):
-        alike = (kept == kept.select(dim, 0).unsqueeze(dim)).all() # whether one mask is used along `dim`
-        need(not alike, f'Each {what} has the same mask. Throw a coin for each number: `torch.rand_like(x)`.')
-        whole = kept.float().mean([d for d in range(4) if d != dim])
-        need(float(whole.std()) < .2,
-             f'Whole {what}s are dropped, or kept. Throw a coin for each number, not for each {what}: '
-             '`torch.rand_like(x)`.')
-    per_channel = kept.flatten(2).float().mean(2)
-    need(float(per_channel.std()) < .25, 'Whole channels are dropped. Throw a coin for each number: `torch.rand_like(x)`.')
     factor = y[kept]/x[kept]
     need(not torch.allclose(factor, torch.ones_like(factor), atol=1e-3),
          'Nearly: what is kept must be made larger, so that the mean stays what it is after training, '
@@ -456,6 +448,19 @@ def _need_dropped(x, y, p):
     need(torch.allclose(factor, torch.full_like(factor, right), rtol=1e-3),
          f'What is kept becomes {float(factor.mean()):.3g} times as large, and with p={p:g} it should be {right:.3g} '
          'times. Divide what is kept by the share that is kept, `1 - p`.')
+
+# %% ../nbs/08_exercises.ipynb #3fe6f56c
+def _need_own_coins(kept):
+    "Raise `Hint` if numbers are kept or dropped together; `kept` is (samples, channels, height, width) bool"
+    each = 'Throw a coin for each number: `torch.rand_like(x)`.'
+    names = ['sample', 'channel', 'row', 'column']
+    for dim,name in enumerate(names):
+        shares = kept.float().mean([d for d in range(4) if d != dim])
+        need(float(shares.std()) < .2, f'Whole {name}s are dropped, or kept. {each}')
+    need(float(kept.float().mean((2, 3)).std()) < .25, f'Whole channels of a sample are dropped, or kept. {each}')
+    for dim,name in enumerate(names):
+        alike = (kept == kept.select(dim, 0).unsqueeze(dim)).all()
+        need(not alike, f'Each {name} has the same mask. {each}')
 
 # %% ../nbs/08_exercises.ipynb #b8861ea8
 def _body_and_head(n_features=12, n_classes=10):
@@ -767,7 +772,7 @@ def _need_interval(interval, a):
 # %% ../nbs/08_exercises.ipynb #d3672966
 @exercise('6.3', 'Report a choice honestly')
 def _(report):
-    for valid,test in (([.84, .86, .85, .83], [.849, .851, .86, .842]),
+    for valid,test in (([.84, .86, .85, .83], [.86, .851, .849, .842]),
                        ([.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92]),
                        ([.72, .70, .71], [.705, .715, .725])):
         runs = pd.DataFrame(dict(recipe=[*'abcdef'[:len(test)]], valid_accuracy=valid, test_accuracy=test))
@@ -874,7 +879,7 @@ def _(alternate):
     torch.manual_seed(0)
     x = torch.rand(6, 3, 4, 5)
     first = torch.tensor([True, False, False, True, True, False])
-    for epoch in 0, 1, 2, 3, 8, 5: # a resumed training does not begin at 0
+    for epoch in 0, 1, 2, 3, 7, 4: # a resumed training does not begin at 0
         y = need_tensor(call(alternate, x.clone(), epoch, first.clone()), x.shape)
         same = (y == x).flatten(1).all(1)
         mirrored = (y == x.flip(-1)).flatten(1).all(1)
@@ -892,7 +897,8 @@ def _(alternate):
 @exercise('8.1', 'Any picture as a batch')
 def _(prepare):
     for mode,size in dict(RGB=(32, 32), L=(48, 40), RGBA=(64, 64), P=(200, 100), CMYK=(20, 90)).items():
-        picture = _shaded_picture(size).convert(mode)
+        shaded = _shaded_picture(size)
+        picture = shaded.quantize(256) if mode == 'P' else shaded.convert(mode)
         x = call(prepare, picture, advice='`picture.convert("RGB")` and `picture.resize((32, 32))` help.')
         where = f'For a picture of {size[0]}x{size[1]} pixels in mode {mode!r}'
         need(isinstance(x, Tensor), f'Return a tensor, not {kind_of(x)}.')
@@ -930,7 +936,7 @@ def _need_pixels(x, picture, where):
     pixels = x[0].double().permute(1, 2, 0).numpy()
     rgb = picture.convert('RGB')
     right = np.asarray(rgb.resize((32, 32)))/255
-    def is_(other): return bool(np.abs(pixels - other).mean() < .06) # ways to resize differ, and so do few colors
+    def is_(other): return bool(np.abs(pixels - other).mean() < .05) # ways to resize differ, and so do few colors
     if is_(right): return
     need(not is_(right[..., ::-1]), 'Red and blue have changed places: the channels should be red, green, blue.')
     need(not is_(right.transpose(1, 0, 2)),
@@ -946,7 +952,7 @@ def _need_pixels(x, picture, where):
 @exercise('8.2', 'Scores to probabilities')
 def _(probabilities):
     def answer(scores): return need_tensor(call(probabilities, scores, advice=_advice_sum), scores.shape).float()
-    def is_(y, right): return torch.allclose(y, right, atol=1e-5)
+    def is_(y, right): return torch.allclose(y, right, atol=3e-4)
     scores = torch.tensor([[1., 2., 3.]])
     y = answer(scores)
     need(bool((y.sum(1) - 1).abs().max() < 1e-4), f'They must add up to 1; yours add up to {float(y.sum()):.3f}.')
