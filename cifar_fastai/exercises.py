@@ -24,8 +24,8 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .grading import (Hint, call, cause_of, exercise, exercise_registry, kind_of, need, need_number,
-                                  need_tensor)
+from .grading import (Hint, add_solution, call, cause_of, exercise, exercise_registry, kind_of, need,
+                                  need_number, need_tensor)
 
 # %% ../nbs/08_exercises.ipynb #ee558839
 def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
@@ -87,7 +87,8 @@ def _(normalize):
 # %% ../nbs/08_exercises.ipynb #f115580b
 _advice_keepdim = ('`x.mean((0, 2, 3), keepdim=True)` has the shape (1, 3, 1, 1), which broadcasts over the batch; '
                    'without `keepdim` it is (3,), which is laid along the last dimension, the width.')
-_taken_over = {(0, 2, 3): 'of each channel', (2, 3): 'of each image by itself, so that a dark one becomes as bright as any',
+_taken_over = {(0, 2, 3): 'of each channel',
+               (2, 3): 'of each image by itself, so that a dark one becomes as bright as any',
                (1, 2, 3): 'of each image by itself, all channels together', (0, 1, 2, 3): 'of all channels together',
                (0,): 'of each pixel by itself', (1,): 'over the channels of each pixel', (3,): 'of each row',
                (2,): 'of each column'}
@@ -175,6 +176,55 @@ def _depends_on_names_only(split, pictures, valid):
         mixed = np.random.default_rng(seed).permutation(pictures).tolist()
         if {mixed[i] for i in _split_indices(split, mixed)[1]} != chosen: return False
     return True
+
+# %% ../nbs/08_exercises.ipynb #d836b3e9
+add_solution(
+    '1.1',
+    'The class is the name of the folder that a file is in, and a `Counter` is a dictionary that counts.',
+    '''
+from collections import Counter
+
+def count(files): return Counter(file.parent.name for file in files)
+
+check('1.1', count)''')
+
+# %% ../nbs/08_exercises.ipynb #2fa7ba8b
+add_solution(
+    '1.2',
+    'A batch has the images in front; each image is channels, height, width.',
+    '''
+check('1.2', (16, 3, 32, 32))''')
+
+# %% ../nbs/08_exercises.ipynb #3031f137
+add_solution(
+    '1.3',
+    'Mean and deviation are taken over all dimensions but that of the channels. `keepdim=True` leaves them '
+    'the shape (1, 3, 1, 1), which broadcasts over the batch.',
+    '''
+def normalize(x):
+    mean = x.mean((0, 2, 3), keepdim=True)
+    std = x.std((0, 2, 3), keepdim=True)
+    return (x - mean)/std
+
+check('1.3', normalize)''')
+
+# %% ../nbs/08_exercises.ipynb #504dca97
+add_solution(
+    '1.4',
+    'Divide the different pictures first, then let each image follow its picture. The names are put in order '
+    'and mixed with a seed, so that it comes out the same each time.',
+    '''
+import random
+
+def split(pictures):
+    names = sorted(set(pictures))
+    random.Random(0).shuffle(names)
+    chosen = set(names[:len(names)//5])
+    train = [i for i,name in enumerate(pictures) if name not in chosen]
+    valid = [i for i,name in enumerate(pictures) if name in chosen]
+    return train, valid
+
+check('1.4', split)''')
 
 # %% ../nbs/08_exercises.ipynb #7c5af2a7
 @exercise('2.1', 'What comes out of a convolution with stride 2')
@@ -324,6 +374,57 @@ def _need_rate(lr, lrs, lowest):
          f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where hardly anything is learned yet. '
          '(Single losses jump up and down there; the steepest fall from one to the next may be nothing but that.)')
 
+# %% ../nbs/08_exercises.ipynb #6a719415
+add_solution(
+    '2.1',
+    'Each of the 16 filters makes one channel. A padding of 1 gives a filter of 3x3 pixels 32 places in each '
+    'direction, and a stride of 2 takes every second of them.',
+    '''
+check('2.1', (8, 16, 16, 16))''')
+
+# %% ../nbs/08_exercises.ipynb #6d773476
+add_solution(
+    '2.2',
+    'Each filter has 3x3 weights for each of the 3 channels that come in, and a bias; there are 16 filters.',
+    '''
+check('2.2', 16*(3*3*3 + 1))''')
+
+# %% ../nbs/08_exercises.ipynb #e1db74bf
+add_solution(
+    '2.3',
+    'Convolutions with a stride make the image smaller and the channels more; pooling to one pixel keeps the '
+    'linear layer small. Nothing comes after that layer, since cross-entropy has its own softmax.',
+    '''
+from torch import nn
+
+def my_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+check('2.3', my_network)''')
+
+# %% ../nbs/08_exercises.ipynb #76038664
+add_solution(
+    '2.4',
+    'A network that knows nothing gives each of ten classes a tenth. The loss is the negative natural '
+    'logarithm of what the right class gets.',
+    '''
+import math
+
+check('2.4', -math.log(1/10))''')
+
+# %% ../nbs/08_exercises.ipynb #a96f11ff
+add_solution(
+    '2.5',
+    'Where the loss is lowest a step is nearly too large already. A tenth of that rate lies where it still '
+    'falls steeply, and does not depend on how much single losses jump.',
+    '''
+def pick(lrs, losses): return lrs[losses.argmin()]/10
+
+check('2.5', pick)''')
+
 # %% ../nbs/08_exercises.ipynb #e859e331
 @exercise('3.1', 'Mirror each image with a probability of one half')
 def _(flip):
@@ -462,6 +563,58 @@ def _need_own_coins(kept):
         alike = (kept == kept.select(dim, 0).unsqueeze(dim)).all()
         need(not alike, f'Each {name} has the same mask. {each}')
 
+# %% ../nbs/08_exercises.ipynb #f91b8e9d
+add_solution(
+    '3.1',
+    '`torch.rand(len(x)) < .5` throws a coin for each image. `torch.where` makes a new batch, so that the one '
+    'that came in stays as it is.',
+    '''
+import torch
+
+def flip(x):
+    mirrored = (torch.rand(len(x)) < .5)[:, None, None, None]
+    return torch.where(mirrored, x.flip(-1), x)
+
+check('3.1', flip)''')
+
+# %% ../nbs/08_exercises.ipynb #ba32023d
+add_solution(
+    '3.2',
+    'The loss of the validation images says how well new ones are done. `idxmin` gives the row of its '
+    'minimum, wherever that stands in the table.',
+    '''
+def best(history): return history.loc[history.valid_loss.idxmin(), 'epoch']
+
+check('3.2', best)''')
+
+# %% ../nbs/08_exercises.ipynb #dcf92382
+add_solution(
+    '3.3',
+    'Of the certainty 1 - s stays with the right class, and s is shared out among all n classes, the right '
+    'one too.',
+    '''
+from torch.nn import functional as F
+
+def smooth(y, smoothing, n_classes):
+    return (1 - smoothing)*F.one_hot(y, n_classes) + smoothing/n_classes
+
+check('3.3', smooth)''')
+
+# %% ../nbs/08_exercises.ipynb #492c400d
+add_solution(
+    '3.4',
+    'Each number has a coin of its own. What is kept is divided by the share that is kept, so that the mean '
+    'is what it will be later, when nothing is dropped.',
+    '''
+import torch
+
+def dropout(x, p, training):
+    if not training: return x
+    kept = torch.rand_like(x) >= p
+    return x*kept/(1 - p)
+
+check('3.4', dropout)''')
+
 # %% ../nbs/08_exercises.ipynb #b8861ea8
 def _body_and_head(n_features=12, n_classes=10):
     "Build a small network"
@@ -592,6 +745,51 @@ def _(rates):
              f'From each group to the next the rate should grow by the same factor; yours grow by {_list(factors)}.')
     return 'Right: each group learns so many times as fast as the one before it.'
 
+# %% ../nbs/08_exercises.ipynb #27d0ce52
+add_solution(
+    '4.1',
+    'The last layer of the head is exchanged; how many numbers come into it is what came into the old one. '
+    'Body and the rest of the head stay.',
+    '''
+from torch import nn
+
+def new_head(model, n_out):
+    model.head[-1] = nn.Linear(model.head[-1].in_features, n_out)
+    return model
+
+check('4.1', new_head)''')
+
+# %% ../nbs/08_exercises.ipynb #0cb53cc9
+add_solution(
+    '4.2',
+    '`requires_grad_(False)` stops the weights. The running statistics of BatchNorm are no weights, and move '
+    'with each batch in training mode, so the body goes into evaluation mode.',
+    '''
+def freeze(model):
+    model.body.requires_grad_(False)
+    model.body.eval()
+
+check('4.2', freeze)''')
+
+# %% ../nbs/08_exercises.ipynb #3ce19cb1
+add_solution(
+    '4.3',
+    'Only the last layer learns: for each of 10 classes it has a weight for each of 512 features, and a bias.',
+    '''
+check('4.3', 512*10 + 10)''')
+
+# %% ../nbs/08_exercises.ipynb #fb421a54
+add_solution(
+    '4.4',
+    'Between n rates there are n - 1 steps, each by the same factor, so that factor is the (n - 1)th root of '
+    'highest over lowest.',
+    '''
+def rates(n_groups, lowest, highest):
+    factor = (highest/lowest)**(1/(n_groups - 1))
+    return [lowest*factor**i for i in range(n_groups)]
+
+check('4.4', rates)''')
+
 # %% ../nbs/08_exercises.ipynb #009bdcbc
 _animals = ['bird', 'cat', 'dog', 'frog']
 _counts = np.array([[50, 6, 3, 1], [14, 45, 9, 2], [4, 8, 170, 18], [0, 2, 1, 27]]) # rows: what the images are
@@ -599,8 +797,9 @@ _counts = np.array([[50, 6, 3, 1], [14, 45, 9, 2], [4, 8, 170, 18], [0, 2, 1, 27
 # %% ../nbs/08_exercises.ipynb #593e3aaf
 @exercise('5.1', 'The pair that is confused most')
 def _(most):
-    for counts,vocab in (_counts, _animals), (_counts.T[::-1, ::-1].copy(), _animals[::-1]), (_counts[:2, :2], _animals):
-        _need_most_confused(most, counts, vocab[:len(counts)])
+    _need_most_confused(most, _counts, _animals)
+    _need_most_confused(most, _counts.T[::-1, ::-1], _animals[::-1])
+    _need_most_confused(most, _counts[:2, :2], _animals[:2])
     return 'Right. Such a pair says where to look; it does not say why.'
 
 def _need_most_confused(most, counts, vocab):
@@ -705,6 +904,56 @@ def _(p_value):
     return ("Right: McNemar's test. Images that both models have right, or both wrong, "
             "say nothing about which is better.")
 
+# %% ../nbs/08_exercises.ipynb #0630db72
+add_solution(
+    '5.1',
+    'The diagonal, which is what was right, is set to 0 in a copy. `argmax` counts along all rows, and '
+    '`np.unravel_index` makes row and column of that: what images are, and what they were taken for.',
+    '''
+import numpy as np
+
+def most_confused(counts, vocab):
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    i, j = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    return vocab[i], vocab[j], mistakes[i, j]
+
+check('5.1', most_confused)''')
+
+# %% ../nbs/08_exercises.ipynb #43b944b8
+add_solution(
+    '5.2',
+    'A row has all images of a class, and the diagonal those of them that were found.',
+    '''
+def recall(counts): return counts.diagonal()/counts.sum(1)
+
+check('5.2', recall)''')
+
+# %% ../nbs/08_exercises.ipynb #7f2d7bc4
+add_solution(
+    '5.3',
+    'Fixed is wrong before and right after, broken the other way round. What was wrong both times counts as '
+    'neither, even if the answer changed.',
+    '''
+def changes(actual, before, after):
+    right_before = before == actual
+    right_after = after == actual
+    return (~right_before & right_after).sum(), (right_before & ~right_after).sum()
+
+check('5.3', changes)''')
+
+# %% ../nbs/08_exercises.ipynb #3e9dcc3a
+add_solution(
+    '5.4',
+    'If neither model were better, each changed image would be the throw of a coin. How likely so uneven a '
+    "result is, in both directions, is McNemar's exact test.",
+    '''
+from scipy.stats import binomtest
+
+def p_value(fixed, broken): return binomtest(fixed, fixed + broken).pvalue
+
+check('5.4', p_value)''')
+
 # %% ../nbs/08_exercises.ipynb #83fae019
 @exercise('6.1', 'Mean and spread of some seeds')
 def _(summary):
@@ -793,6 +1042,43 @@ def _(report):
                     f'For validation accuracies of {_list(valid)} and test accuracies of {_list(test)} you return '
                     f'{found}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
     return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
+
+# %% ../nbs/08_exercises.ipynb #95d67d07
+add_solution(
+    '6.1',
+    '`ddof=1` divides by one less than the number of runs, since they lie closer to their own mean than to '
+    'the true one.',
+    '''
+import numpy as np
+
+def mean_and_spread(accuracies): return np.mean(accuracies), np.std(accuracies, ddof=1)
+
+check('6.1', mean_and_spread)''')
+
+# %% ../nbs/08_exercises.ipynb #bf043cf9
+add_solution(
+    '6.2',
+    'The mean of n runs varies by the root of n less than a run. With three of them the spread itself is '
+    'hardly known, so 1.96 becomes 4.30, the t distribution for two degrees of freedom.',
+    '''
+import numpy as np
+from scipy.stats import t
+
+def interval(accuracies):
+    n = len(accuracies)
+    half = t.ppf(.975, n - 1)*np.std(accuracies, ddof=1)/n**.5
+    return np.mean(accuracies) - half, np.mean(accuracies) + half
+
+check('6.2', interval)''')
+
+# %% ../nbs/08_exercises.ipynb #5d3fa5be
+add_solution(
+    '6.3',
+    'The validation images choose the recipe, and only then are the test images asked, about that one.',
+    '''
+def report(runs): return runs.loc[runs.valid_accuracy.idxmax(), 'test_accuracy']
+
+check('6.3', report)''')
 
 # %% ../nbs/08_exercises.ipynb #0f6547ce
 @exercise('7.1', 'The multiply-adds of a convolution')
@@ -892,6 +1178,51 @@ def _(alternate):
              f'In epoch {epoch} you mirror {mirrored.tolist()}. '
              'In each epoch all images are to be the other way round than in the one before.')
     return 'Right: two epochs in a row, and every image was seen both ways.'
+
+# %% ../nbs/08_exercises.ipynb #8522847f
+add_solution(
+    '7.1',
+    'At each of 16x16 places each of 32 filters multiplies 3x3 pixels of 16 channels.',
+    '''
+check('7.1', 16*16 * 32 * 3*3*16)''')
+
+# %% ../nbs/08_exercises.ipynb #98b53083
+add_solution(
+    '7.2',
+    '`step*len(sizes)/steps` is how many parts are over, and the division without a rest gives the place of '
+    'the size. It stays below the number of sizes since `step` stays below `steps`.',
+    '''
+def size(step, steps, sizes): return sizes[step*len(sizes)//steps]
+
+check('7.2', size)''')
+
+# %% ../nbs/08_exercises.ipynb #35793e0b
+add_solution(
+    '7.3',
+    'Along the eigenvectors of their covariance patches are not correlated, and the eigenvalues are the '
+    'variances there. Dividing by their roots makes each of them 1.',
+    '''
+import torch
+
+def whiten(patches):
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    return (vectors/values.sqrt()).T
+
+check('7.3', whiten)''')
+
+# %% ../nbs/08_exercises.ipynb #6a527624
+add_solution(
+    '7.4',
+    '`first` says what is mirrored in even epochs; in odd ones it is the others, which `^`, exclusive or, '
+    'gives.',
+    '''
+import torch
+
+def alternate(x, epoch, first):
+    mirrored = first ^ (epoch % 2 == 1)
+    return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+
+check('7.4', alternate)''')
 
 # %% ../nbs/08_exercises.ipynb #3682d802
 @exercise('8.1', 'Any picture as a batch')
@@ -1040,3 +1371,54 @@ def _(decide):
     found = _with_kind('a tensor', lambda: answer(torch.tensor([.1, .1, .8]), .5))
     need(found == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'
+
+# %% ../nbs/08_exercises.ipynb #a6eb6fde
+add_solution(
+    '8.1',
+    '`convert` and `resize` make any picture 32x32 pixels in three colors. NumPy gives bytes with the '
+    'channels last; dividing by 255 and `permute` make of them what a network expects.',
+    '''
+import numpy as np
+import torch
+
+def prepare(picture):
+    pixels = np.array(picture.convert('RGB').resize((32, 32)))
+    return torch.tensor(pixels).permute(2, 0, 1)[None]/255
+
+check('8.1', prepare)''')
+
+# %% ../nbs/08_exercises.ipynb #1676a046
+add_solution(
+    '8.2',
+    'Subtracting the largest score of a row changes no probability, and then no `exp` is larger than 1. '
+    '`keepdim` keeps a column, so that each row is divided by its own sum.',
+    '''
+def probabilities(scores):
+    e = (scores - scores.amax(1, keepdim=True)).exp()
+    return e/e.sum(1, keepdim=True)
+
+check('8.2', probabilities)''')
+
+# %% ../nbs/08_exercises.ipynb #b4a607c9
+add_solution(
+    '8.3',
+    'Pairs of class and probability are sorted by the probability, so that equal ones are both kept. A slice '
+    'gives all there are if there are fewer than k.',
+    '''
+def likeliest(probabilities, vocab, k):
+    pairs = [(name, float(p)) for name,p in zip(vocab, probabilities)]
+    return sorted(pairs, key=lambda pair: pair[1], reverse=True)[:k]
+
+check('8.3', likeliest)''')
+
+# %% ../nbs/08_exercises.ipynb #6d6ebacf
+add_solution(
+    '8.4',
+    'Find the likeliest class first, and ask then whether it is likely enough. The order matters: with a low '
+    'threshold several classes reach it.',
+    '''
+def decide(probabilities, vocab, threshold):
+    best = max(range(len(vocab)), key=lambda i: probabilities[i])
+    return vocab[best] if probabilities[best] >= threshold else None
+
+check('8.4', decide)''')

@@ -11,6 +11,7 @@ from copy import deepcopy
 from itertools import groupby
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import ImageOps
@@ -21,8 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import resize, to_tensor
 
-from cifar_fastai.grading import exercise, exercise_registry, need
-from cifar_fastai.course import check, exercises, progress_file, tutorial_folder, tutorials
+from cifar_fastai.grading import call, Hint, exercise, exercise_registry, need, solution_registry
+from cifar_fastai.course import (
+    check, exercises, progress_file, reset_progress, solution, tutorial_folder, tutorials)
 
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch): monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
@@ -442,7 +444,77 @@ def test_progress_counts_attempts_until_it_is_right():
 
 def test_damaged_progress_is_told(tmp_path):
     (tmp_path/'course.json').write_text('{', encoding='utf-8')
-    with pytest.raises(ValueError, match='damaged.*Remove it'): exercises()
+    with pytest.raises(ValueError, match='damaged.*course --reset'): exercises()
+    with pytest.raises(ValueError, match='for all exercises'): reset_progress('1.4')
+    assert reset_progress() == [] and not exercises().attempts.any()
+
+@pytest.mark.parametrize('record', ['3', '"many"', 'null', '[]', '{}', '{"attempts": 2}', '{"attempts": "2", "right": false}', '{"attempts": -1, "right": false}',
+                                    '{"attempts": true, "right": false}', '{"attempts": 1, "right": 1}'])
+def test_a_damaged_record_is_told_by_its_name_and_can_be_removed(tmp_path, record):
+    (tmp_path/'course.json').write_text('{"1.2": {"attempts": 1, "right": true}, "2.2": %s}' % record, encoding='utf-8')
+    for f in exercises, lambda: check('2.2', 448), lambda: solution('2.2'):
+        with pytest.raises(ValueError, match=r"course.json: '2.2' is .*`cifar-fastai course --reset 2.2`"): f()
+    assert reset_progress('2.2') == ['2.2'] and exercises().right.sum() == 1
+
+def test_progress_of_an_earlier_version_is_read(tmp_path):
+    (tmp_path/'course.json').write_text('{"2.2": {"attempts": 2, "right": false}}', encoding='utf-8')
+    assert 'after 1 more try. `check' in solution('2.2').text
+
+# The solutions
+def test_a_solution_comes_after_three_tries_and_the_last_hint_before():
+    assert 'after 3 tries' in solution('2.2').text
+    check('2.2', ...)
+    for left,wrong_answer,hint in ('2 more tries', 432, 'a bias too'), ('1 more try', 28, 'How many are there'):
+        assert 'solution' not in check('2.2', wrong_answer).text
+        shown = solution('2.2')
+        assert shown.right is None and f'after {left}. Your last hint' in shown.text and hint in shown.text
+    assert "`solution('2.2')`" in check('2.2', 7).text
+    shown = solution('2.2')
+    assert 'bias' in shown.why and "check('2.2'" in shown.code
+    assert repr(shown) == f'{shown.why}\n\n{shown.code}' and '```python\n' in shown._repr_markdown_()
+
+def test_who_solved_an_exercise_may_see_the_solution():
+    check('2.2', 448)
+    assert 'bias' in solution('2.2').why
+
+def test_every_exercise_has_a_solution(): assert sorted(solution_registry) == numbers
+
+@pytest.mark.parametrize('number', numbers)
+def test_a_solution_is_explained_and_right(number):
+    why,code = solution_registry[number][1:]
+    assert 30 < len(why) < 300 and code.splitlines()[-1].startswith(f"check('{number}', ")
+    *lines,last = code.splitlines()
+    names = dict(check=check)
+    exec('\n'.join(lines), names)
+    assert eval(last, names)
+
+@pytest.mark.parametrize('path', sorted(tutorial_folder().glob('*.ipynb')), ids=lambda p: p.stem)
+def test_a_solution_fills_the_cell_of_the_tutorial_in(path):
+    for source in code_of(path):
+        for head,number in re.findall(r"^(def .+): \.\.\.\n\ncheck\('([\d.]+)'", source, re.M):
+            assert f'{head}:' in solution_registry[number].code
+
+def test_an_exercise_without_a_solution():
+    try:
+        @exercise('99.2', 'Say no')
+        def _(answer): need(answer == 'no', 'Try the other word.')
+        for _ in range(4): assert check('99.2', 'yes').text == 'Try the other word.'
+        with pytest.raises(ValueError, match='99.2 has no solution'): solution('99.2')
+    finally: exercise_registry.pop('99.2', None)
+    with pytest.raises(ValueError, match="Unknown exercise '1.9'"): solution('1.9')
+
+def test_progress_can_be_reset():
+    for number in '2.1', '2.2', '1.2': check(number, 1)
+    assert reset_progress('2.1') == ['2.1'] and reset_progress('2.1') == []
+    assert set(exercises()[exercises().attempts > 0].exercise) == {'1.2', '2.2'}
+    with pytest.raises(ValueError, match="Unknown exercise '2.9'"): reset_progress('2.9')
+    assert sorted(reset_progress()) == ['1.2', '2.2'] and not progress_file().exists() and reset_progress() == []
+
+@pytest.mark.parametrize('given,change', [
+    (torch.zeros(2, 3), lambda x: x.add_(1)), (np.zeros((2, 3)), lambda x: x.fill(1) or x), ([2, 1], lambda x: x.sort() or x),
+    (pd.DataFrame(dict(a=[1, 2])), lambda x: x.insert(0, 'b', 1) or x)])
+def test_an_input_that_was_changed_is_noticed(given, change):
+    with pytest.raises(Hint, match='was given has changed'): call(change, given)
 
 def test_an_exercise_of_ones_own():
     try:
