@@ -47,7 +47,7 @@ def check(
     right,text = _try(exercise, answer)
     tried = _count_attempt(number, right, text)
     if not right and _may_see_solution(tried) and number in solution_registry:
-        text += f" (`solution('{number}')`, from cifar_fastai.course, shows one way to do it.)"
+        text += f" (`solution('{number}')` shows one way to do it.)"
     return Verdict(number, right, text)
 
 # %% ../nbs/09_course.ipynb #981243e5

@@ -69,10 +69,10 @@ def add_solution(
     number:str, # of the exercise
     why:str, # the idea, in one or two sentences
     code:str, # the cell of the tutorial, filled in
-)->Solution: # what was registered
+)->None:
     "Register the solution of an exercise; a second one replaces the first"
     solution_registry.pop(number, None)
-    return solution_registry.add(number, Solution(number, why, code.strip()))
+    solution_registry.add(number, Solution(number, why, code.strip()))
 
 # %% ../nbs/07_grading.ipynb #71dec0a9
 def need(
