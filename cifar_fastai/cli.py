@@ -662,18 +662,32 @@ def predict_command(
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(
-    'cifar-fastai course            # tutorials, exercises and your progress',
-    'cifar-fastai course my_course  # copy the notebooks to a folder'))
+    'cifar-fastai course              # tutorials, exercises and your progress',
+    'cifar-fastai course my_course    # copy the notebooks to a folder',
+    'cifar-fastai course --reset      # forget your progress',
+    'cifar-fastai course --reset 1.4  # forget it for one exercise'))
 def course_command(
     folder:Annotated[Path|None, typer.Argument(
-        help='Copy the tutorials here; existing files are not overwritten.')]=None,
+        help='Copy the tutorials here; existing files are not overwritten. With --reset: the exercise.')]=None,
+    reset:Annotated[bool, typer.Option(
+        '--reset', help='Forget your progress, in all exercises or in the one that is named.')]=False,
 )->None:
     """List the tutorials and exercises, or copy them to a folder.
 
     Your progress is stored on this machine only."""
     with loading(): from cifar_fastai import course
+    if reset:
+        kept = course.progress_file()
+        existed = kept.exists()
+        removed = course.reset_progress(str(folder) if folder else None)
+        return print(_reset_message(removed, kept, existed and not kept.exists()))
     if folder is None: return _print_course(course.tutorials(), course.exercises(), course.progress_file())
     _print_copied(folder, [p.name for p in course.copy_tutorials(folder)], list(course.tutorials().file))
+
+def _reset_message(removed, kept, is_gone):
+    "What was forgotten; `kept` is the progress file"
+    if removed: return f'Removed your progress in {counted(len(removed), "exercise")}: {", ".join(removed)}.'
+    return f'Removed {kept}, which had no exercise in it.' if is_gone else 'Nothing is stored; nothing was removed.'
 
 def _exercise_rows(exercises):
     for e in exercises.itertuples():

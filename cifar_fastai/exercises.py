@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import product
 from numbers import Number
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import torch
 from PIL import Image
 from torch import nn, Tensor
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
-from .grading import (Hint, call, cause_of, exercise, exercise_registry, kind_of, need, need_number,
-                                  need_tensor)
+from .grading import (Hint, add_solution, call, cause_of, exercise, exercise_registry, kind_of, need,
+                                  need_number, need_tensor)
 
 # %% ../nbs/08_exercises.ipynb #ee558839
 def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
@@ -32,7 +34,8 @@ def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
 @exercise('1.1', 'Count the images of each class')
 def _(count):
     right = dict(cat=3, dog=5, ship=1)
-    files = [Path('cifar10/train')/c/f'{i}.png' for c,n in right.items() for i in range(n)]
+    names = ['dog', 'cat', 'dog', 'ship', 'dog', 'cat', 'dog', 'cat', 'dog'] # not in order
+    files = [Path('cifar10/train')/c/f'{i}.png' for i,c in enumerate(names)]
     counts = call(count, files)
     need(isinstance(counts, Mapping), f'Return a dictionary from class to number, not {kind_of(counts)}.')
     counts = {c: n for c,n in counts.items() if n} # a class without images may be named or not
@@ -42,6 +45,11 @@ def _(count):
          f'For files of cat, dog and ship your classes are {sorted(map(str, counts))}. '
          'Take them from the files that are given.')
     need(counts == right, f'For 3 cats, 5 dogs and 1 ship you count {counts}.')
+    elsewhere = [Path('cat/pictures of dogs/ship/1.png'), Path('data/deer/ship.png'), Path('data/new/ship/2.png')]
+    counts = call(count, elsewhere)
+    need({c: n for c,n in counts.items() if n} == dict(ship=2, deer=1),
+         f'For the files {", ".join(map(str, elsewhere))} you count {counts}, and it is 2 ships and 1 deer. '
+         'Only the folder a file is in is its class, however many folders are above: `file.parent.name`.')
     return 'Right. Do this with every new data set: a class with few images is seen late in a mean accuracy.'
 
 # %% ../nbs/08_exercises.ipynb #b5d041a0
@@ -59,39 +67,64 @@ def _(shape):
 # %% ../nbs/08_exercises.ipynb #c8ce241e
 @exercise('1.3', 'Bring each channel to mean 0 and standard deviation 1')
 def _(normalize):
-    spread = torch.tensor([1., .5, .2])[:, None, None]
-    offset = torch.tensor([0., .3, .7])[:, None, None]
-    x = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))*spread + offset
-    y = need_tensor(call(normalize, x.clone()), x.shape)
-    def normalized(*dims): return bool(y.mean(dims).abs().max() < .02 and (y.std(dims) - 1).abs().max() < .02)
-    if normalized(0, 2, 3):
-        need(not normalized(2, 3),
-             'You take mean and standard deviation of each image by itself, '
-             'so that a dark image becomes as bright as any. Take them over all images: dimensions 0, 2 and 3.')
-        return 'Right: over images, height and width, one mean and one deviation for each channel.'
-    need(not normalized(0, 1, 2, 3),
-         'You take one mean and one deviation for all channels together. '
-         'Keep dimension 1, that of the channels, apart.')
-    means = _list(y.mean((0, 2, 3)).tolist())
-    stds = _list(y.std((0, 2, 3)).tolist())
-    raise Hint(f'The means of your channels are {means} and their deviations {stds}. '
-               'Subtract the mean first, then divide by the deviation; shapes like (1, 3, 1, 1) broadcast.')
+    for seed,shape in enumerate([(8, 3, 16, 12), (5, 3, 9, 20)]):
+        x = _uneven_images(shape, seed)
+        y = need_tensor(call(normalize, x.clone(), advice=_advice_keepdim), x.shape).float()
+        channels = 0, 2, 3
+        if _close(y, _normalized(x, channels, channels)): continue
+        for mean_over,std_over in product(_taken_over, repeat=2):
+            if not _close(y, _normalized(x, mean_over, std_over)): continue
+            wrong = [f'the {name} {_taken_over[over]}' for name,over in (('mean', mean_over), ('deviation', std_over))
+                     if over != channels]
+            raise Hint(f'You take {" and ".join(wrong)}. Each channel has one mean and one deviation, '
+                       'over all images, rows and columns: dimensions 0, 2 and 3.')
+        means = _list(y.mean(channels).tolist())
+        stds = _list(y.std(channels).tolist())
+        raise Hint(f'The means of your channels are {means} and their deviations {stds}. Subtract the mean first, '
+                   f'then divide by the deviation, each of them taken once from what came in. {_advice_keepdim}')
+    return 'Right: over images, height and width, one mean and one deviation for each channel.'
+
+# %% ../nbs/08_exercises.ipynb #f115580b
+_advice_keepdim = ('`x.mean((0, 2, 3), keepdim=True)` has the shape (1, 3, 1, 1), which broadcasts over the batch; '
+                   'without `keepdim` it is (3,), which is laid along the last dimension, the width.')
+_taken_over = {(0, 2, 3): 'of each channel',
+               (2, 3): 'of each image by itself, so that a dark one becomes as bright as any',
+               (1, 2, 3): 'of each image by itself, all channels together', (0, 1, 2, 3): 'of all channels together',
+               (0,): 'of each pixel by itself', (1,): 'over the channels of each pixel', (3,): 'of each row',
+               (2,): 'of each column'}
+
+def _uneven_images(shape, seed):
+    "Draw images that differ in brightness and contrast, and channels that differ, too"
+    generator = torch.Generator().manual_seed(seed)
+    n,channels = shape[:2]
+    brightness = torch.rand(n, 1, 1, 1, generator=generator)*2
+    contrast = torch.rand(n, 1, 1, 1, generator=generator)*3 + .3
+    of_channels = torch.rand(channels, 1, 1, generator=generator)*3
+    return torch.rand(shape, generator=generator)*contrast*(.3 + of_channels) + brightness + of_channels
+
+def _normalized(x, mean_over, std_over):
+    return (x - x.mean(mean_over, keepdim=True))/x.std(std_over, keepdim=True)
+
+def _close(a, b): return torch.allclose(a, b, rtol=.003, atol=.003)
 
 # %% ../nbs/08_exercises.ipynb #036c5083
 @exercise('1.4', 'A split that keeps copies of a picture together')
 def _(split):
-    pictures = [f'picture {i//3}' for i in range(600)] # three copies of each, in order
+    pictures = [f'picture {i//3:03}' for i in range(600)] # three copies of each, in order
     train,valid = _whole_pictures(split, pictures)
     need(.1 <= len(valid)/600 <= .3,
          f'{len(valid)/600:.0%} of the images are for validation; about a fifth was asked for.')
     need(min(valid) < 300 <= max(valid),
          'All your validation images come from one end of the list. '
          'Files are often sorted by class, so mix the pictures first.')
-    scattered = [f'picture {i % 200}' for i in range(600)]
+    scattered = [f'picture {i % 200:03}' for i in range(600)]
     _whole_pictures(split, scattered, where=', which need not lie side by side in the list,')
+    uneven = [c for i,c in enumerate('qwertyuiopasdfghjklzxcvbnm') for _ in range(1 + i % 4)]
+    _whole_pictures(split, uneven, where=f' in a list of {len(uneven)}, where pictures have one to four copies,')
     need(_split_indices(split, pictures) == [train, valid],
          'The second call divides otherwise than the first. Use a seed, or two runs cannot be compared.')
-    need(_split_indices(split, [_NextDay(p) for p in pictures]) == [train, valid],
+    renamed = [p.replace('picture', 'drawing') for p in pictures]
+    need(_split_indices(split, renamed) == [train, valid] or _depends_on_names_only(split, pictures, valid),
          'It would divide otherwise tomorrow: a `set` of names has another order each time Python starts. '
          'Put the names in order first: `sorted(set(pictures))`.')
     return 'Right: no picture is on both sides, and it comes out the same every time.'
@@ -101,21 +134,28 @@ def _split_indices(split, pictures): # -> [train, valid], two lists of int
     "Call `split`; raise `Hint` unless it returns two lists of indices"
     sides = call(split, list(pictures))
     need(isinstance(sides, (tuple, list)) and len(sides) == 2, 'Return two lists of indices: train, valid.')
-    return [_indices(side) for side in sides]
+    return [_indices(side, len(pictures)) for side in sides]
 
-def _indices(side):
+def _indices(side, n):
+    need(not (isinstance(side, tuple) and len(side) == 1 and np.ndim(side[0]) == 1),
+         '`np.where` returns a tuple with one array for each dimension; take the first: `np.where(mask)[0]`.')
     is_list = isinstance(side, (list, tuple, range, np.ndarray, Tensor))
     need(is_list and not any(isinstance(i, str) for i in side),
          'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
+    need(not (len(side) == n and all(np.asarray(i).dtype == bool for i in side)),
+         'You return True or False for each image, a mask. Return the positions of those that are True: '
+         '`np.where(mask)[0]`, or `[i for i,chosen in enumerate(mask) if chosen]`.')
     return [int(i) for i in side]
 
 # %% ../nbs/08_exercises.ipynb #5b40229f
 def _whole_pictures(split, pictures, where=''): # -> [train, valid]
     "Raise `Hint` unless every image is on one side, with all copies of its picture"
     train,valid = _split_indices(split, pictures)
-    need(sorted(train + valid) == list(range(600)),
-         f'600 images went in; {len(set(train + valid))} different ones came out, '
+    need(sorted(train + valid) == list(range(len(pictures))),
+         f'{len(pictures)} images went in; {len(set(train + valid))} different ones came out, '
          f'{len(set(train) & set(valid))} of them on both sides. Each belongs to one side.')
+    need(train and valid, f'Of {len(pictures)} images you give {len(train)} for training and {len(valid)} '
+                          'for validation. About a fifth of them are for validation.')
     both = {pictures[i] for i in train} & {pictures[i] for i in valid}
     if both:
         raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: the validation '
@@ -127,6 +167,64 @@ class _NextDay(str):
     "A name with the hash that it might have when Python is started anew, and so with another place in a set"
     def __hash__(self): return hash(('another day', str(self)))
     def __eq__(self, other): return str(self) == str(other)
+
+def _depends_on_names_only(split, pictures, valid):
+    "Whether neither the hash of the names nor the order in which they come makes a difference"
+    if _split_indices(split, [_NextDay(p) for p in pictures])[1] != valid: return False
+    chosen = {pictures[i] for i in valid}
+    for seed in range(5):
+        mixed = np.random.default_rng(seed).permutation(pictures).tolist()
+        if {mixed[i] for i in _split_indices(split, mixed)[1]} != chosen: return False
+    return True
+
+# %% ../nbs/08_exercises.ipynb #d836b3e9
+add_solution(
+    '1.1',
+    'The class is the name of the folder that a file is in, and a `Counter` is a dictionary that counts.',
+    '''
+from collections import Counter
+
+def count(files): return Counter(file.parent.name for file in files)
+
+check('1.1', count)''')
+
+# %% ../nbs/08_exercises.ipynb #2fa7ba8b
+add_solution(
+    '1.2',
+    'A batch has the images in front; each image is channels, height, width.',
+    '''
+check('1.2', (16, 3, 32, 32))''')
+
+# %% ../nbs/08_exercises.ipynb #3031f137
+add_solution(
+    '1.3',
+    'Mean and deviation are taken over all dimensions but that of the channels. `keepdim=True` leaves them '
+    'the shape (1, 3, 1, 1), which broadcasts over the batch.',
+    '''
+def normalize(x):
+    mean = x.mean((0, 2, 3), keepdim=True)
+    std = x.std((0, 2, 3), keepdim=True)
+    return (x - mean)/std
+
+check('1.3', normalize)''')
+
+# %% ../nbs/08_exercises.ipynb #504dca97
+add_solution(
+    '1.4',
+    'Divide the different pictures first, then let each image follow its picture. The names are put in order '
+    'and mixed with a seed, so that it comes out the same each time.',
+    '''
+import random
+
+def split(pictures):
+    names = sorted(set(pictures))
+    random.Random(0).shuffle(names)
+    chosen = set(names[:len(names)//5])
+    train = [i for i,name in enumerate(pictures) if name not in chosen]
+    valid = [i for i,name in enumerate(pictures) if name in chosen]
+    return train, valid
+
+check('1.4', split)''')
 
 # %% ../nbs/08_exercises.ipynb #7c5af2a7
 @exercise('2.1', 'What comes out of a convolution with stride 2')
@@ -174,18 +272,16 @@ def _(model):
          f'It has {n:,} parameters. Where are most of them? '
          'A linear layer after flattening a large image has one for each pixel and class; pool first.')
     need(any(isinstance(m, nn.Conv2d) for m in model.modules()), 'There is no convolution in it.')
-    adds_up_to_1 = torch.allclose(y.sum(1), torch.ones(8), atol=1e-4)
-    never_negative = bool((y >= 0).all())
-    if never_negative and adds_up_to_1:
-        raise Hint('Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
-    if never_negative and bool((y == 0).any()):
-        raise Hint('No score of your network is negative: does it end in a ReLU? '
-                   'That takes from a class its way to say no. End with the linear layer.')
+    _need_free_scores(model, x, y)
     need(not idle,
          f'No gradient reaches {", ".join(idle[:3])}. '
          'Is that layer used, and does everything after it let something through?')
     need(not torch.equal(y[0], y[1]), 'It says the same of every image.')
-    need_tensor(model.eval()(x[:1]), (1, 10))
+    together = model.eval()(x)
+    alone = need_tensor(_scores(model, x[:1]), (1, 10))
+    need(torch.allclose(alone, together[:1], atol=1e-3),
+         'In use, an image gets other scores alone than among others. Are images mixed up in the batch? '
+         '`x.flatten(1)` keeps the first dimension, that of the images.')
     return f'Right: {n:,} parameters, ten scores, and every layer learns.'
 
 # %% ../nbs/08_exercises.ipynb #681e3a91
@@ -194,9 +290,28 @@ def _scores(model, x):
     try: return model(x)
     except Exception as e:
         flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
-        raise Hint(f'Given {len(x)} images, your network ends in {type(e).__name__}: '
+        images = f'{len(x)} images' if len(x) > 1 else 'a single image'
+        raise Hint(f'Given {images}, your network ends in {type(e).__name__}: '
                    f'{e}.{flat} Give it such a batch yourself, `torch.zeros({", ".join(map(str, x.shape))})`, '
                    'one layer after another, and look at the shapes.') from e
+
+@torch.no_grad()
+def _need_free_scores(model, x, y):
+    "Raise `Hint` if the network ends in something that bounds its scores `y` of the images `x`"
+    model = deepcopy(model).eval()
+    strong = torch.cat([_scores(model, o*x) for o in (1e4, -1e4)]) # of images with an immense contrast
+    never_negative = bool((y >= 0).all() and (strong >= 0).all())
+    need(not (never_negative and torch.allclose(y.sum(1), torch.ones(len(y)), atol=1e-4)),
+         'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
+    need(not (never_negative and max(y.max(), strong.max()) <= 1),
+         'All scores of your network lie between 0 and 1: does it end in a sigmoid? Cross-entropy begins with a '
+         'softmax of its own and needs scores that can grow as far as they like. End with the linear layer.')
+    need(not never_negative,
+         'No score of your network is negative: does it end in a ReLU? '
+         'That takes from a class its way to say no. End with the linear layer.')
+    need(not (strong.abs().max() <= 1 and (strong.abs() > .99).float().mean() > .5),
+         'All scores of your network lie between -1 and 1: does it end in a tanh? '
+         'Cross-entropy needs scores that can grow as far as they like. End with the linear layer.')
 
 # %% ../nbs/08_exercises.ipynb #e940276f
 def _idle_after_steps(model, x, n=3):
@@ -228,7 +343,7 @@ def _(loss):
 # %% ../nbs/08_exercises.ipynb #4c624643
 @exercise('2.5', 'Read a learning-rate finder')
 def _(pick):
-    for best,below,above,n in (3e-3, 1e3, 30, 101), (3e-1, 1e5, 10, 80), (1e-2, 20, 100, 70):
+    for best,below,above,n in (1e-3, 1e2, 30, 101), (1e-2, 20, 100, 70), (3e-1, 1e5, 3, 80):
         lrs = np.geomspace(best/below, best*above, n)
         losses = _finder_losses(lrs, best)
         _need_rate(call(pick, torch.tensor(lrs), torch.tensor(losses)), lrs, lrs[losses.argmin()])
@@ -255,33 +370,95 @@ def _need_rate(lr, lrs, lowest):
     need(lr < lowest*.7,
          f'You choose {lr:.2g}, where the loss is lowest. '
          'There a step is nearly too large already; go where it falls fastest, or divide by ten.')
-    need(lr > lowest/200,
+    need(lr > lowest/100,
          f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where hardly anything is learned yet. '
          '(Single losses jump up and down there; the steepest fall from one to the next may be nothing but that.)')
+
+# %% ../nbs/08_exercises.ipynb #6a719415
+add_solution(
+    '2.1',
+    'Each of the 16 filters makes one channel. A padding of 1 gives a filter of 3x3 pixels 32 places in each '
+    'direction, and a stride of 2 takes every second of them.',
+    '''
+check('2.1', (8, 16, 16, 16))''')
+
+# %% ../nbs/08_exercises.ipynb #6d773476
+add_solution(
+    '2.2',
+    'Each filter has 3x3 weights for each of the 3 channels that come in, and a bias; there are 16 filters.',
+    '''
+check('2.2', 16*(3*3*3 + 1))''')
+
+# %% ../nbs/08_exercises.ipynb #e1db74bf
+add_solution(
+    '2.3',
+    'Convolutions with a stride make the image smaller and the channels more; pooling to one pixel keeps the '
+    'linear layer small. Nothing comes after that layer, since cross-entropy has its own softmax.',
+    '''
+from torch import nn
+
+def my_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+check('2.3', my_network)''')
+
+# %% ../nbs/08_exercises.ipynb #76038664
+add_solution(
+    '2.4',
+    'A network that knows nothing gives each of ten classes a tenth. The loss is the negative natural '
+    'logarithm of what the right class gets.',
+    '''
+import math
+
+check('2.4', -math.log(1/10))''')
+
+# %% ../nbs/08_exercises.ipynb #a96f11ff
+add_solution(
+    '2.5',
+    'Where the loss is lowest a step is nearly too large already. A tenth of that rate lies where it still '
+    'falls steeply, and does not depend on how much single losses jump.',
+    '''
+def pick(lrs, losses): return lrs[losses.argmin()]/10
+
+check('2.5', pick)''')
 
 # %% ../nbs/08_exercises.ipynb #e859e331
 @exercise('3.1', 'Mirror each image with a probability of one half')
 def _(flip):
     torch.manual_seed(0)
-    x = torch.rand(200, 3, 4, 5)
-    before = x.clone()
+    _which_mirrored(flip, torch.rand(7, 1, 3, 6))
+    few = torch.rand(8, 3, 4, 5)
+    n_mirrored = {int(_which_mirrored(flip, few).sum()) for _ in range(16)}
+    need(n_mirrored != {0}, 'No image was mirrored.')
+    need(n_mirrored != {8}, 'All images are mirrored. Throw a coin for each of them.')
+    need(n_mirrored != {0, 8},
+         'Sometimes all images of the batch are mirrored, and sometimes none: that is one coin for the batch. '
+         'Throw one for each image: `torch.rand(len(x)) < .5` is N of them.')
+    x = torch.rand(4000, 3, 4, 5)
+    mirrored = _which_mirrored(flip, x)
+    n = int(mirrored.sum())
+    need(1800 <= n <= 2200, f'{n} of 4000 images are mirrored; about half was asked for.')
+    need(not torch.equal(_which_mirrored(flip, x), mirrored),
+         'The second call mirrors the same images. Throw the coins anew each time.')
+    again = sum(int(_which_mirrored(flip, x[:40])[0]) for _ in range(20))
+    need(0 < again < 20, f'In 20 calls the first image is mirrored {again} times. It has a coin of its own, too.')
+    return 'Right: a coin for each image, and the originals stay as they are.'
+
+# %% ../nbs/08_exercises.ipynb #227c58ea
+def _which_mirrored(flip, x): # -> (N,) bool
+    "Call `flip`; raise `Hint` unless each image is as it was or mirrored"
     y = need_tensor(call(flip, x), x.shape)
-    need(torch.equal(x, before),
-         'The images that were given have changed. Others may still need them: work on a copy (`x.clone()`).')
-    def matches(images): return (y == images).flatten(1).all(1) # (200,) bool
+    def matches(images): return (y == images).flatten(1).all(1)
     same = matches(x)
     mirrored = matches(x.flip(-1))
     need(not matches(x.flip(-2)).any(), 'Some images stand on their head. Left and right are in the last dimension.')
     neither = int((~(same | mirrored)).sum())
     need(neither == 0,
-         f'{neither} of 200 images are neither as they were nor mirrored. Are channels or images mixed up?')
-    need(bool(mirrored.any()), 'No image was mirrored.')
-    need(bool(same.any()), 'All images are mirrored. Throw a coin for each of them.')
-    n = int(mirrored.sum())
-    need(60 <= n <= 140, f'{n} of 200 images are mirrored; about half was asked for.')
-    again = need_tensor(call(flip, x), x.shape)
-    need(not torch.equal(y, again), 'The second call mirrors the same images. Throw the coins anew each time.')
-    return 'Right: a coin for each image, and the originals stay as they are.'
+         f'{neither} of {len(x)} images are neither as they were nor mirrored. Are channels or images mixed up?')
+    return mirrored
 
 # %% ../nbs/08_exercises.ipynb #a2793965
 @exercise('3.2', 'The epoch to keep')
@@ -303,6 +480,11 @@ def _(best):
     hint = ('It works only if the rows begin with epoch 1. '
             'Return what stands under `epoch` in the row of the smallest loss.')
     need_number(found, 4, hint)
+    valid_loss = [1.9, 1.3, 1.1, 1.2, .9, .7, .8, .9]
+    longer = pd.DataFrame(dict(epoch=range(10, 18), train_loss=.5, valid_loss=valid_loss), index=[*'hgfedcba'])
+    hint = ('It is right for one table, not for another: eight epochs, 10 to 17, with the smallest `valid_loss` '
+            'in epoch 15. Take it from the table.')
+    need_number(call(best, longer), 15, hint)
     return 'Right. What was learned after that epoch was the training images themselves.'
 
 # %% ../nbs/08_exercises.ipynb #73f333e9
@@ -321,71 +503,176 @@ def _(smooth):
     need(bool((y - right).abs().max() < 1e-4),
          'With a smoothing of .2 and four classes the right one must get .85 and each other .05; '
          f'your first row is {_list(y[0].tolist())}.')
+    for smoothing,n in (.1, 4), (.2, 10), (.5, 2), (0., 5):
+        targets = torch.arange(7) % n
+        y = need_tensor(call(smooth, targets, smoothing, n), (7, n)).float()
+        right = (1 - smoothing)*F.one_hot(targets, n) + smoothing/n
+        need(bool((y - right).abs().max() < 1e-4),
+             f'It is right for a smoothing of .2 and four classes, but for {smoothing:g} and {n} your first row is '
+             f'{_list(y[0].tolist())}, and should be {_list(right[0].tolist())}. Is a number fixed that should follow '
+             'from the smoothing and the number of classes?')
     return 'Right: of a smoothing s, the right one of n classes gets 1 - s + s/n, and each other s/n.'
 
 # %% ../nbs/08_exercises.ipynb #28147b21
 @exercise('3.4', 'Dropout, in training and after')
 def _(dropout):
     torch.manual_seed(0)
-    x = torch.ones(20_000)
-    y = need_tensor(call(dropout, x, .25, True), x.shape).clone()
-    again = need_tensor(call(dropout, x, .25, True), x.shape).clone()
-    need(bool((x == 1).all()),
-         'The tensor that was given has changed. The layers before may still need it: work on a copy.')
-    dropped = float((y == 0).float().mean())
-    need(not math.isclose(dropped, .75, abs_tol=.03),
-         'You keep a quarter and drop the rest. `p` is the share that is dropped.')
-    need(math.isclose(dropped, .25, abs_tol=.03),
-         f'{dropped:.0%} of the values are 0 in training; with p=.25 it should be a quarter.')
-    need(not math.isclose(float(y.max()), 1, abs_tol=1e-3),
-         'Nearly: what is kept must be made larger, so that the mean stays what it is after training, '
-         'when nothing is dropped.')
-    mean = float(y.mean())
-    need(math.isclose(mean, 1, abs_tol=.03),
-         f'The mean was 1 and is {mean:.2f}. Divide what is kept by the share that is kept.')
-    need(not torch.equal(y == 0, again == 0),
-         'The second call drops the same numbers as the first. '
-         'Which ones must be chance, anew at each step: `torch.rand_like(x)`.')
+    x = torch.rand(50, 20, 4, 5) + .5
+    for p in .25, .6:
+        y = need_tensor(call(dropout, x, p, True), x.shape).clone()
+        again = need_tensor(call(dropout, x, p, True), x.shape).clone()
+        _need_dropped(x, y, p)
+        need(not torch.equal(y == 0, again == 0),
+             'The second call drops the same numbers as the first. '
+             'Which ones must be chance, anew at each step: `torch.rand_like(x)`.')
     after_training = torch.as_tensor(call(dropout, x, .25, False))
     need(torch.equal(after_training, x), 'After training nothing may be dropped or scaled: return what came in.')
     return 'Right: the mean is the same in both.'
 
+# %% ../nbs/08_exercises.ipynb #bb399542
+def _need_dropped(x, y, p):
+    "Raise `Hint` unless each number of `x` was dropped with probability `p`, or divided by what is kept"
+    kept = y != 0
+    dropped = float((~kept).float().mean())
+    if 0 < dropped < 1: _need_own_coins(kept)
+    need(not math.isclose(dropped, 1 - p, abs_tol=.05),
+         f'With p={p:g} you drop {dropped:.0%} and keep the rest. `p` is the share that is dropped.')
+    need(math.isclose(dropped, p, abs_tol=.05),
+         f'{dropped:.0%} of the values are 0 in training; with p={p:g} it should be {p:.0%}.')
+    need(len(y[kept].unique()) > 1,
+         f'All that is kept becomes {float(y.max()):.3g}, whatever it was: that is the mask. Multiply `x` by it.')
+    factor = y[kept]/x[kept]
+    need(not torch.allclose(factor, torch.ones_like(factor), atol=1e-3),
+         'Nearly: what is kept must be made larger, so that the mean stays what it is after training, '
+         'when nothing is dropped.')
+    right = 1/(1 - p)
+    need(torch.allclose(factor, torch.full_like(factor, right), rtol=1e-3),
+         f'What is kept becomes {float(factor.mean()):.3g} times as large, and with p={p:g} it should be {right:.3g} '
+         'times. Divide what is kept by the share that is kept, `1 - p`.')
+
+# %% ../nbs/08_exercises.ipynb #3fe6f56c
+def _need_own_coins(kept):
+    "Raise `Hint` if numbers are kept or dropped together; `kept` is (samples, channels, height, width) bool"
+    each = 'Throw a coin for each number: `torch.rand_like(x)`.'
+    names = ['sample', 'channel', 'row', 'column']
+    for dim,name in enumerate(names):
+        shares = kept.float().mean([d for d in range(4) if d != dim])
+        need(float(shares.std()) < .2, f'Whole {name}s are dropped, or kept. {each}')
+    need(float(kept.float().mean((2, 3)).std()) < .25, f'Whole channels of a sample are dropped, or kept. {each}')
+    for dim,name in enumerate(names):
+        alike = (kept == kept.select(dim, 0).unsqueeze(dim)).all()
+        need(not alike, f'Each {name} has the same mask. {each}')
+
+# %% ../nbs/08_exercises.ipynb #f91b8e9d
+add_solution(
+    '3.1',
+    '`torch.rand(len(x)) < .5` throws a coin for each image. `torch.where` makes a new batch, so that the one '
+    'that came in stays as it is.',
+    '''
+import torch
+
+def flip(x):
+    mirrored = (torch.rand(len(x)) < .5)[:, None, None, None]
+    return torch.where(mirrored, x.flip(-1), x)
+
+check('3.1', flip)''')
+
+# %% ../nbs/08_exercises.ipynb #ba32023d
+add_solution(
+    '3.2',
+    'The loss of the validation images says how well new ones are done. `idxmin` gives the row of its '
+    'minimum, wherever that stands in the table.',
+    '''
+def best(history): return history.loc[history.valid_loss.idxmin(), 'epoch']
+
+check('3.2', best)''')
+
+# %% ../nbs/08_exercises.ipynb #dcf92382
+add_solution(
+    '3.3',
+    'Of the certainty 1 - s stays with the right class, and s is shared out among all n classes, the right '
+    'one too.',
+    '''
+from torch.nn import functional as F
+
+def smooth(y, smoothing, n_classes):
+    return (1 - smoothing)*F.one_hot(y, n_classes) + smoothing/n_classes
+
+check('3.3', smooth)''')
+
+# %% ../nbs/08_exercises.ipynb #492c400d
+add_solution(
+    '3.4',
+    'Each number has a coin of its own. What is kept is divided by the share that is kept, so that the mean '
+    'is what it will be later, when nothing is dropped.',
+    '''
+import torch
+
+def dropout(x, p, training):
+    if not training: return x
+    kept = torch.rand_like(x) >= p
+    return x*kept/(1 - p)
+
+check('3.4', dropout)''')
+
 # %% ../nbs/08_exercises.ipynb #b8861ea8
-def _body_and_head():
-    "Build a small network for ten classes"
+def _body_and_head(n_features=12, n_classes=10):
+    "Build a small network"
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-                         nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU())
-    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 10))
+    body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+                         nn.Sequential(nn.Conv2d(8, n_features, 3, stride=2), nn.BatchNorm2d(n_features), nn.ReLU()))
+    head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(n_features),
+                         nn.Linear(n_features, n_classes))
     nn.init.normal_(head[2].running_mean) # as if trained, so that a new BatchNorm in its place would be seen
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/08_exercises.ipynb #4f4f0205
 @exercise('4.1', 'A new head for four classes')
 def _(new_head):
-    model = _body_and_head()
-    x = torch.randn(2, 3, 16, 16)
-    before = deepcopy(model.body.state_dict())
-    given = model.head[:-1].eval()(model.body.eval()(x)) # to the last layer
     need(not isinstance(new_head, nn.Module),
          'Give a function that takes a network and a number of classes, not a layer.')
-    returned = call(new_head, model.train(), 4)
+    _need_new_head(new_head, n_features=12, old=10, new=4)
+    _need_new_head(new_head, n_features=7, old=3, new=6)
+    return 'Right: a new last layer on what the body has learned.'
+
+def _need_new_head(new_head, n_features, old, new):
+    "Raise `Hint` unless a network for `old` classes is given a new last layer for `new` of them, and keeps the rest"
+    model = _body_and_head(n_features, old)
+    x = torch.randn(2, 3, 16, 16)
+    before = deepcopy(model.body.state_dict())
+    old_rows = deepcopy(model.head[-1].weight.data)
+    reach_last = model.head[:-1].eval()(model.body.eval()(x))
+    returned = call(new_head, model.train(), new)
     need(isinstance(returned, nn.Module), f'Return the network, not {kind_of(returned)}.')
-    for m in returned.modules():
-        if isinstance(m, nn.Linear) and m.weight.shape == (10, 12):
-            raise Hint('The old layer for ten classes is still there. Put the new one in its place.')
+    _need_no_old_rows(returned, old_rows)
     need(hasattr(returned, 'body') and hasattr(returned, 'head'),
          'What you return has no `body` and `head`. Change the network that is given, and return it.')
-    need_tensor(returned.eval()(x), (2, 4))
+    try: scores = returned.eval()(x) # a lazy layer learns its size here
+    except Exception as e:
+        raise Hint(f'What you return ends in {type(e).__name__}: {e}. Into the last layer come as many numbers as into '
+                   f'the one it replaces, here {n_features}: `model.head[-1].in_features`.') from e
+    need_tensor(scores, (2, new))
     after = {k.removeprefix('body.'): v for k,v in returned.state_dict().items() if k.startswith('body.')}
     unchanged = len(after) == len(before) and all(torch.equal(v, after[k]) for k,v in before.items())
     need(unchanged, 'The body has changed. What it has learned is what you want to keep.')
     seen = _linear_inputs(returned, x)
-    need(len(seen) == 1 and seen[0].shape == given.shape and torch.allclose(seen[0], given, atol=1e-5),
+    need(len(seen) == 1 and seen[0].shape == reach_last.shape and torch.allclose(seen[0], reach_last, atol=1e-5),
          'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
-    return 'Right: a new last layer on what the body has learned.'
+    need(all(p.requires_grad for p in returned.parameters()),
+         'Some parameters cannot learn any more. Only the last layer is to be exchanged; freezing comes later.')
 
 # %% ../nbs/08_exercises.ipynb #de00b3e4
+def _need_no_old_rows(model, old_rows):
+    "Raise `Hint` if a linear layer has the weights of classes that are no longer asked for"
+    for m in model.modules():
+        if not isinstance(m, nn.Linear) or is_lazy(m.weight) or m.weight.shape[1] != old_rows.shape[1]: continue
+        kept = sum(any(torch.equal(row, o) for o in old_rows) for row in m.weight.data)
+        need(kept < len(old_rows),
+             f'The old layer for {len(old_rows)} classes is still there. Put the new one in its place.')
+        need(not kept,
+             f'{kept} of the rows of the last layer are from the old one. They know classes that are no longer asked '
+             'for; a new `nn.Linear` begins at random.')
+
 def _linear_inputs(model, x):
     "Collect what reaches the linear layers of the head when `model` is given `x`"
     seen = []
@@ -399,7 +686,7 @@ def _linear_inputs(model, x):
 @exercise('4.2', 'Freeze a body, with its statistics')
 def _(freeze):
     model = _body_and_head().train()
-    returned = freeze(model) if callable(freeze) else call(freeze)
+    returned = call(freeze, model, may_be_none=True)
     if isinstance(returned, nn.Module): model = returned
     need(hasattr(model, 'body') and hasattr(model, 'head'),
          'What you return has no `body` and `head`. Change the model that is given, or return it whole.')
@@ -439,7 +726,7 @@ def _(n):
 # %% ../nbs/08_exercises.ipynb #d725d680
 @exercise('4.4', 'Discriminative learning rates')
 def _(rates):
-    for n,low,high in (3, 1e-5, 1e-3), (5, 1e-4, 1.):
+    for n,low,high in (3, 1e-5, 1e-3), (5, 1e-4, 1.), (4, 2e-3, .05), (2, 1e-3, 3e-3):
         found = [float(r) for r in call(rates, n, low, high)]
         need(len(found) == n, f'For {n} groups you return {len(found)} rates.')
         right = np.geomspace(low, high, n)
@@ -448,8 +735,9 @@ def _(rates):
              'the first layers need to change least.')
         ends_fit = math.isclose(found[0], low, rel_tol=1e-6) and math.isclose(found[-1], high, rel_tol=1e-6)
         need(ends_fit,
-             f'They go from {found[0]:.2g} to {found[-1]:.2g}; from {low:.2g} to {high:.2g} was asked for.')
-        need(not np.allclose(found, np.linspace(low, high, n)),
+             f'For {n} groups they go from {found[0]:.2g} to {found[-1]:.2g}; from {low:.2g} to {high:.2g} was asked '
+             'for. Is the factor fixed? It follows from the ends and the number of steps between them.')
+        need(n == 2 or not np.allclose(found, np.linspace(low, high, n)),
              'Nearly: the differences are equal, so that all but the first are about as large as the last. '
              'Make the *ratios* equal.')
         factors = [b/a for a,b in zip(found, found[1:])]
@@ -457,65 +745,146 @@ def _(rates):
              f'From each group to the next the rate should grow by the same factor; yours grow by {_list(factors)}.')
     return 'Right: each group learns so many times as fast as the one before it.'
 
+# %% ../nbs/08_exercises.ipynb #27d0ce52
+add_solution(
+    '4.1',
+    'The last layer of the head is exchanged; how many numbers come into it is what came into the old one. '
+    'Body and the rest of the head stay.',
+    '''
+from torch import nn
+
+def new_head(model, n_out):
+    model.head[-1] = nn.Linear(model.head[-1].in_features, n_out)
+    return model
+
+check('4.1', new_head)''')
+
+# %% ../nbs/08_exercises.ipynb #0cb53cc9
+add_solution(
+    '4.2',
+    '`requires_grad_(False)` stops the weights. The running statistics of BatchNorm are no weights, and move '
+    'with each batch in training mode, so the body goes into evaluation mode.',
+    '''
+def freeze(model):
+    model.body.requires_grad_(False)
+    model.body.eval()
+
+check('4.2', freeze)''')
+
+# %% ../nbs/08_exercises.ipynb #3ce19cb1
+add_solution(
+    '4.3',
+    'Only the last layer learns: for each of 10 classes it has a weight for each of 512 features, and a bias.',
+    '''
+check('4.3', 512*10 + 10)''')
+
+# %% ../nbs/08_exercises.ipynb #fb421a54
+add_solution(
+    '4.4',
+    'Between n rates there are n - 1 steps, each by the same factor, so that factor is the (n - 1)th root of '
+    'highest over lowest.',
+    '''
+def rates(n_groups, lowest, highest):
+    factor = (highest/lowest)**(1/(n_groups - 1))
+    return [lowest*factor**i for i in range(n_groups)]
+
+check('4.4', rates)''')
+
 # %% ../nbs/08_exercises.ipynb #009bdcbc
-_counts = np.array([[50, 6, 3], [14, 45, 9], [4, 8, 70]]) # rows: what the images are; columns: what they are taken for
-_animals = ['bird', 'cat', 'dog']
+_animals = ['bird', 'cat', 'dog', 'frog']
+_counts = np.array([[50, 6, 3, 1], [14, 45, 9, 2], [4, 8, 170, 18], [0, 2, 1, 27]]) # rows: what the images are
 
 # %% ../nbs/08_exercises.ipynb #593e3aaf
 @exercise('5.1', 'The pair that is confused most')
 def _(most):
-    given = _counts.copy()
-    found = call(most, given, list(_animals))
+    _need_most_confused(most, _counts, _animals)
+    _need_most_confused(most, _counts.T[::-1, ::-1], _animals[::-1])
+    _need_most_confused(most, _counts[:2, :2], _animals[:2])
+    return 'Right. Such a pair says where to look; it does not say why.'
+
+def _need_most_confused(most, counts, vocab):
+    "Raise `Hint` unless `most` finds the largest number beside the diagonal of `counts`"
+    found = call(most, counts.copy(), list(vocab))
     need(isinstance(found, (tuple, list)) and len(found) == 3,
          'Return three things: the class they are, the class they are taken for, and how many.')
+    order = 'Return them in this order: the class they are, the class they are taken for, how many'
+    need(isinstance(found[2], Number) or np.ndim(found[2]) == 0 and not isinstance(found[2], str),
+         f'{order}. What comes last in yours is {found[2]!r}.')
     actual,predicted,n = found
-    need(np.array_equal(given, _counts), 'The table that was given has changed. Work on a copy.')
+    if not (actual in vocab and predicted in vocab):
+        raise Hint(f'{order}. The first two are names of classes, such as {vocab[0]!r} (`vocab[i]` is the name of '
+                   f'row or column i); yours are {actual!r} and {predicted!r}.')
     need(actual != predicted, 'What is on the diagonal is right. Leave it out.')
-    need((actual, predicted) != ('bird', 'cat'),
-         'Nearly: rows are what the images are, columns what they are taken for.')
-    known = {actual, predicted} <= set(_animals)
-    times = _counts[_animals.index(actual), _animals.index(predicted)] if known else 0
-    need((actual, predicted) == ('cat', 'bird'),
-         f'{actual} taken for {predicted} happened {times} times; another pair happened more often.')
-    near = {20: 'That is both directions together. How many cats were taken for birds?'}
-    need_number(n, 14, 'The pair is right, the number is not.', near)
-    return 'Right. Such a pair says where to look; it does not say why.'
+    mistakes = counts*(1 - np.eye(len(counts), dtype=int))
+    def pair_of(table): return tuple(vocab[i] for i in np.unravel_index(table.argmax(), table.shape))
+    right = pair_of(mistakes)
+    if (actual, predicted) != right:
+        need((predicted, actual) != right,
+             'Nearly: rows are what the images are, columns what they are taken for.')
+        shares = mistakes/counts.sum(1, keepdims=True)
+        need((actual, predicted) not in (pair_of(shares), pair_of(mistakes/counts.sum(0))),
+             f'{actual} taken for {predicted} is the largest share, and another pair happened more often. '
+             'The largest number is asked for, which needs no division.')
+        need({actual, predicted} != set(pair_of(mistakes + mistakes.T)),
+             f'{actual} and {predicted} are confused most if both directions are added up. Of one direction, from '
+             'what images are to what they are taken for, another number is larger.')
+        times = counts[vocab.index(actual), vocab.index(predicted)]
+        raise Hint(f'{actual} taken for {predicted} happened {times} times; another pair happened more often.')
+    i,j = map(vocab.index, right)
+    near = {counts[i, j] + counts[j, i]: f'That is both directions together. How many were {right[0]} and taken for '
+                                         f'{right[1]}?'}
+    need_number(n, counts[i, j], 'The pair is right, the number is not.', near)
 
 # %% ../nbs/08_exercises.ipynb #b7ef185c
 @exercise('5.2', 'The recall of each class')
 def _(recall):
-    found = np.asarray(call(recall, _counts.copy()), dtype=float)
-    need(found.shape == (3,), f'Return one number for each of the three classes; the shape of yours is {found.shape}.')
-    hits = np.diag(_counts)
-    need(not np.allclose(found, hits/_counts.sum(0)),
-         'That is the precision: of those taken for a cat, how many are cats. '
-         'Recall asks how many of the cats were found.')
-    need(not np.allclose(found, hits/_counts.sum()), 'Divide by the images of the class, not by all images.')
-    need(np.allclose(found, hits/_counts.sum(1)),
-         f'For the first class 50 of 59 are right, which is .847; you have {found[0]:.3f}.')
+    for counts in _counts, _counts.T[:3, :3].copy():
+        found = np.asarray(call(recall, counts.copy(), advice=_advice_recall), dtype=float)
+        need(found.shape == (len(counts),),
+             f'Return one number for each of the {len(counts)} classes; the shape of yours is {found.shape}.')
+        hits = np.diag(counts)
+        right = hits/counts.sum(1)
+        def is_(shares): return np.allclose(found, shares, rtol=0, atol=.00051) # as good as three digits
+        if is_(right): continue
+        need(not is_(hits/counts.sum(0)),
+             'That is the precision: of those taken for a cat, how many are cats. '
+             'Recall asks how many of the cats were found: divide by the sum of the row.')
+        need(not is_(hits/counts.sum()), 'Divide by the images of the class, not by all images.')
+        need(not np.allclose(found, 100*right, rtol=0, atol=.051), 'Those are percents. Return shares: .833, not 83.3.')
+        raise Hint(f'For the first class {hits[0]} of {counts[0].sum()} are right, which is {right[0]:.3f}; '
+                   f'you have {found[0]:.3f}.')
     return 'Right: of the images that are a class, the share that is found.'
+
+# %% ../nbs/08_exercises.ipynb #72460626
+_advice_recall = ('What comes is a NumPy array: `counts.diagonal()` has how many of each class are right, and '
+                  '`counts.sum(1)` how many there are of it.')
 
 # %% ../nbs/08_exercises.ipynb #9e8a1833
 @exercise('5.3', 'What a change fixed, and what it broke')
 def _(changes):
-    actual = np.array([0, 0, 1, 1, 2, 2, 0, 1])
-    before = np.array([0, 1, 0, 1, 0, 2, 2, 1])
-    after  = np.array([0, 0, 1, 0, 1, 2, 0, 1])
-    found = call(changes, actual, before, after)
-    need(isinstance(found, (tuple, list)) and len(found) == 2, 'Return two numbers: fixed, broken.')
-    fixed,broken = (int(n) for n in found)
-    need((fixed, broken) != (1, 3),
-         'Nearly: fixed means wrong before and right after. You have them the other way round.')
-    need((fixed, broken) not in [(3, 2), (4, 1)],
-         'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
-    need((fixed, broken) == (3, 1), f'Of eight images 3 were fixed and 1 was broken; you count {fixed} and {broken}.')
+    few = np.array([[0, 0, 1, 1, 2, 2, 0, 1], [0, 1, 0, 1, 0, 2, 2, 1], [0, 0, 1, 0, 1, 2, 0, 1]])
+    many = np.random.default_rng(0).integers(0, 5, (3, 90))
+    for before in many[1, :30], many[2, :45]: before[:] = many[0, :len(before)] # some are right
+    for actual,before,after in few, many, np.array(['cat', 'dog', 'ship', 'frog', 'deer'])[many]:
+        found = call(changes, actual.copy(), before.copy(), after.copy())
+        need(isinstance(found, (tuple, list, np.ndarray)) and len(found) == 2, 'Return two numbers: fixed, broken.')
+        fixed,broken = (int(n) for n in found)
+        right = tuple(int(n) for n in (((before != actual) & (after == actual)).sum(),
+                                       ((before == actual) & (after != actual)).sum()))
+        other_wrong = int(((before != actual) & (after != actual) & (before != after)).sum())
+        need((fixed, broken) != right[::-1],
+             'Nearly: fixed means wrong before and right after. You have them the other way round.')
+        need((fixed, broken) not in [(right[0], right[1] + other_wrong), (right[0] + other_wrong, right[1])],
+             'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
+        need((fixed, broken) == right,
+             f'Of {len(actual)} images {right[0]} were fixed and {right[1]} broken; you count {fixed} and {broken}.')
     return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
 
 # %% ../nbs/08_exercises.ipynb #959c8648
 @exercise('5.4', 'Whether it was chance')
 def _(p_value):
     from scipy import stats # not for those who only list the course: it takes a second
-    for fixed,broken in (15, 5), (30, 22), (4, 12), (5, 5):
+    for fixed,broken in (15, 5), (30, 22), (4, 12), (5, 5), (0, 6):
         right = stats.binomtest(fixed, fixed + broken).pvalue
         p = float(call(p_value, fixed, broken))
         for side in ('greater', 'less'):
@@ -528,78 +897,188 @@ def _(p_value):
         need(math.isclose(p, right, rel_tol=.25),
              f'For {fixed} fixed and {broken} broken the probability is {right:.3f}; you have {p:.3f}. '
              f'It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
-        need(math.isclose(p, right, rel_tol=1e-3),
+        need(math.isclose(p, right, rel_tol=1e-3, abs_tol=.00051), # as good as three digits
              f'Nearly: for {fixed} fixed and {broken} broken you have {p:.4f}, and it is {right:.4f}. '
              'Is that an approximation by the normal or the chi-squared distribution? '
              'With so few the exact binomial one costs nothing.')
     return ("Right: McNemar's test. Images that both models have right, or both wrong, "
             "say nothing about which is better.")
 
+# %% ../nbs/08_exercises.ipynb #0630db72
+add_solution(
+    '5.1',
+    'The diagonal, which is what was right, is set to 0 in a copy. `argmax` counts along all rows, and '
+    '`np.unravel_index` makes row and column of that: what images are, and what they were taken for.',
+    '''
+import numpy as np
+
+def most_confused(counts, vocab):
+    mistakes = counts.copy()
+    np.fill_diagonal(mistakes, 0)
+    i, j = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    return vocab[i], vocab[j], mistakes[i, j]
+
+check('5.1', most_confused)''')
+
+# %% ../nbs/08_exercises.ipynb #43b944b8
+add_solution(
+    '5.2',
+    'A row has all images of a class, and the diagonal those of them that were found.',
+    '''
+def recall(counts): return counts.diagonal()/counts.sum(1)
+
+check('5.2', recall)''')
+
+# %% ../nbs/08_exercises.ipynb #7f2d7bc4
+add_solution(
+    '5.3',
+    'Fixed is wrong before and right after, broken the other way round. What was wrong both times counts as '
+    'neither, even if the answer changed.',
+    '''
+def changes(actual, before, after):
+    right_before = before == actual
+    right_after = after == actual
+    return (~right_before & right_after).sum(), (right_before & ~right_after).sum()
+
+check('5.3', changes)''')
+
+# %% ../nbs/08_exercises.ipynb #3e9dcc3a
+add_solution(
+    '5.4',
+    'If neither model were better, each changed image would be the throw of a coin. How likely so uneven a '
+    "result is, in both directions, is McNemar's exact test.",
+    '''
+from scipy.stats import binomtest
+
+def p_value(fixed, broken): return binomtest(fixed, fixed + broken).pvalue
+
+check('5.4', p_value)''')
+
 # %% ../nbs/08_exercises.ipynb #83fae019
 @exercise('6.1', 'Mean and spread of some seeds')
 def _(summary):
-    accuracies = [.861, .868, .857]
-    found = call(summary, list(accuracies))
-    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
-         'Return two numbers: mean, standard deviation.')
-    mean,std = map(float, found)
-    need(math.isclose(mean, np.mean(accuracies), abs_tol=1e-6),
-         f'The mean of .861, .868 and .857 is .862; you have {mean:.4f}.')
-    need(not math.isclose(std, np.std(accuracies), abs_tol=1e-6),
-         'Nearly: you divide by the number of runs. '
-         'Three runs lie closer to their own mean than to the true one; divide by one less (`ddof=1`).')
-    need(not math.isclose(std, np.var(accuracies, ddof=1), abs_tol=1e-7), 'That is the variance; take its root.')
-    need(math.isclose(std, np.std(accuracies, ddof=1), abs_tol=1e-6),
-         f'The standard deviation of .861, .868 and .857 is .0056; you have {std:.4f}.')
+    for accuracies in [.861, .868, .857], [.62, .71, .5, .93, .68, .61, .74]:
+        n = len(accuracies)
+        found = call(summary, list(accuracies))
+        need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
+             'Return two numbers: mean, standard deviation.')
+        mean,std = map(float, found)
+        right = np.std(accuracies, ddof=1)
+        values = _list(accuracies)
+        def is_(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
+        need(is_(mean, np.mean(accuracies)),
+             f'The mean of {values} is {np.mean(accuracies):.3f}; you have {mean:.4f}.')
+        if is_(std, right): continue
+        need(not is_(std, np.std(accuracies)),
+             f'Nearly: you divide by the number of runs. {n} runs lie closer to their own mean than to the true one; '
+             'divide by one less (`ddof=1`).')
+        need(not math.isclose(std, right**2, abs_tol=1e-6), 'That is the variance; take its root.')
+        need(not is_(std, right/n**.5),
+             'That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.')
+        raise Hint(f'The standard deviation of {values} is {right:.4f}; you have {std:.4f}.')
     return 'Right. A figure without its spread is half a figure.'
 
 # %% ../nbs/08_exercises.ipynb #032d5a61
 @exercise('6.2', 'An interval for the mean of three runs')
 def _(interval):
+    for accuracies in [.861, .868, .857], [.62, .71, .5]: _need_interval(interval, np.array(accuracies))
+    return 'Right, and wide: with three runs a difference of a point can be nothing.'
+
+def _need_interval(interval, a):
+    "Raise `Hint` unless `interval` gives the 95% interval of the mean of the three accuracies `a`"
     from scipy import stats
-    a = np.array([.861, .868, .857])
     found = call(interval, a.tolist())
     need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
          'Return two numbers: the lower and the upper end.')
     low,high = map(float, found)
     need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
+    def is_(x, y): return math.isclose(x, y, rel_tol=.01)
     middle = (low + high)/2
-    need(math.isclose(middle, a.mean(), abs_tol=1e-5),
-         f'The interval lies around the mean, .862; the middle of yours is {middle:.4f}.')
+    need(math.isclose(middle, a.mean(), abs_tol=.00051),
+         f'The interval lies around the mean, {a.mean():.3f}; the middle of yours is {middle:.4f}.')
+    half = (high - low)/2
     std = a.std(ddof=1)
     t = stats.t.ppf(.975, 2)
     right = t*std/3**.5
-    def reaches(half): return math.isclose((high - low)/2, half, rel_tol=.02)
-    need(not reaches(1.96*std/3**.5) and not reaches(2*std/3**.5),
+    if math.isclose(half, right, rel_tol=.01, abs_tol=.00051): return # as good as three digits
+    need(not is_(half, 1.96*std/3**.5) and not is_(half, 2*std/3**.5),
          'Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
          'take the value of the t distribution for two degrees of freedom, 4.30.')
-    need(not reaches(t*std),
+    need(not is_(half, stats.t.ppf(.975, 3)*std/3**.5),
+         'Nearly: that is the t distribution for three degrees of freedom. The mean takes one; two are left.')
+    need(not is_(half, stats.t.ppf(.95, 2)*std/3**.5),
+         'Nearly: 5% are outside on each side, which leaves 90%. Leave 2.5% on each: `t.ppf(.975, 2)`.')
+    need(not is_(half, t*std),
          'Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.')
-    need(not reaches(1.96*std),
+    need(not is_(half, 1.96*std),
          'That is for one run, and for a spread that is known. '
          'Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
-    need(not reaches(t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
-    need(reaches(right),
-         f'Your interval is {_list([low, high])}; it should reach {right:.4f} to either side: '
-         't x standard deviation / root of the number of runs.')
-    return 'Right, and wide: with three runs a difference of a point can be nothing.'
+    need(not is_(half, t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
+    need(not is_(half, t*std/3), 'Nearly: divide by the *root* of the number of runs.')
+    raise Hint(f'Your interval is {_list([low, high])}; it should reach {right:.4f} to either side: '
+               't x standard deviation / root of the number of runs.')
 
 # %% ../nbs/08_exercises.ipynb #d3672966
 @exercise('6.3', 'Report a choice honestly')
 def _(report):
-    valid_accuracy = [.84, .86, .85, .83]
-    test_accuracy = [.849, .851, .860, .842]
-    runs = pd.DataFrame(dict(recipe=['a', 'b', 'c', 'd'], valid_accuracy=valid_accuracy, test_accuracy=test_accuracy))
-    not_highest = 'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.'
-    near = {
-        .86: 'That is either the best of the test accuracies, '
-             'in which case the test images made the choice, or the validation accuracy that made it. '
-             'What is asked for is the test accuracy of the recipe that is best on the *validation* images.',
-        .849: not_highest,
-        .842: not_highest}
-    found = call(report, runs)
-    need_number(found, .851, 'Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
+    for valid,test in (([.84, .86, .85, .83], [.86, .851, .849, .842]),
+                       ([.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92]),
+                       ([.72, .70, .71], [.705, .715, .725])):
+        runs = pd.DataFrame(dict(recipe=[*'abcdef'[:len(test)]], valid_accuracy=valid, test_accuracy=test))
+        right = test[np.argmax(valid)]
+        found = call(report, runs)
+        need(not isinstance(found, (str, pd.Series, pd.DataFrame)),
+             f'Return the accuracy alone, a number, not {kind_of(found)}.')
+        best_test = 'That is either the best of the test accuracies, ' \
+                    'in which case the test images made the choice, or the validation accuracy that made it. ' \
+                    'What is asked for is the test accuracy of the recipe that is best on the *validation* images.'
+        near = {
+            test[np.argsort(valid)[-2]]: 'That is the test accuracy of the second best on the validation images.',
+            test[np.argmin(valid)]:
+                'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.',
+            max(test): best_test,
+            max(valid): best_test}
+        need_number(found, right,
+                    f'For validation accuracies of {_list(valid)} and test accuracies of {_list(test)} you return '
+                    f'{found}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
     return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
+
+# %% ../nbs/08_exercises.ipynb #95d67d07
+add_solution(
+    '6.1',
+    '`ddof=1` divides by one less than the number of runs, since they lie closer to their own mean than to '
+    'the true one.',
+    '''
+import numpy as np
+
+def mean_and_spread(accuracies): return np.mean(accuracies), np.std(accuracies, ddof=1)
+
+check('6.1', mean_and_spread)''')
+
+# %% ../nbs/08_exercises.ipynb #bf043cf9
+add_solution(
+    '6.2',
+    'The mean of n runs varies by the root of n less than a run. With three of them the spread itself is '
+    'hardly known, so 1.96 becomes 4.30, the t distribution for two degrees of freedom.',
+    '''
+import numpy as np
+from scipy.stats import t
+
+def interval(accuracies):
+    n = len(accuracies)
+    half = t.ppf(.975, n - 1)*np.std(accuracies, ddof=1)/n**.5
+    return np.mean(accuracies) - half, np.mean(accuracies) + half
+
+check('6.2', interval)''')
+
+# %% ../nbs/08_exercises.ipynb #5d3fa5be
+add_solution(
+    '6.3',
+    'The validation images choose the recipe, and only then are the test images asked, about that one.',
+    '''
+def report(runs): return runs.loc[runs.valid_accuracy.idxmax(), 'test_accuracy']
+
+check('6.3', report)''')
 
 # %% ../nbs/08_exercises.ipynb #0f6547ce
 @exercise('7.1', 'The multiply-adds of a convolution')
@@ -645,20 +1124,35 @@ def _(size):
 # %% ../nbs/08_exercises.ipynb #a3a87039
 @exercise('7.3', 'Whiten patches')
 def _(whiten):
-    generator = torch.Generator().manual_seed(0)
-    patches = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
-    patches -= patches.mean(0)
-    w = call(whiten, patches.clone())
-    if isinstance(w, Tensor) and w.shape == (5000, 5000):
-        raise Hint('You return a filter for each patch. The variables of `torch.cov` are rows, so give it `patches.T`.')
-    w = need_tensor(w, (6, 6)).float()
-    identity = torch.eye(6)
+    for n,values in (300, 6), (200, 4):
+        patches = _mixed_values(n, values)
+        w = call(whiten, patches.clone())
+        if isinstance(w, (Tensor, np.ndarray)) and tuple(w.shape) == (n, n):
+            raise Hint('You return a filter for each patch. '
+                       'The variables of `torch.cov` are rows, so give it `patches.T`.')
+        _need_white(need_tensor(w, (values, values)).float(), patches)
+    return 'Right: the outputs have variance 1 and are not correlated.'
+
+def _mixed_values(n, values):
+    "Draw patches whose values are correlated, and not all of one variance; their mean is 0"
+    generator = torch.Generator().manual_seed(n)
+    directions = torch.linalg.qr(torch.randn(values, values, generator=generator))[0]*torch.linspace(1, 3, values)
+    patches = (torch.rand(n, values, generator=generator) - .5)*4 @ directions.T
+    return patches - patches.mean(0)
+
+# %% ../nbs/08_exercises.ipynb #4e327633
+def _need_white(w, patches):
+    "Raise `Hint` unless the outputs of the filters `w`, its rows, have variance 1 and are not correlated"
+    identity = torch.eye(len(w))
     def close(a, b): return torch.allclose(a, b, atol=.02)
     cov = torch.cov((patches @ w.T).T)
-    if close(cov, identity): return 'Right: the outputs have variance 1 and do not depend on each other.'
+    if close(cov, identity): return
     if close(cov, torch.diag(cov.diag())):
         raise Hint(f'The outputs are not correlated any more, but their variances are {_list(cov.diag().tolist())}. '
                    'Divide each direction by its standard deviation, the root of its eigenvalue.')
+    if close(cov.diag(), torch.ones(len(w))):
+        raise Hint('The outputs have variance 1, but are still correlated. Dividing each value by its deviation is '
+                   'not enough; the filters must lie along the eigenvectors of the covariance.')
     swapped = torch.cov((patches @ w).T)
     if close(swapped, identity): raise Hint('Nearly: the filters must be the rows of what you return; transpose it.')
     raise Hint('With your filters the covariance of the outputs differs from the identity by '
@@ -671,7 +1165,7 @@ def _(alternate):
     torch.manual_seed(0)
     x = torch.rand(6, 3, 4, 5)
     first = torch.tensor([True, False, False, True, True, False])
-    for epoch in range(4):
+    for epoch in 0, 1, 2, 3, 7, 4: # a resumed training does not begin at 0
         y = need_tensor(call(alternate, x.clone(), epoch, first.clone()), x.shape)
         same = (y == x).flatten(1).all(1)
         mirrored = (y == x.flip(-1)).flatten(1).all(1)
@@ -685,13 +1179,58 @@ def _(alternate):
              'In each epoch all images are to be the other way round than in the one before.')
     return 'Right: two epochs in a row, and every image was seen both ways.'
 
+# %% ../nbs/08_exercises.ipynb #8522847f
+add_solution(
+    '7.1',
+    'At each of 16x16 places each of 32 filters multiplies 3x3 pixels of 16 channels.',
+    '''
+check('7.1', 16*16 * 32 * 3*3*16)''')
+
+# %% ../nbs/08_exercises.ipynb #98b53083
+add_solution(
+    '7.2',
+    '`step*len(sizes)/steps` is how many parts are over, and the division without a rest gives the place of '
+    'the size. It stays below the number of sizes since `step` stays below `steps`.',
+    '''
+def size(step, steps, sizes): return sizes[step*len(sizes)//steps]
+
+check('7.2', size)''')
+
+# %% ../nbs/08_exercises.ipynb #35793e0b
+add_solution(
+    '7.3',
+    'Along the eigenvectors of their covariance patches are not correlated, and the eigenvalues are the '
+    'variances there. Dividing by their roots makes each of them 1.',
+    '''
+import torch
+
+def whiten(patches):
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    return (vectors/values.sqrt()).T
+
+check('7.3', whiten)''')
+
+# %% ../nbs/08_exercises.ipynb #6a527624
+add_solution(
+    '7.4',
+    '`first` says what is mirrored in even epochs; in odd ones it is the others, which `^`, exclusive or, '
+    'gives.',
+    '''
+import torch
+
+def alternate(x, epoch, first):
+    mirrored = first ^ (epoch % 2 == 1)
+    return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
+
+check('7.4', alternate)''')
+
 # %% ../nbs/08_exercises.ipynb #3682d802
 @exercise('8.1', 'Any picture as a batch')
 def _(prepare):
-    rng = np.random.default_rng(0)
-    for mode,size in dict(RGB=(32, 32), L=(48, 40), RGBA=(64, 64), P=(200, 100)).items():
-        picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
-        x = call(prepare, picture)
+    for mode,size in dict(RGB=(32, 32), L=(48, 40), RGBA=(64, 64), P=(200, 100), CMYK=(20, 90)).items():
+        shaded = _shaded_picture(size)
+        picture = shaded.quantize(256) if mode == 'P' else shaded.convert(mode)
+        x = call(prepare, picture, advice='`picture.convert("RGB")` and `picture.resize((32, 32))` help.')
         where = f'For a picture of {size[0]}x{size[1]} pixels in mode {mode!r}'
         need(isinstance(x, Tensor), f'Return a tensor, not {kind_of(x)}.')
         shape = tuple(x.shape)
@@ -703,39 +1242,74 @@ def _(prepare):
         need(x.is_floating_point(), f'{where} the numbers are {x.dtype}; a network wants floating-point ones.')
         low = float(x.min())
         high = float(x.max())
-        need(high <= 1 and low >= 0,
+        need(high <= 1.001 and low >= -.001,
              f'{where} the values go from {low:.3g} to {high:.3g}, and should lie between 0 and 1.')
-        if mode == 'RGB': _need_pixels(x, picture)
+        if mode == 'RGB': _need_division_by_255(prepare)
+        _need_pixels(x, picture, where)
+    return 'Right, whatever comes.'
+
+# %% ../nbs/08_exercises.ipynb #2f44129d
+def _need_division_by_255(prepare):
+    "Raise `Hint` if the range of a picture is stretched"
     brightest = float(call(prepare, Image.new('RGB', (32, 32), (60, 60, 60))).max())
     need(math.isclose(brightest, 60/255, abs_tol=.01),
          f'A picture that is 60 in every byte becomes {brightest:.3g}, and should become 60/255 = .235. '
          'Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.')
-    return 'Right, whatever comes.'
 
 # %% ../nbs/08_exercises.ipynb #e624c482
-def _need_pixels(x, picture):
-    "Raise `Hint` unless each pixel of `picture` is at its place in the batch `x`"
-    right = torch.tensor(np.asarray(picture)/255, dtype=x.dtype)
-    need(torch.allclose(x[0].permute(1, 2, 0), right, atol=.01),
+def _shaded_picture(size):
+    "Draw a picture of which every part, and every channel, looks different"
+    y,x = np.mgrid[:size[1], :size[0]]/np.array(size[::-1])[:, None, None]
+    return Image.fromarray((255*np.stack([x, y, (1 - x)*(1 - y)], -1)).astype(np.uint8))
+
+def _need_pixels(x, picture, where):
+    "Raise `Hint` unless the batch `x` is the whole of `picture`, resized"
+    pixels = x[0].double().permute(1, 2, 0).numpy()
+    rgb = picture.convert('RGB')
+    right = np.asarray(rgb.resize((32, 32)))/255
+    def is_(other): return bool(np.abs(pixels - other).mean() < .05) # ways to resize differ, and so do few colors
+    if is_(right): return
+    need(not is_(right[..., ::-1]), 'Red and blue have changed places: the channels should be red, green, blue.')
+    need(not is_(right.transpose(1, 0, 2)),
+         'Rows and columns have changed places: `permute(2, 0, 1)` moves the channels to the front, '
+         'and leaves height before width.')
+    need(picture.size != (32, 32),
          'The shape is right, but pixels are not where they were. '
          '`permute` moves dimensions; `reshape` and `view` mix pixels up. And a byte of 255 is a 1.')
+    raise Hint(f'{where} the shape is right, but it is not the whole picture. Is a part of it cut out, or added at '
+               'the edges? Resize it, `picture.resize((32, 32))`, even if that squeezes it.')
 
 # %% ../nbs/08_exercises.ipynb #ab8529a2
 @exercise('8.2', 'Scores to probabilities')
 def _(probabilities):
-    scores = torch.tensor([[1., 2., 3.], [1000., 0., -1000.]])
-    y = need_tensor(call(probabilities, scores[:1]), (1, 3)).float()
+    def answer(scores): return need_tensor(call(probabilities, scores, advice=_advice_sum), scores.shape).float()
+    def is_(y, right): return torch.allclose(y, right, atol=3e-4)
+    scores = torch.tensor([[1., 2., 3.]])
+    y = answer(scores)
     need(bool((y.sum(1) - 1).abs().max() < 1e-4), f'They must add up to 1; yours add up to {float(y.sum()):.3f}.')
-    need(torch.allclose(y, scores[:1].softmax(1), atol=1e-5),
+    need(is_(y, scores.softmax(1)),
          f'For scores of 1, 2 and 3 they are .090, .245 and .665; you have {_list(y[0].tolist())}.')
-    y = need_tensor(call(probabilities, scores), (2, 3)).float()
-    need(bool(y.isfinite().all()),
-         'With a score of 1000 something is no number any more: `exp(1000)` is infinite. '
-         'Subtract the largest score of the row first; that changes nothing else.')
-    need(torch.allclose(y, scores.softmax(1), atol=1e-5),
-         'With one image it works, with two it does not: '
-         'add up over the classes, dimension 1, and keep that dimension.')
+    scores = torch.tensor([[1., 2., 3., 0.], [4., 2., 0., 1.]])
+    need(is_(answer(scores), scores.softmax(1)), f'With one image it works, with two it does not. {_advice_sum}')
+    square = torch.tensor([[1., 2.], [3., 0.]])
+    need(is_(answer(square), square.softmax(1)),
+         f'With two images of two classes the numbers are not right, and there was no error. {_advice_sum}')
+    for scores in (torch.tensor([[1000., 0., -1000.]]), torch.tensor([[-1000., -999.]]),
+                   torch.tensor([[1001., 1000., 999.], [1., 2., 3.], [-1., -2000., -3.]])):
+        y = answer(scores)
+        need(bool(y.isfinite().all()),
+             f'With scores of {scores[0].tolist()} something is no number any more: `exp(1000)` is infinite, and '
+             '`exp(-1000)` is 0. Subtract the largest score of each row first; that changes nothing else.')
+        need(is_(y, scores.softmax(1)),
+             f'For scores of {scores[0].tolist()} they are {_list(scores[:1].softmax(1)[0].tolist())}; you have '
+             f'{_list(y[0].tolist())}. Large scores may not be cut off, by `clamp` or otherwise, since their '
+             'differences count. Subtract the largest of each row instead.')
     return 'Right, also for large scores.'
+
+# %% ../nbs/08_exercises.ipynb #3df95ac7
+_advice_sum = ('Add up over the classes, and keep that dimension: `.sum(1, keepdim=True)` has a row for each image, '
+               'of shape (N, 1), and divides it by its own sum. Without `keepdim` it is (N,), which is laid along '
+               'the classes.')
 
 # %% ../nbs/08_exercises.ipynb #2aba2423
 def _with_kind(kind, f):
@@ -754,11 +1328,14 @@ def _(top):
     need(isinstance(found, (list, tuple)) and len(found) == 2, 'Return a list with as many pairs as were asked for.')
     need(all(isinstance(o, (list, tuple)) and len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
     names = [name for name,_ in found]
+    need(all(isinstance(name, str) for name in names),
+         f'In each pair the class comes first, by its name, then its probability; your first pair is {found[0]}.')
     need(names != ['frog', 'cat'], 'Those are the unlikeliest.')
     need(names != ['ship', 'dog'], 'Nearly: the likeliest comes first.')
     need(names == ['dog', 'ship'], f'The likeliest two are dog and ship; you return {names}.')
     probabilities = [float(p) for _,p in found]
-    need(probabilities == [.5, .25], f'The probabilities are .5 and .25; you return {_list(probabilities)}.')
+    need(np.allclose(probabilities, [.5, .25], rtol=0, atol=.00051),
+         f'The probabilities are .5 and .25; you return {_list(probabilities)}.')
     equals = call(top, [.4, .2, .4], ['cat', 'dog', 'ship'], 2)
     need(sorted(o[0] for o in equals) == ['cat', 'ship'],
          'Two classes may have the same probability, and both are wanted then. '
@@ -766,6 +1343,9 @@ def _(top):
     found = _with_kind('a tensor', lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1))
     names = [o[0] for o in found]
     need(names == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {names}.')
+    five = [.1, .3, .05, .35, .2]
+    found = [o[0] for o in call(top, five, [*'abcde'], 4)]
+    need(found == [*'dbea'], f'The likeliest four of {five}, called a to e, are d, b, e and a; you return {found}.')
     need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2,
          'If more are asked for than there are classes, return all there are.')
     return 'Right.'
@@ -774,12 +1354,71 @@ def _(top):
 @exercise('8.4', 'Answer, or say that you do not know')
 def _(decide):
     vocab = ['cat', 'dog', 'ship']
-    answer = _with_kind('a list', lambda: call(decide, [.2, .7, .1], vocab, .6))
-    need(answer == 'dog', 'With .7 for the dog and a threshold of .6 the answer is dog.')
-    need(decide([.4, .35, .25], vocab, .6) is None,
+    def answer(p, threshold, vocab=vocab): return call(decide, p, vocab, threshold, may_be_none=True)
+    first = _with_kind('a list', lambda: answer([.2, .7, .1], .6))
+    need(not isinstance(first, Number), f"Return the name of the class, 'dog', not its place or probability, {first}.")
+    need(first == 'dog', f'With .7 for the dog and a threshold of .6 the answer is dog; you return {first!r}.')
+    need(answer([.4, .35, .25], .6) is None,
          'With .4 at most and a threshold of .6 there is no answer: return None.')
-    need(decide([.6, .3, .1], vocab, .6) == 'cat',
+    need(answer([.6, .3, .1], .6) == 'cat',
          'With .6 for the cat and a threshold of .6 it is just enough: the answer is cat.')
-    answer = _with_kind('a tensor', lambda: decide(torch.tensor([.1, .1, .8]), vocab, .5))
-    need(answer == 'ship', 'It works for a list, but not for a tensor.')
+    for p,right in ([.35, .1, .55], 'ship'), ([.55, .1, .35], 'cat'), ([.3, .4, .3], 'dog'):
+        found = answer(p, .3)
+        need(found == right,
+             f'With {p} for cat, dog and ship and a threshold of .3 several reach it, and the answer is the likeliest, '
+             f'{right}; you return {found!r}.')
+    need(answer([.1, .2, .3, .15, .25], .2, [*'abcde']) == 'c', 'It works for three classes, but not for five.')
+    found = _with_kind('a tensor', lambda: answer(torch.tensor([.1, .1, .8]), .5))
+    need(found == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'
+
+# %% ../nbs/08_exercises.ipynb #a6eb6fde
+add_solution(
+    '8.1',
+    '`convert` and `resize` make any picture 32x32 pixels in three colors. NumPy gives bytes with the '
+    'channels last; dividing by 255 and `permute` make of them what a network expects.',
+    '''
+import numpy as np
+import torch
+
+def prepare(picture):
+    pixels = np.array(picture.convert('RGB').resize((32, 32)))
+    return torch.tensor(pixels).permute(2, 0, 1)[None]/255
+
+check('8.1', prepare)''')
+
+# %% ../nbs/08_exercises.ipynb #1676a046
+add_solution(
+    '8.2',
+    'Subtracting the largest score of a row changes no probability, and then no `exp` is larger than 1. '
+    '`keepdim` keeps a column, so that each row is divided by its own sum.',
+    '''
+def probabilities(scores):
+    e = (scores - scores.amax(1, keepdim=True)).exp()
+    return e/e.sum(1, keepdim=True)
+
+check('8.2', probabilities)''')
+
+# %% ../nbs/08_exercises.ipynb #b4a607c9
+add_solution(
+    '8.3',
+    'Pairs of class and probability are sorted by the probability, so that equal ones are both kept. A slice '
+    'gives all there are if there are fewer than k.',
+    '''
+def likeliest(probabilities, vocab, k):
+    pairs = [(name, float(p)) for name,p in zip(vocab, probabilities)]
+    return sorted(pairs, key=lambda pair: pair[1], reverse=True)[:k]
+
+check('8.3', likeliest)''')
+
+# %% ../nbs/08_exercises.ipynb #6d6ebacf
+add_solution(
+    '8.4',
+    'Find the likeliest class first, and ask then whether it is likely enough. The order matters: with a low '
+    'threshold several classes reach it.',
+    '''
+def decide(probabilities, vocab, threshold):
+    best = max(range(len(vocab)), key=lambda i: probabilities[i])
+    return vocab[best] if probabilities[best] >= threshold else None
+
+check('8.4', decide)''')

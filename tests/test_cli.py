@@ -1049,6 +1049,20 @@ def test_course_copies_the_tutorials_and_overwrites_nothing(tmp_path, monkeypatc
     assert copies[0].read_text(encoding='utf-8') == 'mine' and copies[1].exists()
     assert again.out.splitlines()[:2] == [str(Path('my course')/copies[1].name), f'{len(copies) - 1} of {len(copies)} exist in my course already and were not overwritten.']
 
+def test_course_reset_says_what_it_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
+    from cifar_fastai.course import check
+    assert run('course', '--reset').out == 'Nothing is stored; nothing was removed.\n'
+    for number in '1.2', '2.1', '2.2': check(number, 1)
+    assert run('course', '--reset', '2.1').out == 'Removed your progress in 1 exercise: 2.1.\n'
+    assert run('course', '--reset', '2.1').out == 'Nothing is stored; nothing was removed.\n'
+    fails(run('course', '--reset', '2.9'), "Unknown exercise '2.9'")
+    assert run('course', '--reset').out == 'Removed your progress in 2 exercises: 1.2, 2.2.\n'
+    (tmp_path/'course.json').write_text('{', encoding='utf-8')
+    fails(run('course'), 'course --reset')
+    assert run('course', '--reset').out == f'Removed {tmp_path/"course.json"}, which had no exercise in it.\n'
+    assert run('course').code == 0
+
 def test_course_into_a_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'taken').write_text('', encoding='utf-8')

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urljoin, urlparse
 
 import pytest
 
+from cifar_fastai.course import exercises
 from test_project import project_files, root
 
 
@@ -79,6 +80,14 @@ def test_docstrings_of_modules_lead_to_a_text(site):
         said = next(line for line in module.read_text(encoding='utf-8').splitlines() if line.startswith(start))
         text = (site / said.removeprefix(start).removesuffix('"""')).read_text(encoding='utf-8')
         assert text.startswith(f'# {module.stem}\n') and not re.search(r'\]\((?!https:)[^)]*\.ipynb', text)
+
+
+def test_solutions_of_exercises_are_folded_away(site):
+    for number in exercises().exercise:
+        name, = [o.stem for o in (root / 'nbs/tutorials').glob(f'0{number[0]}_*.ipynb')]
+        text = (site / f'tutorials/{name[3:]}.html').read_text(encoding='utf-8')
+        folded = re.search(rf'<details class="solution">\s*<summary>Solution of {re.escape(number)}</summary>(.*?)</details>', text, re.S)
+        assert folded and 'check' in folded[1] and 'highlight' in folded[1], number
 
 
 def test_parameters_are_no_links(site):
