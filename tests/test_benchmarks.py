@@ -192,8 +192,7 @@ def test_a_run_that_was_looked_at_again_keeps_its_place(results, practice, tmp_p
     for seed in (1, 2): train(two_stages.shorten(1), seed=seed, source=practice, run_dir=tmp_path/f'run{seed}', num_workers=0)
     record_run.record(tmp_path/'run1', tmp_path/'run2')
     before = [(r['seed'], r['started']) for r in rows(results/'stages.csv')]
-    metrics = json.loads((tmp_path/'run1'/'metrics.json').read_text()) | {'test flip': dict(tta='flip', accuracy=.5)}
-    (tmp_path/'run1'/'metrics.json').write_text(json.dumps(metrics))
+    Run(tmp_path/'run1').add_metrics('test flip', dict(tta='flip', accuracy=.5))
     record_run.record(tmp_path/'run1')
     assert [(r['seed'], r['tta_accuracy']) for r in rows(results/'training.csv')] == [('7', ''), ('1', '0.5'), ('2', '')]
     assert [(r['seed'], r['started']) for r in rows(results/'stages.csv')] == before

@@ -1,7 +1,6 @@
 "The practice set: same seed, same bytes; whole or not there at all; easy but for cats and dogs."
 import errno
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from PIL import Image
 
 import cifar_fastai.synthetic as synthetic
 from cifar_fastai.evaluation import Evaluation
+from cifar_fastai.files import read_json
 from cifar_fastai.synthetic import bayes_accuracy, cifar10_classes, draw_image, make_synthetic
 
 small = dict(n_train=2, n_test=1)
@@ -121,7 +121,7 @@ def test_layout(tmp_path):
     expected = {f'{split}/{label}/{i:04d}.png' for split, n in (('train', 3), ('test', 2)) for label in cifar10_classes for i in range(n)}
     assert set(contents(path)) == expected | {'practice_set.json'}
     assert Image.open(path/'train/frog/0002.png').size == (16, 16)
-    assert json.loads((path/'practice_set.json').read_text()) == dict(variant='synthetic', n_train=3, n_test=2, seed=0, size=16)
+    assert read_json(path/'practice_set.json') == dict(variant='synthetic', n_train=3, n_test=2, seed=0, size=16)
     assert [o.name for o in (tmp_path/'deep').iterdir()] == ['set']
 
 
