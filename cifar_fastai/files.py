@@ -132,7 +132,8 @@ def write_json(
     data:dict, # JSON-serializable
 )->Path: # `path`
     "Write an indented JSON file atomically, with a checksum of its content"
-    data = {k: v for k,v in json.loads(json.dumps(data)).items() if k != 'content_checksum'}
+    data = json.loads(json.dumps(data))  # as it will be read: with keys that are text
+    data.pop('content_checksum', None)  # of a file that was read by other means
     return atomic_write(path, json.dumps(data | dict(content_checksum=_content_checksum(data)), indent=2) + '\n')
 
 # %% ../nbs/00_files.ipynb #a90b1d3d
@@ -173,8 +174,7 @@ def read_json(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist.')
     data = parse_json(path.read_bytes(), path)
-    said = data.pop('content_checksum', None)  # files of earlier versions, and those written by hand, have none
-    if said not in (None, _content_checksum(data)):
+    if 'content_checksum' in data and data.pop('content_checksum') != _content_checksum(data):  # earlier versions wrote none
         raise ValueError(f'{path} is damaged or was edited: its content_checksum is not that of its content. Copy the file again. '
                          'If you edited it on purpose, delete the entry content_checksum.')
     return data

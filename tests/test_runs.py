@@ -423,6 +423,9 @@ def test_json_values_that_are_exchanged_are_seen(run):
     run.info_file.write_text(text.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ValueError, match='run.json is damaged or was edited: .* delete the entry content_checksum'): run.info
     info = json.loads(run.info_file.read_text())
+    for said in (None, '', 0):
+        run.info_file.write_text(json.dumps(info | dict(content_checksum=said)))
+        with pytest.raises(ValueError, match='run.json is damaged or was edited'): run.info
     del info['content_checksum']
     run.info_file.write_text(json.dumps(info))
     assert run.info['seed'] == 1
