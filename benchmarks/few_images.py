@@ -1,7 +1,7 @@
 """Accuracy from few labeled images, from scratch and from ImageNet weights: `python benchmarks/few_images.py`
 
-Trains on 10, 25, 100 and 500 images of each class: two networks from scratch; a new head on the frozen body of EfficientNet-Lite0; and the
-same with the layers from `blocks.2` on fine-tuned after that. Each seed draws other training images and other 500 validation images. Each
+Trains on 10, 25, 100 and 500 images of each class: two networks from scratch; a new head on the frozen body of EfficientNet-Lite0, at 128
+pixels; and the same with all layers fine-tuned after that. Each seed draws other training images and other 500 validation images. Each
 run is evaluated on the test images once and gets a row in benchmarks/results/few_images.csv. The same call again continues where it was
 stopped. `--choose` trains with seed 100 instead and reads no test images: it is for choosing epochs and learning rates, and writes no row."""
 import argparse
@@ -15,20 +15,19 @@ from side_by_side import add_row, count, gpu_name, machine, run_script
 def from_scratch(name, n):
     "One of our networks, trained until the loss on so few images is low"
     epochs = {10: 60, 25: 60, 100: 40, 500: 20}[n]
-    return get_recipe(name).change(bs=25, valid=500, stages=Stage(epochs=epochs, lr=2e-3), augment='flip_crop', label_smoothing=.1, optimizer='adamw',
-                      wd=.05, mixed_precision=False, name=f'{name} from scratch')
+    return get_recipe(name).change(name=f'{name} from scratch', valid=500, bs=25, stages=Stage(epochs=epochs, lr=2e-3), augment='flip_crop',
+                                   label_smoothing=.1, optimizer='adamw', wd=.05, mixed_precision=False)
 
-head_alone = Stage(epochs=20, lr=5e-3, freeze_to='head', bn='frozen', augment='none')
+def pretrained(name, *stages): return get_recipe('finetune').change(name=name, valid=500, bs=25, wd=.1, stages=stages)
 
-def frozen(n):
-    "A head on features that ImageNet taught; each image passes through the body once"
-    return get_recipe('finetune_quick').change(name='frozen', bs=25, valid=500, stages=head_alone)
+head_alone = Stage(epochs=30, lr=3e-3, freeze_to='head', bn='frozen', augment='none') # each image passes through the body once
+
+def frozen(n): return pretrained('frozen', head_alone)
 
 def fine_tuned(n):
-    "The same, and then all layers but the first"
+    "The head first, then all layers"
     epochs = {10: 10, 25: 10, 100: 5, 500: 3}[n]
-    return get_recipe('finetune_quick').change(name='fine-tuned', bs=25, valid=500, stages=(
-        head_alone, Stage(epochs=epochs, lr=(1e-4, 1e-3), freeze_to='blocks.2', bn='frozen', augment='flip_crop')))
+    return pretrained('fine-tuned', head_alone, Stage(epochs=epochs, lr=(2e-4, 2e-3), bn='frozen', augment='flip_crop'))
 
 def recipes(n): return [from_scratch('tiny_cnn', n), from_scratch('small_cnn', n), frozen(n), fine_tuned(n)]
 
