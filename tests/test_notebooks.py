@@ -108,3 +108,52 @@ def test_what_fails_in_a_notebook_is_told(problem, tmp_path):
 def test_what_is_made_smaller_is_there(name):
     code = '\n'.join(''.join(o['source']) for o in json.loads(read(f'nbs/{name}.ipynb'))['cells'] if o['cell_type'] == 'code')
     assert [old for old in smaller[name] if old not in code] == []
+
+
+# --- the first minutes
+
+def first_cells(nb):
+    "The first two cells with code of a tutorial or guide: the one that installs, and the one that imports"
+    return [''.join(o['source']) for o in nb.cells if o['cell_type'] == 'code'][:2]
+
+
+for_learners = {o.name: first_cells(o) for o in notebooks if o.name.startswith(('tutorials/', 'guides/')) and o.code}
+
+
+def test_every_page_with_code_begins_with_the_same_cell():
+    assert len(for_learners) > 10 and len({installs for installs, _ in for_learners.values()}) == 1
+
+
+# a program that runs a cell as Jupyter does, with the package in place or without it, where %pip does what `pip` says
+run_first_cell = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+cell, pip = sys.argv[1:]
+asked = []
+def install(line):
+    asked.append(line)
+    if pip == 'works': del sys.modules['cifar_fastai']
+shell = InteractiveShell()
+shell.register_magic_function(install, magic_name='pip')
+if pip != 'unused': sys.modules['cifar_fastai'] = None
+print(repr(shell.run_cell(cell, silent=True).error_in_exec), asked)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pip, said', [
+    ('unused', 'None []'), ('works', 'None [\'install -q "cifar_fastai[interpret] @ git+https://github.com/cifar-fastai/cifar_fastai"\']'),
+    ('fails', "ImportError('pip could not install cifar_fastai; it says why above.")])
+def test_the_first_cell_installs_what_is_missing_or_says_what_failed(pip, said, tmp_path):
+    cell, _ = for_learners['tutorials/01_look_at_the_data.ipynb']
+    done = subprocess.run([sys.executable, '-c', run_first_cell, cell, pip], cwd=root, capture_output=True, text=True, env={**os.environ, 'IPYTHONDIR': str(tmp_path)})
+    assert said in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_first_cells_print_no_warning():
+    "Nor does `import cifar_fastai.all`; other warnings are left alone"
+    code = '\n'.join(['import warnings, cifar_fastai', *(second for name, (_, second) in for_learners.items() if name.startswith('tutorials/')),
+                      'import cifar_fastai.all', 'warnings.warn("of the user", FutureWarning)'])
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == f'<string>:{len(code.splitlines())}: FutureWarning: of the user\n'
