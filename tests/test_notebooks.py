@@ -3,9 +3,11 @@
 A tutorial trains for minutes. Here it runs with fewer images and epochs, where that shows the same: `smaller` says what stands
 in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever you changed it. `make quick` runs the
 notebooks that you changed, and no others."""
+import ast
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +15,8 @@ import pytest
 from execnb.shell import CaptureShell
 from nbdev.test import nb_test_cells
 
-from test_project import notebooks, read, root
+from cifar_fastai.sources import describe_data, find_data
+from test_project import Cell, functions, notebooks, read, root
 
 # Code that sets how long a notebook takes, and what stands there here.
 from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
@@ -72,9 +75,9 @@ def processes():
 @pytest.fixture
 def problem(processes, tmp_path):
     "What is wrong with a notebook: nothing, or a text."
-    def run(path, changes):
+    def run(path, changes, target=execute):
         log = tmp_path / f'{path.stem}.log'
-        process = processes.Process(target=execute, args=(path, changes, log))
+        process = processes.Process(target=target, args=(path, changes, log))
         process.start()
         process.join()
         if process.exitcode == 0: return ''
@@ -157,3 +160,69 @@ def test_the_first_cells_print_no_warning():
                       'import cifar_fastai.all', 'warnings.warn("of the user", FutureWarning)'])
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == f'<string>:{len(code.splitlines())}: FutureWarning: of the user\n'
+
+
+# --- saved outputs
+
+# A cell with one of these words trains, measures time, or shows the machine. A cell below it that needs what it makes fails, and is left out too.
+not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|run_grid|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]')
+
+
+def saved_text(outputs):
+    "What outputs show, as words, without the names of temporary folders and digests"
+    data = [o.get('text') or o.get('data', {}) for o in outputs if o.get('name') != 'stderr']
+    texts = [o.get('text/html') or o.get('text/markdown') or o.get('text/plain', '') if isinstance(o, dict) else o for o in data]
+    words = re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(''.join(o) for o in texts), flags=re.S)
+    return ' '.join(re.sub(r'\btmp\w{8}\b|\b[0-9a-f]{8,}\b', '...', words).split())
+
+
+def says_the_same(saved, new):
+    "Whether two texts differ in nothing but the last digit of decimal fractions, which depends on the processor"
+    pattern = r'(\d+\.\d+(?:e-?\d+)?)'
+    a, b = re.split(pattern, saved), re.split(pattern, new)
+    def close(x, y): return abs(float(x) - float(y)) <= max(1.5*10**-len(x.partition('.')[2]), 1e-4*abs(float(x)))
+    return a[::2] == b[::2] and all(map(close, a[1::2], b[1::2]))
+
+
+def names_made(source):
+    "The variables, functions and classes that a cell makes"
+    nodes = list(ast.walk(Cell(source).tree))
+    return {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, (*functions, ast.ClassDef))}
+
+
+def compare_outputs(path, changes, log):
+    "Run what is cheap, and tell in `log` which cells show something else than what is saved."
+    if path.parent.name != 'tutorials': os.environ['CIFAR_FASTAI_DATA'] = 'synthetic'
+    os.chdir(path.parent)
+    shell, stale = CaptureShell(path), []
+    for cell in nb_test_cells(path, ['cuda', 'network']):
+        left_out = not Cell(cell.source).exported and not_again.search(re.sub(r'#.*', '', cell.source))
+        new = [] if left_out else shell.run(cell.source)
+        if left_out or shell.exc:
+            for name in names_made(cell.source): shell.user_ns.pop(name, None)
+        elif not says_the_same(saved_text(cell.outputs), saved_text(new)):
+            stale.append(f'{path.name}, cell {cell.id}:\n{cell.source}\n\nsaved: {saved_text(cell.outputs)[:2000]}\n\nnew:   {saved_text(new)[:2000]}')
+    log.write_text('\n\n'.join(stale), encoding='utf-8')
+    sys.exit(bool(stale))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [o.name for o in notebooks])
+def test_saved_outputs_are_in_step(name, problem):
+    "Execute a cell that is named here, and save its output; the tutorials show the data variant cifar10-jpeg"
+    real = os.environ.get('CIFAR_FASTAI_DATA') and describe_data(find_data()).variant
+    if name.startswith('tutorials/') and real != 'cifar10-jpeg': pytest.skip('CIFAR_FASTAI_DATA is not cifar10-jpeg')
+    assert problem(root / 'nbs' / name, {}, compare_outputs) == ''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('cells, stale', [
+    ([('print("2,051 bytes")', '2,051 bytes')], False), ([('print("2,051 bytes")', '2,034 bytes')], True), ([('print(.43751)', '0.43750')], False),
+    ([('print("0.4375")', '0.4355')], True), ([('print("/tmp/tmp12ab34cd/a")', '/tmp/tmpzy98xw76/a')], False), ([('print(1)', '')], True),
+    ([('n = 1', ''), ('n = train (5)', ''), ('print(n)', '5')], False), ([('train = len', ''), ('n = 4', ''), ('print(n)', '5')], True)])
+def test_stale_outputs_are_found(cells, stale, problem, tmp_path):
+    path = notebook(tmp_path / 'a.ipynb', *(source for source, _ in cells))
+    nb = json.loads(path.read_text())
+    for cell, (_, text) in zip(nb['cells'], cells): cell['outputs'] = [dict(output_type='stream', name='stdout', text=[text])]
+    path.write_text(json.dumps(nb))
+    assert (cells[-1][0] in problem(path, {}, compare_outputs)) == stale
