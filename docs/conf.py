@@ -23,6 +23,7 @@ exclude_patterns = ['**.ipynb_checkpoints']
 nb_execution_mode = 'off'                 # the outputs are those saved in the notebooks
 nb_ipywidgets_js = {}                     # else widget pages load require.js from a CDN
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = 'Show the code', 'Hide the code'
 nb_render_markdown_format = 'myst'         # the default knows no tables
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'colon_fence', 'deflist', 'smartquotes']
 myst_heading_anchors = 4

@@ -101,6 +101,10 @@ def test_pictures_are_there_and_have_a_text(pages, site):
     assert poor == []
 
 
+cut_off = """() => [...document.querySelectorAll('.bd-article *')].filter(o => o.clientWidth && o.scrollWidth > o.clientWidth + 1
+    && ['auto', 'scroll', 'hidden'].includes(getComputedStyle(o).overflowX)).map(o => `${o.tagName} ${o.scrollWidth} > ${o.clientWidth}: ${o.innerText.slice(0, 80)}`)"""
+
+
 @pytest.mark.parametrize('width', [390, 1280])
 def test_every_page_in_a_browser(tab, pages, address, width):
     page, requests, errors = tab(width)
@@ -108,6 +112,7 @@ def test_every_page_in_a_browser(tab, pages, address, width):
     for name in pages:
         page.goto(address + name)
         if page.evaluate('document.documentElement.scrollWidth > window.innerWidth'): wide.append(name)
+        elif width > 1000: wide += [f'{name}: {cut}' for cut in page.evaluate(cut_off)]
     assert errors == [] and wide == []
     assert [o for o in requests if not o.startswith((address, 'data:'))] == [], 'asked somebody else'
 
