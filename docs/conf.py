@@ -23,6 +23,7 @@ exclude_patterns = ['**.ipynb_checkpoints']
 nb_execution_mode = 'off'                 # the outputs are those saved in the notebooks
 nb_ipywidgets_js = {}                     # else widget pages load require.js from a CDN
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = 'Show the code', 'Hide the code'
 nb_render_markdown_format = 'myst'         # the default knows no tables
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'colon_fence', 'deflist', 'smartquotes']
 myst_heading_anchors = 4
@@ -36,6 +37,7 @@ html_static_path = ['_static']
 html_favicon = '_static/favicon.svg'
 html_css_files = ['site.css']
 html_js_files = ['site.js']
+html_search_scorer = str(Path(__file__).parent / 'scorer.js')
 html_baseurl = cfg.doc_url
 html_copy_source = False
 html_show_sourcelink = False
@@ -44,7 +46,7 @@ html_context = dict(default_mode='auto')    # light or dark, as the reader's sys
 html_theme_options = dict(
     repository_url=cfg.git_url, repository_branch=cfg.branch, path_to_docs='nbs', repository_provider='github',
     use_repository_button=True, use_issues_button=True, use_download_button=False, use_fullscreen_button=False,
-    home_page_in_toc=True, navbar_persistent=[], show_toc_level=2, show_navbar_depth=2)
+    logo=dict(text=f'{cfg.title} {cfg.version}'), home_page_in_toc=True, navbar_persistent=[], show_toc_level=2, show_navbar_depth=2)
 
 def slug(title):
     "The anchor Quarto would give a heading: `Meter.add` -> `meter.add`, which is what nbdev's index points at"

@@ -10,7 +10,7 @@ from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
 
-from build_site import outside_fences
+from pages import outside_fences
 
 images = 'docs/images/index-{}.png'
 

@@ -13,7 +13,9 @@ from urllib.parse import unquote, urljoin, urlparse
 import pytest
 
 from cifar_fastai.course import exercises
-from test_project import project_files, root
+from test_project import cfg, project_files, root
+
+base = f'{cfg.doc_baseurl}/'  # where the site is, at its host
 
 
 class Page(HTMLParser):
@@ -49,10 +51,14 @@ def pages(site): return {o.relative_to(site).as_posix(): Page(o) for o in sorted
 @pytest.fixture(scope='module')
 def address(site):
     class Quiet(SimpleHTTPRequestHandler):
+        "As GitHub Pages does: the site is below its name, and 404.html is at every address without a page"
         def log_message(self, *args): pass
+        def translate_path(self, path):
+            file = super().translate_path(path.removeprefix(cfg.doc_baseurl))
+            return str(site / '404.html') if file.endswith('.html') and not os.path.exists(file) else file
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/'
+    yield f'http://127.0.0.1:{server.server_port}{base}'
     server.shutdown()
 
 
@@ -68,7 +74,7 @@ def test_links_and_anchors_lead_somewhere(pages, site):
         for link in page.links:
             url = urlparse(urljoin(name, link))
             if url.scheme or url.netloc: continue
-            path = unquote(url.path) or name
+            path = unquote(url.path).removeprefix(base) or name
             if not (site / path).is_file(): broken.append((name, link))
             elif url.fragment and path in pages and unquote(url.fragment) not in pages[path].ids: broken.append((name, link))
     assert broken == []
@@ -97,8 +103,12 @@ def test_parameters_are_no_links(site):
 
 def test_pictures_are_there_and_have_a_text(pages, site):
     poor = [(name, src, alt) for name, page in pages.items() for src, alt in page.pictures
-            if not src.startswith('data:') and not (site / unquote(urljoin(name, src))).is_file() or not (alt or '').strip() or (alt or '').startswith('_images') or '../_images' in (alt or '')]
+            if not src.startswith('data:') and not (site / unquote(urljoin(name, src)).removeprefix(base)).is_file() or not (alt or '').strip() or (alt or '').startswith('_images') or '../_images' in (alt or '')]
     assert poor == []
+
+
+cut_off = """() => [...document.querySelectorAll('.bd-article *')].filter(o => o.clientWidth && o.scrollWidth > o.clientWidth + 1
+    && ['auto', 'scroll', 'hidden'].includes(getComputedStyle(o).overflowX)).map(o => `${o.tagName} ${o.scrollWidth} > ${o.clientWidth}: ${o.innerText.slice(0, 80)}`)"""
 
 
 @pytest.mark.parametrize('width', [390, 1280])
@@ -108,6 +118,7 @@ def test_every_page_in_a_browser(tab, pages, address, width):
     for name in pages:
         page.goto(address + name)
         if page.evaluate('document.documentElement.scrollWidth > window.innerWidth'): wide.append(name)
+        elif width > 1000: wide += [f'{name}: {cut}' for cut in page.evaluate(cut_off)]
     assert errors == [] and wide == []
     assert [o for o in requests if not o.startswith((address, 'data:'))] == [], 'asked somebody else'
 
@@ -119,14 +130,24 @@ def test_dark_is_dark(tab, address):
     assert red + green + blue < 200 and errors == []
 
 
-@pytest.mark.parametrize('asked, found', [('orthogonalize', 'optimizers.html'), ('most_confused', 'evaluation.html'), ('Exercise', 'tutorials/')])
-def test_search_finds(tab, address, asked, found):
+def search(tab, address, asked):
+    "Addresses of what is found, in order"
     page, requests, errors = tab(1280)
     page.goto(f'{address}search.html?q={asked}')
     page.wait_for_function("document.querySelector('#search-results .search-summary, #search-results p')?.textContent.match(/found|finished/i)", timeout=20_000)
-    links = [o.get_attribute('href') for o in page.query_selector_all('#search-results li a')]
-    assert any(found in o for o in links), links
     assert errors == [] and not [o for o in requests if not o.startswith((address, 'data:'))]
+    return [o.get_attribute('href') for o in page.query_selector_all('#search-results li > a')]
+
+
+@pytest.mark.parametrize('asked, found', [('orthogonalize', 'optimizers.html'), ('most_confused', 'evaluation.html'), ('Exercise', 'tutorials/')])
+def test_search_finds(tab, address, asked, found):
+    assert any(found in o for o in search(tab, address, asked))
+
+
+@pytest.mark.parametrize('asked, first', [('my own images', 'guides/your_own_images.html'), ('resume', 'guides/questions.html'), ('export', 'inference.html'),
+                                          ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train')])
+def test_search_puts_first_what_explains(tab, address, asked, first):
+    assert search(tab, address, asked)[0].startswith(first)
 
 
 def test_a_page_has_nav_contents_and_buttons(tab, address):
@@ -179,3 +200,44 @@ def test_contents_of_a_phone_close_when_an_entry_is_chosen(tab, address, button,
         page.wait_for_selector('dialog[open]', state='detached')
         page.wait_for_function(f"document.activeElement === document.querySelector('{button}')", timeout=10_000)
     assert errors == [] and page.url.endswith('#one-cycle')
+
+
+def test_a_wrong_address_shows_where_to_go_on(tab, address):
+    page, requests, errors = tab(1280)
+    page.goto(address + 'guides/of/old/nothing.html')
+    assert page.inner_text('h1').startswith('Page not found') and page.query_selector('.bd-sidebar-primary').bounding_box()['width'] < 400, 'with its style'
+    page.click('article a[href$="tutorials/index.html"]')
+    assert page.inner_text('h1').startswith('The course') and errors == []
+
+
+def test_sitemap_and_cards_name_pages_that_exist(site, pages):
+    listed = re.findall(rf'<loc>{re.escape(cfg.doc_url)}(.*?)</loc>', (site / 'sitemap.xml').read_text(encoding='utf-8'))
+    assert set(listed) == set(pages) - {'404.html', 'genindex.html', 'search.html'}
+    for name in 'index.html', 'data.html', 'tutorials/use_it.html':
+        card = {a or b: c for c, a, b in re.findall(r'<meta content="(.*?)" (?:property="og:(.*?)"|name="(twitter.*?)")', (site / name).read_text(encoding='utf-8'))}
+        assert card['url'] == cfg.doc_url + name and card['title'] and card['description'] and card['twitter:card']
+        assert (site / card['image'].removeprefix(cfg.doc_url)).stat().st_size < 60_000
+
+
+def test_an_exercise_is_one_box(tab, address):
+    page, _, _ = tab(1280)
+    page.goto(address + 'tutorials/augmentation.html')
+    for task in page.query_selector_all('div.exercise.container'):
+        parts = [task]
+        while not (parts[-1].get_attribute('class') or '').startswith('solution'): parts.append(parts[-1].evaluate_handle('o => o.nextElementSibling').as_element())
+        boxes = [o.bounding_box() for o in parts]
+        assert len(boxes) > 2 and all(abs(a['y'] + a['height'] - b['y']) < 1.5 and a['width'] == b['width'] for a, b in zip(boxes, boxes[1:])), 'without gaps'
+    assert len(page.query_selector_all('div.exercise.container')) == sum(o.startswith('3.') for o in exercises().exercise)
+
+
+def test_tests_and_what_was_not_run_are_folded(site):
+    data, tables = ((site / f'{o}.html').read_text(encoding='utf-8') for o in ('data', 'reproduction'))
+    assert data.count('tag_test') > 5 and not re.search(r'tag_test(?!.{0,200}<details)', data, re.S)
+    assert 'not run</td>' not in tables and re.search(r'<details><summary>\d+ not run</summary>', tables)
+
+
+def test_pages_of_the_course_and_the_modules(site, pages):
+    course = re.sub('<[^>]+>', '', (site / 'tutorials/index.html').read_text(encoding='utf-8'))
+    assert [re.search(rf'{n}\. .*?exercises; the cells run for [\d.]+ (?:seconds|minutes)', course, re.S) is not None for n in range(1, 9)] == [True]*8 and 'After it you can' in course
+    assert {f'{o.stem}.html' for o in root.glob('cifar_fastai/[a-z]*.py')} <= set(pages['modules.html'].links)
+    assert f'{cfg.title} {cfg.version}' in (site / 'index.html').read_text(encoding='utf-8')

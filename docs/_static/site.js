@@ -4,6 +4,7 @@ document.addEventListener('click', event => {
   if (drawer && event.target.closest('a[href^="#"]')) drawer.close();
 });
 document.addEventListener('DOMContentLoaded', () => {
+  document.querySelectorAll('.bd-sidebar-secondary .pre').forEach(o => { o.innerHTML = o.innerHTML.replaceAll('_', '_<wbr>'); }); // long names break there
   for (const [drawer, button] of [['pst-primary-sidebar-modal', '.primary-toggle'], ['pst-secondary-sidebar-modal', '.secondary-toggle']]) {
     document.getElementById(drawer)?.addEventListener('close', () => document.querySelector(button)?.focus({ preventScroll: true }));
   }
