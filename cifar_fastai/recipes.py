@@ -471,7 +471,7 @@ register_recipe(Recipe(
 # %% ../nbs/01_recipes.ipynb #6a61d52f
 def _finetune(name, description, image_size, *stages):
     "EfficientNet-Lite0: first the head for an epoch, then `stages`"
-    head_alone = Stage(epochs=1, lr=2e-3, freeze_to='head', bn='frozen')
+    head_alone = Stage(epochs=5, lr=2e-3, freeze_to='head', bn='frozen', augment='none') # one pass through the body
     minus_one_to_one = ((.5, .5, .5), (.5, .5, .5))
     return Recipe(
         name=name, model='timm/tf_efficientnet_lite0', weights='DEFAULT', description=description,
@@ -480,10 +480,10 @@ def _finetune(name, description, image_size, *stages):
 
 register_recipe(_finetune(
     'finetune_quick', 'EfficientNet-Lite0, first blocks frozen, at 96 pixels', 96,
-    Stage(epochs=3, lr=(2e-4, 2e-3), freeze_to='blocks.2', bn='frozen')))
+    Stage(epochs=3, lr=(2e-4, 2e-3), freeze_to='blocks.2', bn='frozen', augment='flip_crop')))
 register_recipe(_finetune(
     'finetune', 'EfficientNet-Lite0, all layers, at 128 pixels', 128,
-    Stage(epochs=5, lr=(2e-4, 2e-3), bn='frozen')))
+    Stage(epochs=5, lr=(2e-4, 2e-3), bn='frozen', augment='flip_crop')))
 
 # %% ../nbs/01_recipes.ipynb #4264dc27
 _purposes = { # -> patterns of names; a recipe counts once
