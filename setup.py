@@ -16,6 +16,8 @@ lines = lambda key: cfg[key].strip().splitlines()
 
 packages = find_packages(here)
 lib, = [o for o in packages if '.' not in o]  # the only package in this folder
+extras = {key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')}
+extras['course'] += extras['interpret']  # the tutorials end with a report, which has a section for each of these packages
 repository = found(r'^Repository *= *"(.+)"', read('pyproject.toml'))
 
 def absolute(m):
@@ -35,6 +37,6 @@ setup(
     package_dir={f'{lib}.tutorials': 'nbs/tutorials', f'{lib}.results': 'benchmarks/results'},  # the notebooks travel with the package, and what they quote
     package_data={lib: ['py.typed'], f'{lib}.tutorials': ['*.ipynb'], f'{lib}.results': ['training.csv']},
     install_requires=lines('requirements'),
-    extras_require={key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')},
+    extras_require=extras,
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},
 )

@@ -217,4 +217,4 @@ def _site():
 
 def _links_to_site(text):
     "Have links to pages that are no tutorials lead to the site"
-    return re.sub(r'\]\(\.\./(?:\d+_)?(\w+)\.ipynb', lambda m: f']({_site()}{m[1]}.html', text)
+    return re.sub(r'\]\(\.\./(guides/)?(?:\d+_)?(\w+)\.ipynb', lambda m: f']({_site()}{m[1] or ""}{m[2]}.html', text)

@@ -39,6 +39,7 @@ from tqdm import tqdm
 from . import metrics
 from .data import (augment_loader, dataset_fingerprint, file_names, loader_in_order, random_tfms,
                                split_loader, split_name)
+from .errors import install_command
 from .images import read_image
 from .files import atomic_file, parse_json
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
@@ -358,7 +359,7 @@ def coverage_at(
 def _estimate_label_errors(targets, probs): # -> number of images
     try: from cleanlab.count import num_label_issues
     except ImportError as e:
-        raise ImportError('label_errors needs cleanlab: pip install cifar_fastai[interpret]') from e
+        raise ImportError(f'label_errors needs cleanlab: {install_command("interpret")}') from e
     return num_label_issues(targets, probs)
 
 @patch

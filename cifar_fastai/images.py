@@ -23,6 +23,7 @@ from fasttransform import DisplayedTransform
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from .errors import install_command
 from .limits import max_pixels
 
 # %% ../nbs/01_images.ipynb #e801b15a
@@ -41,7 +42,7 @@ def _open_heif(file, name=''):
     file.seek(0)
     try: from pillow_heif import HeifImageFile
     except ImportError: raise OSError('HEIC needs the package pillow-heif: '
-                                      "`pip install 'cifar_fastai[heic]'`, or convert to JPEG") from None
+                                      f'`{install_command("heic")}`, or convert to JPEG') from None
     return HeifImageFile(file, name)
 
 Image.register_open('HEIF', _open_heif, _is_heif)

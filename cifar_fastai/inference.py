@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import ResizeBatch, channel_stats, reading_size
+from .errors import install_command
 from .images import FixedSize, UnreadableImageError, image_pixels
 from .files import atomic_write, is_part, read_json, write_json
 from .limits import max_side
@@ -121,7 +122,7 @@ def _check_format(said, path):
     version = said.get('format_version')
     if isinstance(version, int) and version > _version:
         raise ValueError(f'{path} was written by a newer cifar_fastai (format {version}; this one reads {_version}). '
-                         'Upgrade with: pip install -U cifar_fastai')
+                         f'Upgrade with: {install_command()} --upgrade')
 
 # %% ../nbs/07_inference.ipynb #4365769b
 def _read_info(path):

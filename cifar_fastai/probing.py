@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torchvision.ops import Permute
 
 from .data import loader_at, loader_of_items, random_positions, split_name, whole_seed
+from .errors import install_command
 from .sources import class_of
 from .evaluation import Evaluation, check_evaluable, evaluable_loader, evaluate
 from .models import eval_mode
@@ -50,7 +51,7 @@ def _check_positions(positions, n, of):
 # %% ../nbs/07_probing.ipynb #82199049
 def _import_grad_cam():
     try: from captum.attr import LayerGradCam
-    except ImportError as e: raise ImportError('Grad-CAM needs captum: pip install cifar_fastai[interpret]') from e
+    except ImportError as e: raise ImportError(f'Grad-CAM needs captum: {install_command("interpret")}') from e
     return LayerGradCam
 
 # %% ../nbs/07_probing.ipynb #078279d0

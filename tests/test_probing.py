@@ -303,7 +303,7 @@ def test_requests_that_cannot_be_met(learn, dls, practice, tmp_path):
 
 def test_captum_is_asked_for(learn, monkeypatch):
     monkeypatch.setitem(sys.modules, 'captum.attr', None)
-    with pytest.raises(ImportError, match=r'pip install cifar_fastai\[interpret\]'): grad_cam(learn, [0])
+    with pytest.raises(ImportError, match=r'pip install \"cifar_fastai\[interpret\] @ git\+'): grad_cam(learn, [0])
 
 
 def titles(axes): return [[ax.get_title() for ax in row] for row in axes]

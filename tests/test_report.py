@@ -49,8 +49,8 @@ def section(text, name): return re.search(f'<section id="{name}">(.*?)</section>
 def rows(html): return [[re.sub('<[^>]*>', '', cell) for cell in re.findall('<td[^>]*>(.*?)</td>', row)] for row in re.findall('<tr>(.*?)</tr>', html)][1:]
 
 
-every_section = ['summary', 'curves', 'classes', 'confusion', 'confused', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'duplicates', 'robustness',
-                 'features', 'changes', 'how']
+every_section = ['summary', 'curves', 'classes', 'confusion', 'confused', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness',
+                 'features', 'changes', 'how', 'left-out']  # no image of the practice set is there twice
 
 
 # ---------------------------------------------------------------------------------------------------- what it says
@@ -145,16 +145,31 @@ def test_test_images_are_read_only_if_they_were(practice, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------- what is missing
 
+def written(name, page):
+    "The HTML of a section, or the reason why there is none"
+    try: return report._sections[name].write(page)
+    except (report._Skip, ValueError) as e: return str(e)
+
+
 def body(runs, name, **changes):
     result = replace(load_evaluation(runs[1].run_dir/'test.npz'), **changes)
-    page = report._Page(Run(runs[1].run_dir), runs[1], result, None)
-    return report._body(report._sections[name][2], page)
+    return written(name, report._Page(Run(runs[1].run_dir), runs[1], result, None))
 
 
 @pytest.mark.parametrize('name, package', [('attention', 'captum'), ('labels', 'cleanlab')])
 def test_a_missing_package_costs_one_section(runs, monkeypatch, name, package):
     monkeypatch.setattr(report, 'find_spec', lambda o: None)
-    assert f'This section needs {package}: pip install cifar_fastai[interpret].' in body(runs, name)
+    assert body(runs, name) == f'Needs {package}: pip install "cifar_fastai[interpret] @ git+https://github.com/cifar-fastai/cifar_fastai"'
+
+
+def test_a_section_without_anything_to_show_is_named_in_the_last_one(runs, monkeypatch, tmp_path):
+    monkeypatch.setattr(report, 'find_spec', lambda o: None)
+    monkeypatch.setattr(report, '_most_compared', 10)
+    text = write_report(runs[1], path=tmp_path/'report.html').read_text(encoding='utf-8')
+    *filled, last = re.findall('<section id="(.*?)">', text)
+    assert filled == [o for o in every_section if o not in ('attention', 'labels', 'changes', last)] and last == 'left-out'
+    assert all(re.search('<svg|<table|<img|<dl', section(text, o)) for o in filled)
+    assert [shown(o).partition(':')[0] for o in re.findall('<li>(.*?)</li>', section(text, last))] == ['Grad-CAM', 'Possible label errors', 'Duplicates']
 
 
 @pytest.mark.parametrize('name', ['confused', 'sure', 'attention'])
@@ -164,13 +179,13 @@ def test_missing_images_cost_no_more_than_their_sections(runs, name): assert 'Th
 def test_duplicates_are_told(runs, practice, tmp_path, monkeypatch):
     copied = shutil.copytree(practice, tmp_path/'set')
     learn = SimpleNamespace(dls=SimpleNamespace(path=copied))
-    def section(): return str(report._body(report._sections['duplicates'][2], report._Page(Run(runs[1].run_dir), learn, None, None)))
+    def section(): return written('duplicates', report._Page(Run(runs[1].run_dir), learn, None, None))
     assert 'No image occurs more than once.' in section()
     cat = next((copied/'train'/'cat').iterdir())
     shutil.copy(cat, copied/'test'/'dog'/'copy.png')
     assert 'in train and test' in section() and f'train/cat/{cat.name} = test/dog/copy.png' in section()
     learn.dls.path = tmp_path
-    assert section() == 'None'  # it is no data set, so nothing is said of it
+    assert section() == ''  # it is no data set, so nothing is said of it
     learn.dls.path = copied
     monkeypatch.setattr(report, '_most_compared', 10)
     assert '`cifar-fastai data SOURCE --verify` does' in section()
@@ -197,7 +212,7 @@ def test_a_run_that_was_stopped_early(runs, tmp_path):
     (folder/'history.csv').write_text(header + '\n')
     without_checksums(folder)
     page = report._Page(Run(folder), runs[0], load_evaluation(folder/'test.npz'), None)
-    assert 'before the end of the first epoch' in report._body(report._sections['curves'][2], page)
+    assert 'before the end of the first epoch' in written('curves', page)
 
 
 def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
@@ -206,7 +221,7 @@ def test_a_run_that_was_validated_on_the_test_images(runs, tmp_path):
     without_checksums(folder)
     result = load_evaluation(folder/'test.npz')
     page = report._Page(Run(folder), runs[0], result, replace(result, split='valid'))
-    said = {name: report._body(report._sections[name][2], page) for name in ('summary', 'calibration', 'coverage')}
+    said = {name: written(name, page) for name in ('summary', 'calibration', 'coverage')}
     assert 'optimistic estimate' in said['summary'] and 'validation accuracy' not in said['summary']
     assert 'no temperature was fitted' in said['calibration'] and 'no thresholds' in said['coverage']
 
@@ -264,7 +279,7 @@ def test_a_damaged_file_costs_no_more_than_its_section(runs, name, damage, tmp_p
     damaged = dict(flipped=data[:9] + bytes([data[9] ^ 1]) + data[10:], cut=data[:len(data)//2], binary=b'\xff\0'*50)[damage]
     (folder/name).write_bytes(damaged)
     text = write_report(folder, split='test').read_text(encoding='utf-8')
-    assert ('history.csv is damaged' in section(text, 'curves')) == (name == 'history.csv') and len(rows(section(text, 'classes'))) == 10
+    assert ('left-out' in text) == (name == 'history.csv') == ('history.csv is damaged' in section(text, 'left-out' if 'left-out' in text else 'curves')) and len(rows(section(text, 'classes'))) == 10
     assert (folder/name).read_bytes() == damaged
 
 

