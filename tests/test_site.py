@@ -146,7 +146,8 @@ def test_search_finds(tab, address, asked, found):
 
 
 @pytest.mark.parametrize('asked, first', [('my own images', 'guides/your_own_images.html'), ('resume', 'guides/questions.html'), ('export', 'inference.html'),
-                                          ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train')])
+                                          ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train'),
+                                          ('overfitting', 'guides/glossary.html#overfitting')])
 def test_search_puts_first_what_explains(tab, address, asked, first):
     assert search(tab, address, asked)[0].startswith(first)
 
