@@ -1,4 +1,4 @@
-// Which page a search shows first: one that explains before one that mentions. Words of `contents.py` count as index entries, up to 100.
+// Which page a search shows first: one that explains before one that mentions. Words of docs/pages.py count as index entries, up to 100.
 var Scorer = {
   score: ([page, title, anchor, description, score, file, kind]) =>
     score + (kind === 'title' && anchor ? 1 : 0) // the section before its page
