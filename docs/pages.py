@@ -50,7 +50,7 @@ def project_pages(cfg):
         text = (cfg.config_path / f'{name}.md').read_text(encoding='utf-8')
         yield name.lower(), outside_fences(lambda s: re.sub(r'\]\((?![a-z]+:|#)', f']({at}', s), text)
 
-def lesson(number, page, nb, seconds):
+def lesson(page, nb, seconds):
     "A part of the page of the course: a tutorial, and what its introduction promises"
     title,description = about(nb)
     text = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown']
@@ -58,13 +58,13 @@ def lesson(number, page, nb, seconds):
     promises = re.findall(r'^- (.+?)[;.]?$', '\n'.join(text[1:4]), re.M)
     takes = f'{seconds:.0f} seconds' if seconds < 60 else f'{seconds/60:.1f} minutes'
     after = 'After it you can\n\n' + '\n'.join(f'- {o}' for o in promises) if promises else ''
-    return f'### {number}. {title}\n\n[{description}]({Path(page).name}.ipynb). {exercises} exercises; the cells run for {takes}. {after}'
+    return f'### {title}\n\n[{description}]({Path(page).name}.ipynb). {exercises} exercises; the cells run for {takes}. {after}'
 
 def course_page(cfg, tutorials):
     "Who the course is for, what it needs, and its tutorials: {notebook: (page, staged)}"
     with open(cfg.config_path / 'benchmarks/results/tutorials.csv', newline='', encoding='utf-8') as f: measured = {r['tutorial']: r for r in csv.DictReader(f)}
     seconds = {name: float(r['seconds']) for name, r in measured.items()}
-    lessons = [lesson(n, page, nb, seconds[Path(src).stem]) for n, (src, (page, nb)) in enumerate(tutorials.items(), 1)]
+    lessons = [lesson(page, nb, seconds[Path(src).stem]) for src, (page, nb) in tutorials.items()]
     gib = max(float(r['mib']) for r in measured.values())/1024
     text = Template((cfg.config_path / 'docs/course.md').read_text(encoding='utf-8'))
     return text.substitute(tutorials='\n\n'.join(lessons), exercises=sum(o.count('**Exercise ') for _,nb in tutorials.values() for o in map(str, nb['cells'])),
@@ -75,14 +75,13 @@ def modules_page(staged):
     parts = [f'## {part}\n\n' + '\n'.join(f'- [`{o}`]({o}.ipynb): {about(staged[o])[1]}' for o in names.split()) for part, names in modules.items()]
     return '# Modules\n\n{.lead}\nThe reference, in order of use\n\n' + '\n\n'.join(parts)
 
-def nav(names, staged):
+def nav(names):
     "The hidden toctrees that make the left nav; `names`: {notebook: page}"
     def within(folder): return [page for src, page in names.items() if Path(src).parent.as_posix() == folder]
     listed = ' '.join(modules.values()).split()
     apart = set(listed) ^ {page for src, page in names.items() if src[0].isdigit()}
     if apart: raise ValueError(f'docs/pages.py puts every module in one part of the reference; not so {sorted(apart)}')
-    numbered = [f'{n}. {about(staged[page])[0]} <{page}>' for n, page in enumerate(within('tutorials'), 1)]
-    parts = {'Tutorials': ['The course <tutorials/index>', *numbered], 'Guides': within('guides'),
+    parts = {'Tutorials': ['The course <tutorials/index>', *within('tutorials')], 'Guides': within('guides'),
              'Results': [o for o in within('.') if o not in ('index', *listed)], 'Reference': ['Overview <modules>'],
              **{part: names.split() for part, names in modules.items()}, 'Project': ['changelog', 'contributing']}
     return md_cell('\n\n'.join(f'```{{toctree}}\n:hidden:\n:caption: {part}\n\n' + '\n'.join(pages) + '\n```' for part, pages in parts.items()))

@@ -94,6 +94,7 @@ def test_solutions_of_exercises_are_folded_away(site):
         text = (site / f'tutorials/{name[3:]}.html').read_text(encoding='utf-8')
         folded = re.search(rf'<details class="solution">\s*<summary>Solution of {re.escape(number)}</summary>(.*?)</details>', text, re.S)
         assert folded and 'check' in folded[1] and 'highlight' in folded[1], number
+    assert 'class="solution"' not in (site / 'course.html').read_text(encoding='utf-8')
 
 
 def test_parameters_are_no_links(site):
@@ -145,7 +146,8 @@ def test_search_finds(tab, address, asked, found):
 
 
 @pytest.mark.parametrize('asked, first', [('my own images', 'guides/your_own_images.html'), ('resume', 'guides/questions.html'), ('export', 'inference.html'),
-                                          ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train')])
+                                          ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train'),
+                                          ('overfitting', 'guides/glossary.html#overfitting')])
 def test_search_puts_first_what_explains(tab, address, asked, first):
     assert search(tab, address, asked)[0].startswith(first)
 
@@ -154,7 +156,7 @@ def test_a_page_has_nav_contents_and_buttons(tab, address):
     page, _, _ = tab(1280)
     page.goto(address + 'tutorials/make_it_fast.html')
     nav = page.inner_text('.bd-sidebar-primary')
-    assert all(o in nav for o in ('Tutorials', 'Guides', 'Results', 'Reference', 'Project')) and nav.index('Tutorials') < nav.index('Reference')
+    assert '7. Make it fast' in nav and all(o in nav for o in ('Tutorials', 'Guides', 'Results', 'Reference', 'Project')) and nav.index('Tutorials') < nav.index('Reference')
     assert 'First measure' in page.inner_text('.bd-sidebar-secondary')
     assert {o.inner_text() for o in page.query_selector_all('.page-links a')} == {'Open in Colab', 'Notebook on GitHub'}
     assert page.query_selector('button.copybtn') and page.query_selector('.theme-switch-button')
