@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -433,7 +434,9 @@ def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
         assert ('seeds=' in source) == (name in tutorials.grids)
 
 expected = { # what the tutorials tell you to expect of a single run
-    '02_a_first_cnn': {'one cycle': '52 to 57%'}, '03_augmentation': {'bare': '40 to 47%'}, '05_cats_and_dogs': {'as it is': '76 to 80%'},
+    '02_a_first_cnn': {'one cycle': '52 to 57%'}, '03_augmentation': {'bare': '40 to 47%'},
+    '04_transfer': {'from scratch': '30 to 38% from scratch', 'frozen body': '55 to 66% with a frozen body', 'frozen, then fine-tuned': '60 to 70% after fine-tuning'},
+    '05_cats_and_dogs': {'as it is': '76 to 80%'},
     '06_the_ladder': {'ladder_0': '51 to 56% for `ladder_0`', 'ladder_2': '54 to 60% for `ladder_2`', 'ladder_3': '57 to 63% for `ladder_3`', 'ladder_4': '52 to 57% for `ladder_4`'},
     '08_use_it': {'two epochs': '72 to 78%'}}
 
@@ -459,6 +462,7 @@ def accuracies():
                 if value and (column.startswith(('accuracy', 'test_accuracy', 'tta_accuracy', 'train_accuracy', 'recall')) or column in ('mean', 'lowest', 'highest')) and 'std' not in column:
                     yield float(value)
             yield from map(float, re.findall(r'\.\d{3,4}', row.get('remark', '')))
+    yield from pd.read_csv(side_by_side.results/'few_images.csv').groupby(['images_a_class', 'recipe']).test_accuracy.mean()
 
 def outputs(cells):
     data = (text for cell in cells for o in cell.get('outputs', ()) for text in (o.get('text', ''), *(v for k,v in o.get('data', {}).items() if k.startswith('text/'))))
