@@ -29,7 +29,7 @@ from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import CastToTensor
 from fastai.losses import CrossEntropyLossFlat
@@ -318,10 +318,12 @@ _leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision
 
 def _same_features(learn, stage):
     "Whether the body makes the same features of an image in each epoch of a stage, and they fit in memory"
-    if stage.epochs == 1 or stage.bn != 'frozen' or stage.progressive_resizing or not hasattr(learn, 'recipe'): return False
-    model,dl = learn.model,learn.dls.train
-    if not (isinstance(dl, TfmdDL) and hasattr(model, 'body') and isinstance(getattr(model, 'head', None), nn.Sequential)): return False
-    if any(p.requires_grad for p in model.body.parameters()) or random_tfms(dl): return False
+    if stage.epochs == 1 or stage.bn != 'frozen' or stage.progressive_resizing: return False
+    known = hasattr(learn, 'recipe') and hasattr(learn.dls, 'data_info') # loaders of `cifar10_dataloaders`
+    if not known or random_tfms(learn.dls.train): return False
+    model = learn.model
+    if not hasattr(model, 'body') or not isinstance(getattr(model, 'head', None), nn.Sequential): return False
+    if any(p.requires_grad for p in model.body.parameters()): return False
     if any(_listens(cb, 'before_batch') and not isinstance(cb, _leave_images_alone) for cb in learn.cbs): return False
     return 4*_n_features(learn)*sum(len(dl.dataset) for dl in learn.dls.loaders) <= small_in_memory
 
