@@ -316,6 +316,21 @@ right = {
     '8.3': [top, likeliest_by_position, lambda p, vocab, k: tuple([vocab[i], v] for v,i in zip(*(o.tolist() for o in torch.as_tensor(p).topk(min(k, len(p))))))],
 }
 
+def split_by_runs(pictures):
+    "A picture whose copies do not lie side by side is several"
+    runs = np.cumsum([a != b for a,b in zip(['', *pictures], pictures)])
+    return [i for i,k in enumerate(runs) if k % 5], [i for i,k in enumerate(runs) if k % 5 == 0]
+
+def with_weights(model, value):
+    nn.init.constant_(model.head[-1].weight, value)
+    return model
+
+def most_of_the_worst_row(counts, vocab):
+    mistakes = counts*(1 - np.eye(len(counts), dtype=int))
+    i = mistakes.sum(1).argmax()
+    j = mistakes[i].argmax()
+    return vocab[i], vocab[j], mistakes[i, j]
+
 wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones first
     '1.1': [(lambda files: Counter(f.parts[2] for f in files), 'however many folders'), (counted_runs, 'you count'), (lambda files: dict(cat=3, dog=5, ship=1), '2 ships'),
             (lambda files: {c: sum(c in str(f) for f in files) for c in ('cat', 'deer', 'dog', 'ship')}, 'Only the folder'), (lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
@@ -327,7 +342,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda x: (x - .5)/.25, 'The means of your channels'), (lambda x: (x - x.mean((0, 2, 3), keepdim=True))/x.var((0, 2, 3), keepdim=True), 'deviations'),
             (lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
-    '1.4': [(masks, 'a mask'), (lambda groups: tuple(map(np.where, masks(groups))), '`np.where(mask)[0]`'), (split_by(set_of_numpy_names), 'tomorrow'), (split_by(lambda groups: {g for g in groups if hash(g) % 5 == 0}), 'tomorrow'),
+    '1.4': [(split_by_runs, 'side by side'), (masks, 'a mask'), (lambda groups: tuple(map(np.where, masks(groups))), '`np.where(mask)[0]`'), (split_by(set_of_numpy_names), 'tomorrow'), (split_by(lambda groups: {g for g in groups if hash(g) % 5 == 0}), 'tomorrow'),
             (lambda groups: whole_pictures(groups) if len(groups) == 600 else any_images(groups), 'one to four copies'), (lambda groups: (list(range(len(groups))), []), 'for validation'),
             (split_by(lambda groups: sorted(set(groups))[:len(set(groups))//5]), 'one end'), (any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
@@ -340,7 +355,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '2.4': [(.9, 'how often it is wrong'), (math.log2(10), 'natural'), (.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
     '2.5': [(lambda lrs, losses: 2e-3, 'lowest'), (lambda lrs, losses: 5e-4, 'hardly'), (lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
             (lambda lrs, losses: [1, 2], 'Return a learning rate')],
-    '3.1': [(one_coin, 'one coin for the batch'), (lambda x: some(x, torch.rand(len(x)) < .4), 'about half'), (all_but_first, 'the first image'),
+    '3.1': [(lambda x: torch.cat((coin(x[:-1]), x[-1:])), 'the last image'), (lambda x: coin(x[:, :3]), 'shape'), (one_coin, 'one coin for the batch'), (lambda x: some(x, torch.rand(len(x)) < .4), 'about half'), (all_but_first, 'the first image'),
             (lambda x: some(x, (torch.rand(len(x)//2) < .5).repeat(2)), 'ended in RuntimeError'), (lambda x: x.flip(-1), 'All images'), (lambda x: torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-2), x), 'on their head'), (lambda x: x, 'No image'),
             (coin_in_place, 'has changed'), (lambda x: x.flip(1), 'mixed up'), (lambda x: torch.where((torch.rand(len(x)) < .1)[:, None, None, None], x.flip(-1), x), 'about half'),
             (lambda x: torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], x.flip(-1), x), 'second call')],
@@ -356,12 +371,12 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (masked(lambda shape: (1, shape[1], 1, 1)), 'Whole channels'), (lambda x, p, training: x*(torch.rand_like(x) >= p)/.75 if training else x, 'times as large'), (lambda x, p, training: x*torch.full(x.shape, p) if training else x, '0% of'),
             (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'Whole samples'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
     '4.2': [(freeze_children, 'BatchNorm'), (lambda model: model.body[0].requires_grad_(False) and model.body[1][0].requires_grad_(False) and None, 'can still learn'), (lambda model: model.body, 'no `body`'), (freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.eval().body.requires_grad_(False) and None, 'head is in evaluation mode'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
-    '4.1': [(cut_head, '4 of the rows'), (copied_row, '1 of the rows'), (head_of_twelve, 'in_features'), (lambda model, n: head_of_twelve(model, n, 512), 'in_features'), (fixed_classes, 'shape'), (frozen_too, 'freezing comes later'),
+    '4.1': [(lambda model, n: with_weights(new_head(model, n), 0.), 'begin at random'), (lambda model, n: with_weights(new_head(model, n), .01), 'begin at random'), (cut_head, '4 of the rows'), (copied_row, '1 of the rows'), (head_of_twelve, 'in_features'), (lambda model, n: head_of_twelve(model, n, 512), 'in_features'), (fixed_classes, 'shape'), (frozen_too, 'freezing comes later'),
             (one_more_layer, '10 classes'), (lambda model, n: other_head(model, n), 'All of the head but its last layer'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
     '4.4': [(lambda n, low, high: [low*10**i for i in range(n)], 'Is the factor fixed'), (lambda n, low, high: [high/10**i for i in range(n)][::-1], 'Is the factor fixed'), (lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
             (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
     '4.3': [(21_284_672, 'frozen'), (512_000, 'thousand'), (5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
-    '5.1': [(lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(1, keepdims=True)), 'largest share'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(0)), 'largest share'),
+    '5.1': [(most_of_the_worst_row, 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(1, keepdims=True)), 'largest share'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(0)), 'largest share'),
             (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts + counts.T)), 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts)), 'rows are'), (lambda counts, vocab: ('dog', 'frog', 18), 'rows are'),
             (lambda counts, vocab: most_confused(counts, vocab)[::-1], 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[1::-1], most_confused(counts, vocab)[2]), 'rows are'),
             (lambda counts, vocab: (most_confused(counts, vocab)[2], *most_confused(counts, vocab)[:2]), 'in this order'), (lambda counts, vocab: ('frog', 'dog', 18), 'rows are'), (lambda counts, vocab: ('dog', 'frog', 19), 'both directions'), (lambda counts, vocab: ('dog', 'dog', 70), 'diagonal'),
@@ -371,7 +386,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda counts: counts.diag()/counts.sum(1), '`counts.diagonal()`'), (lambda counts: (counts.diagonal()/counts.sum(1)).round(1), 'you have')],
     '5.3': [(lambda *a: (3, 1), 'Of 90 images'), (lambda actual, before, after: ((before != after).sum() - changes(actual, before, after)[1], changes(actual, before, after)[1]), 'neither fixed'), (lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
             (lambda actual, before, after: (3, 2), 'neither fixed'), (lambda *a: 4, 'two numbers')],
-    '5.4': [(lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'the probability is'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'throws of a coin'),
+    '5.4': [(lambda fixed, broken: sum(math.comb(fixed + broken, k)*.5**(fixed + broken) for k in range(fixed + broken + 1) if abs(2*k - fixed - broken) >= abs(fixed - broken)), 'too large for a float'), (lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'the probability is'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'throws of a coin'),
             (lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
             (lambda fixed, broken: .5, 'throws of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
     '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'you have'),
@@ -380,14 +395,14 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'),
             (lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
             (lambda a: interval(a)[::-1], 'comes first'), (lambda a: (.5, .9), 'around the mean'), (lambda a: interval(a, 100), 'either side')],
-    '6.3': [(lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
+    '6.3': [(lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()], 'numbered from 0'), (lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()], 'highest'), (lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
             (lambda runs: .851, 'you return'), (lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'recipe'], 'a number'), (sorted_in_place, 'has changed'), (lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'made the choice'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
             (lambda runs: runs.test_accuracy.min(), 'highest'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
     '7.1': [(1_179_648//9, '3x3'), (1_179_648//16, '16 channels'), (2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
-    '7.4': [(alternate_in_place, 'has changed'), (Counts(), 'In epoch 7'), (lambda x, epoch, first: alternate(x, min(epoch, 3), first), 'In epoch 4'), (lambda x, epoch, first: some(x, first ^ (torch.arange(len(x)) % 2 == epoch % 2)), 'In epoch 0'),
+    '7.4': [(lambda x, epoch, first: alternate(x, 0, first.flip(0) if epoch % 2 else first), 'In epoch 1'), (alternate_in_place, 'has changed'), (Counts(), 'In epoch 7'), (lambda x, epoch, first: alternate(x, min(epoch, 3), first), 'In epoch 4'), (lambda x, epoch, first: some(x, first ^ (torch.arange(len(x)) % 2 == epoch % 2)), 'In epoch 0'),
             (lambda x, epoch, first: coin(x), 'In epoch 0'), (lambda x, epoch, first: torch.where(first[:, None, None, None], x.flip(-1), x), 'In epoch 1'),
             (lambda x, epoch, first: x.flip(-2), 'neither as they were')],
-    '7.2': [(lambda step, steps, sizes: (16, 24, 32)[step*3//steps], 'two sizes'), (lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
+    '7.2': [(lambda step, steps, sizes: sizes[min(step//-(-steps//len(sizes)), len(sizes) - 1)], 'one step at most'), (lambda step, steps, sizes: (16, 24, 32)[step*3//steps], 'two sizes'), (lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
             (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError'), (lambda step, steps, sizes: sizes[min(step//(steps//len(sizes)), len(sizes) - 1)], 'one step at most')],
     '7.3': [(lambda p: torch.diag(1/p.std(0)), 'still correlated'), (lambda p: whiten(p.T), 'a filter for each patch'), (lambda p: whiten(p[:, :6]) if p.shape[1] == 6 else torch.eye(6), 'shape'), (lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(6), 'eigenvectors'), (lambda p: p, 'shape')],
     '8.2': [(clamped, 'differences count'), (lambda s: clamped(s, 20.), 'differences count'), (lambda s: softmax_of(s, keepdim=False), 'keepdim=True'), (lambda s: softmax_of(s - s.max(), keepdim=False), 'keepdim=True'),
@@ -396,11 +411,11 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '8.1': [(cropped, 'the whole picture'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
             (lambda p: prepare(p).transpose(2, 3), 'Rows and columns'), (lambda p: prepare(p)*2 - 1, 'between 0 and 1'), (stretched, 'by its own maximum'), (lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
-    '8.4': [(first_over, 'the likeliest, ship'), (lambda p, vocab, t: first_over(list(p)[::-1], vocab[::-1], t), 'the likeliest, cat'), (lambda p, vocab, t: int(np.argmax(p)) if max(p) >= t else None, 'not its place'),
+    '8.4': [(lambda p, vocab, t: decide([round(float(o), 1) for o in p], vocab, t), 'With 0.56'), (first_over, 'the likeliest, ship'), (lambda p, vocab, t: first_over(list(p)[::-1], vocab[::-1], t), 'the likeliest, cat'), (lambda p, vocab, t: int(np.argmax(p)) if max(p) >= t else None, 'not its place'),
             (lambda p, vocab, t: (decide(p, vocab, t) if len(p) == 3 else vocab[0]), 'not for five'), (lambda p, vocab, t: decide(p, vocab, .6), 'several reach it'), (lambda p, vocab, t: decide(p, vocab, t) or 'none', 'return None'),
             (lambda p, vocab, t: vocab[int(np.argmax(p))], 'None'), (lambda p, vocab, t: decide(p, vocab, t + 1e-6), 'just enough'), (lambda p, vocab, t: 'cat', 'dog'),
             (lambda p, vocab, t: vocab[p.index(max(p))] if max(p) >= t else None, 'With a tensor it stops with')],
-    '8.3': [(lambda p, vocab, k: [(v, n) for n,v in top(p, vocab, k)], 'the class comes first'), (lambda p, vocab, k: top(p, vocab, min(k, 2)), 'The likeliest four'), (lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (top_by_value, 'same probability'), (top_by_dict, 'same probability'), (lambda p, vocab, k: top(p, vocab, k) if isinstance(p, list) else top(-p, vocab, k), 'Of a tensor, too'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
+    '8.3': [(lambda p, vocab, k: top(p, sorted(vocab), k), 'called e, d'), (lambda p, vocab, k: [(v, n) for n,v in top(p, vocab, k)], 'the class comes first'), (lambda p, vocab, k: top(p, vocab, min(k, 2)), 'The likeliest four'), (lambda p, vocab, k: top(p, vocab, k)[::-1], 'comes first'), (top_by_value, 'same probability'), (top_by_dict, 'same probability'), (lambda p, vocab, k: top(p, vocab, k) if isinstance(p, list) else top(-p, vocab, k), 'Of a tensor, too'), (lambda p, vocab, k: sorted(zip(vocab, p), key=lambda o: o[1])[:k], 'unlikeliest'), (lambda p, vocab, k: [(v, 1.) for v,_ in top(p, vocab, k)], 'probabilities'),
             (lambda p, vocab, k: [v for v,_ in top(p, vocab, k)], 'pair'), (lambda p, vocab, k: top(p, vocab, 1), 'as many'), (lambda p, vocab, k: [top(p, vocab, k)[i] for i in range(k)], 'IndexError')],
 }
 numbers = list(exercises().exercise)
