@@ -659,8 +659,9 @@ def _need_new_head(new_head, n_features, old, new):
     seen = _linear_inputs(returned, x)
     need(len(seen) == 1 and seen[0].shape == reach_last.shape and torch.allclose(seen[0], reach_last, atol=1e-5),
          'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
-    new_weights = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1].weight
-    need(len(new_weights.unique()) > 1, 'The weights of the new layer are all the same. They should begin at random.')
+    new_layer = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1]
+    need(len(new_layer.weight.unique()) > 1, 'The weights of the new layer are all the same. They should begin at random.')
+    need(torch.allclose(scores, new_layer(seen[0]), atol=1e-5), 'Nothing comes after the new layer: its outputs are the scores.')
     need(all(p.requires_grad for p in returned.parameters()),
          'Some parameters cannot learn any more. Only the last layer is to be exchanged; freezing comes later.')
 
@@ -689,11 +690,13 @@ def _linear_inputs(model, x):
 @exercise('4.2', 'Freeze a body, with its statistics')
 def _(freeze):
     model = _body_and_head().train()
+    before = deepcopy(model.body.state_dict())
     returned = call(freeze, model, may_be_none=True)
     if isinstance(returned, nn.Module): model = returned
     need(hasattr(model, 'body') and hasattr(model, 'head'),
          'What you return has no `body` and `head`. Change the model that is given, or return it whole.')
-    before = deepcopy(model.body.state_dict())
+    changed = [name for name,value in model.body.state_dict().items() if not torch.equal(value, before[name])]
+    need(not changed, f'{", ".join(changed[:3])} of the body changed. Freezing keeps what it has learned.')
     loose = [name for name,p in model.body.named_parameters() if p.requires_grad]
     need(not loose,
          f'{", ".join(loose[:3])} of the body can still learn: `requires_grad_(False)` is for every parameter of it.')

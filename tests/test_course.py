@@ -9,6 +9,7 @@ import sys
 from collections import Counter, OrderedDict
 from copy import deepcopy
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -577,3 +578,32 @@ def test_links_of_a_copied_tutorial_lead_to_other_tutorials_or_to_the_site(tmp_p
     site = 'https://cifar-fastai.github.io/cifar_fastai/'
     assert {f'{site}guides/glossary.html', f'{site}benchmarks.html', '06_the_ladder.ipynb'} <= links
     assert not [o for o in links if o.removeprefix(site) not in pages and o not in {path.name for path in copies} and 'numpy.org' not in o]
+
+# --- answers by somebody who had not read the checks
+
+learners = json.loads((Path(__file__).parent/'data'/'learners_answers.json').read_text(encoding='utf-8'))
+as_in_a_notebook = """
+import copy, hashlib, itertools, math, os, random, statistics
+from collections import Counter, defaultdict
+from pathlib import Path
+import numpy as np, pandas as pd, scipy.stats, torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+"""
+
+def answer_of(source):
+    "What a source calls `answer`"
+    names = {}
+    exec(as_in_a_notebook + source, names)
+    return names['answer']
+
+def test_there_are_answers_of_each_kind_to_every_exercise():
+    assert set(learners) == set(exercise_registry.names())
+    for kinds in learners.values(): assert len(kinds['wrong']) >= 3 and len(kinds['nearly right']) >= 1 and len(kinds['right']) >= 2
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', learners)
+def test_answers_of_learners(number):
+    for kind,sources in learners[number].items():
+        for source in sources: assert check(number, answer_of(source)).right == (kind == 'right'), f'{kind}:\n{source}'
