@@ -32,12 +32,12 @@ def fine_tuned(n):
 def recipes(n): return [from_scratch('tiny_cnn', n), from_scratch('small_cnn', n), frozen(n), fine_tuned(n)]
 
 def add(found, n):
-    "A row for each run that has none yet"
+    "A row for each finished run, instead of an earlier one of its seed"
     for row in found.itertuples():
         run = Run.open(row.run)
         about,data = run.info,run.info['data']
         add_row('few_images', dict(
-            images_a_class=n, recipe=run.recipe.name, model=run.recipe.model, weights=about['weights'].partition(':')[0] and run.recipe.weights,
+            images_a_class=n, recipe=run.recipe.name, model=run.recipe.model, weights=run.recipe.weights,
             image_size=run.recipe.image_size, epochs=about['epochs'], seed=about['seed'], variant=data['variant'], n_train=data['n_train'],
             n_valid=data['n_valid'], n_test=data['n_test'], valid_accuracy=row.valid_accuracy, test_accuracy=row.test_accuracy,
             train_seconds=about['seconds'], device=about['device'], gpu=gpu_name(about['device']), **machine(about), started=about['started'],
@@ -45,7 +45,8 @@ def add(found, n):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=count, nargs='+', default=[25, 10, 100, 500], metavar='N', help='of each class (default: 25 10 100 500)')
+    parser.add_argument('--images', type=int, nargs='+', default=[25, 10, 100, 500], choices=[10, 25, 100, 500], metavar='N',
+                        help='of each class: 10, 25, 100 or 500 (default: all)')
     parser.add_argument('--recipes', nargs='+', metavar='NAME', help="some of them: 'frozen', 'fine-tuned', 'tiny_cnn from scratch', ...")
     parser.add_argument('--seeds', type=count, default=3, metavar='N', help='seeds 0 to N-1 (default: 3)')
     parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
@@ -54,7 +55,7 @@ def main():
     args = parser.parse_args()
     for n in args.images:
         chosen = [r for r in recipes(n) if not args.recipes or r.name in args.recipes]
-        seeds,out = ([100],f"choose-{n}") if args.choose else (args.seeds,str(n))
+        seeds,out = ([100],f'choose-{n}') if args.choose else (args.seeds,str(n))
         found = run_grid(chosen, seeds, Path(args.out)/out, source=args.data, limit=10*n, test=not args.choose)
         print(found[['run', 'status', 'valid_accuracy', 'test_accuracy', 'seconds', 'error']].to_string(index=False))
         if not args.choose: add(found[found.status == 'finished'], n)

@@ -23,6 +23,7 @@ import allocator
 import changes
 import confusions
 import epochs
+import few_images
 import interpretation
 import loaders
 import near_copies
@@ -447,6 +448,24 @@ def test_what_to_expect_holds_for_every_row(row):
     assert said in (tutorials.notebooks/f"{row['tutorial']}.ipynb").read_text(encoding='utf-8')
     low,high = map(int, re.match(r'(\d+) to (\d+)%', said).groups())
     assert low <= 100*float(row['lowest']) and 100*float(row['highest']) <= high
+
+@pytest.mark.slow
+def test_few_images_have_a_row_a_seed_and_choices_none(practice, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    quick = two_stages.change(name='frozen', stages=Stage(epochs=1, lr=1e-2), valid=50)
+    monkeypatch.setattr(few_images, 'recipes', lambda n: [quick, quick.change(name='another')])
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', ['few_images.py', '--images', '10', '--recipes', 'frozen', '--data', str(practice), '--out', str(tmp_path/'out'), *args])
+        few_images.main()
+    call('--choose')
+    assert not (tmp_path/'few_images.csv').exists()
+    for _ in range(2): call('--seeds', '2') # the second time from its run folders
+    found = rows(tmp_path/'few_images.csv')
+    assert [(r['images_a_class'], r['recipe'], r['seed'], r['n_train'], r['n_valid']) for r in found] == [('10', 'frozen', str(seed), '100', '50') for seed in (0, 1)]
+    assert all(0 <= float(r['test_accuracy']) <= 1 and r['cpu'] for r in found)
+
+def test_the_recipes_of_few_images_are_of_four_kinds():
+    for n in 10, 25, 100, 500: assert [r.name for r in few_images.recipes(n)] == ['tiny_cnn from scratch', 'small_cnn from scratch', 'frozen', 'fine-tuned']
 
 # ---------------------------------------------------------------------------------------------------- figures in texts
 
