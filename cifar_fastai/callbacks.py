@@ -8,17 +8,16 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 __all__ = ['PlainTensors', 'PlainLosses', 'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision',
            'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'PenalizedLoss', 'check_class_weights',
            'WeightedCrossEntropy', 'TrainingLoss', 'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest',
-           'StopOnNonFiniteLoss', 'HistoryWriter']
+           'KeepInitial', 'StopOnNonFiniteLoss', 'HistoryWriter']
 
 # %% ../nbs/04_callbacks.ipynb #c54af6b0
-import time
 from fnmatch import fnmatchcase
 from math import isfinite
 
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.tracker import ReduceLROnPlateau, SaveModelCallback, TrackerCallback
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.learner import AvgLoss, AvgSmoothLoss
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.torch_core import to_float
@@ -291,14 +290,31 @@ class LowerLROnPlateau(ReduceLROnPlateau):
         super().after_epoch()
         for h,lr in zip(self.opt.hypers, before): h['lr'] = min(h['lr'], lr)
 
-class KeepBest(SaveModelCallback):
-    "fastai's `SaveModelCallback` for a stage, without printing a line at each better epoch"
+def _weights_of(model): return {name: t.clone() for name,t in model.state_dict().items()}
+
+class KeepBest(TrackerCallback):
+    "Restore the weights of the best epoch at the end of a fit; unlike fastai's `SaveModelCallback`, without a file and a line for each"
+    order = TrackerCallback.order + 1
+    weights = None # those of the best epoch so far
+
+    def before_fit(self):
+        super().before_fit()
+        self.weights = None
+
     def after_epoch(self):
-        TrackerCallback.after_epoch(self)
-        if self.new_best: self._save(self.fname)
+        super().after_epoch()
+        if self.new_best: self.weights = _weights_of(self.model)
 
     def after_fit(self):
-        if self.last_saved_path: super().after_fit()
+        super().after_fit()
+        if self.weights: self.model.load_state_dict(self.weights)
+
+class KeepInitial(Callback):
+    "Restore the weights from before a fit at its end"
+    order = KeepBest.order + 1
+    weights = None
+    def before_fit(self): self.weights = _weights_of(self.model)
+    def after_fit(self): self.model.load_state_dict(self.weights)
 
 # %% ../nbs/04_callbacks.ipynb #6390b3c7
 class StopOnNonFiniteLoss(Callback):
@@ -328,7 +344,7 @@ class StopOnNonFiniteLoss(Callback):
         trained = self.trained
         self.trained = False
         keepers = [cb for cb in self.learn.cbs if isinstance(cb, KeepBest)]
-        better_weights_return = any(cb.last_saved_path and not cb.new_best for cb in keepers)
+        better_weights_return = any(cb.weights and not cb.new_best for cb in keepers)
         if not trained or not self.recorder.values or better_weights_return: return
         loss = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1])).get('valid_loss', 0.)
         if not isfinite(loss): raise self._error(f'validation loss is {loss} after', self.epoch, self._lr())
@@ -368,9 +384,8 @@ class HistoryWriter(Callback):
         run:Run, # whose history it is
     ):
         self.target = run
-        self.stage,self.epochs = 1,0 # epochs over all stages
+        self.stage,self.epochs = 1,len(run.history) # epochs over all stages
         self.trained = self.validated = None # number of images of each class, (2, C): those predicted correctly, and all
-        self.start = time.perf_counter()
 
     def _zeros(self): return torch.zeros(2, self.dls.c, dtype=torch.long, device=device_of(self.dls))
     def before_train(self): self.trained,self.validated = self._zeros(),None
@@ -389,7 +404,7 @@ class HistoryWriter(Callback):
         train_loss,valid_loss,accuracy,*_ = [f'{v:.6f}' for v in self.recorder.values[-1]] + ['', ''] # if validation was canceled
         train_accuracy = _share(*self.trained.sum(1).tolist())
         lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
-        seconds = f'{time.perf_counter() - self.start:.2f}'
+        seconds = f'{self.target.seconds():.2f}'
         self.target.add_epoch(dict(stage=self.stage, epoch=self.epochs, train_loss=train_loss, train_accuracy=train_accuracy,
                                    valid_loss=valid_loss, accuracy=accuracy, lr=lr, seconds=seconds))
         if self.validated is None: return

@@ -370,9 +370,23 @@ class _Ticks(Callback):
     def after_epoch(self): self.tick()
 
 # %% ../nbs/08_experiments.ipynb #15dc731b
+def _resume(grid, c, tick): # -> the Learner, or None
+    "Go on with a run of `c` that was stopped, if there is one with the same settings"
+    run = Run(grid.save_to/c.name)
+    options = {k: v for k,v in grid.options.items() if k != 'limit'}
+    try:
+        then,now = _then_and_now(grid, c, Run.open(run.folder))
+        if run.status in ('training', 'interrupted') and run.checkpoints() and then == now:
+            return train(resume=run.folder, cbs=[_Ticks(tick)], **options)
+    except (FileNotFoundError, ValueError): return # nothing is there, it is damaged, or packages have changed
+
+def _train_anew(grid, c, tick):
+    _set_aside(grid.save_to/c.name)
+    return train(c.recipe, seed=c.seed, run_dir=grid.save_to/c.name, cbs=[_Ticks(tick)], **grid.options)
+
 def _train(grid, c, tick): # -> the Learner or None, and what went wrong
     "Train one combination; an error becomes a line of text"
-    try: learn = train(c.recipe, seed=c.seed, run_dir=grid.save_to/c.name, cbs=[_Ticks(tick)], **grid.options)
+    try: learn = _resume(grid, c, tick) or _train_anew(grid, c, tick)
     except Exception as e: return None, _one_line(f'{type(e).__name__}: {e}')
     return learn, ''
 
@@ -410,7 +424,6 @@ def _settle(grid, c, tick): # -> what went wrong
     else:
         since = rows[grid.rows_before:]
         if any(r['run'] == c.name and r['status'] == 'failed' for r in since): return ''  # another process tried
-        _set_aside(run.folder)
         learn, error = _train(grid, c, tick)
         if error:
             _add_row(grid.save_to, _row(run, recipe, grid.axes, seed=c.seed, status='failed', error=error), recipe)

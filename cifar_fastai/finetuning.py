@@ -193,6 +193,8 @@ def freeze_to(
 # %% ../nbs/04_finetuning.ipynb #0f6fba6f
 class Features:
     "A data set of features and labels, each computed when it is first needed; `CachedDL` makes its batches"
+    n_inp = 1 # of an item's parts, those for the network; else fastai would look at one
+
     def __init__(self,
         dl:TfmdDL, # of the images, without augmentation
         network:nn.Module, # images -> features (N, F); in evaluation mode

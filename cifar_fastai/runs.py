@@ -28,12 +28,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import Terminated, raising_terminated
-from .files import atomic_file, file_digest, locked, read_json, write_json
+from .files import atomic_file, file_digest, is_part, locked, read_json, write_json
 from .recipes import Recipe
 
 # %% ../nbs/02_runs.ipynb #514bb61d
@@ -104,14 +105,18 @@ class Run:
 
     def __init__(self,
         folder:str|Path, # checked only when something is read; `Run.open` checks at once
+        check:bool=True, # compare files with their checksums in `run.json`
     ):
-        self.folder = Path(os.path.expanduser(folder))
+        self.folder,self.check = Path(os.path.expanduser(folder)),check
         self.recipe_file = self.folder/'recipe.json'
         self.info_file = self.folder/'run.json'
         self.history_file = self.folder/'history.csv'
         self.recalls_file = self.folder/'recalls.csv'
         self.metrics_file = self.folder/'metrics.json'
         self.weights_file = self.folder/'model.safetensors'
+        self.checkpoints_folder = self.folder/'checkpoints'
+        self._lock = self.folder/'.training.lock'
+        self.set_clock()
 
     def __repr__(self): return f'Run({str(self.folder)!r})'
 
@@ -123,25 +128,39 @@ class Run:
     )->'Run': # its status is 'training'
         "Create a run folder before the first epoch; raises `FileExistsError` if the folder is not empty"
         run = cls(folder)
-        if not run._claim():
-            raise FileExistsError(f'{run.folder} already exists and is not an empty folder. '
-                                  'Nothing was written. Choose another --out, or remove it.')
+        taken = FileExistsError(f'{run.folder} already exists and is not an empty folder. '
+                                'Nothing was written. Choose another --out, or remove it.')
+        def busy(): raise taken
+        if not run._is_free(): raise taken
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with locked(run._lock, busy):  # of two processes that want it, one gets it
+            if not run._is_free(): raise taken
+            run._begin(recipe, info)
+        return run
+
+    def _is_free(self): # also if another process was killed before it had described its run
+        if not self.folder.exists(): return True
+        begun = self.recipe_file, self.history_file, self._lock
+        return self.folder.is_dir() and all(file in begun or is_part(file) for file in self.folder.iterdir())
+
+    def _begin(self, recipe, info):
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
         try:
-            run.recipe_file.write_text(recipe.to_json() + '\n', encoding='utf-8')
-            write_json(run.info_file, start | info | dict(versions=versions(), hardware=hardware()))
-            _append(run.history_file, cls.history_columns)
+            self.recipe_file.write_text(recipe.to_json() + '\n', encoding='utf-8')
+            self.history_file.unlink(missing_ok=True)
+            _append(self.history_file, self.history_columns)
+            write_json(self.info_file, start | info | dict(versions=versions(), hardware=hardware()))
         except BaseException:  # such as a full disk: the folder is free again
-            for file in (run.history_file, run.info_file, run.recipe_file): file.unlink(missing_ok=True)
+            for file in (self.history_file, self.info_file, self.recipe_file): file.unlink(missing_ok=True)
             raise
-        return run
 
     @classmethod
     def open(cls,
         folder:str|Path, # what `train` wrote
+        check:bool=True, # compare files with their checksums in `run.json`
     )->'Run':
         "Open a run folder; the error names a file that is missing or damaged"
-        run = cls(folder)
+        run = cls(folder, check)
         for file in (run.info_file, run.recipe_file):
             if not file.is_file():
                 raise FileNotFoundError(f'{run.folder} is not a run folder: it has no {file.name}. '
@@ -149,14 +168,21 @@ class Run:
             read_json(file)
         return run
 
-    def _claim(self): # -> whether the folder was new or empty, for one of two processes that want it
-        if self.folder.exists():
-            if not self.folder.is_dir() or any(self.folder.iterdir()): return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try: self.recipe_file.open('x').close()
-        except FileExistsError: return False
-        return True
+    def set_clock(self,
+        seconds:float=0., # elapsed already
+        cpu_seconds:float=0., # summed over all cores
+    )->None:
+        "Start the clock of the training"
+        self._started = time.perf_counter() - seconds
+        self._cpu_started = time.process_time() - cpu_seconds
 
+    def seconds(self)->float: # since the clock was started
+        "The elapsed time of the training"
+        return time.perf_counter() - self._started
+
+    def cpu_seconds(self)->float: # since the clock was started, summed over all cores
+        "The CPU time of the training"
+        return time.process_time() - self._cpu_started
 
 # %% ../nbs/02_runs.ipynb #ad91d7f3
 @patch
@@ -165,7 +191,7 @@ def check_file(self:Run,
 )->None:
     "Raise `ValueError` if `file` is not as the training left it, according to the checksums in `run.json`"
     checksums = self.info.get('checksums', {})  # older runs have none, and those that have not ended
-    if file.name in checksums and checksums[file.name] != file_digest(file):
+    if self.check and file.name in checksums and checksums[file.name] != file_digest(file):
         raise ValueError(f'{file} is damaged or not the file that this run wrote: '
                          f'its checksum is not the one in {self.info_file.name}. Copy the folder again.')
 
@@ -269,6 +295,16 @@ def list_runs(
 
 # %% ../nbs/02_runs.ipynb #879a4991
 @patch
+def keep_epochs(self:Run,
+    n:int, # how many, from the first one
+)->None:
+    "Remove all later epochs from the history, and from the recalls"
+    for file in filter(Path.exists, (self.history_file, self.recalls_file)):
+        with file.open(newline='', encoding='utf-8', errors='surrogateescape') as f: rows = list(csv.reader(f))
+        with atomic_file(file) as part:
+            for row in rows[:n + 1]: _append(part, row)
+
+@patch
 def add_epoch(self:Run,
     row:dict, # a value for each of `Run.history_columns`; `train_accuracy` may be missing
 )->None:
@@ -352,12 +388,9 @@ def training(self:Run,
 )->Iterator[None]:
     "Save the weights and record the outcome in `run.json`, however the `with` block ends"
     info = self.info
-    started = time.perf_counter()
-    cpu_started = time.process_time()
 
     def end(status, **error):
-        took = dict(seconds=round(time.perf_counter() - started, 2),
-                    cpu_seconds=round(time.process_time() - cpu_started, 2))
+        took = dict(seconds=round(self.seconds(), 2), cpu_seconds=round(self.cpu_seconds(), 2))
         files = self.recipe_file, self.history_file, self.recalls_file, self.weights_file
         checksums = {file.name: file_digest(file) for file in files if file.exists()}
         ending = dict(status=status, epochs=len(self.history), **took, checksums=checksums, **error)
@@ -376,6 +409,86 @@ def training(self:Run,
             with suppress(OSError, ValueError): end(status, error=f'{type(e).__name__}: {e}')
         raise
 
+# %% ../nbs/02_runs.ipynb #fa148822
+@patch
+@contextmanager
+def alone(self:Run)->Iterator[None]:
+    "Let no other process train this run inside the `with` block; raises `RuntimeError` if one does"
+    def busy(): raise RuntimeError(f'{self.folder} is being trained by another process.')
+    with locked(self._lock, busy): yield
+
+@patch
+def is_training(self:Run)->bool:
+    "Tell whether a process trains this run now"
+    if not self._lock.exists(): return False
+    try:
+        with FileLock(self._lock).acquire(timeout=0): return False
+    except Timeout: return True
+
+# %% ../nbs/02_runs.ipynb #7e14a54f
+@patch
+def checkpoints(self:Run)->list[Path]: # JSON files, the newest last
+    "The checkpoints in the folder"
+    return sorted(self.checkpoints_folder.glob('*.json'))
+
+@patch
+def add_checkpoint(self:Run,
+    state:dict, # JSON-serializable
+    tensors:dict[str, Tensor], # on any device
+)->None:
+    "Write a checkpoint, and remove all but the last two"
+    others = self.checkpoints()
+    file = self.checkpoints_folder/f'{int(others[-1].stem) + 1 if others else 1:06}.json'
+    with atomic_file(file.with_suffix('.safetensors')) as part:
+        save_file(_apart(tensors), part)
+        digest = file_digest(part)
+    write_json(file, dict(state=state, tensors=digest))
+    kept = {f.stem for f in (file, *others[-1:])}
+    for old in self.checkpoints_folder.iterdir():
+        if old.stem not in kept and not is_part(old): old.unlink(missing_ok=True)
+
+@patch
+def read_checkpoint(self:Run)->tuple[dict, dict]|None: # as in `add_checkpoint`; None if there is none
+    "Read the newest checkpoint; if it is damaged, warn and read the one before"
+    for file in reversed(self.checkpoints()):
+        try: return _read_checkpoint(file)
+        except (OSError, ValueError, KeyError, SafetensorError) as e:
+            warnings.warn(f'The checkpoint {file} cannot be used ({e}). An earlier one is taken if there is one.')
+
+def _apart(tensors): # a file of safetensors has contiguous tensors that share no memory
+    seen,apart = set(),{}
+    for name,t in tensors.items():
+        shared = t.untyped_storage().data_ptr() in seen
+        seen.add(t.untyped_storage().data_ptr())
+        apart[name] = _on_cpu(t) if shared else t.to('cpu').contiguous()
+    return apart
+
+def _read_checkpoint(file):
+    found,tensors = read_json(file),file.with_suffix('.safetensors')
+    if file_digest(tensors) != found['tensors']: raise ValueError(f'{tensors.name} is damaged: its checksum is another one')
+    return found['state'],load_file(tensors)
+
+@patch
+def remove_checkpoints(self:Run)->None:
+    "Remove all checkpoints"
+    shutil.rmtree(self.checkpoints_folder, ignore_errors=True)
+
+# %% ../nbs/02_runs.ipynb #7fd7d8a3
+@patch
+def reopen(self:Run,
+    epochs:int, # to keep in the history
+    seconds:float, # that they took, elapsed
+    cpu_seconds:float, # summed over all cores
+)->None:
+    "Take a run that did not finish back to the end of an epoch, to train it further"
+    ending = ('checksums', 'epochs', 'seconds', 'cpu_seconds', 'error')
+    info = {name: value for name,value in self.info.items() if name not in ending}
+    resumed = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), epochs=epochs, command=command(), versions=versions(), hardware=hardware())
+    write_json(self.info_file, info | dict(status='training', resumed=[*info.get('resumed', []), resumed]))
+    self.weights_file.unlink(missing_ok=True)
+    self.keep_epochs(epochs)
+    self.set_clock(seconds, cpu_seconds)
+
 # %% ../nbs/02_runs.ipynb #35bd80f4
 @patch
 def warn_if_killed(self:Run)->None:
@@ -393,7 +506,8 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     "Read the state dict; an error if the file is missing or not the one that the run wrote"
     file = self.weights_file
     if not file.is_file():
-        raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights.')
+        raise FileNotFoundError(f'{file} is not there. A run that was killed before it ended has no weights. '
+                                f'Train it to its end: cifar-fastai train --resume {shlex.quote(str(self.folder))}')
     if not os.access(file, os.R_OK): raise PermissionError(errno.EACCES, 'This user may not read the file', str(file))
     self.check_file(file)
     try: return load_file(file)

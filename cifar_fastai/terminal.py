@@ -155,7 +155,8 @@ class _Bar:
     def step(self, learn, later_stages):
         "One more batch; the bar is drawn five times a second"
         self.measure(learn)
-        self.progress.advance(self.task)
+        seen = learn.iter + 1 + (0 if learn.training else self.n_train)
+        self.progress.update(self.task, completed=seen)
         if self.progress.disable or self.last - self.drawn < .2: return
         self.drawn = self.last
         left = f'  {duration(self.left(learn, later_stages))} left' if self.done else ''
@@ -214,6 +215,7 @@ class TrainingProgress:
         self.learn,self.bar = None,None # until there are any
         self.console = _console()
         self.stage,self.epoch = 0,0 # counted from 1 once they begin; epochs over all stages
+        self.earlier = None # history of the epochs before a run was resumed
         self.has_header,self.training = False,False
         self.interrupted = None # when Ctrl-C was pressed
         self.terminated = None # the signal
@@ -236,13 +238,15 @@ class TrainingProgress:
 
     def before_train(self, learn):
         if not self.bar: self.bar = _Bar(self.console, learn)
-        if learn.epoch == 0:
-            self.stage += 1
-            if self.stage > 1: self.say(f'stage {self.stage} of {len(learn.recipe.stages)}')
-        self.epoch += 1
+        writer = learn.history_writer
+        if self.earlier is None: self.earlier = writer.target.history
+        if self.has_header and writer.stage > self.stage: self.say_stage(writer.stage)
+        self.stage,self.epoch = writer.stage,writer.epochs + 1
         self.training = True
         self.epoch_start = time.perf_counter()
         self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
+
+    def say_stage(self, n): self.say(f'stage {n} of {len(self.learn.recipe.stages)}')
 
     def terminate(self, number): self.terminated = number
 
@@ -260,14 +264,21 @@ class TrainingProgress:
         self.say(_header(learn, self.bar.seconds + self.bar.left(learn, later_stages)))
         if line := _initial_weights(learn): self.say(line)
         self.say(f'\n{"epoch":>7}  {"train loss":>10}  {"valid loss":>10}  {"accuracy":>8}  {"time":>7}')
+        stage,before = 1,0.
+        for row in self.earlier.itertuples():
+            if row.stage > stage: self.say_stage(row.stage)
+            self.say_epoch(row.epoch, row.train_loss, row.valid_loss, row.accuracy, row.seconds - before)
+            stage,before = row.stage,row.seconds
+        if self.stage > stage: self.say_stage(self.stage)
 
     def after_epoch(self, learn):
         if not self.training: return # the final validation
         self.training = False
-        train_loss,valid_loss,accuracy = learn.recorder.values[-1]
-        n = f'{self.epoch}/{learn.recipe.epochs}'
-        spent = duration(time.perf_counter() - self.epoch_start)
-        self.say(f'{n:>7}  {train_loss:10.4f}  {valid_loss:10.4f}  {accuracy:8.2%}  {spent:>7}')
+        self.say_epoch(self.epoch, *learn.recorder.values[-1], time.perf_counter() - self.epoch_start)
+
+    def say_epoch(self, epoch, train_loss, valid_loss, accuracy, seconds):
+        n = f'{epoch}/{self.learn.recipe.epochs}'
+        self.say(f'{n:>7}  {train_loss:10.4f}  {valid_loss:10.4f}  {accuracy:8.2%}  {duration(seconds):>7}')
 
     def say(self, text):
         "Print a line; a reader that has gone does not end hours of training"
@@ -318,7 +329,9 @@ def _what_is_left(run_dir):
         return f'Training had finished and is saved in {run_dir}; `{evaluation}` evaluates it.'
     n = len(run.history) if run.history_file.exists() else 0
     weights = ' and the weights' if run.weights_file.exists() else ''
-    return f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
+    kept = f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
+    if not run.checkpoints(): return kept
+    return f'{kept} To go on: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
 
 # %% ../nbs/09_terminal.ipynb #fbdc584c
 @contextmanager

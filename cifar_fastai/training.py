@@ -12,18 +12,17 @@ __all__ = ['optimizer_function', 'reuse_memory', 'fit_stem', 'build_model', 'Qui
 import ctypes
 import os
 import warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, event
+from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ShowGraphCallback
 from fastai.callback.schedule import Learner
@@ -41,16 +40,17 @@ from torch import nn
 
 from .augmentation import augmentation
 from .callbacks import (
-    AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, L2Penalty, Lookahead,
+    AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, KeepInitial, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
+from .checkpoints import Checkpoints
 from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
 from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
 from .recipes import Recipe, Stage, get_recipe
-from .runs import Run, create_run_dir
+from .runs import Run, create_run_dir, versions
 from .sources import split_of_folder, split_path
 from .weights import check_model_name, create_backbone, find_weights, load_weights, weights_fit
 
@@ -206,6 +206,16 @@ class QuickLearner(Learner):
             if _wants_more(e): raise ValueError(_batch_of_one) from e
             raise
 
+    def _do_fit(self):
+        first = self.checkpoints.first_epoch if _has_checkpoints(self) else 0
+        for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+    def all_batches(self):
+        self.n_iter = len(self.dl)
+        batches = enumerate(self.dl)
+        if _has_checkpoints(self) and self.training: batches = self.checkpoints.pass_over(batches)
+        for o in batches: self.one_batch(*o)
+
     def create_opt(self):
         super().create_opt()
         for p,*_ in self.opt.all_params():
@@ -216,6 +226,8 @@ class QuickLearner(Learner):
         for cb in self.cbs.sorted('order'):
             if event_name == 'before_fit' and isinstance(cb, TrackerCallback): _check_monitor(cb)
             if event_name == 'after_fit' or _listens(cb, event_name): cb(event_name)
+
+def _has_checkpoints(learn): return isinstance(vars(learn).get('checkpoints'), Checkpoints)
 
 def _check_monitor(cb): # fastai's own check says nothing
     names = list(cb.recorder.metric_names[1:])
@@ -283,35 +295,24 @@ def _stage_cbs(stage):
                                     factor=1/stage.plateau_factor, min_lr=stage.min_lr))
     keep_best = stage.keep_best
     if stage.early_stopping and not keep_best: keep_best = stage.early_stopping_monitor
-    if keep_best: cbs.append(KeepBest(keep_best, fname=f'best-{uuid4().hex}')) # a name that nobody else has
+    if keep_best: cbs.append(KeepBest(keep_best))
     if stage.early_stopping:
         cbs.append(EarlyStoppingCallback(stage.early_stopping_monitor, patience=stage.early_stopping))
     if stage.grad_clip: cbs.append(GradientClip(stage.grad_clip))
     if stage.progressive_resizing: cbs.append(ProgressiveResizing(stage.progressive_resizing))
     if stage.lookahead: cbs.append(Lookahead(stage.lookahead))
+    if stage.discard: cbs.append(KeepInitial())
     return cbs
 
 # %% ../nbs/05_training.ipynb #28748ff5
 @contextmanager
-def _weights_restored(learn):
-    "Restore the weights from before the `with` block, and drop the optimizer"
-    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    try: yield
-    finally:
-        learn.model.load_state_dict(before)
-        learn.opt = None
-
-@contextmanager
-def _best_weights_kept(learn, keepers):
-    "Restore the best weights also when training is interrupted, and delete their files"
+def _weights_restored(learn, cbs):
+    "Restore the weights that callbacks keep also when training is interrupted"
     try: yield
     except BaseException: # Ctrl-C too
-        for cb in keepers:
-            with suppress(Exception): # it may have come while they were written
-                if cb.last_saved_path: learn.load(cb.fname, with_opt=False)
+        for cb in cbs:
+            if isinstance(cb, (KeepBest, KeepInitial)) and cb.weights: learn.model.load_state_dict(cb.weights)
         raise
-    finally:
-        for cb in keepers: (learn.path/learn.model_dir/f'{cb.fname}.pth').unlink(missing_ok=True)
 
 # %% ../nbs/05_training.ipynb #4f04ec63
 _leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision
@@ -350,14 +351,13 @@ def fit_stage(
     freezing = freeze_to(learn, stage.freeze_to, stage.bn) # changes what learns, and gives what keeps it so
     cbs = freezing + _stage_cbs(stage)
     features = features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext()
-    keepers = [cb for cb in cbs if isinstance(cb, KeepBest)]
     plain_loss = learn.loss_func # callbacks may wrap it
     if not hasattr(learn, 'training_loss'): learn.add_cb(TrainingLoss()) # a learner that fastai made
     learn.training_loss.class_weights = dict(stage.class_weights)
     try:
-        with _weights_restored(learn) if stage.discard else nullcontext(), features, _best_weights_kept(learn, keepers):
-            _fit(learn, stage, cbs)
+        with features, _weights_restored(learn, cbs): _fit(learn, stage, cbs)
     finally:
+        if stage.discard: learn.opt = None
         learn.loss_func = plain_loss
         learn.training_loss.class_weights = {}
 
@@ -448,34 +448,54 @@ def _check_logs(cbs):
 
 # %% ../nbs/05_training.ipynb #c3a10269
 def train(
-    recipe:Recipe|str, # or its name
+    recipe:Recipe|str|None=None, # or its name; None: with `resume`
     seed:int=0, # of the split, the initial weights, the order of images, and augmentation
-    source:str|Path|None=None, # data, as for `sources.find_data`; None: the best available
+    source:str|Path|None=None, # data, as for `sources.find_data`; None: the best available, or with `resume` those of the run
     run_dir:str|Path|None=None, # run folder, new or empty; None: a new one in `runs/`
     limit:int|None=None, # train on only this many images, for a quick test
     num_workers:int|None=None, # processes that read images in every epoch; None: cache images that fit in memory
     device:str|None=None, # 'cpu', 'cuda'; None: the best available
     cbs:list|None=None, # more fastai callbacks
+    resume:str|Path|None=None, # run folder of a training that was stopped, to go on with; it has the recipe, seed and limit
+    force:bool=False, # resume also if the recipe, the data or a package changed
+    checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
-    "Train a network with `recipe` and write a run folder; the test images are not read"
-    if isinstance(recipe, str): recipe = get_recipe(recipe)
+    "Train a network with `recipe` and write a run folder, or go on with one; the test images are not read"
     _check_logs(cbs or [])
-    set_seed(seed)
-    dls = _dataloaders(recipe, source, seed, num_workers=num_workers, device=device, limit=limit)
-    learn = create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])])
+    if resume is not None:
+        if (recipe, seed, run_dir, limit) != (None, 0, None, None):
+            raise ValueError('resume goes on with the recipe, seed and limit of the run, in its folder: leave out recipe, seed, run_dir and limit.')
+        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes)
+    if recipe is None: raise ValueError('Name a recipe, or a run folder to resume.')
+    if isinstance(recipe, str): recipe = get_recipe(recipe)
+    learn = _prepare(recipe, seed, source, cbs, None, limit=limit, num_workers=num_workers, device=device)
     if run_dir is None: run_dir = create_run_dir(recipe, seed)
     run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit))
+    with run.alone(): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes))
+
+def _prepare(recipe, seed, source, cbs, model, **kwargs):
+    "The data and a learner, as they are before the first epoch"
+    set_seed(seed)
+    dls = _dataloaders(recipe, source, seed, **kwargs)
+    return create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])], model=model)
+
+def _train(learn, run, checkpoints):
+    "Train through the stages, from the checkpoint on if there is one"
     learn.run_dir = learn.path = run.folder
-    records = []
+    first = checkpoints.stage
     with run.training(learn.model):
-        with learn.added_cbs(HistoryWriter(run)):
-            for n,stage in enumerate(recipe.stages, 1):
-                learn.history_writer.stage = n
+        with learn.added_cbs([HistoryWriter(run), checkpoints]):
+            for n,stage in enumerate(learn.recipe.stages, 1):
+                if n < first: # which was done
+                    if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
+                    continue
+                learn.history_writer.stage = checkpoints.stage = n
                 fit_stage(learn, stage)
-                records.append(_record(learn))
+                checkpoints.records.append(_record(learn))
         run.save_weights(learn.model)
         run.add_metrics('valid', _validate(learn))
-    _set_record(learn, records)
+    run.remove_checkpoints()
+    _set_record(learn, checkpoints.records)
     return learn
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c
@@ -535,15 +555,19 @@ def _recall_history(learn, run):
     except (OSError, ValueError, KeyError, AttributeError) as e:
         warnings.warn(f'{run.history_file} cannot be read, so learn.recorder is empty: {e}')
 
+def _source_of(run, data): # -> for `_dataloaders`
+    "Where the data of a run are"
+    if Path(data['path']).is_dir(): return data['path']
+    if data['variant'] == 'synthetic': return 'synthetic'
+    if data['variant'].startswith('cifar10'): return # which can be found or downloaded
+    raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
+                            'pass their new place as source (on the command line, --data).')
+
 def _dataloaders_of(run, recipe, info, source, **kwargs):
     "The data of a run, or other images of its classes"
     data = info['data']
     same_images_wanted = source is None
-    if source is None and Path(data['path']).is_dir(): source = data['path']
-    elif source is None and data['variant'] == 'synthetic': source = 'synthetic'
-    elif source is None and not data['variant'].startswith('cifar10'): # which can be found or downloaded
-        raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
-                                'pass their new place as source (on the command line, --data).')
+    if source is None: source = _source_of(run, data)
     dls = _dataloaders(recipe, source, info['seed'], limit=data['limit'], **kwargs)
     same_split = data.get('valid_digest', '') in ('', _valid_digest(dls)) # older runs have none
     if dls.data_info.matches(data) and not same_split:
@@ -558,3 +582,36 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
         raise ValueError(f'{run.folder} was trained on the classes {data["classes"]}, '
                          f'but this data set has the classes {list(dls.vocab)}')
     return dls
+
+# %% ../nbs/05_training.ipynb #980baf4e
+def _changes(run, learn, choices): # -> texts; `choices` are those of the recipe when the checkpoint was written
+    "What is not as it was when a run was stopped"
+    info,here = run.info,run.choices
+    pairs = [(f'the recipe\'s {name}', choices.get(name), here.get(name)) for name in choices | here]
+    data,found = info['data'],_describe_data(learn.dls, info['data']['limit'])
+    pairs += [(f'{name} of the data', data.get(name), found[name]) for name in ('fingerprint', 'classes', 'n_train', 'n_valid', 'valid_digest')]
+    last = info.get('resumed', [info])[-1].get('versions', {})
+    pairs += [(name, last.get(name), version) for name,version in versions().items()]
+    return [f'{name} was {before!r} and is {now!r}' for name,before,now in pairs if before != now]
+
+def _check_unchanged(run, learn, choices, force):
+    changes = _changes(run, learn, choices)
+    if not changes: return
+    text = f'{run.folder} would not end as it would have: {"; ".join(changes)}'
+    if not force: raise ValueError(f'{text}. Undo the change, or resume with force=True (on the command line, --force).')
+    warnings.warn(text)
+
+def _resume(run, source, num_workers, device, cbs, force, minutes):
+    "Train a run that was stopped to its end"
+    if run.status == 'finished': raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
+    with run.alone():
+        info,recipe = _complete_info(run),run.recipe
+        found = run.read_checkpoint()
+        state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
+        data = info['data']
+        model = build_model(recipe, len(data['classes']), data['channels'], pretrained=False) if found else None
+        learn = _prepare(recipe, info['seed'], source or _source_of(run, data), cbs, model, limit=data['limit'],
+                         num_workers=num_workers, device=device)
+        _check_unchanged(run, learn, state['recipe'], force)
+        run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
+        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found))

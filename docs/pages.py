@@ -7,7 +7,7 @@ from string import Template
 modules = {  # part of the reference: modules
     'Data': 'data sources augmentation images caching synthetic archives limits',
     'Models and recipes': 'models recipes weights optimizers registry',
-    'Training': 'training finetuning callbacks runs experiments',
+    'Training': 'training finetuning callbacks checkpoints runs experiments',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
     'Use': 'cli inference all',
     'Tools': 'course exercises grading plotting terminal files errors'}
