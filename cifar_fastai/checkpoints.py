@@ -22,8 +22,8 @@ from fastcore.foundation import L
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from .caching import Features
 from .data import device_of, random_tfms
-from .finetuning import Features
 from .runs import Run
 
 # %% ../nbs/04_checkpoints.ipynb #3f47631e

@@ -351,8 +351,7 @@ def _flatten(d, prefix=''):
 # %% ../nbs/08_experiments.ipynb #eed10603
 def _set_aside(folder):
     "Move what is left of a run that did not finish; nothing is deleted"
-    if not folder.exists(): return
-    if folder.is_dir() and not any(folder.iterdir()): return
+    if Run(folder).is_free(): return
     parent = folder.parent/'unfinished'
     parent.mkdir(exist_ok=True)
     n = 1
@@ -376,7 +375,7 @@ def _resume(grid, c, tick): # -> the Learner, or None
     options = {k: v for k,v in grid.options.items() if k != 'limit'}
     try:
         then,now = _then_and_now(grid, c, Run.open(run.folder))
-        if run.status in ('training', 'interrupted') and run.checkpoints() and then == now:
+        if run.status in ('training', 'interrupted') and then == now:
             return train(resume=run.folder, cbs=[_Ticks(tick)], **options)
     except (FileNotFoundError, ValueError): return # nothing is there, it is damaged, or packages have changed
 

@@ -131,14 +131,15 @@ class Run:
         taken = FileExistsError(f'{run.folder} already exists and is not an empty folder. '
                                 'Nothing was written. Choose another --out, or remove it.')
         def busy(): raise taken
-        if not run._is_free(): raise taken
+        if not run.is_free(): raise taken
         run.folder.mkdir(parents=True, exist_ok=True)
         with locked(run._lock, busy):  # of two processes that want it, one gets it
-            if not run._is_free(): raise taken
+            if not run.is_free(): raise taken
             run._begin(recipe, info)
         return run
 
-    def _is_free(self): # also if another process was killed before it had described its run
+    def is_free(self)->bool: # also if another process was killed before it had described its run
+        "Tell whether a new run can begin in the folder"
         if not self.folder.exists(): return True
         begun = self.recipe_file, self.history_file, self._lock
         return self.folder.is_dir() and all(file in begun or is_part(file) for file in self.folder.iterdir())

@@ -17,6 +17,7 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation
 
 from cifar_fastai import checkpoints, data, runs, training
+from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Head, Stage
 from cifar_fastai.runs import Run
 from cifar_fastai.training import train
@@ -232,6 +233,15 @@ def test_moved_data_are_found_again(stopped, practice, tmp_path):
 def test_a_run_that_is_being_trained_is_left_alone(go, stopped):
     with Run(stopped).alone(), pytest.raises(RuntimeError, match='trained by another process'): go(resume=True)
     assert Run(stopped).status == 'training' and not Run(stopped).is_training()
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_with_a_run_that_was_stopped(stopped, practice, tmp_path):
+    (tmp_path/'grid').mkdir()
+    run = Run(stopped.rename(tmp_path/'grid'/'tiny-seed0'))
+    [row] = run_grid(small, 1, tmp_path/'grid', source=practice, limit=96).itertuples()
+    assert row.status == 'finished' and len(run.info['resumed']) == 1 and not (tmp_path/'grid'/'unfinished').exists()
+    assert weights_of(run.folder) == weights_of(tmp_path/'whole')
 
 
 # --- killed
