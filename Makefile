@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8
-.PHONY: help env train test quick tutorials benchmarks docs build constraints clean
+.PHONY: help env train test quick tutorials faults benchmarks docs build constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ quick: env ## what takes no seconds, and the notebooks that you changed: before 
 
 tutorials: env ## the tutorials at their full size; ARGS="-k transfer" takes one
 	@$(PYTEST) --whole tests/test_notebooks.py -k tutorials $(ARGS)
+
+faults: env ## kill everything that writes, 200 times, and compare what is there in the end; ARGS="--disks 50" fills disks too
+	@$(BIN)/python tests/faults.py $(ARGS)
 
 benchmarks: env ## measure the recipes of the README's table again, on this idle machine; continues where it was stopped; ARGS="--seeds 10"
 	@$(BIN)/python benchmarks/speedruns.py $(ARGS)

@@ -35,15 +35,15 @@ from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
+import requests
 from fastcore.xtras import Config
 from PIL import Image
-from pooch import HTTPDownloader
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .archives import unpack_archive
-from .files import cache_folder, file_digest, make_once, read_json, write_json
+from .files import cache_folder, file_digest, locked, make_once, read_json, write_json
 from .images import UnreadableImageError, bit_depth, image_endings, open_image, printable_name, read_image, read_size
 from .limits import download_timeout
 from .synthetic import cifar10_classes, make_synthetic
@@ -768,24 +768,48 @@ def _reason(e):
     cause = getattr(cause, 'reason', cause)  # requests wraps urllib3's error, which names the host and port first
     return f'{type(e).__name__}: {str(cause).rpartition("): ")[2]}'
 
+def _get(url, part, quiet):
+    "Download what is not in the file `part` yet; all of it if the server does not send parts of files"
+    n = part.stat().st_size if part.exists() else 0
+    headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={n}-'} if n else {})
+    with requests.get(url, headers=headers, stream=True, timeout=download_timeout) as response:
+        if response.status_code == 416: # another file has come to this address, which is shorter
+            part.unlink()
+            return _get(url, part, quiet)
+        response.raise_for_status()
+        if response.status_code != 206: n = 0
+        total = n + int(response.headers.get('Content-Length', 0))
+        with part.open('ab' if n else 'wb') as f, tqdm(total=total, initial=n, unit='B', unit_scale=True, disable=quiet) as bar:
+            for block in response.iter_content(2**12): bar.update(f.write(block))
+
 def download_file(
     url:str, # http: or https:
     file:str|Path, # to write; its folder must exist
     quiet:bool=False, # no progress bar or messages
+    keep:str|Path|None=None, # folder for what an interrupted download leaves, with which the next call goes on; None: that of `file`
 )->Path: # `file`
-    "Download a file, once more if the connection breaks; a `ConnectionError` gives the reason if that fails"
+    "Download a file, and go on once if the connection breaks; a `ConnectionError` gives the reason if that fails"
     file = Path(file)
-    download = HTTPDownloader(progressbar=not quiet, chunk_size=2**18, timeout=download_timeout,
-                              headers={'Accept-Encoding': 'identity'})
+    folder = Path(keep or file.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder/f'.{hashlib.sha256(url.encode()).hexdigest()[:16]}-{file.name}.download'
     try:
-        try: download(url, str(file), None)
-        except RequestException as e:
-            n_bytes = file.stat().st_size if file.exists() else 0
-            if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
-            _say(f'The download of {url} was interrupted after {n_bytes:,} bytes ({type(e).__name__}). Restarting it.', quiet)
-            download(url, str(file), None)
+        with locked(part.with_suffix('.lock')):
+            _get_in_two(url, part, quiet)
+            shutil.move(part, file)
     except RequestException as e: raise ConnectionError(_reason(e)) from None
+    finally:
+        with suppress(OSError): folder.rmdir() # if nothing is in it
     return file
+
+def _get_in_two(url, part, quiet):
+    "Go on once if the connection breaks"
+    try: _get(url, part, quiet)
+    except RequestException as e:
+        n_bytes = part.stat().st_size if part.exists() else 0
+        if not n_bytes and not isinstance(e, ChunkedEncodingError): raise  # it never began
+        _say(f'The download of {url} was interrupted after {n_bytes:,} bytes ({type(e).__name__}). Going on with it.', quiet)
+        _get(url, part, quiet)
 
 def _image_folders(folder, work, quiet):
     "Convert an unpacked archive to the standard layout"
@@ -794,9 +818,9 @@ def _image_folders(folder, work, quiet):
     if _has_annotations(root): sort_tiny_imagenet(root)
     return check_layout(root)
 
-def _download_one(archive, work, quiet):
+def _download_one(archive, work, keep, quiet):
     _say(f'Downloading {archive.url} ({archive.n_bytes/1e6:.0f} MB)', quiet)
-    file = download_file(archive.url, work/archive.url.rsplit('/', 1)[-1], quiet)
+    file = download_file(archive.url, work/archive.url.rsplit('/', 1)[-1], quiet, keep)
     check_archive(file, archive)
     path = _image_folders(unpack_archive(file, work/'unpacked', quiet), work, quiet)
     info = describe_data(path)
@@ -815,7 +839,7 @@ def download_cifar10(
     def make(work):
         failed = []
         for archive in archives or cifar10_archives:
-            try: return _download_one(archive, work, quiet)
+            try: return _download_one(archive, work, Path(folder).parent/'.downloads', quiet)
             except (ConnectionError, ValueError, FileNotFoundError) as e:
                 failed.append(f'{archive.url}: {e}')
                 _say(f'Download failed: {e}', quiet)

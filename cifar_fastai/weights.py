@@ -247,7 +247,7 @@ def _not_fetched(what, url, path, reason):
 def _download(url, path):
     "Download a file that its name can verify"
     with writing(path, 'TORCH_HOME'), atomic_file(path) as part:
-        download_file(url, part)
+        download_file(url, part, keep=path.parent/'.downloads')
         wrong = _hash_error(part, path.name)
         if wrong: raise ConnectionError(f'incomplete download, or a different file: {wrong}')
 

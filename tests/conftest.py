@@ -166,7 +166,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         if isinstance(answer, int): return self.send_error(answer)
         content, n_sent, *seconds = answer if isinstance(answer, tuple) else (answer, len(answer))
-        self.send_response(200)
+        begin = int(self.headers.get('Range', 'bytes=0-')[6:-1])
+        if begin and self.server.ranges:
+            self.server.begun.append(begin)
+            if begin >= len(content): return self.send_error(416)
+            content, n_sent = content[begin:], max(0, n_sent - begin)
+        self.send_response(206 if begin and self.server.ranges else 200)
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content[:n_sent])
@@ -195,10 +200,10 @@ def http_server(monkeypatch):
     """A server on 127.0.0.1. `server.answer('/a.tgz', *answers)` gives one answer after the other, the last one for ever, and
     returns the address. An answer is the content, a status code, or (content, n): the connection drops after n bytes;
     (content, n, seconds): some time later.
-    `server.asked` lists the paths that were asked for."""
+    `server.asked` lists the paths that were asked for. With `server.ranges`, it sends parts of files; `server.begun` lists where they began."""
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     with serving(Handler) as server:
-        server.answers, server.asked = {}, []
+        server.answers, server.asked, server.ranges, server.begun = {}, [], False, []
 
         def answer(path, *answers):
             server.answers[path] = list(answers)

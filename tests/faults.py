@@ -1,7 +1,8 @@
 """Kill everything that writes at random moments, run the same command again, and compare what is there in the end with what one
 that was not killed leaves: `python tests/faults.py --kills 200`
 
-With --disks N, a disk is full or becomes read-only instead, N times; that mounts small file systems in memory, which only root may."""
+With --disks N, a disk is full or becomes read-only instead, N times; that mounts small file systems in memory, which only root may.
+--record adds the counts to benchmarks/results/faults.csv."""
 import argparse
 import contextlib
 import hashlib
@@ -120,22 +121,20 @@ def killed(job, folder, practice, seconds, chance): # -> number of kills
     return kills
 
 def on_a_bad_disk(job, folder, practice, seconds, size, chance):
-    "A disk that is full or read-only from some moment on, and then is not"
-    def mount(*options): subprocess.run(['mount', '-t', 'tmpfs', '-o', ','.join(options), 'tmpfs', folder], check=True)
+    "A disk that is full, or read-only from some moment on, and then is not"
+    def mount(*options): return subprocess.run(['mount', '-t', 'tmpfs', '-o', ','.join(options), 'tmpfs', folder], stderr=subprocess.DEVNULL).returncode == 0
     full = chance.random() < .5
-    mount(f'size={chance.randint(1, max(2, size//1024))}k' if full else 'size=1g')
-    try:
-        pid = begin(job, folder, practice)
-        if not full:
-            time.sleep(chance.uniform(0, seconds))
-            mount('remount', 'ro')
-        end(pid)
-        mount('remount', 'rw', 'size=1g')
-        end(begin(job, folder, practice))
-        kept = folder.parent/'kept'
-        shutil.copytree(folder, kept)
-    finally: subprocess.run(['umount', folder], check=True)
-    shutil.rmtree(folder)
+    if not mount(f'size={chance.randint(1, max(2, size//1024))}k' if full else 'size=1g'): raise PermissionError('Only root may mount file systems.')
+    pid = begin(job, folder, practice)
+    if not full:
+        time.sleep(chance.uniform(0, seconds))
+        while not mount('remount', 'ro') and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None: pass # a file is open
+    end(pid)
+    mount('remount', 'rw', 'size=1g')
+    end(begin(job, folder, practice))
+    kept = shutil.copytree(folder, folder.parent/'kept')
+    subprocess.run(['umount', folder], check=True)
+    folder.rmdir()
     kept.rename(folder)
 
 def main():
@@ -143,25 +142,34 @@ def main():
     parser.add_argument('--kills', type=int, default=200, metavar='N', help='at least so many (default: 200)')
     parser.add_argument('--disks', type=int, default=0, metavar='N', help='disks that are full or read-only (default: 0)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--only', default='', metavar='TEXT', help='only the jobs whose names contain this')
+    parser.add_argument('--only', nargs='+', choices=jobs, default=list(jobs), metavar='JOB', help=f'some of {", ".join(jobs)}')
+    parser.add_argument('--record', action='store_true')
     args = parser.parse_args()
-    chance = random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as tmp: return work(Path(tmp), {k: v for k,v in jobs.items() if args.only in k}, args, chance)
+    with tempfile.TemporaryDirectory() as tmp: kills,disks,wrong = work(Path(tmp), args, random.Random(args.seed))
+    print(json.dumps(dict(kills=sum(kills.values()), disks=sum(disks.values()), wrong=len(wrong))))
+    if args.record: record(args, kills, disks, wrong)
+    return len(wrong) > 0
 
-def work(tmp, jobs, args, chance): # -> exit code
+def record(args, kills, disks, wrong):
+    sys.path.append(str(Path(__file__).parents[1]/'benchmarks'))
+    from side_by_side import add_row, machine
+    for name in args.only:
+        add_row('faults', dict(job=name, kills=kills[name], disks=disks[name], wrong=sum(w.startswith(f'{name}:') for w in wrong), seed=args.seed,
+                               **machine(), command=f'python tests/faults.py --kills {args.kills} --disks {args.disks} --seed {args.seed}'))
+
+def work(tmp, args, chance): # -> kills and bad disks of each job, and what went wrong
     practice = tmp/'practice'
     prepare = lambda folder, _: (synthetic.make_synthetic(practice, n_train=20, n_test=5),
                                  training.train(small, source=practice, run_dir=tmp/'trained', limit=96))
     timed(prepare, tmp/'prepare', None)
     with tarfile.open(practice.with_suffix('.tgz'), 'w:gz') as tar: tar.add(practice, 'practice')
-    wanted,wrong,kills,disks = {},[],dict.fromkeys(jobs, 0),dict.fromkeys(jobs, 0)
-    for name,job in jobs.items():
+    wanted,wrong,kills,disks = {},[],dict.fromkeys(args.only, 0),dict.fromkeys(args.only, 0)
+    for name in args.only:
         (tmp/name).mkdir()
-        wanted[name] = expected(job, tmp/name, practice)
-    names = list(jobs)
+        wanted[name] = expected(jobs[name], tmp/name, practice)
     n = 0
     while sum(kills.values()) < args.kills or sum(disks.values()) < args.disks:
-        name = names[n % len(names)]
+        name = args.only[n % len(args.only)]
         n += 1
         folder = tmp/name/str(n)
         folder.mkdir()
@@ -176,7 +184,6 @@ def work(tmp, jobs, args, chance): # -> exit code
             wrong.append(f'{name}: {problem}' + (f' ({error.read_text()[:300]})' if error.exists() else ''))
             print(wrong[-1], flush=True)
         shutil.rmtree(folder)
-    print(json.dumps(dict(kills=kills, disks=disks, wrong=len(wrong))))
-    return len(wrong) > 0
+    return kills,disks,wrong
 
 if __name__ == '__main__': sys.exit(main())

@@ -974,7 +974,28 @@ def test_dropped_connection_is_tried_again(tmp_path, published, http_server, cap
     url = http_server.answer('/cifar10.tgz', (content, len(content)//2), content)
     found = sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
     assert len(sources.train_files(found)) == 8 and http_server.asked == ['/cifar10.tgz']*2
-    assert 'Restarting it' in capsys.readouterr().err
+    assert 'Going on with it' in capsys.readouterr().err
+
+
+def test_an_interrupted_download_goes_on_in_the_next_call(tmp_path, published, http_server):
+    content, archive = published
+    half, more = len(content)//2, len(content)*3//4
+    url = http_server.answer('/cifar10.tgz', (content, half), (content, more), content)
+    http_server.ranges = True
+    with pytest.raises(ConnectionError, match='could not be downloaded'): sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
+    found = sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
+    first, second = http_server.begun
+    assert 0 < first <= half < second <= more and len(sources.train_files(found)) == 8 and not leftovers(found.parent)
+
+
+@pytest.mark.parametrize('ranges', [True, False])
+def test_another_file_at_the_same_address(tmp_path, http_server, ranges):
+    "One that is shorter than what was downloaded of the first; one that is longer has the wrong checksum, and is downloaded anew then"
+    http_server.ranges = ranges
+    url = http_server.answer('/a', (b'x'*1000, 900), (b'x'*1000, 900), b'y'*100)
+    with pytest.raises(ConnectionError): sources.download_file(url, tmp_path/'a', quiet=True)
+    assert sources.download_file(url, tmp_path/'a', quiet=True).read_bytes() == b'y'*100
+    assert [f.name for f in tmp_path.iterdir()] == ['a']
 
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_server, silent_server, monkeypatch, capsys):
