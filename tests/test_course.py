@@ -605,7 +605,7 @@ def test_links_of_a_copied_tutorial_lead_to_other_tutorials_or_to_the_site(tmp_p
     assert {f'{site}guides/glossary.html', f'{site}benchmarks.html', '06_the_ladder.ipynb'} <= links
     assert not [o for o in links if o.removeprefix(site) not in pages and o not in {path.name for path in copies} and 'numpy.org' not in o]
 
-# --- answers by somebody who had not read the checks
+# --- answers as learners give them, more than half of them by somebody who had not read the checks
 
 learners = json.loads((Path(__file__).parent/'data'/'learners_answers.json').read_text(encoding='utf-8'))
 as_in_a_notebook = """
