@@ -69,25 +69,28 @@ def _(shape):
 def _(normalize):
     batches = [_uneven_images(shape, seed) for seed,shape in enumerate([(8, 3, 16, 12), (5, 3, 9, 20)])]
     found = [need_tensor(call(normalize, x.clone(), advice=_advice_keepdim), x.shape).float() for x in batches]
-    channels = 0, 2, 3
-    wrong = [y for x,y in zip(batches, found) if not _close(y, _normalized(x, channels, channels))]
+    wrong = [y for x,y in zip(batches, found) if not _close(y, _normalized(x, _channels, _channels))]
     if not wrong: return 'Right: over images, height and width, one mean and one deviation for each channel.'
     need_no_slip(found, [(x,) for x in batches], _slips_of_normalizing(), _close)
-    means,stds = ([round(n, 3) + 0. for n in o.tolist()] for o in (wrong[0].mean(channels), wrong[0].std(channels)))
+    means,stds = ([round(n, 3) + 0. for n in o.tolist()] for o in (wrong[0].mean(_channels), wrong[0].std(_channels)))
     need(means != [0]*3 or max(stds) > 1.003 or min(stds) < .997,
          'Mean and standard deviation of each channel are right, but the values are not those of `x`. '
          'Are images, channels or rows in another order, or is a sign changed?')
-    raise Hint(f'The means of your channels are {_list(means)} and their standard deviations {_list(stds)}. They should '
-               'be 0 and 1: from `x` subtract the mean of each channel, and divide by its standard deviation in `x`.')
+    raise Hint(f'The means of your channels are {_list(means)} and their standard deviations {_list(stds)}. '
+               'They should be 0 and 1: from `x` subtract the mean of each channel, '
+               'and divide by its standard deviation in `x`.')
 
 # %% ../nbs/08_exercises.ipynb #f115580b
 _advice_keepdim = ('`x.mean((0, 2, 3), keepdim=True)` has the shape (1, 3, 1, 1), which broadcasts over the batch; '
                    'without `keepdim` it is (3,), which is laid along the last dimension, the width.')
-_taken_over = {(0, 2, 3): 'of each channel', (2, 3): 'of each image and channel, so that a dark image becomes as bright as any',
-               (1, 2, 3): 'of each image, over its channels too', (0, 1, 2, 3): 'of all channels together',
-               (0,): 'of each pixel, over the images only', (1,): 'over the channels of each pixel', (3,): 'of each row',
-               (2,): 'of each column', (0, 1): 'of each pixel, over images and channels', (0, 2): 'of each channel and column',
-               (0, 3): 'of each channel and row', (0, 1, 2): 'of each column, over images and channels'}
+_taken_over = {
+    (0, 2, 3): 'of each channel',
+    (2, 3): 'of each image and channel, so that a dark image becomes as bright as any',
+    (1, 2, 3): 'of each image, over its channels too', (0, 1, 2, 3): 'of all channels together',
+    (0,): 'of each pixel, over the images only', (1,): 'over the channels of each pixel',
+    (0, 1): 'of each pixel, over images and channels', (0, 1, 2): 'of each column, over images and channels',
+    (0, 2): 'of each channel and column', (0, 3): 'of each channel and row',
+    (2,): 'of each column', (3,): 'of each row'}
 
 def _uneven_images(shape, seed):
     "Draw images that differ in brightness and contrast, and channels that differ, too"
@@ -98,8 +101,10 @@ def _uneven_images(shape, seed):
     of_channels = torch.rand(channels, 1, 1, generator=generator)*3
     return torch.rand(shape, generator=generator)*contrast*(.3 + of_channels) + brightness + of_channels
 
-def _mean(x, over=(0, 2, 3)): return x.mean(over, keepdim=True)
-def _std(x, over=(0, 2, 3)): return x.std(over, keepdim=True)
+_channels = 0, 2, 3 # what is averaged over
+
+def _mean(x, over=_channels): return x.mean(over, keepdim=True)
+def _std(x, over=_channels): return x.std(over, keepdim=True)
 def _normalized(x, mean_over, std_over): return (x - _mean(x, mean_over))/_std(x, std_over)
 def _close(a, b): return torch.allclose(a, b, rtol=.003, atol=.003)
 
@@ -112,11 +117,12 @@ def _slips_of_normalizing(): # pairs of hint and function
     yield ('You divide first, so the mean that you subtract is that of other values: `(x - mean)/std`.',
            lambda x: x/_std(x) - _mean(x))
     yield 'Only the mean is divided. Put the difference in brackets: `(x - mean)/std`.', lambda x: x - _mean(x)/_std(x)
+    def least(x): return x.amin(_channels, keepdim=True)
     yield ('You scale each channel to values between 0 and 1. A mean of 0 and a standard deviation of 1 are asked for.',
-           lambda x: (x - x.amin((0, 2, 3), keepdim=True))/(x.amax((0, 2, 3), keepdim=True) - x.amin((0, 2, 3), keepdim=True)))
+           lambda x: (x - least(x))/-(least(x) + least(-x)))
     for mean_over,std_over in product(_taken_over, repeat=2):
-        taken = [f'the {name} {_taken_over[over]}' for name,over in (('mean', mean_over), ('standard deviation', std_over))
-                 if over != (0, 2, 3)]
+        both = ('mean', mean_over),('standard deviation', std_over)
+        taken = [f'the {name} {_taken_over[over]}' for name,over in both if over != _channels]
         if mean_over == std_over: taken = [f'the mean and the standard deviation {_taken_over[mean_over]}']
         yield (f'You take {" and ".join(taken)}. Each channel has one mean and one standard deviation, '
                'over all images, rows and columns: dimensions 0, 2 and 3.',
@@ -140,8 +146,8 @@ def _(split):
          'The second call divides otherwise than the first. Use a seed, or two runs cannot be compared.')
     renamed = [p.replace('picture', 'drawing') for p in pictures]
     need(_split_indices(split, renamed) == [train, valid] or _depends_on_names_only(split, pictures, valid),
-         'It would divide otherwise tomorrow: each time Python starts, a `set` of names has another order, and `hash` of a '
-         'name is another number. Put the names in order instead: `sorted(set(pictures))`.')
+         'It would divide otherwise tomorrow: each time Python starts, a `set` of names has another order, '
+         'and `hash` of a name is another number. Put the names in order instead: `sorted(set(pictures))`.')
     return 'Right: no picture is on both sides, and it comes out the same every time.'
 
 # %% ../nbs/08_exercises.ipynb #ac1b86d0
@@ -173,8 +179,9 @@ def _whole_pictures(split, pictures, where=''): # -> [train, valid]
                           'for validation. About a fifth of them are for validation.')
     both = {pictures[i] for i in train} & {pictures[i] for i in valid}
     if both:
-        raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: that is data '
-                   'leakage, and the validation accuracy is too high. Divide the different pictures first, then the images.')
+        raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: '
+                   'that is data leakage, and the validation accuracy is too high. '
+                   'Divide the different pictures first, then the images.')
     return [train, valid]
 
 # %% ../nbs/08_exercises.ipynb #80cf2808
@@ -303,8 +310,8 @@ def _(model):
 def _scores(model, x):
     "Give what a network makes of images; raise `Hint` if its layers do not fit, or it changes the images"
     images = f'{len(x)} images' if len(x) > 1 else 'a single image'
-    try: return call(model, x, advice=f'That is {images}: give it such a batch yourself, one layer after another, and look at '
-                                      'the shapes.')
+    advice = f'That is {images}: give it such a batch yourself, one layer after another, and look at the shapes.'
+    try: return call(model, x, advice=advice)
     except Hint as e:
         flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
         raise Hint(f'{e}{flat}') from e.__cause__
@@ -355,9 +362,11 @@ def _need_learned_layers(model, y):
     known = {id(p) for p in model.parameters()}
     strange = [tuple(f.variable.shape) for f in graph if hasattr(f, 'variable') and id(f.variable) not in known]
     need(not strange,
-         f'Your network uses weights of shape {max(strange, key=len, default=())} that are not among its `parameters()`, so that '
-         'an optimizer does not train them. PyTorch finds layers that are attributes (`self.conv = ...`), not those in a Python '
-         'list or dictionary (use `nn.ModuleList` or `nn.ModuleDict`), and not those that `forward` makes anew.')
+         f'Your network uses weights of shape {max(strange, key=len, default=())} '
+         'that are not among its `parameters()`, so that an optimizer does not train them. '
+         'PyTorch finds layers that are attributes (`self.conv = ...`), '
+         'not those in a Python list or dictionary (use `nn.ModuleList` or `nn.ModuleDict`), '
+         'and not those that `forward` makes anew.')
     weights = [f.next_functions[1][0] for f in graph if f.name().startswith('ConvolutionBackward')]
     need(any(weights), 'There is no convolution that learns in it: `nn.Conv2d`, or `F.conv2d` with an `nn.Parameter`.')
 
@@ -606,11 +615,11 @@ def _need_dropped(x, y, p):
     if torch.allclose(factor, torch.full_like(factor, right), rtol=1e-4): return
     least,most,wanted = apart(*(round(float(n), 5) for n in (factor.min(), factor.max(), right)))
     need(torch.allclose(factor, factor[:1], rtol=1e-3),
-         f'Some of what is kept becomes {least} times as large, and some {most} times. With p={p:g} it should all become '
-         f'{wanted} times as large.')
+         f'Some of what is kept becomes {least} times as large, and some {most} times. '
+         f'With p={p:g} it should all become {wanted} times as large.')
     need(not math.isclose(factor[0], right, rel_tol=.03),
-         f'Nearly: what is kept becomes {least} times as large, and with p={p:g} it should be {wanted} times. Divide by '
-         '`1 - p` itself, neither rounded nor measured in what happens to be kept.')
+         f'Nearly: what is kept becomes {least} times as large, and with p={p:g} it should be {wanted} times. '
+         'Divide by `1 - p` itself, neither rounded nor measured in what happens to be kept.')
     raise Hint(f'What is kept becomes {least} times as large, and with p={p:g} it should be {wanted} times. '
                'Divide what is kept by the share that is kept, `1 - p`.')
 
@@ -715,8 +724,8 @@ def _need_new_head(new_head, n_features, old, new):
     as_it_came = all(m.training for m in returned.modules())
     try: scores = returned.eval()(x) # a lazy layer learns its size here
     except Exception as e:
-        raise Hint(f'What you return ends in {type(e).__name__}: {e}. The new layer must take as many values as the one '
-                   f'that it replaces, here {n_features}: `model.head[-1].in_features`.') from e
+        raise Hint(f'What you return ends in {type(e).__name__}: {e}. The new layer must take as many values '
+                   f'as the one that it replaces, here {n_features}: `model.head[-1].in_features`.') from e
     need_tensor(scores, (4, new))
     body = returned.body.state_dict()
     unchanged = body.keys() == before.body.state_dict().keys() and all(
@@ -727,7 +736,8 @@ def _need_new_head(new_head, n_features, old, new):
         scores = returned.train(training)(x)
         seen = _linear_inputs(returned, x)
         need(len(seen) == 1 and seen[0].shape == reached.shape and torch.allclose(seen[0], reached, atol=1e-5),
-             'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
+             'All of the head but its last layer has to stay, and nothing comes before the new one: '
+             '`model.head[-1] = ...`')
         new_layer = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1]
         need(torch.allclose(scores, new_layer(seen[0]), atol=1e-5),
              'Nothing comes after the new layer: its outputs are the scores.')
@@ -793,8 +803,8 @@ def _(freeze):
         raise Hint(f'The weights stay, but {name} moved: BatchNorm in training mode takes the statistics of every '
                    'batch, gradient or not. Put those layers into evaluation mode: `.eval()`.')
     need(torch.allclose(model.body(x)[:4], model.body(x[:4]), atol=1e-4),
-         'Neither weights nor running statistics move, but BatchNorm does not use these statistics: in training mode it '
-         'normalizes by those of each batch, so that an image gets other features among other images. '
+         'Neither weights nor running statistics move, but BatchNorm does not use these statistics: in training mode '
+         'it normalizes by those of each batch, so that an image gets other features among other images. '
          'Put those layers into evaluation mode: `.eval()`.')
     return 'Right: neither weights nor statistics move, and the head learns.'
 
@@ -817,7 +827,8 @@ def _(n):
 @exercise('4.4', 'Discriminative learning rates')
 def _(rates):
     for n,low,high in (3, 1e-5, 1e-3), (5, 1e-4, 1.), (4, 2e-3, .05), (2, 1e-3, 3e-3):
-        found = need_numbers(call(rates, n, low, high), n, f'For {n} groups, return {n} learning rates, which are numbers.')
+        what = f'For {n} groups, return {n} learning rates, which are numbers.'
+        found = need_numbers(call(rates, n, low, high), n, what)
         right = np.geomspace(low, high, n)
         need(not np.allclose(found, right[::-1]),
              'The largest rate is for the head, which is the last group and knows nothing yet; '
@@ -884,12 +895,14 @@ check('4.4', rates)''')
 # %% ../nbs/08_exercises.ipynb #009bdcbc
 _animals = ['bird', 'cat', 'dog', 'frog']
 _counts = np.array([[50, 6, 3, 1], [14, 45, 9, 2], [4, 8, 170, 18], [0, 2, 1, 27]]) # rows: what the images are
-_poor = np.array([[2, 0, 9, 0], [5, 1, 0, 6], [0, 4, 3, 0], [6, 7, 0, 2]]) # the most confused pair is in no row or column with the most mistakes
+# the most confused pair is in no row or column with the most mistakes
+_poor = np.array([[2, 0, 9, 0], [5, 1, 0, 6], [0, 4, 3, 0], [6, 7, 0, 2]])
 
 # %% ../nbs/08_exercises.ipynb #593e3aaf
 @exercise('5.1', 'The pair that is confused most')
 def _(most):
-    tables = [(_counts, _animals), (_counts.T[::-1, ::-1], _animals[::-1]), (_counts[:2, :2], _animals[:2]), (_poor, _animals)]
+    tables = [(_counts, _animals), (_counts.T[::-1, ::-1], _animals[::-1]), (_counts[:2, :2], _animals[:2]),
+              (_poor, _animals)]
     found = [_pair_and_number(call(most, counts.copy(), list(vocab)), vocab) for counts,vocab in tables]
     right = [_most_confused(*table) for table in tables]
     if found == right: return 'Right. Such a pair says where to look; it does not say why.'
@@ -943,7 +956,7 @@ _slips_of_pairs = [ # pairs of hint and function
      lambda counts, vocab: _of_row((counts.diagonal()/counts.sum(1)).argmin(), counts, vocab))]
 _slips_of_numbers = [
     ('The pairs are right, but your number is that of both directions together.',
-     lambda counts, vocab: _mistakes(counts).max() + counts.T[np.unravel_index(_mistakes(counts).argmax(), counts.shape)]),
+     lambda counts, vocab: (counts + counts.T)[_mistakes(counts) == _mistakes(counts).max()][0]),
     ('The pairs are right, but your number is that of all mistakes in the row.',
      lambda counts, vocab: _mistakes(counts)[_mistakes(counts).max(1).argmax()].sum()),
     ('The pairs are right, but your number is a share. Return how often it happened.',
@@ -964,8 +977,8 @@ def _(recall):
     for counts,yours,shares in zip(tables, found, right):
         for i in np.flatnonzero(~np.isclose(yours, shares, rtol=0, atol=.00051)):
             wanted,got = apart(shares[i], yours[i])
-            raise Hint(f'Of the {counts[i].sum()} images of class {i}, counted from 0, {counts[i, i]} are right, which is '
-                       f'{wanted}; you have {got}.')
+            raise Hint(f'Of the {counts[i].sum()} images of class {i}, counted from 0, {counts[i, i]} are right, '
+                       f'which is {wanted}; you have {got}.')
     return 'Right: of the images of a class, the share that is found.'
 
 # %% ../nbs/08_exercises.ipynb #72460626
@@ -1011,25 +1024,26 @@ def _other_mistakes(actual, before, after): return ((before != actual) & (after 
 
 _neither = 'An image whose answer changed from one wrong class to another is neither fixed nor broken.'
 _slips_of_changes = [ # pairs of hint and function
-    ('Nearly: fixed means wrong before and right after. You have them the other way round.', lambda *o: _changes(*o)[::-1]),
+    ('Nearly: fixed means wrong before and right after. You have them the other way round.',
+     lambda *o: _changes(*o)[::-1]),
     (_neither, lambda *o: (_changes(*o)[0], _changes(*o)[1] + _other_mistakes(*o))),
     (_neither, lambda *o: (_changes(*o)[0] + _other_mistakes(*o), _changes(*o)[1])),
     ('You count what is right and wrong after the change, whatever it was before.',
      lambda actual, before, after: ((after == actual).sum(), (after != actual).sum())),
-    ('You count what is right after the change and what was wrong before it. Whether an image was fixed needs both answers.',
+    ('You count what is right after the change and what was wrong before it. Both answers to an image count.',
      lambda actual, before, after: ((after == actual).sum(), (before != actual).sum())),
-    ('You count what was wrong before and what is wrong after. Whether an image was fixed or broken needs both answers.',
+    ('You count what was wrong before and what is wrong after. Both answers to an image count.',
      lambda actual, before, after: ((before != actual).sum(), (after != actual).sum())),
     ('What was wrong before and after is not broken. Broken is right before and wrong after.',
-     lambda actual, before, after: (_changes(actual, before, after)[0], ((before != actual) & (after != actual)).sum())),
+     lambda actual, *o: (_changes(actual, *o)[0], np.all([p != actual for p in o], axis=0).sum())),
     ('What was right before and after is not broken. Broken is right before and wrong after.',
-     lambda actual, before, after: (_changes(actual, before, after)[0], ((before == actual) & (after == actual)).sum())),
+     lambda actual, *o: (_changes(actual, *o)[0], np.all([p == actual for p in o], axis=0).sum())),
     ('You return the difference of the two. Return each of them.',
-     lambda *o: (max(_changes(*o)[0] - _changes(*o)[1], 0), max(_changes(*o)[1] - _changes(*o)[0], 0))),
+     lambda *o: tuple(max(a - b, 0) for a,b in (_changes(*o), _changes(*o)[::-1]))),
     ('Those are shares. Return numbers of images: `.sum()` instead of `.mean()`.',
      lambda *o: tuple(n/len(o[0]) for n in _changes(*o))),
     ('`|` is "or". An image is fixed if it was wrong before *and* is right after: `&`.',
-     lambda actual, before, after: (((before != actual) | (after == actual)).sum(), ((before == actual) | (after != actual)).sum()))]
+     lambda actual, before, after: tuple(len(actual) - n for n in _changes(actual, before, after)[::-1]))]
 
 # %% ../nbs/08_exercises.ipynb #959c8648
 @exercise('5.4', 'Whether it was chance')
@@ -1043,8 +1057,9 @@ def _(p_value):
     for (fixed,broken),p,wanted in zip(given, found, right):
         n = fixed + broken
         shown,yours = apart(wanted, p)
-        need(0 <= p <= 1, f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you return {yours}. '
-                          'If both sides are added up, the middle must not count twice.')
+        need(0 <= p <= 1,
+             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you return {yours}. '
+             'If both sides are added up, the middle must not count twice.')
         need(same(p, wanted),
              f'For {fixed} fixed and {broken} broken the probability is {shown}; you return {yours}. It is that of '
              f'{max(fixed, broken)} heads or more, or {min(fixed, broken)} or fewer, in {n} tosses of a coin.')
@@ -1058,7 +1073,8 @@ def _probability(p_value, fixed, broken):
         if not isinstance(cause_of(e), OverflowError): raise
         raise Hint(f'For {fixed} fixed and {broken} broken the numbers are too large for a float. Divide whole numbers '
                    'instead, `comb(n, k)/2**n`, or use `scipy.stats.binomtest`.') from e
-    need(not hasattr(p, 'pvalue'), f'Return the probability alone: it is the `pvalue` of what you return, {kind_of(p)}.')
+    need(not hasattr(p, 'pvalue'),
+         f'Return the probability alone: it is the `pvalue` of what you return, {kind_of(p)}.')
     return float(as_number(p))
 
 # %% ../nbs/08_exercises.ipynb #15abe792
@@ -1069,7 +1085,8 @@ def _slips_of_chance(stats): # pairs of hint and function
         yield one_side, lambda f, b, side=side: stats.binomtest(f, f + b, alternative=side).pvalue
     yield one_side, lambda f, b: stats.binom.cdf(min(f, b), f + b, .5)
     for times,factor in ('', 1), ('twice ', 2):
-        yield (f'That is {times}the probability of exactly this result. Add up those of all results that are as uneven, or more.',
+        yield (f'That is {times}the probability of exactly this result. '
+               'Add up those of all results that are as uneven, or more.',
                lambda f, b, factor=factor: factor*stats.binom.pmf(f, f + b, .5))
     yield ('You leave out the result itself. "At least this uneven" is that result and all that are more uneven.',
            lambda f, b: min(1, 2*stats.binom.cdf(min(f, b) - 1, f + b, .5)))
@@ -1166,7 +1183,8 @@ def _need_interval(interval, a):
     "Raise `Hint` unless `interval` gives the 95% interval of the mean of the three accuracies `a`"
     from scipy import stats
     low,high = need_numbers(call(interval, a.tolist()), 2, 'Return two numbers: the lower and the upper end.')
-    need(not math.isclose(low, a.mean(), abs_tol=1e-6), 'You return the mean first. Return the two ends: mean - h, mean + h.')
+    need(not math.isclose(low, a.mean(), abs_tol=1e-6),
+         'You return the mean first. Return the two ends: mean - h, mean + h.')
     need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
     def is_(x, y): return math.isclose(x, y, rel_tol=.01)
     middle = (low + high)/2
@@ -1316,8 +1334,10 @@ def _(whiten):
         need(tuple(getattr(w, 'shape', ())) not in ((n, values), (values, n)),
              'You return what the filters make of the patches. Return the filters, a square matrix.')
         w = need_tensor(w, (values, values))
-        need(not w.is_complex(), 'Your filters are complex numbers. A covariance is symmetric: `torch.linalg.eigh` gives real ones.')
-        need(bool(w.isfinite().all()), 'Some of your filters are not finite. `eigh` returns the eigenvalues first, then the eigenvectors.')
+        need(not w.is_complex(),
+             'Your filters are complex numbers. A covariance is symmetric: `torch.linalg.eigh` gives real ones.')
+        need(bool(w.isfinite().all()),
+             'Some of your filters are not finite. `eigh` returns the eigenvalues first, then the eigenvectors.')
         _need_white(w.float(), patches)
     return 'Right: the outputs have variance 1 and are not correlated.'
 
@@ -1331,40 +1351,42 @@ def _mixed_values(n, values):
 # %% ../nbs/08_exercises.ipynb #4e327633
 def _need_white(w, patches):
     "Raise `Hint` unless the outputs of the filters `w`, its rows, have variance 1 and are not correlated"
-    n = len(patches)
+    identity = torch.eye(len(w))
     def covariance(w): return torch.cov((patches @ w.T).T)
-    def close(a, b, rtol=.02): return torch.allclose(a, b, rtol=rtol, atol=.02)
+    def close(a, b): return torch.allclose(a, b, rtol=.02, atol=.02)
     def uncorrelated(cov): return bool((cov - torch.diag(cov.diag())).abs().max() < .02*cov.diag().min())
     cov = covariance(w)
-    variances = cov.diag()
-    if torch.allclose(cov, torch.eye(len(w)), rtol=0, atol=.006): return
-    if uncorrelated(cov): raise Hint(f'The outputs are uncorrelated, but their variances are {_list(variances.tolist())}, and '
-                                     f'should be 1. {_wrong_scale(variances, torch.linalg.eigvalsh(torch.cov(patches.T)), n)}')
+    if torch.allclose(cov, identity, rtol=0, atol=.006): return
+    if uncorrelated(cov): raise Hint(_wrong_scale(cov.diag(), patches))
     swapped = covariance(w.T)
-    need(not close(swapped, torch.eye(len(w))), 'Nearly: the filters must be the rows of what you return; transpose it.')
-    need(not uncorrelated(swapped), 'The eigenvectors are the columns of what `eigh` returns, and filters are rows: transpose '
-                                    'it. Then divide each by the root of its eigenvalue.')
+    need(not close(swapped, identity), 'Nearly: the filters must be the rows of what you return; transpose it.')
+    need(not uncorrelated(swapped),
+         'The eigenvectors are the columns of what `eigh` returns, and filters are rows: transpose it. '
+         'Then divide each by the root of its eigenvalue.')
     need(not close(w, torch.linalg.inv(torch.cov(patches.T))),
          'That is the inverse of the covariance, which divides by the variances. Divide by their roots.')
-    if close(variances, torch.ones(len(w))):
+    if close(cov.diag(), torch.ones(len(w))):
         own = 'Dividing each value by its own deviation is not enough. ' if uncorrelated(w @ w.T) else ''
         raise Hint(f'The outputs have variance 1, but are still correlated. {own}'
                    'Take each eigenvector of the covariance of the patches as a filter, once.')
     raise Hint('With your filters the covariance of the outputs differs from the identity by '
-               f'up to {(cov - torch.eye(len(w))).abs().max():.2g}. The filters are the eigenvectors of the covariance of the '
-               'patches, each divided by the root of its eigenvalue.')
+               f'up to {(cov - identity).abs().max():.2g}. The filters are the eigenvectors of the covariance of '
+               'the patches, each divided by the root of its eigenvalue.')
 
-def _wrong_scale(variances, eigenvalues, n):
-    "Say why filters along the eigenvectors give outputs of these `variances`"
+def _wrong_scale(variances, patches): # -> a hint
+    "Say what is wrong if outputs are not correlated and have these variances"
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(patches.T))
     def are(others): return torch.allclose(variances.sort().values, others.sort().values, rtol=.02)
-    if are(eigenvalues): return 'Divide each filter by the standard deviation of its output, the root of its eigenvalue.'
-    if are(1/eigenvalues): return 'You divide by the eigenvalues, which are variances. Divide by their roots, the standard deviations.'
-    if are(eigenvalues**2): return 'You multiply by the standard deviations, the roots of the eigenvalues. Divide by them.'
-    if variances.max() < 1.002*variances.min():
-        return f'They are all the same, so that only a factor is wrong: is the covariance divided by n - 1, for {n} patches, once?'
-    if .9 < variances.min() and variances.max() < 1:
-        return 'Do you add a constant to the eigenvalues? It must be so small that it does not change them much, or be left out.'
-    return 'Divide each filter by the standard deviation of its output, the root of its eigenvalue.'
+    if are(1/eigenvalues): why = 'You divide by the eigenvalues, the variances. Divide by their roots.'
+    elif are(eigenvalues**2): why = 'You multiply by the roots of the eigenvalues. Divide by them.'
+    elif variances.max() < 1.002*variances.min():
+        why = ('They are all the same, so that only a factor is wrong: '
+               f'is the covariance divided by n - 1, for {len(patches)} patches, once?')
+    elif .9 < variances.min() and variances.max() < 1:
+        why = ('Do you add a constant to the eigenvalues? '
+               'It must be so small that it does not change them much, or be left out.')
+    else: why = 'Divide each filter by the standard deviation of its output, the root of its eigenvalue.'
+    return f'The outputs are uncorrelated, but their variances are {_list(variances.tolist())}, and should be 1. {why}'
 
 # %% ../nbs/08_exercises.ipynb #4b623ed3
 @exercise('7.4', 'Alternating flips')
@@ -1458,25 +1480,26 @@ def _(prepare):
 def _shaded_picture(size):
     "Draw a picture that is nowhere black or white, of which every part, and every channel, looks different"
     y,x = np.mgrid[:size[1], :size[0]]/np.array(size[::-1])[:, None, None]
-    grain = np.random.default_rng(0).integers(0, 30, (size[1], size[0], 3))*(size == (32, 32)) # where nothing is resized
-    return Image.fromarray((20 + 140*np.stack([x, y, (1 - x)*(1 - y)], -1) + grain).astype(np.uint8))
+    shades = 20 + 140*np.stack([x, y, (1 - x)*(1 - y)], -1)
+    if size == (32, 32): shades += np.random.default_rng(0).integers(0, 30, shades.shape) # nothing is resized
+    return Image.fromarray(shades.astype(np.uint8))
 
 def _need_pixels(x, picture, where):
     "Raise `Hint` unless the batch `x` is the whole of `picture`, resized"
     pixels = x[0].double().permute(1, 2, 0).numpy()
-    same_size = picture.size == (32, 32)
     right = np.asarray(picture.convert('RGB').resize((32, 32)))/255
-    def is_(other): return bool(np.abs(pixels - other).mean() < (.01 if same_size else .05)) # ways to resize differ, and so do few colors
+    tolerance = .01 if picture.size == (32, 32) else .05 # ways to resize differ, and so do few colors
+    def is_(other): return bool(np.abs(pixels - other).mean() < tolerance)
     if is_(right): return
     for hint,other in _slips_of_pixels(right): need(not is_(other), hint)
-    need(np.ptp(pixels, axis=2).max() > .001 or np.ptp(right, axis=2).max() < .001, 'All three channels are the same: where are the colors?')
-    raw = np.asarray(picture.resize((32, 32)))/255
-    need(raw.ndim == 3 and raw.shape[2] == 3 or not is_(np.atleast_3d(raw)[..., :3]),
-         f'{where} you return numbers that are not red, green and blue: in mode \'P\' they are places in a palette, in mode '
-         '\'CMYK\' amounts of ink. `picture.convert("RGB")` makes colors of them.')
-    raise Hint(f'{where} the shape is right, but it is not the whole picture as it was. Is a part of it cut out, or added at '
-               'the edges, or are its colors changed? Resize it, `picture.resize((32, 32))`, even if that squeezes it, '
-               'and divide every picture by 255.')
+    need(picture.mode == 'L' or np.ptp(pixels, axis=2).max() > .001,
+         'All three channels are the same: where are the colors?')
+    need(picture.mode not in ('P', 'CMYK') or not is_(np.atleast_3d(picture.resize((32, 32)))[..., :3]/255),
+         f"{where} you return numbers that are not red, green and blue: in mode 'P' they are places in a palette, "
+         "in mode 'CMYK' amounts of ink. `picture.convert('RGB')` makes colors of them.")
+    raise Hint(f'{where} the shape is right, but it is not the whole picture as it was. Is a part of it cut out, '
+               'or added at the edges, or are its colors changed? Resize it, `picture.resize((32, 32))`, '
+               'even if that squeezes it, and divide every picture by 255.')
 
 def _slips_of_pixels(right): # pairs of hint and pixels
     "Collect wrong ways to make a batch of a picture"
@@ -1491,7 +1514,8 @@ def _slips_of_pixels(right): # pairs of hint and pixels
     yield 'It stands on its head.', right[::-1]
     yield 'Bright and dark are exchanged: a byte of 255 is a 1, and 0 stays 0.', 1 - right
     for stretched in right/right.max(),(right - right.min())/np.ptp(right):
-        yield 'Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.', stretched
+        yield ('Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.',
+               stretched)
 
 # %% ../nbs/08_exercises.ipynb #ab8529a2
 @exercise('8.2', 'Scores to probabilities')
@@ -1560,7 +1584,8 @@ def _(top):
     need(names == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {names}.')
     five = [.1, .3, .05, .35, .2]
     found = [o[0] for o in pairs(five, [*'edcba'], 4)]
-    need(found == [*'bdae'], f'The likeliest four of {five}, called e, d, c, b and a, are b, d, a and e; you return {found}.')
+    need(found == [*'bdae'],
+         f'The likeliest four of {five}, called e, d, c, b and a, are b, d, a and e; you return {found}.')
     need(len(pairs([.6, .4], ['cat', 'dog'], 5)) == 2,
          'If more are asked for than there are classes, return all there are.')
     return 'Right.'
@@ -1583,7 +1608,8 @@ def _(decide):
              f'With {p} for cat, dog and ship and a threshold of .3 several reach it, and the answer is the likeliest, '
              f'{right}; you return {found!r}.')
     found = answer([.1, .2, .15, .3, .25], .2, [*'edcba'])
-    need(found == 'b', f'It works for three classes, but not for five, called e, d, c, b and a: you return {found!r}, not b.')
+    need(found == 'b',
+         f'It works for three classes, but not for five, called e, d, c, b and a: you return {found!r}, not b.')
     found = _with_kind('a tensor', lambda: answer(torch.tensor([.1, .1, .8]), .5))
     need(found == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'
@@ -1592,8 +1618,8 @@ def _(decide):
 add_solution(
     '8.1',
     '`convert` and `resize` make any picture of 8 bits 32x32 pixels in three colors. NumPy gives bytes with the '
-    'channels last; dividing by 255 and `permute` make of them what a network expects. (Divide values of 16 bits first: '
-    '`convert` makes nearly all of them white.)',
+    'channels last; dividing by 255 and `permute` make of them what a network expects. '
+    '(Divide values of 16 bits first: `convert` makes nearly all of them white.)',
     '''
 import numpy as np
 import torch

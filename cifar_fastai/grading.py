@@ -128,8 +128,9 @@ def listed(
     answer:object, # what was given
 )->list|None: # None if it is nothing that has an order
     "List what a tuple, a list, an array, a tensor, a column or an iterator holds"
-    without_order = isinstance(answer, (str, bytes, Mapping, set, frozenset, pd.DataFrame)) or getattr(answer, 'shape', None) == ()
-    return None if without_order or not isinstance(answer, Iterable) else list(answer)
+    without_order = isinstance(answer, (str, bytes, Mapping, set, frozenset, pd.DataFrame))
+    if without_order or not isinstance(answer, Iterable) or getattr(answer, 'shape', None) == (): return None
+    return list(answer)
 
 def need_numbers(
     answer:object, # what a function returned
