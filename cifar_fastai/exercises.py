@@ -368,7 +368,8 @@ def _need_learned_layers(model, y):
          'not those in a Python list or dictionary (use `nn.ModuleList` or `nn.ModuleDict`), '
          'and not those that `forward` makes anew.')
     weights = [f.next_functions[1][0] for f in graph if f.name().startswith('ConvolutionBackward')]
-    need(any(weights), 'There is no convolution that learns in it: `nn.Conv2d`, or `F.conv2d` with an `nn.Parameter`.')
+    need(any(weights), 'There is no convolution in it that learns: `nn.Conv2d`, or `F.conv2d` with an `nn.Parameter`. '
+                       'If there is one, something cuts its gradient off, such as `detach()` or `no_grad()`.')
 
 # %% ../nbs/08_exercises.ipynb #e940276f
 def _idle_after_steps(model, x, n=3):
@@ -997,7 +998,7 @@ _slips_of_recall = [ # pairs of hint and function
      lambda c: c.diagonal()/_mistakes(c).sum(1)),
     ('Those are percentages. Return shares: .833, not 83.3.', lambda c: 100*c.diagonal()/c.sum(1)),
     ('You take the largest number of each row. Right is what is on the diagonal.', lambda c: c.max(1)/c.sum(1)),
-    ('`//` leaves only whole numbers. Divide by `/`.', lambda c: c.diagonal()//c.sum(1)),
+    ('Your shares are cut to whole numbers, as `//` and `int` do. Divide by `/`.', lambda c: c.diagonal()//c.sum(1)),
     ('The shares are right, but not in the order of the classes.', lambda c: np.sort(c.diagonal()/c.sum(1))),
     ('The shares are right, but the last class comes first.', lambda c: (c.diagonal()/c.sum(1))[::-1])]
 
@@ -1337,7 +1338,8 @@ def _(whiten):
         need(not w.is_complex(),
              'Your filters are complex numbers. A covariance is symmetric: `torch.linalg.eigh` gives real ones.')
         need(bool(w.isfinite().all()),
-             'Some of your filters are not finite. `eigh` returns the eigenvalues first, then the eigenvectors.')
+             'Some of your filters are not finite: is a root taken of negative numbers? '
+             '`eigh` returns the eigenvalues first, then the eigenvectors.')
         _need_white(w.float(), patches)
     return 'Right: the outputs have variance 1 and are not correlated.'
 
@@ -1492,11 +1494,11 @@ def _need_pixels(x, picture, where):
     def is_(other): return bool(np.abs(pixels - other).mean() < tolerance)
     if is_(right): return
     for hint,other in _slips_of_pixels(right): need(not is_(other), hint)
-    need(picture.mode == 'L' or np.ptp(pixels, axis=2).max() > .001,
-         'All three channels are the same: where are the colors?')
     need(picture.mode not in ('P', 'CMYK') or not is_(np.atleast_3d(picture.resize((32, 32)))[..., :3]/255),
          f"{where} you return numbers that are not red, green and blue: in mode 'P' they are places in a palette, "
          "in mode 'CMYK' amounts of ink. `picture.convert('RGB')` makes colors of them.")
+    need(picture.mode == 'L' or np.ptp(pixels, axis=2).max() > .001,
+         'All three channels are the same: where are the colors?')
     raise Hint(f'{where} the shape is right, but it is not the whole picture as it was. Is a part of it cut out, '
                'or added at the edges, or are its colors changed? Resize it, `picture.resize((32, 32))`, '
                'even if that squeezes it, and divide every picture by 255.')

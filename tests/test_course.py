@@ -266,6 +266,12 @@ def cropped(picture, at=(0, 0)):
     picture = picture.convert('RGB')
     if min(picture.size) < 40: return prepare(picture)
     return prepare(picture.crop((*at, at[0] + 32, at[1] + 32)))
+def with_border_cut(picture):
+    picture = picture.convert('RGB')
+    return prepare(picture.crop((1, 1, picture.width - 1, picture.height - 1)))
+def without_convert(picture):
+    pixels = np.atleast_3d(np.asarray(picture.resize((32, 32)))/255)
+    return torch.tensor(np.broadcast_to(pixels[..., :3], (32, 32, 3)).copy(), dtype=torch.float32).permute(2, 0, 1)[None]
 def center_cropped(picture):
     return prepare(ImageOps.fit(picture.convert('RGB'), (32, 32)))
 def padded(picture): return prepare(ImageOps.pad(picture.convert('RGB'), (32, 32)))
@@ -377,7 +383,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
     '2.3': [(lambda: network(nn.Sigmoid()), 'sigmoid'), (lambda: network(nn.Hardsigmoid()), 'sigmoid'), (lambda: network(nn.Tanh()), 'tanh'), (lambda: network(nn.Softplus()), 'negative'), (lambda: network(nn.Softmax(0)), 'softmax'),
             (InList, 'not among its `parameters()`'), (Doubling, 'network was given has changed'), (lambda: InOneMode(False), 'evaluation mode only'), (lambda: InOneMode(True), 'training mode only'), (lambda: network().requires_grad_(False), 'no parameter that can learn'), (Mixed, 'mixed up'), (OfEight, 'a single image'), (lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
-            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
+            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution in it that learns'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
             (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: network(nn.ReLU()), 'ReLU'), (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 10)), 'Flatten'), (lambda x: network(), 'is called with 0 things'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
     '2.4': [(.9, 'how often it is wrong'), (math.log2(10), 'natural'), (.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
     '2.5': [(lambda lrs, losses: 2e-3, 'lowest'), (lambda lrs, losses: 5e-4, 'hardly'), (lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
@@ -435,7 +441,7 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '8.2': [(clamped, 'differences count'), (lambda s: clamped(s, 20.), 'differences count'), (lambda s: softmax_of(s, keepdim=False), 'keepdim=True'), (lambda s: softmax_of(s - s.max(), keepdim=False), 'keepdim=True'),
             (lambda s: softmax_of(s - s.max()), 'Subtract the largest score of each row'), (lambda s: s.exp()/s.exp().sum(), 'with two it does not'), (lambda s: s.sub_(s.amax(1, keepdim=True)).softmax(1), 'has changed'), (lambda s: s.log_softmax(1), 'add up to 1'),
             (lambda s: s.exp()/s.exp().sum(1, keepdim=True), 'infinite'), (lambda s: s/s.sum(), '.090'), (lambda s: s.sigmoid(), 'add up to 1'), (lambda s: s.softmax(0), 'add up to 1')],
-    '8.1': [(cropped, 'the whole picture'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
+    '8.1': [(cropped, 'the whole picture'), (with_border_cut, 'the whole picture'), (without_convert, 'palette'), (lambda p: prepare(p).flip(3), 'Left and right'), (lambda p: prepare(p).mean(1, keepdim=True).expand(1, 3, 32, 32), 'where are the colors'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
             (lambda p: prepare(p).transpose(2, 3), 'Rows and columns'), (lambda p: prepare(p)*2 - 1, 'between 0 and 1'), (stretched, 'by its own maximum'), (lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: decide([round(float(o), 1) for o in p], vocab, t), 'With 0.56'), (first_over, 'the likeliest, ship'), (lambda p, vocab, t: first_over(list(p)[::-1], vocab[::-1], t), 'the likeliest, cat'), (lambda p, vocab, t: int(np.argmax(p)) if max(p) >= t else None, 'not its place'),
@@ -478,6 +484,7 @@ def test_trying_an_answer_leaves_no_traces():
     before = torch.get_rng_state()
     assert check('2.3', model) and not model.training and all(p.grad is None for p in model.parameters())
     assert not check('3.1', lambda x: x) and torch.equal(torch.get_rng_state(), before)
+    assert not check('4.2', lambda model: torch.set_grad_enabled(False) and None) and torch.is_grad_enabled()
 
 def test_progress_counts_attempts_until_it_is_right():
     for answer in 1, 2, 448, 3: check('2.2', answer)
