@@ -24,8 +24,8 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .grading import (Hint, add_solution, call, cause_of, exercise, exercise_registry, kind_of, need,
-                                  need_number, need_tensor)
+from .grading import (Hint, add_solution, apart, as_number, call, cause_of, exercise, exercise_registry,
+                                  kind_of, listed, need, need_no_slip, need_number, need_numbers, need_tensor, plain)
 
 # %% ../nbs/08_exercises.ipynb #ee558839
 def _list(numbers): return ', '.join(f'{n:.3g}' for n in numbers)
@@ -38,17 +38,17 @@ def _(count):
     files = [Path('cifar10/train')/c/f'{i}.png' for i,c in enumerate(names)]
     counts = call(count, files)
     need(isinstance(counts, Mapping), f'Return a dictionary from class to number, not {kind_of(counts)}.')
-    counts = {c: n for c,n in counts.items() if n} # a class without images may be named or not
     need('train' not in counts,
          'You counted the folder `train`. The class is the folder the file is in: `file.parent.name`.')
-    need(set(counts) == set(right),
+    need(set(right) <= set(counts),
          f'For files of cat, dog and ship your classes are {sorted(map(str, counts))}. '
          'Take them from the files that are given.')
-    need(counts == right, f'For 3 cats, 5 dogs and 1 ship you count {counts}.')
+    need({c: n for c,n in counts.items() if n} == right, # a class without images may be named or not
+         f'For 3 cats, 5 dogs and 1 ship you count {dict(counts)}.')
     elsewhere = [Path('cat/pictures of dogs/ship/1.png'), Path('data/deer/ship.png'), Path('data/new/ship/2.png')]
     counts = call(count, elsewhere)
     need({c: n for c,n in counts.items() if n} == dict(ship=2, deer=1),
-         f'For the files {", ".join(map(str, elsewhere))} you count {counts}, and it is 2 ships and 1 deer. '
+         f'For the files {", ".join(map(str, elsewhere))} you count {dict(counts)}, and it is 2 ships and 1 deer. '
          'Only the folder a file is in is its class, however many folders are above: `file.parent.name`.')
     return 'Right. Do this with every new data set: a class with few images is seen late in a mean accuracy.'
 
@@ -67,31 +67,30 @@ def _(shape):
 # %% ../nbs/08_exercises.ipynb #c8ce241e
 @exercise('1.3', 'Bring each channel to mean 0 and standard deviation 1')
 def _(normalize):
-    for seed,shape in enumerate([(8, 3, 16, 12), (5, 3, 9, 20)]):
-        x = _uneven_images(shape, seed)
-        y = need_tensor(call(normalize, x.clone(), advice=_advice_keepdim), x.shape).float()
-        channels = 0, 2, 3
-        if _close(y, _normalized(x, channels, channels)): continue
-        for mean_over,std_over in product(_taken_over, repeat=2):
-            if not _close(y, _normalized(x, mean_over, std_over)): continue
-            wrong = [f'the {name} {_taken_over[over]}' for name,over in (('mean', mean_over), ('deviation', std_over))
-                     if over != channels]
-            raise Hint(f'You take {" and ".join(wrong)}. Each channel has one mean and one deviation, '
-                       'over all images, rows and columns: dimensions 0, 2 and 3.')
-        means = _list(y.mean(channels).tolist())
-        stds = _list(y.std(channels).tolist())
-        raise Hint(f'The means of your channels are {means} and their deviations {stds}. Subtract the mean first, '
-                   f'then divide by the deviation, each of them taken once from what came in. {_advice_keepdim}')
-    return 'Right: over images, height and width, one mean and one deviation for each channel.'
+    batches = [_uneven_images(shape, seed) for seed,shape in enumerate([(8, 3, 16, 12), (5, 3, 9, 20)])]
+    found = [need_tensor(call(normalize, x.clone(), advice=_advice_keepdim), x.shape).float() for x in batches]
+    wrong = [y for x,y in zip(batches, found) if not _close(y, _normalized(x, _channels, _channels))]
+    if not wrong: return 'Right: over images, height and width, one mean and one deviation for each channel.'
+    need_no_slip(found, [(x,) for x in batches], _slips_of_normalizing(), _close)
+    means,stds = ([round(n, 3) + 0. for n in o.tolist()] for o in (wrong[0].mean(_channels), wrong[0].std(_channels)))
+    need(means != [0]*3 or max(stds) > 1.003 or min(stds) < .997,
+         'Mean and standard deviation of each channel are right, but the values are not those of `x`. '
+         'Are images, channels or rows in another order, or is a sign changed?')
+    raise Hint(f'The means of your channels are {_list(means)} and their standard deviations {_list(stds)}. '
+               'They should be 0 and 1: from `x` subtract the mean of each channel, '
+               'and divide by its standard deviation in `x`.')
 
 # %% ../nbs/08_exercises.ipynb #f115580b
 _advice_keepdim = ('`x.mean((0, 2, 3), keepdim=True)` has the shape (1, 3, 1, 1), which broadcasts over the batch; '
                    'without `keepdim` it is (3,), which is laid along the last dimension, the width.')
-_taken_over = {(0, 2, 3): 'of each channel',
-               (2, 3): 'of each image by itself, so that a dark one becomes as bright as any',
-               (1, 2, 3): 'of each image by itself, all channels together', (0, 1, 2, 3): 'of all channels together',
-               (0,): 'of each pixel by itself', (1,): 'over the channels of each pixel', (3,): 'of each row',
-               (2,): 'of each column'}
+_taken_over = {
+    (0, 2, 3): 'of each channel',
+    (2, 3): 'of each image and channel, so that a dark image becomes as bright as any',
+    (1, 2, 3): 'of each image, over its channels too', (0, 1, 2, 3): 'of all channels together',
+    (0,): 'of each pixel, over the images only', (1,): 'over the channels of each pixel',
+    (0, 1): 'of each pixel, over images and channels', (0, 1, 2): 'of each column, over images and channels',
+    (0, 2): 'of each channel and column', (0, 3): 'of each channel and row',
+    (2,): 'of each column', (3,): 'of each row'}
 
 def _uneven_images(shape, seed):
     "Draw images that differ in brightness and contrast, and channels that differ, too"
@@ -102,10 +101,32 @@ def _uneven_images(shape, seed):
     of_channels = torch.rand(channels, 1, 1, generator=generator)*3
     return torch.rand(shape, generator=generator)*contrast*(.3 + of_channels) + brightness + of_channels
 
-def _normalized(x, mean_over, std_over):
-    return (x - x.mean(mean_over, keepdim=True))/x.std(std_over, keepdim=True)
+_channels = 0, 2, 3 # what is averaged over
 
+def _mean(x, over=_channels): return x.mean(over, keepdim=True)
+def _std(x, over=_channels): return x.std(over, keepdim=True)
+def _normalized(x, mean_over, std_over): return (x - _mean(x, mean_over))/_std(x, std_over)
 def _close(a, b): return torch.allclose(a, b, rtol=.003, atol=.003)
+
+# %% ../nbs/08_exercises.ipynb #d3e52723
+def _slips_of_normalizing(): # pairs of hint and function
+    "Collect wrong ways to normalize"
+    yield 'You subtract the mean, but do not divide by the standard deviation.', lambda x: x - _mean(x)
+    yield 'You divide by the standard deviation, but do not subtract the mean.', lambda x: x/_std(x)
+    yield 'You divide by the variance. The standard deviation is its root.', lambda x: (x - _mean(x))/_std(x)**2
+    yield ('You divide first, so the mean that you subtract is that of other values: `(x - mean)/std`.',
+           lambda x: x/_std(x) - _mean(x))
+    yield 'Only the mean is divided. Put the difference in brackets: `(x - mean)/std`.', lambda x: x - _mean(x)/_std(x)
+    def least(x): return x.amin(_channels, keepdim=True)
+    yield ('You scale each channel to values between 0 and 1. A mean of 0 and a standard deviation of 1 are asked for.',
+           lambda x: (x - least(x))/-(least(x) + least(-x)))
+    for mean_over,std_over in product(_taken_over, repeat=2):
+        both = ('mean', mean_over),('standard deviation', std_over)
+        taken = [f'the {name} {_taken_over[over]}' for name,over in both if over != _channels]
+        if mean_over == std_over: taken = [f'the mean and the standard deviation {_taken_over[mean_over]}']
+        yield (f'You take {" and ".join(taken)}. Each channel has one mean and one standard deviation, '
+               'over all images, rows and columns: dimensions 0, 2 and 3.',
+               lambda x, over=(mean_over, std_over): _normalized(x, *over))
 
 # %% ../nbs/08_exercises.ipynb #036c5083
 @exercise('1.4', 'A split that keeps copies of a picture together')
@@ -125,22 +146,22 @@ def _(split):
          'The second call divides otherwise than the first. Use a seed, or two runs cannot be compared.')
     renamed = [p.replace('picture', 'drawing') for p in pictures]
     need(_split_indices(split, renamed) == [train, valid] or _depends_on_names_only(split, pictures, valid),
-         'It would divide otherwise tomorrow: a `set` of names has another order each time Python starts. '
-         'Put the names in order first: `sorted(set(pictures))`.')
+         'It would divide otherwise tomorrow: each time Python starts, a `set` of names has another order, '
+         'and `hash` of a name is another number. Put the names in order instead: `sorted(set(pictures))`.')
     return 'Right: no picture is on both sides, and it comes out the same every time.'
 
 # %% ../nbs/08_exercises.ipynb #ac1b86d0
 def _split_indices(split, pictures): # -> [train, valid], two lists of int
     "Call `split`; raise `Hint` unless it returns two lists of indices"
-    sides = call(split, list(pictures))
-    need(isinstance(sides, (tuple, list)) and len(sides) == 2, 'Return two lists of indices: train, valid.')
+    sides = listed(call(split, list(pictures)))
+    need(sides is not None and len(sides) == 2, 'Return two lists of indices: train, valid.')
     return [_indices(side, len(pictures)) for side in sides]
 
 def _indices(side, n):
     need(not (isinstance(side, tuple) and len(side) == 1 and np.ndim(side[0]) == 1),
          '`np.where` returns a tuple with one array for each dimension; take the first: `np.where(mask)[0]`.')
-    is_list = isinstance(side, (list, tuple, range, np.ndarray, Tensor))
-    need(is_list and not any(isinstance(i, str) for i in side),
+    side = listed(side)
+    need(side is not None and not any(isinstance(i, str) for i in side),
          'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
     need(not (len(side) == n and all(np.asarray(i).dtype == bool for i in side)),
          'You return True or False for each image, a mask. Return the positions of those that are True: '
@@ -158,8 +179,9 @@ def _whole_pictures(split, pictures, where=''): # -> [train, valid]
                           'for validation. About a fifth of them are for validation.')
     both = {pictures[i] for i in train} & {pictures[i] for i in valid}
     if both:
-        raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: the validation '
-                   'would ask for what was learned by heart. Divide the different pictures first, then the images.')
+        raise Hint(f'{len(both)} pictures have copies{where} on both sides, such as {min(both)!r}: '
+                   'that is data leakage, and the validation accuracy is too high. '
+                   'Divide the different pictures first, then the images.')
     return [train, valid]
 
 # %% ../nbs/08_exercises.ipynb #80cf2808
@@ -264,54 +286,90 @@ def _(model):
     model = deepcopy(model) # gradients and modes of the one that was given stay as they are
     torch.manual_seed(0)
     x = torch.randn(8, 3, 32, 32)
-    need_tensor(_scores(model.train(), x), (8, 10))
+    y = need_tensor(_scores(model.train(), x), (8, 10))
+    _need_learned_layers(model, y)
     idle = _idle_after_steps(model, x)
-    y = model(x)
     n = sum(p.numel() for p in model.parameters())
     need(n <= 100_000,
          f'It has {n:,} parameters. Where are most of them? '
          'A linear layer after flattening a large image has one for each pixel and class; pool first.')
-    need(any(isinstance(m, nn.Conv2d) for m in model.modules()), 'There is no convolution in it.')
-    _need_free_scores(model, x, y)
+    _need_free_scores(model, x)
     need(not idle,
          f'No gradient reaches {", ".join(idle[:3])}. '
          'Is that layer used, and does everything after it let something through?')
-    need(not torch.equal(y[0], y[1]), 'It says the same of every image.')
-    together = model.eval()(x)
+    y = model.train()(x)
+    need(not torch.equal(y[0], y[1]), 'It gives every image the same scores.')
+    together = need_tensor(_scores(model.eval(), x), (8, 10))
     alone = need_tensor(_scores(model, x[:1]), (1, 10))
     need(torch.allclose(alone, together[:1], atol=1e-3),
-         'In use, an image gets other scores alone than among others. Are images mixed up in the batch? '
-         '`x.flatten(1)` keeps the first dimension, that of the images.')
+         'In evaluation mode an image gets other scores alone than among others. Are images mixed up in the batch, '
+         'or is something taken over all of it? `x.flatten(1)` keeps the first dimension, that of the images.')
     return f'Right: {n:,} parameters, ten scores, and every layer learns.'
 
 # %% ../nbs/08_exercises.ipynb #681e3a91
 def _scores(model, x):
-    "Give what a network makes of images; raise `Hint` if its layers do not fit"
-    try: return model(x)
-    except Exception as e:
+    "Give what a network makes of images; raise `Hint` if its layers do not fit, or it changes the images"
+    images = f'{len(x)} images' if len(x) > 1 else 'a single image'
+    advice = f'That is {images}: give it such a batch yourself, one layer after another, and look at the shapes.'
+    try: return call(model, x, advice=advice)
+    except Hint as e:
         flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
-        images = f'{len(x)} images' if len(x) > 1 else 'a single image'
-        raise Hint(f'Given {images}, your network ends in {type(e).__name__}: '
-                   f'{e}.{flat} Give it such a batch yourself, `torch.zeros({", ".join(map(str, x.shape))})`, '
-                   'one layer after another, and look at the shapes.') from e
+        raise Hint(f'{e}{flat}') from e.__cause__
 
 @torch.no_grad()
-def _need_free_scores(model, x, y):
-    "Raise `Hint` if the network ends in something that bounds its scores `y` of the images `x`"
-    model = deepcopy(model).eval()
-    strong = torch.cat([_scores(model, o*x) for o in (1e4, -1e4)]) # of images with an immense contrast
-    never_negative = bool((y >= 0).all() and (strong >= 0).all())
-    need(not (never_negative and torch.allclose(y.sum(1), torch.ones(len(y)), atol=1e-4)),
-         'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.')
-    need(not (never_negative and max(y.max(), strong.max()) <= 1),
-         'All scores of your network lie between 0 and 1: does it end in a sigmoid? Cross-entropy begins with a '
-         'softmax of its own and needs scores that can grow as far as they like. End with the linear layer.')
-    need(not never_negative,
-         'No score of your network is negative: does it end in a ReLU? '
-         'That takes from a class its way to say no. End with the linear layer.')
-    need(not (strong.abs().max() <= 1 and (strong.abs() > .99).float().mean() > .5),
-         'All scores of your network lie between -1 and 1: does it end in a tanh? '
-         'Cross-entropy needs scores that can grow as far as they like. End with the linear layer.')
+def _need_free_scores(model, x):
+    "Raise `Hint` if the network ends in something that bounds its scores of the images `x`, in either mode"
+    training,evaluation = (_bound(deepcopy(model).train(mode), x) for mode in (True, False))
+    if training == evaluation: return need(not training, training)
+    where = ('It does so in training mode only.' if training else
+             'It does so in evaluation mode only, where the validation loss is computed, with the same cross-entropy.')
+    raise Hint(f'{training or evaluation} {where}')
+
+def _bound(model, x): # -> a hint; '' if there is no bound
+    "Say what seems to bound the scores of a network, from those of images, and of some with an immense contrast"
+    y = need_tensor(_scores(model, x), (len(x), 10))
+    strong = torch.cat([_scores(model, o*x) for o in (1e4, -1e4)])
+    least,most = min(y.min(), strong.min()), max(y.max(), strong.max())
+    if least >= 0 and torch.allclose(y.sum(1), torch.ones(len(y)), atol=1e-4):
+        return 'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.'
+    if least >= 0 and most <= 1:
+        return ('All scores of your network lie between 0 and 1: does it end in a sigmoid? Cross-entropy begins with a '
+                'softmax of its own and needs scores that can grow as far as they like. End with the linear layer.')
+    if least >= 0 or strong.min() > -2 and most > 100:
+        return (f'No score of your network is below {apart(min(float(least), 0))[0]}: does it end in a ReLU? '
+                'Then it cannot give a class a negative score. End with the linear layer.')
+    if strong.abs().max() <= 1 and (strong.abs() > .99).float().mean() > .5:
+        return ('All scores of your network lie between -1 and 1: does it end in a tanh? '
+                'Cross-entropy needs scores that can grow as far as they like. End with the linear layer.')
+    return ''
+
+# %% ../nbs/08_exercises.ipynb #ad7077f5
+def _gradient_graph(y):
+    "List the functions through which the gradient of `y` goes"
+    seen,next_ones = set(),[y.grad_fn]
+    while next_ones:
+        function = next_ones.pop()
+        if function is None or function in seen: continue
+        seen.add(function)
+        next_ones += [f for f,_ in function.next_functions]
+    return seen
+
+def _need_learned_layers(model, y):
+    "Raise `Hint` unless the scores `y` come from a convolution that learns, and from parameters of the network only"
+    graph = _gradient_graph(y)
+    need(graph, 'Your scores depend on no parameter that can learn. Are the layers used, or is the gradient cut off, '
+                'by `torch.no_grad()`, `detach()` or `requires_grad_(False)`?')
+    known = {id(p) for p in model.parameters()}
+    strange = [tuple(f.variable.shape) for f in graph if hasattr(f, 'variable') and id(f.variable) not in known]
+    need(not strange,
+         f'Your network uses weights of shape {max(strange, key=len, default=())} '
+         'that are not among its `parameters()`, so that an optimizer does not train them. '
+         'PyTorch finds layers that are attributes (`self.conv = ...`), '
+         'not those in a Python list or dictionary (use `nn.ModuleList` or `nn.ModuleDict`), '
+         'and not those that `forward` makes anew.')
+    weights = [f.next_functions[1][0] for f in graph if f.name().startswith('ConvolutionBackward')]
+    need(any(weights), 'There is no convolution in it that learns: `nn.Conv2d`, or `F.conv2d` with an `nn.Parameter`. '
+                       'If there is one, something cuts its gradient off, such as `detach()` or `no_grad()`.')
 
 # %% ../nbs/08_exercises.ipynb #e940276f
 def _idle_after_steps(model, x, n=3):
@@ -361,10 +419,11 @@ def _finder_losses(lrs, best):
 # %% ../nbs/08_exercises.ipynb #781c4002
 def _need_rate(lr, lrs, lowest):
     "Raise `Hint` unless `lr` lies where a curve over `lrs` with its minimum at `lowest` falls steeply"
-    if isinstance(lr, (Tensor, np.generic)) and math.prod(lr.shape) == 1: lr = lr.item()
+    lr = plain(lr)
     need(isinstance(lr, Number), f'Return a learning rate, a number, not {kind_of(lr)}.')
-    if isinstance(lr, int) and not lr < lrs[-1]:
-        raise Hint(f'{lr} is higher than all rates of the curve. Is it a place in the list? The rate is `lrs[{lr}]`.')
+    if isinstance(lr, int) and lr >= 0:
+        raise Hint(f'{lr} is a whole number. Is it a place in the list? The rate is `lrs[{lr}]`.')
+    need(lr > 0, f'A learning rate is larger than 0; you choose {lr:.2g}. Is it a logarithm, or a difference?')
     need(lr < lowest*1.5,
          f'For a curve with its lowest loss at {lowest:.2g} you choose {lr:.2g}, where the loss rises again.')
     need(lr < lowest*.7,
@@ -472,20 +531,23 @@ def _(best):
          f'Return one number, not {kind_of(found)}: `.iloc[0]` takes it out of a column.')
     near = {
         6: 'At the last epoch the loss of the training images is smallest. '
-           'They are known by heart by then; which loss tells about new images?',
+           'That is where it overfits most; which loss tells about new images?',
         3: 'Nearly: that is the number of the row, which counts from 0. Return what stands under `epoch`.',
         2: 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.',
         1.2: 'That is the loss. In which epoch was it?'}
     need_number(found, 4, 'Look for the smallest `valid_loss`, and return the `epoch` of that row.', near)
-    found = call(best, history.iloc[::-1].reset_index(drop=True))
+    found = call(best, history.sort_values('epoch', ascending=False).reset_index(drop=True))
     hint = ('It works only if the rows begin with epoch 1. '
             'Return what stands under `epoch` in the row of the smallest loss.')
     need_number(found, 4, hint)
-    valid_loss = [1.9, 1.3, 1.1, 1.2, .9, .7, .8, .9]
+    valid_loss = [1.9, 1.12, 1.31, 1.24, .74, .71, .8, .9]
     longer = pd.DataFrame(dict(epoch=range(10, 18), train_loss=.5, valid_loss=valid_loss), index=[*'hgfedcba'])
     hint = ('It is right for one table, not for another: eight epochs, 10 to 17, with the smallest `valid_loss` '
             'in epoch 15. Take it from the table.')
-    need_number(call(best, longer), 15, hint)
+    near = {
+        14: 'The losses of epochs 14 and 15 are .74 and .71. Compare them as they are, not rounded.',
+        11: 'After epoch 11 the loss is higher for two epochs, but it falls lower later on. Look at all epochs.'}
+    need_number(call(best, longer), 15, hint, near)
     return 'Right. What was learned after that epoch was the training images themselves.'
 
 # %% ../nbs/08_exercises.ipynb #73f333e9
@@ -518,43 +580,54 @@ def _(smooth):
 @exercise('3.4', 'Dropout, in training and after')
 def _(dropout):
     torch.manual_seed(0)
-    x = torch.rand(50, 20, 4, 5) + .5
+    x = torch.randn(50, 20, 4, 5)
     for p in .25, .6:
         y = need_tensor(call(dropout, x, p, True), x.shape).clone()
         again = need_tensor(call(dropout, x, p, True), x.shape).clone()
         _need_dropped(x, y, p)
         need(not torch.equal(y == 0, again == 0),
-             'The second call drops the same numbers as the first. '
-             'Which ones must be chance, anew at each step: `torch.rand_like(x)`.')
-    after_training = torch.as_tensor(call(dropout, x, .25, False))
+             'The second call drops the same values as the first. '
+             'Draw them anew each time: `torch.rand_like(x)`.')
+    after_training = need_tensor(call(dropout, x, .25, False), x.shape)
     need(torch.equal(after_training, x), 'After training nothing may be dropped or scaled: return what came in.')
+    need_tensor(call(dropout, x[0, :, 0, 0], .5, True), (20,)) # of any shape
     return 'Right: the mean is the same in both.'
 
 # %% ../nbs/08_exercises.ipynb #bb399542
 def _need_dropped(x, y, p):
-    "Raise `Hint` unless each number of `x` was dropped with probability `p`, or divided by what is kept"
+    "Raise `Hint` unless each value of `x` was dropped with probability `p`, or divided by what is kept"
     kept = y != 0
     dropped = float((~kept).float().mean())
     if 0 < dropped < 1: _need_own_coins(kept)
-    need(not math.isclose(dropped, 1 - p, abs_tol=.05),
+    need(dropped == 1 or bool(kept[x < 0].any()),
+         'All negative values become 0, as in a ReLU. Dropout drops values at random, large or small.')
+    need(not math.isclose(dropped, 1 - p, abs_tol=.02),
          f'With p={p:g} you drop {dropped:.0%} and keep the rest. `p` is the share that is dropped.')
-    need(math.isclose(dropped, p, abs_tol=.05),
+    need(math.isclose(dropped, p, abs_tol=.02),
          f'{dropped:.0%} of the values are 0 in training; with p={p:g} it should be {p:.0%}.')
     need(len(y[kept].unique()) > 1,
          f'All that is kept becomes {float(y.max()):.3g}, whatever it was: that is the mask. Multiply `x` by it.')
     factor = y[kept]/x[kept]
+    need(bool((factor > 0).all()), 'Some of the values that are kept change their sign.')
     need(not torch.allclose(factor, torch.ones_like(factor), atol=1e-3),
          'Nearly: what is kept must be made larger, so that the mean stays what it is after training, '
          'when nothing is dropped.')
     right = 1/(1 - p)
-    need(torch.allclose(factor, torch.full_like(factor, right), rtol=1e-3),
-         f'What is kept becomes {float(factor.mean()):.3g} times as large, and with p={p:g} it should be {right:.3g} '
-         'times. Divide what is kept by the share that is kept, `1 - p`.')
+    if torch.allclose(factor, torch.full_like(factor, right), rtol=1e-4): return
+    least,most,wanted = apart(*(round(float(n), 5) for n in (factor.min(), factor.max(), right)))
+    need(torch.allclose(factor, factor[:1], rtol=1e-3),
+         f'Some of what is kept becomes {least} times as large, and some {most} times. '
+         f'With p={p:g} it should all become {wanted} times as large.')
+    need(not math.isclose(factor[0], right, rel_tol=.03),
+         f'Nearly: what is kept becomes {least} times as large, and with p={p:g} it should be {wanted} times. '
+         'Divide by `1 - p` itself, neither rounded nor measured in what happens to be kept.')
+    raise Hint(f'What is kept becomes {least} times as large, and with p={p:g} it should be {wanted} times. '
+               'Divide what is kept by the share that is kept, `1 - p`.')
 
 # %% ../nbs/08_exercises.ipynb #3fe6f56c
 def _need_own_coins(kept):
     "Raise `Hint` if numbers are kept or dropped together; `kept` is (samples, channels, height, width) bool"
-    each = 'Throw a coin for each number: `torch.rand_like(x)`.'
+    each = 'Decide for each value by itself: `torch.rand_like(x)`.'
     names = ['sample', 'channel', 'row', 'column']
     for dim,name in enumerate(names):
         shares = kept.float().mean([d for d in range(4) if d != dim])
@@ -624,7 +697,10 @@ def _body_and_head(n_features=12, n_classes=10):
                          nn.Sequential(nn.Conv2d(8, n_features, 3, stride=2), nn.BatchNorm2d(n_features), nn.ReLU()))
     head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(n_features),
                          nn.Linear(n_features, n_classes))
-    nn.init.normal_(head[2].running_mean) # as if trained, so that a new BatchNorm in its place would be seen
+    for layer in [*body.modules(), *head]: # as if trained, so that a new BatchNorm in its place would be seen
+        if not hasattr(layer, 'running_mean'): continue
+        nn.init.normal_(layer.running_mean)
+        nn.init.uniform_(layer.running_var, .5, 2)
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/08_exercises.ipynb #4f4f0205
@@ -639,35 +715,44 @@ def _(new_head):
 def _need_new_head(new_head, n_features, old, new):
     "Raise `Hint` unless a network for `old` classes is given a new last layer for `new` of them, and keeps the rest"
     model = _body_and_head(n_features, old)
-    x = torch.randn(2, 3, 16, 16)
-    before = deepcopy(model.body.state_dict())
-    old_rows = deepcopy(model.head[-1].weight.data)
-    reach_last = model.head[:-1].eval()(model.body.eval()(x))
+    x = torch.randn(4, 3, 16, 16)
+    before = deepcopy(model)
     returned = call(new_head, model.train(), new)
     need(isinstance(returned, nn.Module), f'Return the network, not {kind_of(returned)}.')
-    _need_no_old_rows(returned, old_rows)
+    _need_no_old_rows(returned, before.head[-1])
     need(hasattr(returned, 'body') and hasattr(returned, 'head'),
          'What you return has no `body` and `head`. Change the network that is given, and return it.')
+    as_it_came = all(m.training for m in returned.modules())
     try: scores = returned.eval()(x) # a lazy layer learns its size here
     except Exception as e:
-        raise Hint(f'What you return ends in {type(e).__name__}: {e}. Into the last layer come as many numbers as into '
-                   f'the one it replaces, here {n_features}: `model.head[-1].in_features`.') from e
-    need_tensor(scores, (2, new))
-    after = {k.removeprefix('body.'): v for k,v in returned.state_dict().items() if k.startswith('body.')}
-    unchanged = len(after) == len(before) and all(torch.equal(v, after[k]) for k,v in before.items())
+        raise Hint(f'What you return ends in {type(e).__name__}: {e}. The new layer must take as many values '
+                   f'as the one that it replaces, here {n_features}: `model.head[-1].in_features`.') from e
+    need_tensor(scores, (4, new))
+    body = returned.body.state_dict()
+    unchanged = body.keys() == before.body.state_dict().keys() and all(
+        torch.equal(v, body[k]) for k,v in before.body.state_dict().items())
     need(unchanged, 'The body has changed. What it has learned is what you want to keep.')
-    seen = _linear_inputs(returned, x)
-    need(len(seen) == 1 and seen[0].shape == reach_last.shape and torch.allclose(seen[0], reach_last, atol=1e-5),
-         'All of the head but its last layer has to stay, and nothing comes before the new one: `model.head[-1] = ...`')
-    new_layer = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1]
-    need(len(new_layer.weight.unique()) > 1, 'The weights of the new layer are all the same. They should begin at random.')
-    need(torch.allclose(scores, new_layer(seen[0]), atol=1e-5), 'Nothing comes after the new layer: its outputs are the scores.')
+    for training in False, True:
+        reached = before.train(training).head[:-1](before.body(x))
+        scores = returned.train(training)(x)
+        seen = _linear_inputs(returned, x)
+        need(len(seen) == 1 and seen[0].shape == reached.shape and torch.allclose(seen[0], reached, atol=1e-5),
+             'All of the head but its last layer has to stay, and nothing comes before the new one: '
+             '`model.head[-1] = ...`')
+        new_layer = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1]
+        need(torch.allclose(scores, new_layer(seen[0]), atol=1e-5),
+             'Nothing comes after the new layer: its outputs are the scores.')
+    need(len(new_layer.weight.unique(dim=0)) > 1 and len(new_layer.weight.unique()) > 1,
+         'The weights of the new layer are the same for all classes. They should begin at random.')
     need(all(p.requires_grad for p in returned.parameters()),
          'Some parameters cannot learn any more. Only the last layer is to be exchanged; freezing comes later.')
+    need(as_it_came, 'The network comes in training mode, and you put it, or a part of it, into evaluation mode. '
+                     'Only the last layer is to be exchanged.')
 
 # %% ../nbs/08_exercises.ipynb #de00b3e4
-def _need_no_old_rows(model, old_rows):
-    "Raise `Hint` if a linear layer has the weights of classes that are no longer asked for"
+def _need_no_old_rows(model, old):
+    "Raise `Hint` if a linear layer has weights that the layer `old` had"
+    old_rows = old.weight.data
     for m in model.modules():
         if not isinstance(m, nn.Linear) or is_lazy(m.weight) or m.weight.shape[1] != old_rows.shape[1]: continue
         kept = sum(any(torch.equal(row, o) for o in old_rows) for row in m.weight.data)
@@ -676,6 +761,8 @@ def _need_no_old_rows(model, old_rows):
         need(not kept,
              f'{kept} of the rows of the last layer are from the old one. They know classes that are no longer asked '
              'for; a new `nn.Linear` begins at random.')
+        need(m.bias is None or not torch.isin(m.bias.data, old.bias.data).any(),
+             'The weights of the last layer are new, but not its biases. A new `nn.Linear` has new ones.')
 
 def _linear_inputs(model, x):
     "Collect what reaches the linear layers of the head when `model` is given `x`"
@@ -695,23 +782,31 @@ def _(freeze):
     if isinstance(returned, nn.Module): model = returned
     need(hasattr(model, 'body') and hasattr(model, 'head'),
          'What you return has no `body` and `head`. Change the model that is given, or return it whole.')
-    changed = [name for name,value in model.body.state_dict().items() if not torch.equal(value, before[name])]
+    after = model.body.state_dict()
+    need(after.keys() == before.keys(),
+         f'The body has lost or got {", ".join(sorted(after.keys() ^ before.keys())[:3])}. Freezing changes no layer.')
+    changed = [name for name,value in after.items() if not torch.equal(value, before[name])]
     need(not changed, f'{", ".join(changed[:3])} of the body changed. Freezing keeps what it has learned.')
     loose = [name for name,p in model.body.named_parameters() if p.requires_grad]
     need(not loose,
          f'{", ".join(loose[:3])} of the body can still learn: `requires_grad_(False)` is for every parameter of it.')
-    need(all(p.requires_grad for p in model.head.parameters()),
-         'The head is frozen too, so that nothing is left to learn.')
+    frozen = [name for name,p in model.head.named_parameters() if not p.requires_grad]
+    need(not frozen, f'The head is frozen too: {", ".join(frozen[:3])} cannot learn. Freeze the body only.')
     need(all(m.training for m in model.head.modules()),
          'The head is in evaluation mode too, where BatchNorm and dropout do not do what they do in training. '
          'Put only the body there: `model.body.eval()`.')
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], .1)
-    F.cross_entropy(model(torch.randn(16, 3, 16, 16)*3 + 1), torch.arange(16) % 10).backward()
+    x = torch.randn(16, 3, 16, 16)*3 + 1
+    F.cross_entropy(model(x), torch.arange(16) % 10).backward()
     optimizer.step()
     for name,value in model.body.state_dict().items():
         if name.endswith('num_batches_tracked') or torch.equal(value, before[name]): continue
         raise Hint(f'The weights stay, but {name} moved: BatchNorm in training mode takes the statistics of every '
                    'batch, gradient or not. Put those layers into evaluation mode: `.eval()`.')
+    need(torch.allclose(model.body(x)[:4], model.body(x[:4]), atol=1e-4),
+         'Neither weights nor running statistics move, but BatchNorm does not use these statistics: in training mode '
+         'it normalizes by those of each batch, so that an image gets other features among other images. '
+         'Put those layers into evaluation mode: `.eval()`.')
     return 'Right: neither weights nor statistics move, and the head learns.'
 
 # %% ../nbs/08_exercises.ipynb #c5af087d
@@ -733,19 +828,21 @@ def _(n):
 @exercise('4.4', 'Discriminative learning rates')
 def _(rates):
     for n,low,high in (3, 1e-5, 1e-3), (5, 1e-4, 1.), (4, 2e-3, .05), (2, 1e-3, 3e-3):
-        found = [float(r) for r in call(rates, n, low, high)]
-        need(len(found) == n, f'For {n} groups you return {len(found)} rates.')
+        what = f'For {n} groups, return {n} learning rates, which are numbers.'
+        found = need_numbers(call(rates, n, low, high), n, what)
         right = np.geomspace(low, high, n)
         need(not np.allclose(found, right[::-1]),
              'The largest rate is for the head, which is the last group and knows nothing yet; '
              'the first layers need to change least.')
         ends_fit = math.isclose(found[0], low, rel_tol=1e-6) and math.isclose(found[-1], high, rel_tol=1e-6)
+        first,wanted_first,last,wanted_last = apart(found[0], low, found[-1], high)
         need(ends_fit,
-             f'For {n} groups they go from {found[0]:.2g} to {found[-1]:.2g}; from {low:.2g} to {high:.2g} was asked '
+             f'For {n} groups they go from {first} to {last}; from {wanted_first} to {wanted_last} was asked '
              'for. Is the factor fixed? It follows from the ends and the number of steps between them.')
         need(n == 2 or not np.allclose(found, np.linspace(low, high, n)),
              'Nearly: the differences are equal, so that all but the first are about as large as the last. '
              'Make the *ratios* equal.')
+        need(min(found) > 0, f'Learning rates are larger than 0; yours are {_list(found)}.')
         factors = [b/a for a,b in zip(found, found[1:])]
         need(np.allclose(found, right),
              f'From each group to the next the rate should grow by the same factor; yours grow by {_list(factors)}.')
@@ -799,73 +896,111 @@ check('4.4', rates)''')
 # %% ../nbs/08_exercises.ipynb #009bdcbc
 _animals = ['bird', 'cat', 'dog', 'frog']
 _counts = np.array([[50, 6, 3, 1], [14, 45, 9, 2], [4, 8, 170, 18], [0, 2, 1, 27]]) # rows: what the images are
-_poor = np.array([[2, 0, 9, 0], [5, 1, 0, 6], [0, 4, 3, 0], [6, 7, 0, 2]]) # the most confused pair is in no row or column with the most mistakes
+# the most confused pair is in no row or column with the most mistakes
+_poor = np.array([[2, 0, 9, 0], [5, 1, 0, 6], [0, 4, 3, 0], [6, 7, 0, 2]])
 
 # %% ../nbs/08_exercises.ipynb #593e3aaf
 @exercise('5.1', 'The pair that is confused most')
 def _(most):
-    _need_most_confused(most, _counts, _animals)
-    _need_most_confused(most, _counts.T[::-1, ::-1], _animals[::-1])
-    _need_most_confused(most, _counts[:2, :2], _animals[:2])
-    _need_most_confused(most, _poor, _animals)
-    return 'Right. Such a pair says where to look; it does not say why.'
+    tables = [(_counts, _animals), (_counts.T[::-1, ::-1], _animals[::-1]), (_counts[:2, :2], _animals[:2]),
+              (_poor, _animals)]
+    found = [_pair_and_number(call(most, counts.copy(), list(vocab)), vocab) for counts,vocab in tables]
+    right = [_most_confused(*table) for table in tables]
+    if found == right: return 'Right. Such a pair says where to look; it does not say why.'
+    def same_pair(a, b): return a[:2] == b[:2]
+    if not all(map(same_pair, found, right)): need_no_slip(found, tables, _slips_of_pairs, same_pair)
+    else: need_no_slip([n for _,_,n in found], tables, _slips_of_numbers, math.isclose)
+    for (counts,vocab),(actual,predicted,n),wanted in zip(tables, found, right):
+        happened = f'{wanted[0]} is mistaken for {wanted[1]} {wanted[2]} times'
+        times = counts[vocab.index(actual), vocab.index(predicted)]
+        need((actual, predicted) == wanted[:2],
+             f'You return {actual} mistaken for {predicted}, which happened {times} times, but {happened}. '
+             'The largest number beside the diagonal is asked for.')
+        need_number(n, wanted[2], f'The pair is right, but {happened}, and you return {n}.')
 
-def _need_most_confused(most, counts, vocab):
-    "Raise `Hint` unless `most` finds the largest number beside the diagonal of `counts`"
-    found = call(most, counts.copy(), list(vocab))
-    need(isinstance(found, (tuple, list)) and len(found) == 3,
-         'Return three things: the class they are, the class they are taken for, and how many.')
-    order = 'Return them in this order: the class they are, the class they are taken for, how many'
-    need(isinstance(found[2], Number) or np.ndim(found[2]) == 0 and not isinstance(found[2], str),
-         f'{order}. What comes last in yours is {found[2]!r}.')
-    actual,predicted,n = found
+def _pair_and_number(found, vocab): # -> the three
+    "Raise `Hint` unless `found` is two classes of `vocab` and a number"
+    found = listed(found)
+    need(found is not None and len(found) == 3,
+         'Return three things: the actual class, the class it is mistaken for, and how many.')
+    order = 'Return them in this order: the actual class, the class it is mistaken for, how many'
+    actual,predicted,n = map(plain, found)
+    need(isinstance(n, Number), f'{order}. What comes last in yours is {n!r}.')
     if not (actual in vocab and predicted in vocab):
-        raise Hint(f'{order}. The first two are names of classes, such as {vocab[0]!r} (`vocab[i]` is the name of '
+        raise Hint(f'{order}. For {vocab} the first two are names of these classes (`vocab[i]` is the name of '
                    f'row or column i); yours are {actual!r} and {predicted!r}.')
     need(actual != predicted, 'What is on the diagonal is right. Leave it out.')
-    mistakes = counts*(1 - np.eye(len(counts), dtype=int))
-    def pair_of(table): return tuple(vocab[i] for i in np.unravel_index(table.argmax(), table.shape))
-    right = pair_of(mistakes)
-    if (actual, predicted) != right:
-        need((predicted, actual) != right,
-             'Nearly: rows are what the images are, columns what they are taken for.')
-        shares = mistakes/counts.sum(1, keepdims=True)
-        need((actual, predicted) not in (pair_of(shares), pair_of(mistakes/counts.sum(0))),
-             f'{actual} taken for {predicted} is the largest share, and another pair happened more often. '
-             'The largest number is asked for, which needs no division.')
-        need({actual, predicted} != set(pair_of(mistakes + mistakes.T)),
-             f'{actual} and {predicted} are confused most if both directions are added up. Of one direction, from '
-             'what images are to what they are taken for, another number is larger.')
-        times = counts[vocab.index(actual), vocab.index(predicted)]
-        raise Hint(f'{actual} taken for {predicted} happened {times} times; another pair happened more often.')
-    i,j = map(vocab.index, right)
-    near = {counts[i, j] + counts[j, i]: f'That is both directions together. How many were {right[0]} and taken for '
-                                         f'{right[1]}?'}
-    need_number(n, counts[i, j], 'The pair is right, the number is not.', near)
+    return actual,predicted,n
+
+# %% ../nbs/08_exercises.ipynb #0bcb7b84
+def _mistakes(counts): return counts*(1 - np.eye(len(counts), dtype=int))
+def _largest(table, vocab): return tuple(vocab[i] for i in np.unravel_index(table.argmax(), table.shape))
+def _most_confused(counts, vocab): return *_largest(_mistakes(counts), vocab),_mistakes(counts).max()
+def _of_row(i, counts, vocab): return vocab[i],vocab[_mistakes(counts)[i].argmax()]
+
+_slips_of_pairs = [ # pairs of hint and function
+    ('Nearly: rows are the actual classes, columns what they are mistaken for.',
+     lambda counts, vocab: _largest(_mistakes(counts), vocab)[::-1]),
+    ('You return the largest share of a row. The largest number is asked for, which needs no division.',
+     lambda counts, vocab: _largest(_mistakes(counts)/counts.sum(1, keepdims=True), vocab)),
+    ('You return the largest share of a column. The largest number is asked for, which needs no division.',
+     lambda counts, vocab: _largest(_mistakes(counts)/counts.sum(0), vocab)),
+    ('You return the pair that is confused most if both directions are added up. One direction is asked for, from the '
+     'actual class to what it is mistaken for.', lambda counts, vocab: _largest(_mistakes(counts + counts.T), vocab)),
+    ('You only look at the numbers above the diagonal. Below it are mistakes, too.',
+     lambda counts, vocab: _largest(np.triu(_mistakes(counts)), vocab)),
+    ('You only look at the numbers below the diagonal. Above it are mistakes, too.',
+     lambda counts, vocab: _largest(np.tril(_mistakes(counts)), vocab)),
+    ('You only look at the class with the most mistakes. The largest number may be in the row of another.',
+     lambda counts, vocab: _of_row(_mistakes(counts).sum(1).argmax(), counts, vocab)),
+    ('You only look at the class with the lowest recall. The largest number may be in the row of another.',
+     lambda counts, vocab: _of_row((counts.diagonal()/counts.sum(1)).argmin(), counts, vocab))]
+_slips_of_numbers = [
+    ('The pairs are right, but your number is that of both directions together.',
+     lambda counts, vocab: (counts + counts.T)[_mistakes(counts) == _mistakes(counts).max()][0]),
+    ('The pairs are right, but your number is that of all mistakes in the row.',
+     lambda counts, vocab: _mistakes(counts)[_mistakes(counts).max(1).argmax()].sum()),
+    ('The pairs are right, but your number is a share. Return how often it happened.',
+     lambda counts, vocab: _mistakes(counts).max()/counts[_mistakes(counts).max(1).argmax()].sum())]
 
 # %% ../nbs/08_exercises.ipynb #b7ef185c
 @exercise('5.2', 'The recall of each class')
 def _(recall):
-    for counts in _counts, _counts.T[:3, :3].copy():
-        found = np.asarray(call(recall, counts.copy(), advice=_advice_recall), dtype=float)
-        need(found.shape == (len(counts),),
-             f'Return one number for each of the {len(counts)} classes; the shape of yours is {found.shape}.')
-        hits = np.diag(counts)
-        right = hits/counts.sum(1)
-        def is_(shares): return np.allclose(found, shares, rtol=0, atol=.00051) # as good as three digits
-        if is_(right): continue
-        need(not is_(hits/counts.sum(0)),
-             'That is the precision: of those taken for a cat, how many are cats. '
-             'Recall asks how many of the cats were found: divide by the sum of the row.')
-        need(not is_(hits/counts.sum()), 'Divide by the images of the class, not by all images.')
-        need(not np.allclose(found, 100*right, rtol=0, atol=.051), 'Those are percents. Return shares: .833, not 83.3.')
-        raise Hint(f'For the first class {hits[0]} of {counts[0].sum()} are right, which is {right[0]:.3f}; '
-                   f'you have {found[0]:.3f}.')
-    return 'Right: of the images that are a class, the share that is found.'
+    tables = _counts,_counts.T[:3, :3].copy(),_poor
+    found = []
+    for counts in tables:
+        n = len(counts)
+        shares = call(recall, counts.copy(), advice=_advice_recall)
+        found.append(np.array(need_numbers(shares, n, f'Return one number for each of the {n} classes.')))
+    def same(a, b): return np.allclose(a, b, rtol=0, atol=.00051) # as good as three digits
+    right = [counts.diagonal()/counts.sum(1) for counts in tables]
+    if not all(map(same, found, right)): need_no_slip(found, [(counts,) for counts in tables], _slips_of_recall, same)
+    for counts,yours,shares in zip(tables, found, right):
+        for i in np.flatnonzero(~np.isclose(yours, shares, rtol=0, atol=.00051)):
+            wanted,got = apart(shares[i], yours[i])
+            raise Hint(f'Of the {counts[i].sum()} images of class {i}, counted from 0, {counts[i, i]} are right, '
+                       f'which is {wanted}; you have {got}.')
+    return 'Right: of the images of a class, the share that is found.'
 
 # %% ../nbs/08_exercises.ipynb #72460626
 _advice_recall = ('What comes is a NumPy array: `counts.diagonal()` has how many of each class are right, and '
                   '`counts.sum(1)` how many there are of it.')
+_slips_of_recall = [ # pairs of hint and function
+    ('That is the precision: of those taken for a cat, how many are cats. '
+     'Recall asks how many of the cats were found: divide by the sum of the row.', lambda c: c.diagonal()/c.sum(0)),
+    ('Divide by the images of the class, not by all images.', lambda c: c.diagonal()/c.sum()),
+    ('You divide by the images of the first class each time. Each class has its own number: `counts.sum(1)`.',
+     lambda c: c.diagonal()/c[0].sum()),
+    ('Those are numbers of images. Recall is a share: divide by the images of the class.', lambda c: c.diagonal()),
+    ('That is the share that was missed. Recall is the share that was found.', lambda c: 1 - c.diagonal()/c.sum(1)),
+    ('That is the F1 score, which takes in the precision.', lambda c: 2*c.diagonal()/(c.sum(0) + c.sum(1))),
+    ('You divide by the mistakes only. The images of a class are its whole row, those that are right too.',
+     lambda c: c.diagonal()/_mistakes(c).sum(1)),
+    ('Those are percentages. Return shares: .833, not 83.3.', lambda c: 100*c.diagonal()/c.sum(1)),
+    ('You take the largest number of each row. Right is what is on the diagonal.', lambda c: c.max(1)/c.sum(1)),
+    ('Your shares are cut to whole numbers, as `//` and `int` do. Divide by `/`.', lambda c: c.diagonal()//c.sum(1)),
+    ('The shares are right, but not in the order of the classes.', lambda c: np.sort(c.diagonal()/c.sum(1))),
+    ('The shares are right, but the last class comes first.', lambda c: (c.diagonal()/c.sum(1))[::-1])]
 
 # %% ../nbs/08_exercises.ipynb #9e8a1833
 @exercise('5.3', 'What a change fixed, and what it broke')
@@ -873,48 +1008,98 @@ def _(changes):
     few = np.array([[0, 0, 1, 1, 2, 2, 0, 1], [0, 1, 0, 1, 0, 2, 2, 1], [0, 0, 1, 0, 1, 2, 0, 1]])
     many = np.random.default_rng(0).integers(0, 5, (3, 90))
     for before in many[1, :30], many[2, :45]: before[:] = many[0, :len(before)] # some are right
-    for actual,before,after in few, many, np.array(['cat', 'dog', 'ship', 'frog', 'deer'])[many]:
-        found = call(changes, actual.copy(), before.copy(), after.copy())
-        need(isinstance(found, (tuple, list, np.ndarray)) and len(found) == 2, 'Return two numbers: fixed, broken.')
-        fixed,broken = (int(n) for n in found)
-        right = tuple(int(n) for n in (((before != actual) & (after == actual)).sum(),
-                                       ((before == actual) & (after != actual)).sum()))
-        other_wrong = int(((before != actual) & (after != actual) & (before != after)).sum())
-        need((fixed, broken) != right[::-1],
-             'Nearly: fixed means wrong before and right after. You have them the other way round.')
-        need((fixed, broken) not in [(right[0], right[1] + other_wrong), (right[0] + other_wrong, right[1])],
-             'An image whose answer changed from one wrong class to another is neither fixed nor broken.')
-        need((fixed, broken) == right,
-             f'Of {len(actual)} images {right[0]} were fixed and {right[1]} broken; you count {fixed} and {broken}.')
-    return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
+    given = [tuple(few), tuple(many)]
+    found = [tuple(need_numbers(call(changes, *map(np.copy, classes)), 2, 'Return two numbers: fixed, broken.'))
+             for classes in given]
+    right = [_changes(*classes) for classes in given]
+    if found == right: return 'Right. Two models can have the same accuracy and disagree about hundreds of images.'
+    need_no_slip(found, given, _slips_of_changes, lambda a, b: a == b)
+    (actual,_,_),yours,wanted = next(o for o in zip(given, found, right) if o[1] != o[2])
+    raise Hint(f'Of {len(actual)} images {wanted[0]} were fixed and {wanted[1]} broken; you return {yours[0]:g} and '
+               f'{yours[1]:g}. Fixed is wrong before and right after; broken is right before and wrong after.')
+
+def _changes(actual, before, after):
+    return (((before != actual) & (after == actual)).sum(), ((before == actual) & (after != actual)).sum())
+
+def _other_mistakes(actual, before, after): return ((before != actual) & (after != actual) & (before != after)).sum()
+
+_neither = 'An image whose answer changed from one wrong class to another is neither fixed nor broken.'
+_slips_of_changes = [ # pairs of hint and function
+    ('Nearly: fixed means wrong before and right after. You have them the other way round.',
+     lambda *o: _changes(*o)[::-1]),
+    (_neither, lambda *o: (_changes(*o)[0], _changes(*o)[1] + _other_mistakes(*o))),
+    (_neither, lambda *o: (_changes(*o)[0] + _other_mistakes(*o), _changes(*o)[1])),
+    ('You count what is right and wrong after the change, whatever it was before.',
+     lambda actual, before, after: ((after == actual).sum(), (after != actual).sum())),
+    ('You count what is right after the change and what was wrong before it. Both answers to an image count.',
+     lambda actual, before, after: ((after == actual).sum(), (before != actual).sum())),
+    ('You count what was wrong before and what is wrong after. Both answers to an image count.',
+     lambda actual, before, after: ((before != actual).sum(), (after != actual).sum())),
+    ('What was wrong before and after is not broken. Broken is right before and wrong after.',
+     lambda actual, *o: (_changes(actual, *o)[0], np.all([p != actual for p in o], axis=0).sum())),
+    ('What was right before and after is not broken. Broken is right before and wrong after.',
+     lambda actual, *o: (_changes(actual, *o)[0], np.all([p == actual for p in o], axis=0).sum())),
+    ('You return the difference of the two. Return each of them.',
+     lambda *o: tuple(max(a - b, 0) for a,b in (_changes(*o), _changes(*o)[::-1]))),
+    ('Those are shares. Return numbers of images: `.sum()` instead of `.mean()`.',
+     lambda *o: tuple(n/len(o[0]) for n in _changes(*o))),
+    ('`|` is "or". An image is fixed if it was wrong before *and* is right after: `&`.',
+     lambda actual, before, after: tuple(len(actual) - n for n in _changes(actual, before, after)[::-1]))]
 
 # %% ../nbs/08_exercises.ipynb #959c8648
 @exercise('5.4', 'Whether it was chance')
 def _(p_value):
     from scipy import stats # not for those who only list the course: it takes a second
-    for fixed,broken in (15, 5), (30, 22), (4, 12), (5, 5), (0, 6), (1030, 1001):
-        right = stats.binomtest(fixed, fixed + broken).pvalue
-        try: p = float(call(p_value, fixed, broken))
-        except Exception as e:
-            if not isinstance(cause_of(e), OverflowError): raise
-            raise Hint(f'For {fixed} fixed and {broken} broken the numbers are too large for a float. Divide whole numbers '
-                       'instead, `comb(n, k)/2**n`, or use `scipy.stats.binomtest`.') from e
-        for side in ('greater', 'less'):
-            one_sided = stats.binomtest(fixed, fixed + broken, alternative=side).pvalue
-            need(not math.isclose(p, one_sided, rel_tol=1e-6),
-                 f'For {fixed} fixed and {broken} broken you have {p:.3g}, which counts one side only. '
-                 'A change for the worse would have surprised you as much: count both.')
+    given = [(15, 5), (30, 22), (4, 12), (5, 5), (0, 6), (1030, 1001)]
+    found = [_probability(p_value, fixed, broken) for fixed,broken in given]
+    right = [stats.binomtest(fixed, fixed + broken).pvalue for fixed,broken in given]
+    def same(a, b): return math.isclose(a, b, rel_tol=1e-3, abs_tol=.00051) # as good as three digits
+    if not all(map(same, found, right)): need_no_slip(found, given, _slips_of_chance(stats), same)
+    for (fixed,broken),p,wanted in zip(given, found, right):
+        n = fixed + broken
+        shown,yours = apart(wanted, p)
         need(0 <= p <= 1,
-             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you have {p:.3g}.')
-        need(math.isclose(p, right, rel_tol=.25),
-             f'For {fixed} fixed and {broken} broken the probability is {right:.3f}; you have {p:.3f}. '
-             f'It is that of as uneven a result, or a more uneven one, in {fixed + broken} throws of a coin.')
-        need(math.isclose(p, right, rel_tol=1e-3, abs_tol=.00051), # as good as three digits
-             f'Nearly: for {fixed} fixed and {broken} broken you have {p:.4f}, and it is {right:.4f}. '
-             'Is that an approximation by the normal or the chi-squared distribution? '
-             'With so few the exact binomial one costs nothing.')
+             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you return {yours}. '
+             'If both sides are added up, the middle must not count twice.')
+        need(same(p, wanted),
+             f'For {fixed} fixed and {broken} broken the probability is {shown}; you return {yours}. It is that of '
+             f'{max(fixed, broken)} heads or more, or {min(fixed, broken)} or fewer, in {n} tosses of a coin.')
     return ("Right: McNemar's test. Images that both models have right, or both wrong, "
             "say nothing about which is better.")
+
+def _probability(p_value, fixed, broken):
+    "Call `p_value`; raise `Hint` unless it returns one number"
+    try: p = plain(call(p_value, fixed, broken))
+    except Exception as e:
+        if not isinstance(cause_of(e), OverflowError): raise
+        raise Hint(f'For {fixed} fixed and {broken} broken the numbers are too large for a float. Divide whole numbers '
+                   'instead, `comb(n, k)/2**n`, or use `scipy.stats.binomtest`.') from e
+    need(not hasattr(p, 'pvalue'),
+         f'Return the probability alone: it is the `pvalue` of what you return, {kind_of(p)}.')
+    return float(as_number(p))
+
+# %% ../nbs/08_exercises.ipynb #15abe792
+def _slips_of_chance(stats): # pairs of hint and function
+    "Collect wrong ways to a p-value"
+    one_side = 'You count one side only. A change for the worse would have surprised you as much: count both.'
+    for side in 'greater','less':
+        yield one_side, lambda f, b, side=side: stats.binomtest(f, f + b, alternative=side).pvalue
+    yield one_side, lambda f, b: stats.binom.cdf(min(f, b), f + b, .5)
+    for times,factor in ('', 1), ('twice ', 2):
+        yield (f'That is {times}the probability of exactly this result. '
+               'Add up those of all results that are as uneven, or more.',
+               lambda f, b, factor=factor: factor*stats.binom.pmf(f, f + b, .5))
+    yield ('You leave out the result itself. "At least this uneven" is that result and all that are more uneven.',
+           lambda f, b: min(1, 2*stats.binom.cdf(min(f, b) - 1, f + b, .5)))
+    yield ('You count the result itself only by half (the mid-p-value).',
+           lambda f, b: 2*stats.binom.cdf(min(f, b), f + b, .5) - stats.binom.pmf(f, f + b, .5))
+    yield 'That is 1 minus the p-value.', lambda f, b: 1 - stats.binomtest(f, f + b).pvalue
+    for correction in 0,1:
+        yield ('Nearly: that is an approximation, by the normal or the chi-squared distribution. '
+               'The exact probability is that of the binomial distribution.',
+               lambda f, b, correction=correction: stats.chi2.sf((abs(f - b) - correction)**2/(f + b), 1))
+    yield ('That is a share of the changed images, not a probability: how likely is such a share by chance?',
+           lambda f, b: f/(f + b))
 
 # %% ../nbs/08_exercises.ipynb #0630db72
 add_solution(
@@ -971,15 +1156,13 @@ check('5.4', p_value)''')
 def _(summary):
     for accuracies in [.861, .868, .857], [.62, .71, .5, .93, .68, .61, .74]:
         n = len(accuracies)
-        found = call(summary, list(accuracies))
-        need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
-             'Return two numbers: mean, standard deviation.')
-        mean,std = map(float, found)
-        right = np.std(accuracies, ddof=1)
+        mean,std = need_numbers(call(summary, list(accuracies)), 2, 'Return two numbers: mean, standard deviation.')
+        right_mean,right = np.mean(accuracies),np.std(accuracies, ddof=1)
         values = _list(accuracies)
         def is_(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
-        need(is_(mean, np.mean(accuracies)),
-             f'The mean of {values} is {np.mean(accuracies):.3f}; you have {mean:.4f}.')
+        need(not (is_(mean, right) and is_(std, right_mean)), 'The mean comes first, then the standard deviation.')
+        shown,yours = apart(right_mean, mean)
+        need(is_(mean, right_mean), f'The mean of {values} is {shown}; you have {yours}.')
         if is_(std, right): continue
         need(not is_(std, np.std(accuracies)),
              f'Nearly: you divide by the number of runs. {n} runs lie closer to their own mean than to the true one; '
@@ -987,7 +1170,8 @@ def _(summary):
         need(not math.isclose(std, right**2, abs_tol=1e-6), 'That is the variance; take its root.')
         need(not is_(std, right/n**.5),
              'That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.')
-        raise Hint(f'The standard deviation of {values} is {right:.4f}; you have {std:.4f}.')
+        shown,yours = apart(right, std)
+        raise Hint(f'The standard deviation of {values} is {shown}; you have {yours}.')
     return 'Right. A figure without its spread is half a figure.'
 
 # %% ../nbs/08_exercises.ipynb #032d5a61
@@ -999,10 +1183,9 @@ def _(interval):
 def _need_interval(interval, a):
     "Raise `Hint` unless `interval` gives the 95% interval of the mean of the three accuracies `a`"
     from scipy import stats
-    found = call(interval, a.tolist())
-    need(isinstance(found, (tuple, list, np.ndarray, Tensor)) and len(found) == 2,
-         'Return two numbers: the lower and the upper end.')
-    low,high = map(float, found)
+    low,high = need_numbers(call(interval, a.tolist()), 2, 'Return two numbers: the lower and the upper end.')
+    need(not math.isclose(low, a.mean(), abs_tol=1e-6),
+         'You return the mean first. Return the two ends: mean - h, mean + h.')
     need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
     def is_(x, y): return math.isclose(x, y, rel_tol=.01)
     middle = (low + high)/2
@@ -1027,7 +1210,8 @@ def _need_interval(interval, a):
          'Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
     need(not is_(half, t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
     need(not is_(half, t*std/3), 'Nearly: divide by the *root* of the number of runs.')
-    raise Hint(f'Your interval is {_list([low, high])}; it should reach {right:.4f} to either side: '
+    yours,wanted = apart(half, right)
+    raise Hint(f'Your interval reaches {yours} to either side of the mean, and should reach {wanted}: '
                't x standard deviation / root of the number of runs.')
 
 # %% ../nbs/08_exercises.ipynb #d3672966
@@ -1041,6 +1225,7 @@ def _(report):
         found = call(report, runs)
         need(not isinstance(found, (str, pd.Series, pd.DataFrame)),
              f'Return the accuracy alone, a number, not {kind_of(found)}.')
+        found = as_number(found)
         best_test = 'That is either the best of the test accuracies, ' \
                     'in which case the test images made the choice, or the validation accuracy that made it. ' \
                     'What is asked for is the test accuracy of the recipe that is best on the *validation* images.'
@@ -1055,7 +1240,7 @@ def _(report):
                 '`idxmax` gives a label, for `loc`.'}
         need_number(found, right,
                     f'For validation accuracies of {_list(valid)} and test accuracies of {_list(test)} you return '
-                    f'{found}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
+                    f'{found:.4g}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
     return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
 
 # %% ../nbs/08_exercises.ipynb #95d67d07
@@ -1113,23 +1298,25 @@ def _(n):
 @exercise('7.2', 'When the images grow')
 def _(size):
     sizes = (16, 24, 32)
-    found = [call(size, step, 9, sizes) for step in range(9)]
+    def size_at(step, steps, sizes): return plain(call(size, step, steps, sizes))
+    found = [size_at(step, 9, sizes) for step in range(9)]
+    need(all(isinstance(s, Number) for s in found), f'Return one size, a number, not {kind_of(found[0])}.')
     yours = f'In nine steps your sizes are {found}'
     need(all(s in sizes for s in found), f'{yours}; only 16, 24 and 32 were given.')
     need(len(set(found)) == 3, f'{yours}; each of the three should have its part.')
     need(found == [16]*3 + [24]*3 + [32]*3, f'{yours}. Each size has an equal part, in the order given.')
-    found = [call(size, step, 100, (24, 32)) for step in range(100)]
+    found = [size_at(step, 100, (24, 32)) for step in range(100)]
     first = found.index(32) if 32 in found else 'none'
     need(found == [24]*50 + [32]*50,
          f'With two sizes and a hundred steps, the first of 32 pixels should be step 50, and is {first}.')
     last_of_ten = 'For the last of ten steps and three sizes, `size(9, 10, (16, 24, 32))`, it'
-    try: last = call(size, 9, 10, sizes)
+    try: last = size_at(9, 10, sizes)
     except Exception as e:
         error = type(cause_of(e) or e).__name__
         raise Hint(f'{last_of_ten} stops with {error}. It must work for numbers of steps that do not divide.') from e
     need(last == 32, f'{last_of_ten} returns {last}, and should return 32.')
     for steps,sizes in (5, sizes), (11, sizes), (10, (8, 16, 24, 32)):
-        found = [call(size, step, steps, sizes) for step in range(steps)]
+        found = [size_at(step, steps, sizes) for step in range(steps)]
         counts = [found.count(s) for s in sizes]
         need(found == sorted(found) and max(counts) - min(counts) <= 1,
              f'Of {steps} steps, {_list(counts)} are for {_list(sizes)} pixels. '
@@ -1145,7 +1332,15 @@ def _(whiten):
         if isinstance(w, (Tensor, np.ndarray)) and tuple(w.shape) == (n, n):
             raise Hint('You return a filter for each patch. '
                        'The variables of `torch.cov` are rows, so give it `patches.T`.')
-        _need_white(need_tensor(w, (values, values)).float(), patches)
+        need(tuple(getattr(w, 'shape', ())) not in ((n, values), (values, n)),
+             'You return what the filters make of the patches. Return the filters, a square matrix.')
+        w = need_tensor(w, (values, values))
+        need(not w.is_complex(),
+             'Your filters are complex numbers. A covariance is symmetric: `torch.linalg.eigh` gives real ones.')
+        need(bool(w.isfinite().all()),
+             'Some of your filters are not finite: is a root taken of negative numbers? '
+             '`eigh` returns the eigenvalues first, then the eigenvectors.')
+        _need_white(w.float(), patches)
     return 'Right: the outputs have variance 1 and are not correlated.'
 
 def _mixed_values(n, values):
@@ -1159,20 +1354,41 @@ def _mixed_values(n, values):
 def _need_white(w, patches):
     "Raise `Hint` unless the outputs of the filters `w`, its rows, have variance 1 and are not correlated"
     identity = torch.eye(len(w))
-    def close(a, b): return torch.allclose(a, b, atol=.02)
-    cov = torch.cov((patches @ w.T).T)
-    if close(cov, identity): return
-    if close(cov, torch.diag(cov.diag())):
-        raise Hint(f'The outputs are not correlated any more, but their variances are {_list(cov.diag().tolist())}. '
-                   'Divide each direction by its standard deviation, the root of its eigenvalue.')
+    def covariance(w): return torch.cov((patches @ w.T).T)
+    def close(a, b): return torch.allclose(a, b, rtol=.02, atol=.02)
+    def uncorrelated(cov): return bool((cov - torch.diag(cov.diag())).abs().max() < .02*cov.diag().min())
+    cov = covariance(w)
+    if torch.allclose(cov, identity, rtol=0, atol=.006): return
+    if uncorrelated(cov): raise Hint(_wrong_scale(cov.diag(), patches))
+    swapped = covariance(w.T)
+    need(not close(swapped, identity), 'Nearly: the filters must be the rows of what you return; transpose it.')
+    need(not uncorrelated(swapped),
+         'The eigenvectors are the columns of what `eigh` returns, and filters are rows: transpose it. '
+         'Then divide each by the root of its eigenvalue.')
+    need(not close(w, torch.linalg.inv(torch.cov(patches.T))),
+         'That is the inverse of the covariance, which divides by the variances. Divide by their roots.')
     if close(cov.diag(), torch.ones(len(w))):
-        raise Hint('The outputs have variance 1, but are still correlated. Dividing each value by its deviation is '
-                   'not enough; the filters must lie along the eigenvectors of the covariance.')
-    swapped = torch.cov((patches @ w).T)
-    if close(swapped, identity): raise Hint('Nearly: the filters must be the rows of what you return; transpose it.')
+        own = 'Dividing each value by its own deviation is not enough. ' if uncorrelated(w @ w.T) else ''
+        raise Hint(f'The outputs have variance 1, but are still correlated. {own}'
+                   'Take each eigenvector of the covariance of the patches as a filter, once.')
     raise Hint('With your filters the covariance of the outputs differs from the identity by '
-               f'up to {(cov - identity).abs().max():.2g}. The filters are the eigenvectors of the covariance of the '
-               'patches, each divided by the root of its eigenvalue.')
+               f'up to {(cov - identity).abs().max():.2g}. The filters are the eigenvectors of the covariance of '
+               'the patches, each divided by the root of its eigenvalue.')
+
+def _wrong_scale(variances, patches): # -> a hint
+    "Say what is wrong if outputs are not correlated and have these variances"
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(patches.T))
+    def are(others): return torch.allclose(variances.sort().values, others.sort().values, rtol=.02)
+    if are(1/eigenvalues): why = 'You divide by the eigenvalues, the variances. Divide by their roots.'
+    elif are(eigenvalues**2): why = 'You multiply by the roots of the eigenvalues. Divide by them.'
+    elif variances.max() < 1.002*variances.min():
+        why = ('They are all the same, so that only a factor is wrong: '
+               f'is the covariance divided by n - 1, for {len(patches)} patches, once?')
+    elif .9 < variances.min() and variances.max() < 1:
+        why = ('Do you add a constant to the eigenvalues? '
+               'It must be so small that it does not change them much, or be left out.')
+    else: why = 'Divide each filter by the standard deviation of its output, the root of its eigenvalue.'
+    return f'The outputs are uncorrelated, but their variances are {_list(variances.tolist())}, and should be 1. {why}'
 
 # %% ../nbs/08_exercises.ipynb #4b623ed3
 @exercise('7.4', 'Alternating flips')
@@ -1180,7 +1396,7 @@ def _(alternate):
     torch.manual_seed(0)
     x = torch.rand(6, 4, 4, 5)
     first = torch.tensor([True, False, True, True, False, True])
-    for epoch in 0, 1, 2, 3, 7, 4: # a resumed training does not begin at 0
+    for epoch in 0, 1, 2, 3, 7, 4, 12, 12, 21, 30, 31, 31: # a resumed training does not begin at 0
         y = need_tensor(call(alternate, x.clone(), epoch, first.clone()), x.shape)
         same = (y == x).flatten(1).all(1)
         mirrored = (y == x.flip(-1)).flatten(1).all(1)
@@ -1259,40 +1475,49 @@ def _(prepare):
         high = float(x.max())
         need(high <= 1.001 and low >= -.001,
              f'{where} the values go from {low:.3g} to {high:.3g}, and should lie between 0 and 1.')
-        if mode == 'RGB': _need_division_by_255(prepare)
         _need_pixels(x, picture, where)
-    return 'Right, whatever comes.'
-
-# %% ../nbs/08_exercises.ipynb #2f44129d
-def _need_division_by_255(prepare):
-    "Raise `Hint` if the range of a picture is stretched"
-    brightest = float(call(prepare, Image.new('RGB', (32, 32), (60, 60, 60))).max())
-    need(math.isclose(brightest, 60/255, abs_tol=.01),
-         f'A picture that is 60 in every byte becomes {brightest:.3g}, and should become 60/255 = .235. '
-         'Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.')
+    return 'Right, whatever its size and mode.'
 
 # %% ../nbs/08_exercises.ipynb #e624c482
 def _shaded_picture(size):
-    "Draw a picture of which every part, and every channel, looks different"
+    "Draw a picture that is nowhere black or white, of which every part, and every channel, looks different"
     y,x = np.mgrid[:size[1], :size[0]]/np.array(size[::-1])[:, None, None]
-    return Image.fromarray((255*np.stack([x, y, (1 - x)*(1 - y)], -1)).astype(np.uint8))
+    shades = 20 + 140*np.stack([x, y, (1 - x)*(1 - y)], -1)
+    if size == (32, 32): shades += np.random.default_rng(0).integers(0, 30, shades.shape) # nothing is resized
+    return Image.fromarray(shades.astype(np.uint8))
 
 def _need_pixels(x, picture, where):
     "Raise `Hint` unless the batch `x` is the whole of `picture`, resized"
     pixels = x[0].double().permute(1, 2, 0).numpy()
-    rgb = picture.convert('RGB')
-    right = np.asarray(rgb.resize((32, 32)))/255
-    def is_(other): return bool(np.abs(pixels - other).mean() < .05) # ways to resize differ, and so do few colors
+    right = np.asarray(picture.convert('RGB').resize((32, 32)))/255
+    tolerance = .01 if picture.size == (32, 32) else .05 # ways to resize differ, and so do few colors
+    def is_(other): return bool(np.abs(pixels - other).mean() < tolerance)
     if is_(right): return
-    need(not is_(right[..., ::-1]), 'Red and blue have changed places: the channels should be red, green, blue.')
-    need(not is_(right.transpose(1, 0, 2)),
-         'Rows and columns have changed places: `permute(2, 0, 1)` moves the channels to the front, '
-         'and leaves height before width.')
-    need(picture.size != (32, 32),
-         'The shape is right, but pixels are not where they were. '
-         '`permute` moves dimensions; `reshape` and `view` mix pixels up. And a byte of 255 is a 1.')
-    raise Hint(f'{where} the shape is right, but it is not the whole picture. Is a part of it cut out, or added at '
-               'the edges? Resize it, `picture.resize((32, 32))`, even if that squeezes it.')
+    for hint,other in _slips_of_pixels(right): need(not is_(other), hint)
+    need(picture.mode not in ('P', 'CMYK') or not is_(np.atleast_3d(picture.resize((32, 32)))[..., :3]/255),
+         f"{where} you return numbers that are not red, green and blue: in mode 'P' they are places in a palette, "
+         "in mode 'CMYK' amounts of ink. `picture.convert('RGB')` makes colors of them.")
+    need(picture.mode == 'L' or np.ptp(pixels, axis=2).max() > .001,
+         'All three channels are the same: where are the colors?')
+    raise Hint(f'{where} the shape is right, but it is not the whole picture as it was. Is a part of it cut out, '
+               'or added at the edges, or are its colors changed? Resize it, `picture.resize((32, 32))`, '
+               'even if that squeezes it, and divide every picture by 255.')
+
+def _slips_of_pixels(right): # pairs of hint and pixels
+    "Collect wrong ways to make a batch of a picture"
+    yield 'Red and blue have changed places: the channels should be red, green, blue.', right[..., ::-1]
+    for order in [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1]:
+        yield 'The channels have changed places: they should be red, green, blue.', right[..., order]
+    yield ('Rows and columns have changed places: `permute(2, 0, 1)` moves the channels to the front, '
+           'and leaves height before width.', right.transpose(1, 0, 2))
+    yield ('Pixels are not where they were: `permute` moves dimensions, `reshape` and `view` mix pixels up.',
+           right.reshape(3, 32, 32).transpose(1, 2, 0))
+    yield 'Left and right are exchanged.', right[:, ::-1]
+    yield 'It stands on its head.', right[::-1]
+    yield 'Bright and dark are exchanged: a byte of 255 is a 1, and 0 stays 0.', 1 - right
+    for stretched in right/right.max(),(right - right.min())/np.ptp(right):
+        yield ('Divide every picture by 255: by its own maximum, a dark one and a bright one would look the same.',
+               stretched)
 
 # %% ../nbs/08_exercises.ipynb #ab8529a2
 @exercise('8.2', 'Scores to probabilities')
@@ -1309,7 +1534,7 @@ def _(probabilities):
     square = torch.tensor([[1., 2.], [3., 0.]])
     need(is_(answer(square), square.softmax(1)),
          f'With two images of two classes the numbers are not right, and there was no error. {_advice_sum}')
-    for scores in (torch.tensor([[1000., 0., -1000.]]), torch.tensor([[-1000., -999.]]),
+    for scores in (torch.tensor([[0., 1000., -1000.]]), torch.tensor([[-1000., -999.]]),
                    torch.tensor([[1001., 1000., 999.], [1., 2., 3.], [-1., -2000., -3.]])):
         y = answer(scores)
         need(bool(y.isfinite().all()),
@@ -1339,8 +1564,9 @@ def _with_kind(kind, f):
 # %% ../nbs/08_exercises.ipynb #8a2c067d
 @exercise('8.3', 'The likeliest classes')
 def _(top):
-    found = _with_kind('a list', lambda: call(top, [.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2))
-    need(isinstance(found, (list, tuple)) and len(found) == 2, 'Return a list with as many pairs as were asked for.')
+    def pairs(*args): return listed(call(top, *args))
+    found = _with_kind('a list', lambda: pairs([.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2))
+    need(found is not None and len(found) == 2, 'Return a list with as many pairs as were asked for.')
     need(all(isinstance(o, (list, tuple)) and len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
     names = [name for name,_ in found]
     need(all(isinstance(name, str) for name in names),
@@ -1348,20 +1574,21 @@ def _(top):
     need(names != ['frog', 'cat'], 'Those are the unlikeliest.')
     need(names != ['ship', 'dog'], 'Nearly: the likeliest comes first.')
     need(names == ['dog', 'ship'], f'The likeliest two are dog and ship; you return {names}.')
-    probabilities = [float(p) for _,p in found]
+    probabilities = need_numbers([p for _,p in found], 2, 'In each pair the probability, a number, comes second.')
     need(np.allclose(probabilities, [.5, .25], rtol=0, atol=.00051),
          f'The probabilities are .5 and .25; you return {_list(probabilities)}.')
-    equals = call(top, [.4, .2, .4], ['cat', 'dog', 'ship'], 2)
+    equals = pairs([.4, .2, .4], ['cat', 'dog', 'ship'], 2)
     need(sorted(o[0] for o in equals) == ['cat', 'ship'],
          'Two classes may have the same probability, and both are wanted then. '
          'Sort positions, or pairs of probability and class; do not look a class up by its probability.')
-    found = _with_kind('a tensor', lambda: call(top, torch.tensor([.1, .9]), ['cat', 'dog'], 1))
+    found = _with_kind('a tensor', lambda: pairs(torch.tensor([.1, .9]), ['cat', 'dog'], 1))
     names = [o[0] for o in found]
     need(names == ['dog'], f'Of a tensor, too, the likeliest is wanted: dog for [.1, .9]; you return {names}.')
     five = [.1, .3, .05, .35, .2]
-    found = [o[0] for o in call(top, five, [*'edcba'], 4)]
-    need(found == [*'bdae'], f'The likeliest four of {five}, called e, d, c, b and a, are b, d, a and e; you return {found}.')
-    need(len(call(top, [.6, .4], ['cat', 'dog'], 5)) == 2,
+    found = [o[0] for o in pairs(five, [*'edcba'], 4)]
+    need(found == [*'bdae'],
+         f'The likeliest four of {five}, called e, d, c, b and a, are b, d, a and e; you return {found}.')
+    need(len(pairs([.6, .4], ['cat', 'dog'], 5)) == 2,
          'If more are asked for than there are classes, return all there are.')
     return 'Right.'
 
@@ -1382,7 +1609,9 @@ def _(decide):
         need(found == right,
              f'With {p} for cat, dog and ship and a threshold of .3 several reach it, and the answer is the likeliest, '
              f'{right}; you return {found!r}.')
-    need(answer([.1, .2, .3, .15, .25], .2, [*'abcde']) == 'c', 'It works for three classes, but not for five.')
+    found = answer([.1, .2, .15, .3, .25], .2, [*'edcba'])
+    need(found == 'b',
+         f'It works for three classes, but not for five, called e, d, c, b and a: you return {found!r}, not b.')
     found = _with_kind('a tensor', lambda: answer(torch.tensor([.1, .1, .8]), .5))
     need(found == 'ship', 'It works for a list, but not for a tensor.')
     return 'Right. How sure is sure enough is a choice; a curve of coverage shows what it costs.'
@@ -1390,8 +1619,9 @@ def _(decide):
 # %% ../nbs/08_exercises.ipynb #a6eb6fde
 add_solution(
     '8.1',
-    '`convert` and `resize` make any picture 32x32 pixels in three colors. NumPy gives bytes with the '
-    'channels last; dividing by 255 and `permute` make of them what a network expects.',
+    '`convert` and `resize` make any picture of 8 bits 32x32 pixels in three colors. NumPy gives bytes with the '
+    'channels last; dividing by 255 and `permute` make of them what a network expects. '
+    '(Divide values of 16 bits first: `convert` makes nearly all of them white.)',
     '''
 import numpy as np
 import torch

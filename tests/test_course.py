@@ -115,6 +115,32 @@ class OfEight(nn.Module):
         super().__init__()
         self.net = network()
     def forward(self, x): return self.net(x.view(8, 3, 32, 32))
+class InList(nn.Module):
+    "Its layers are no part of it"
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Conv2d(3, 8, 3, stride=4), nn.Flatten(), nn.Linear(512, 10)]
+    def forward(self, x):
+        for layer in self.layers: x = layer(x)
+        return x
+class InOneMode(nn.Module):
+    "Ends in a softmax in one mode"
+    def __init__(self, training):
+        super().__init__()
+        self.net,self.when = network(),training
+    def forward(self, x): return self.net(x).softmax(1) if self.training == self.when else self.net(x)
+class Doubling(nn.Module):
+    "Changes the images"
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+    def forward(self, x): return self.net(x.mul_(2))
+class OfParameter(nn.Module):
+    "Right: a convolution without a layer"
+    def __init__(self):
+        super().__init__()
+        self.filters,self.last = nn.Parameter(torch.randn(8, 3, 3, 3)*.1),nn.Linear(512, 10)
+    def forward(self, x): return self.last(F.conv2d(x, self.filters, stride=4, padding=1).relu().flatten(1))
 class WithTanh(nn.Module):
     "Right: what bounds its numbers is not at the end"
     def __init__(self):
@@ -240,6 +266,12 @@ def cropped(picture, at=(0, 0)):
     picture = picture.convert('RGB')
     if min(picture.size) < 40: return prepare(picture)
     return prepare(picture.crop((*at, at[0] + 32, at[1] + 32)))
+def with_border_cut(picture):
+    picture = picture.convert('RGB')
+    return prepare(picture.crop((1, 1, picture.width - 1, picture.height - 1)))
+def without_convert(picture):
+    pixels = np.atleast_3d(np.asarray(picture.resize((32, 32)))/255)
+    return torch.tensor(np.broadcast_to(pixels[..., :3], (32, 32, 3)).copy(), dtype=torch.float32).permute(2, 0, 1)[None]
 def center_cropped(picture):
     return prepare(ImageOps.fit(picture.convert('RGB'), (32, 32)))
 def padded(picture): return prepare(ImageOps.pad(picture.convert('RGB'), (32, 32)))
@@ -286,14 +318,14 @@ right = {
             whole_pictures, lambda groups: whole_pictures(groups, seed=7), lambda groups: list(map(torch.tensor, whole_pictures(groups)))],
     '2.1': [(8, 16, 16, 16), torch.Size([8, 16, 16, 16])],
     '2.2': [448, torch.tensor(448), 448.],
-    '2.3': [network(), network, deep_network, residual_network, WithTanh, lambda: network(nn.BatchNorm1d(10)), lambda: network(nn.LogSoftmax(1)), lambda: silent(network())],
+    '2.3': [network(), network, OfParameter, deep_network, residual_network, WithTanh, lambda: network(nn.BatchNorm1d(10)), lambda: network(nn.LogSoftmax(1)), lambda: silent(network())],
     '2.4': [math.log(10), 2.3, F.cross_entropy(torch.zeros(1, 10), torch.tensor([3]))],
     '2.5': [steepest_of_means, lambda lrs, losses: lrs[losses.argmin()]/10, lambda lrs, losses: valley(lrs, losses, len(lrs))[0]],
     '3.1': [coin, coin_of_numpy, shuffled_half, lambda x: torch.stack([o.flip(-1) if random.random() < .5 else o for o in x])],
     '3.3': [smooth, lambda y, eps, n: np.eye(n)[y]*(1 - eps) + eps/n, lambda y, eps, n: torch.full((len(y), n), eps/n).scatter(1, y[:, None], 1 - eps + eps/n)],
     '3.2': [lambda h: h.loc[h.valid_loss.idxmin(), 'epoch'], lambda h: int(h.sort_values('valid_loss').epoch.iloc[0])],
     '3.4': [dropout, masked(lambda shape: shape), lambda x, p, training: torch.where(torch.rand_like(x) < p, 0, x/(1 - p)) if training else x.clone()],
-    '4.2': [freeze, freeze_momentum, lambda model: model.body.requires_grad_(False).eval() and None],
+    '4.2': [freeze, lambda model: model.body.requires_grad_(False).eval() and None],
     '4.1': [new_head, lazy_head, copied_parts, lambda model, n: lazy_head(deepcopy(model), n)],
     '4.4': [lambda n, low, high: [low*(high/low)**(i/(n - 1)) for i in range(n)], lambda n, low, high: np.geomspace(low, high, n)],
     '4.3': [5130, 512*10 + 10., np.int64(5130)],
@@ -337,12 +369,12 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda files: {c: sum(c in str(f) for f in files) for c in ('cat', 'deer', 'dog', 'ship')}, 'Only the folder'), (lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
             (lambda files: {f.parent.name: 1 for f in files}, 'you count'), (lambda files: len(files), 'dictionary'), (lambda files: None, 'returns nothing'), (3, 'Give the function itself')],
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
-    '1.3': [(lambda x: normalized(x, (2, 3), (0, 2, 3)), 'the mean of each image by itself'), (lambda x: normalized(x, (0, 2, 3), (2, 3)), 'the deviation of each image'),
-            (lambda x: (x - x.mean((0, 2, 3)))/x.std((0, 2, 3)), 'keepdim=True'), (lambda x: normalized(x, (0, 2, 3), (0, 1, 2, 3)), 'the deviation of all channels'), (lambda x: normalized(x, 0, 0), 'each pixel'),
-            (lambda x: normalized(x, (1, 2, 3), (1, 2, 3)), 'of each image by itself, all'), (normalized_in_place, 'given has changed'), (largest_scale, 'The means of your channels'),
-            (lambda x: (x - .5)/.25, 'The means of your channels'), (lambda x: (x - x.mean((0, 2, 3), keepdim=True))/x.var((0, 2, 3), keepdim=True), 'deviations'),
-            (lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'each image by itself'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
-            (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'deviations'), (lambda x: over_images(x)[:4], 'shape')],
+    '1.3': [(lambda x: normalized(x, (2, 3), (0, 2, 3)), 'the mean of each image and channel'), (lambda x: normalized(x, (0, 2, 3), (2, 3)), 'the standard deviation of each image and channel'),
+            (lambda x: (x - x.mean((0, 2, 3)))/x.std((0, 2, 3)), 'keepdim=True'), (lambda x: normalized(x, (0, 2, 3), (0, 1, 2, 3)), 'the standard deviation of all channels'), (lambda x: normalized(x, 0, 0), 'each pixel'),
+            (lambda x: normalized(x, (1, 2, 3), (1, 2, 3)), 'of each image, over its channels'), (normalized_in_place, 'given has changed'), (largest_scale, 'between 0 and 1'),
+            (lambda x: (x - .5)/.25, 'The means of your channels'), (lambda x: (x - x.mean((0, 2, 3), keepdim=True))/x.var((0, 2, 3), keepdim=True), 'variance'),
+            (lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'mean and the standard deviation of each image and channel'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
+            (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'do not divide'), (lambda x: -over_images(x), 'a sign'), (lambda x: over_images(x).flip(0), 'another order'), (lambda x: x/x.std((0, 2, 3), keepdim=True) - x.mean((0, 2, 3), keepdim=True), 'divide first'), (lambda x: over_images(x)[:4], 'shape')],
     '1.4': [(split_by_runs, 'side by side'), (masks, 'a mask'), (lambda groups: tuple(map(np.where, masks(groups))), '`np.where(mask)[0]`'), (split_by(set_of_numpy_names), 'tomorrow'), (split_by(lambda groups: {g for g in groups if hash(g) % 5 == 0}), 'tomorrow'),
             (lambda groups: whole_pictures(groups) if len(groups) == 600 else any_images(groups), 'one to four copies'), (lambda groups: (list(range(len(groups))), []), 'for validation'),
             (split_by(lambda groups: sorted(set(groups))[:len(set(groups))//5]), 'one end'), (any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
@@ -350,8 +382,8 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
     '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
     '2.3': [(lambda: network(nn.Sigmoid()), 'sigmoid'), (lambda: network(nn.Hardsigmoid()), 'sigmoid'), (lambda: network(nn.Tanh()), 'tanh'), (lambda: network(nn.Softplus()), 'negative'), (lambda: network(nn.Softmax(0)), 'softmax'),
-            (Mixed, 'mixed up'), (OfEight, 'a single image'), (lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
-            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
+            (InList, 'not among its `parameters()`'), (Doubling, 'network was given has changed'), (lambda: InOneMode(False), 'evaluation mode only'), (lambda: InOneMode(True), 'training mode only'), (lambda: network().requires_grad_(False), 'no parameter that can learn'), (Mixed, 'mixed up'), (OfEight, 'a single image'), (lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
+            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution in it that learns'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
             (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: network(nn.ReLU()), 'ReLU'), (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 10)), 'Flatten'), (lambda x: network(), 'is called with 0 things'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
     '2.4': [(.9, 'how often it is wrong'), (math.log2(10), 'natural'), (.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
     '2.5': [(lambda lrs, losses: 2e-3, 'lowest'), (lambda lrs, losses: 5e-4, 'hardly'), (lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
@@ -363,35 +395,35 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '3.3': [(lambda y, eps, n: F.one_hot(y, n)*.8 + .05, 'Is a number fixed'), (lambda y, eps, n: smooth(y, .2, n), 'Is a number fixed'), (lambda y, eps, n: F.one_hot(y, n)*(.85 - .05) + .2/n, 'Is a number fixed'),
             (smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
             (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows'), (lambda y, eps, n: (1 - eps)*F.one_hot(y) + eps/n, 'shape')],
-    '3.2': [(lambda h: 4, 'Take it from the table'), (lambda h: h.valid_loss.idxmin() + 1, 'begin with epoch 1'), (lambda h: h.epoch.iloc[-1], 'by heart'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
+    '3.2': [(lambda h: 4, 'Take it from the table'), (lambda h: h.valid_loss.idxmin() + 1, 'begin with epoch 1'), (lambda h: h.epoch.iloc[-1], 'overfits most'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
             (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
-    '3.4': [(unscaled, 'made larger'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
-            (lambda x, p, training: F.dropout(x, .5, training), 'it should be 25%'), (lambda x, p, training: F.dropout(x, .25, training), 'it should be 60%'), (always_the_same, 'same numbers'),
+    '3.4': [(unscaled, 'made larger'), (lambda x, p, training: dropout(x.relu(), p, training), 'ReLU'), (lambda x, p, training: unscaled(x, p, training)*(1.33 if training else 1), '1.33 times as large, and with p=0.25 it should be 1.333'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
+            (lambda x, p, training: F.dropout(x, .5, training), 'it should be 25%'), (lambda x, p, training: F.dropout(x, .25, training), 'it should be 60%'), (always_the_same, 'same values'),
             (lambda x, p, training: mask_of(x, p, x.shape) if training else x, 'that is the mask'), (lambda x, p, training: torch.full_like(x, 1/(1 - p))*(torch.rand_like(x) >= p) if training else x, 'that is the mask'),
             (masked(lambda shape: (shape[0], 1, 1, 1)), 'Whole samples'), (masked(lambda shape: (1, *shape[1:])), 'Each sample has the same mask'), (masked(lambda shape: (shape[0], shape[1], 1, 1)), 'Whole channels of a sample'),
             (masked(lambda shape: (1, shape[1], 1, 1)), 'Whole channels'), (lambda x, p, training: x*(torch.rand_like(x) >= p)/.75 if training else x, 'times as large'), (lambda x, p, training: x*torch.full(x.shape, p) if training else x, '0% of'),
             (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'Whole samples'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
-    '4.2': [(freeze_children, 'BatchNorm'), (lambda model: model.body[0].requires_grad_(False) and model.body[1][0].requires_grad_(False) and None, 'can still learn'), (lambda model: model.body, 'no `body`'), (freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.eval().body.requires_grad_(False) and None, 'head is in evaluation mode'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
+    '4.2': [(freeze_momentum, 'of each batch'), (freeze_children, 'BatchNorm'), (lambda model: model.body[0].requires_grad_(False) and model.body[1][0].requires_grad_(False) and None, 'can still learn'), (lambda model: model.body, 'no `body`'), (freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.eval().body.requires_grad_(False) and None, 'head is in evaluation mode'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
     '4.1': [(lambda model, n: with_weights(new_head(model, n), 0.), 'begin at random'), (lambda model, n: with_weights(new_head(model, n), .01), 'begin at random'), (cut_head, '4 of the rows'), (copied_row, '1 of the rows'), (head_of_twelve, 'in_features'), (lambda model, n: head_of_twelve(model, n, 512), 'in_features'), (fixed_classes, 'shape'), (frozen_too, 'freezing comes later'),
             (one_more_layer, '10 classes'), (lambda model, n: other_head(model, n), 'All of the head but its last layer'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
     '4.4': [(lambda n, low, high: [low*10**i for i in range(n)], 'Is the factor fixed'), (lambda n, low, high: [high/10**i for i in range(n)][::-1], 'Is the factor fixed'), (lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
-            (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
+            (lambda n, low, high: slice(low, high), 'Yours is slice'), (lambda n, low, high: [low] + [0]*(n - 2) + [high], 'larger than 0'), (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
     '4.3': [(21_284_672, 'frozen'), (512_000, 'thousand'), (5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
-    '5.1': [(most_of_the_worst_row, 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(1, keepdims=True)), 'largest share'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(0)), 'largest share'),
-            (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts + counts.T)), 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts)), 'rows are'), (lambda counts, vocab: ('dog', 'frog', 18), 'rows are'),
+    '5.1': [(most_of_the_worst_row, 'the class with the most mistakes'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(1, keepdims=True)), 'largest share'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(0)), 'largest share'),
+            (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts + counts.T)), 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts)), 'above the diagonal'), (lambda counts, vocab: pair_of(counts, vocab, np.tril(counts)), 'below the diagonal'), (lambda counts, vocab: ('dog', 'frog', 18), 'names of these classes'),
             (lambda counts, vocab: most_confused(counts, vocab)[::-1], 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[1::-1], most_confused(counts, vocab)[2]), 'rows are'),
-            (lambda counts, vocab: (most_confused(counts, vocab)[2], *most_confused(counts, vocab)[:2]), 'in this order'), (lambda counts, vocab: ('frog', 'dog', 18), 'rows are'), (lambda counts, vocab: ('dog', 'frog', 19), 'both directions'), (lambda counts, vocab: ('dog', 'dog', 70), 'diagonal'),
-            (lambda counts, vocab: ('cat', 'dog', 9), 'another pair'), (in_place, 'has changed'), (lambda counts, vocab: 14, 'three things'), (lambda counts, vocab: (0, 1, 6), 'vocab[i]')],
+            (lambda counts, vocab: (most_confused(counts, vocab)[2], *most_confused(counts, vocab)[:2]), 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], 18), 'and you return 18'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], pair_of(counts + counts.T, vocab, counts)[2]), 'both directions'), (lambda counts, vocab: ('dog', 'dog', 70), 'diagonal'),
+            (lambda counts, vocab: (vocab[1], vocab[0], 9), 'which happened'), (in_place, 'has changed'), (lambda counts, vocab: 14, 'three things'), (lambda counts, vocab: (0, 1, 6), 'vocab[i]')],
     '5.2': [(lambda counts: counts.diagonal()/counts.sum(0), 'precision'), (lambda counts: counts.diagonal()/counts.sum(), 'all images'), (lambda counts: .5, 'one number for each'),
-            (lambda counts: np.ones(4), '.833'), (lambda counts: np.ones(3), 'each of the 4'), (lambda counts: 100*counts.diagonal()/counts.sum(1), 'percents'), (lambda counts: [.833, .643, .85, .9], 'each of the 3'),
+            (lambda counts: np.ones(len(counts)), '.833'), (lambda counts: counts.diagonal()/counts.sum(1)[0], 'first class each time'), (lambda counts: np.append(.833333, counts.diagonal()[1:]/counts.sum(0)[1:]), 'of class 1'), (lambda counts: np.ones(3), 'each of the 4'), (lambda counts: 100*counts.diagonal()/counts.sum(1), 'percentages'), (lambda counts: [.833, .643, .85, .9], 'each of the 3'),
             (lambda counts: counts.diag()/counts.sum(1), '`counts.diagonal()`'), (lambda counts: (counts.diagonal()/counts.sum(1)).round(1), 'you have')],
-    '5.3': [(lambda *a: (3, 1), 'Of 90 images'), (lambda actual, before, after: ((before != after).sum() - changes(actual, before, after)[1], changes(actual, before, after)[1]), 'neither fixed'), (lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you count'),
-            (lambda actual, before, after: (3, 2), 'neither fixed'), (lambda *a: 4, 'two numbers')],
-    '5.4': [(lambda fixed, broken: sum(math.comb(fixed + broken, k)*.5**(fixed + broken) for k in range(fixed + broken + 1) if abs(2*k - fixed - broken) >= abs(fixed - broken)), 'too large for a float'), (lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'the probability is'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'throws of a coin'),
+    '5.3': [(lambda *a: (3, 1), 'Of 90 images'), (lambda actual, before, after: ((before != after).sum() - changes(actual, before, after)[1], changes(actual, before, after)[1]), 'neither fixed'), (lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you return 2 and 0'),
+            (lambda actual, before, after: (3, 2), 'you return 3 and 2'), (lambda actual, before, after: (before != actual, after != actual), 'no number'), (lambda *a: 4, 'two numbers')],
+    '5.4': [(lambda fixed, broken: sum(math.comb(fixed + broken, k)*.5**(fixed + broken) for k in range(fixed + broken + 1) if abs(2*k - fixed - broken) >= abs(fixed - broken)), 'too large for a float'), (lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'approximation'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'exactly this result'), (lambda fixed, broken: stats.binomtest(fixed, fixed + broken), '`pvalue`'), (lambda fixed, broken: [fixed, broken], 'not a list'),
             (lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
-            (lambda fixed, broken: .5, 'throws of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
+            (lambda fixed, broken: .5, '20 tosses of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
     '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'you have'),
-            (lambda a: (sum(a)/3, np.std(a, ddof=1)), 'The mean of'), (lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.0056'),
+            (lambda a: (sum(a)/3, np.std(a, ddof=1)), 'The mean of'), (lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.00557'), (lambda a: spread(a)[::-1], 'comes first'), (lambda a: (np.mean(a), '0.006'), 'no number'),
             (lambda a: np.mean(a), 'two numbers')],
     '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'),
             (lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
@@ -405,11 +437,11 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda x, epoch, first: x.flip(-2), 'neither as they were')],
     '7.2': [(lambda step, steps, sizes: sizes[min(step//-(-steps//len(sizes)), len(sizes) - 1)], 'one step at most'), (lambda step, steps, sizes: (16, 24, 32)[step*3//steps], 'two sizes'), (lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
             (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError'), (lambda step, steps, sizes: sizes[min(step//(steps//len(sizes)), len(sizes) - 1)], 'one step at most')],
-    '7.3': [(lambda p: torch.diag(1/p.std(0)), 'still correlated'), (lambda p: whiten(p.T), 'a filter for each patch'), (lambda p: whiten(p[:, :6]) if p.shape[1] == 6 else torch.eye(6), 'shape'), (lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(6), 'eigenvectors'), (lambda p: p, 'shape')],
+    '7.3': [(lambda p: torch.diag(1/p.std(0)), 'still correlated'), (lambda p: whiten(p.T), 'a filter for each patch'), (lambda p: whiten(p[:, :6]) if p.shape[1] == 6 else torch.eye(6), 'shape'), (lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(p.shape[1]), 'eigenvectors'), (lambda p: p, 'a square matrix'), (lambda p: torch.linalg.inv(torch.cov(p.T)), 'inverse'), (lambda p: whiten(p)/len(p)**.5, 'divided by n - 1'), (lambda p: whiten(p, scale=False).T, 'transpose it. Then divide'), (lambda p: (torch.linalg.eigh(torch.cov(p.T))[1]/(torch.linalg.eigh(torch.cov(p.T))[0] + .01).sqrt()).T, 'a constant')],
     '8.2': [(clamped, 'differences count'), (lambda s: clamped(s, 20.), 'differences count'), (lambda s: softmax_of(s, keepdim=False), 'keepdim=True'), (lambda s: softmax_of(s - s.max(), keepdim=False), 'keepdim=True'),
             (lambda s: softmax_of(s - s.max()), 'Subtract the largest score of each row'), (lambda s: s.exp()/s.exp().sum(), 'with two it does not'), (lambda s: s.sub_(s.amax(1, keepdim=True)).softmax(1), 'has changed'), (lambda s: s.log_softmax(1), 'add up to 1'),
             (lambda s: s.exp()/s.exp().sum(1, keepdim=True), 'infinite'), (lambda s: s/s.sum(), '.090'), (lambda s: s.sigmoid(), 'add up to 1'), (lambda s: s.softmax(0), 'add up to 1')],
-    '8.1': [(cropped, 'the whole picture'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
+    '8.1': [(cropped, 'the whole picture'), (with_border_cut, 'the whole picture'), (without_convert, 'palette'), (lambda p: prepare(p).flip(3), 'Left and right'), (lambda p: prepare(p).mean(1, keepdim=True).expand(1, 3, 32, 32), 'where are the colors'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
             (lambda p: prepare(p).transpose(2, 3), 'Rows and columns'), (lambda p: prepare(p)*2 - 1, 'between 0 and 1'), (stretched, 'by its own maximum'), (lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: decide([round(float(o), 1) for o in p], vocab, t), 'With 0.56'), (first_over, 'the likeliest, ship'), (lambda p, vocab, t: first_over(list(p)[::-1], vocab[::-1], t), 'the likeliest, cat'), (lambda p, vocab, t: int(np.argmax(p)) if max(p) >= t else None, 'not its place'),
@@ -452,6 +484,7 @@ def test_trying_an_answer_leaves_no_traces():
     before = torch.get_rng_state()
     assert check('2.3', model) and not model.training and all(p.grad is None for p in model.parameters())
     assert not check('3.1', lambda x: x) and torch.equal(torch.get_rng_state(), before)
+    assert not check('4.2', lambda model: torch.set_grad_enabled(False) and None) and torch.is_grad_enabled()
 
 def test_progress_counts_attempts_until_it_is_right():
     for answer in 1, 2, 448, 3: check('2.2', answer)
@@ -579,7 +612,7 @@ def test_links_of_a_copied_tutorial_lead_to_other_tutorials_or_to_the_site(tmp_p
     assert {f'{site}guides/glossary.html', f'{site}benchmarks.html', '06_the_ladder.ipynb'} <= links
     assert not [o for o in links if o.removeprefix(site) not in pages and o not in {path.name for path in copies} and 'numpy.org' not in o]
 
-# --- answers by somebody who had not read the checks
+# --- answers as learners give them, more than half of them by somebody who had not read the checks
 
 learners = json.loads((Path(__file__).parent/'data'/'learners_answers.json').read_text(encoding='utf-8'))
 as_in_a_notebook = """
