@@ -909,8 +909,8 @@ def _find_best(root, download, quiet):
     except FileNotFoundError as e:
         why = str(e)
         if failed is not None:
-            why = (f'CIFAR-10 could not be downloaded {failed/60:.0f} minutes ago, and was not tried again: that is done after an '
-                   "hour. To try now: `cifar-fastai data cifar10`, or find_data('cifar10').")
+            why = (f'The download of CIFAR-10 failed {failed/60:.0f} min ago, and is tried again after an hour. To try now: `cifar-fastai '
+                   "data cifar10`, or find_data('cifar10'). Not to try, and without this message: CIFAR_FASTAI_DATA=synthetic.")
     _say(f'{why}\n*** NO REAL DATA: using the built-in practice set: drawings instead of photos. Accuracies on it say nothing '
          'about CIFAR-10. ***')
     return make_synthetic(root/'synthetic')

@@ -72,7 +72,7 @@ def course_page(cfg, tutorials):
 
 def modules_page(staged):
     "All modules, in order of use"
-    parts = [f'## {part}\n\n' + '\n'.join(f'- [`{o}`]({o}.ipynb): {about(staged[o])[1]}' for o in names.split()) for part, names in modules.items()]
+    parts = [f'## {part}\n\n' + '\n'.join(f'- [`{o}`]({o}.ipynb): {about(staged[o])[1].rstrip(".")}' for o in names.split()) for part, names in modules.items()]
     return '# Modules\n\n{.lead}\nThe reference, in order of use\n\n' + '\n\n'.join(parts)
 
 def nav(names):

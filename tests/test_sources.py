@@ -1080,7 +1080,7 @@ def test_another_process_knows_what_failed_for_an_hour(bare_machine, monkeypatch
         http_server.asked.clear()
         assert sources.find_data(quiet=True) == bare_machine/'synthetic'
         return len(http_server.asked)
-    assert [tries(), tries()] == [1, 0] and '0 minutes ago' in capsys.readouterr().err
+    assert [tries(), tries()] == [1, 0] and 'failed 0 min ago' in capsys.readouterr().err
     last = read_json(note)
     for seconds, want in (-59*60, 0), (-61*60, 1), (10*60, 1):  # the last: a clock that was put back
         write_json(note, last | dict(time=time.time() + seconds))
