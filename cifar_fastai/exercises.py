@@ -704,7 +704,7 @@ def _body_and_head(n_features=12, n_classes=10):
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/08_exercises.ipynb #4f4f0205
-@exercise('4.1', 'A new head for four classes')
+@exercise('4.1', 'A new head for other classes')
 def _(new_head):
     need(not isinstance(new_head, nn.Module),
          'Give a function that takes a network and a number of classes, not a layer.')
