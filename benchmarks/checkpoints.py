@@ -21,6 +21,7 @@ def memory(name): # -> MiB
 class Measured(Checkpoints):
     "Checkpoints that are timed"
     milliseconds,grown,mib = [],[],[]
+
     def write(self, batch):
         Path('/proc/self/clear_refs').write_text('5') # begin anew with the peak
         before,start = memory('VmRSS'),time.perf_counter()
@@ -43,6 +44,7 @@ def main():
         seconds = time.perf_counter() - start
         mib = (Path(tmp)/'run'/'model.safetensors').stat().st_size/2**20
     milliseconds = Measured.milliseconds
+    if not milliseconds: raise SystemExit('The training took too little time for a checkpoint: train more epochs.')
     figures = dict(epochs=args.epochs, checkpoints=len(milliseconds), ms=round(statistics.median(milliseconds), 1),
                    share=round(sum(milliseconds)/1e3/seconds, 5), grown_mib=round(max(Measured.grown), 1), checkpoint_mib=round(max(Measured.mib), 1),
                    weights_mib=round(mib, 1), seconds=round(seconds, 1), variant=learn.dls.data_info.variant)

@@ -375,7 +375,7 @@ def _resume(grid, c, tick): # -> the Learner, or None
     options = {k: v for k,v in grid.options.items() if k != 'limit'}
     try:
         then,now = _then_and_now(grid, c, Run.open(run.folder))
-        if run.status in ('training', 'interrupted') and then == now:
+        if run.status in ('training', 'interrupted', 'failed') and then == now:
             return train(resume=run.folder, cbs=[_Ticks(tick)], **options)
     except (FileNotFoundError, ValueError): return # nothing is there, it is damaged, or packages have changed
 

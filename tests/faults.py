@@ -50,7 +50,7 @@ def cache(folder, practice):
 def classifier(folder, practice): inference.save_classifier(training.load_run(practice.parent/'trained', practice), folder/'classifier')
 
 def evaluated(folder, practice):
-    if not (folder/'run').exists(): shutil.copytree(practice.parent/'trained', folder/'copy').rename(folder/'run')
+    if not (folder/'run').exists(): shutil.copytree(practice.parent/'trained', folder/'copy', dirs_exist_ok=True).rename(folder/'run')
     learn = training.load_run(folder/'run', practice)
     evaluation.evaluate(learn, 'test')
     report.write_report(learn, split='test')

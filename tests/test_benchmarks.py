@@ -21,6 +21,7 @@ sys.path.insert(0, str(benchmarks))
 import ablations
 import allocator
 import changes
+import checkpoints
 import confusions
 import epochs
 import few_images
@@ -35,7 +36,7 @@ import side_by_side
 import speedruns
 import steps
 import tutorials
-from cifar_fastai import recipes
+from cifar_fastai import recipes, training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import create_model
@@ -216,7 +217,7 @@ def run_benchmark(script, monkeypatch, tmp_path, *args):
             measured[side] = [json.loads(out.getvalue().splitlines()[-1])]
         monkeypatch.setattr(sys, 'argv', [f'{script.__name__}.py', *args])
         return measured
-    monkeypatch.setattr(script, 'in_turns', in_turns)
+    monkeypatch.setattr(script, 'in_turns', in_turns, raising=False)
     call(script, monkeypatch, *args)
     return rows(tmp_path/f'{script.__name__}.csv')
 
@@ -245,6 +246,14 @@ def test_the_plain_loop_steps_as_the_recipe_does():
             opt.step()
         moved = ours.weight - conv.weight
         assert moved.abs().max() > 0 and torch.allclose(moved, loop.weight - conv.weight, rtol=.05, atol=1e-8)
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux')
+def test_checkpoints_are_timed(practice, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.Measured.__init__, '__defaults__', (10., 1., None))  # after every epoch
+    monkeypatch.setattr(training, 'Checkpoints', training.Checkpoints)  # which the script replaces
+    row, = run_benchmark(checkpoints, monkeypatch, tmp_path, 'small_cnn', '--epochs', '2', '--data', str(practice))
+    assert int(row['checkpoints']) == 1 and 0 < float(row['share']) < 1 and 0 < float(row['weights_mib']) < float(row['checkpoint_mib'])
 
 @pytest.mark.slow
 def test_sizes_are_compared(practice, monkeypatch, tmp_path):

@@ -172,7 +172,7 @@ def test_a_description_or_a_younger_field_makes_no_other_run(fake, go, grid):
     go(tiny.change(description='said better'))
     assert len(fake.calls) == 2
 
-@pytest.mark.parametrize('status', ['running', 'failed', None])
+@pytest.mark.parametrize('status', ['running', None])
 def test_what_did_not_finish_is_moved_aside_and_trained_again(fake, go, grid, status):
     go()
     path = grid/'tiny-seed1'/'run.json'

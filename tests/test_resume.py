@@ -236,7 +236,9 @@ def test_a_run_that_is_being_trained_is_left_alone(go, stopped):
 
 
 @pytest.mark.slow
-def test_a_grid_goes_on_with_a_run_that_was_stopped(stopped, practice, tmp_path):
+@pytest.mark.parametrize('status', ['training', 'interrupted', 'failed'])
+def test_a_grid_goes_on_with_a_run_that_was_stopped(stopped, practice, tmp_path, status):
+    runs.write_json(stopped/'run.json', Run(stopped).info | dict(status=status))
     (tmp_path/'grid').mkdir()
     run = Run(stopped.rename(tmp_path/'grid'/'tiny-seed0'))
     [row] = run_grid(small, 1, tmp_path/'grid', source=practice, limit=96).itertuples()
