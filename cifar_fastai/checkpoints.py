@@ -170,6 +170,8 @@ class Checkpoints(Callback):
         self.stage = found[0]['stage'] if found else 1 # counted from 1
         self.records = unpack(found[0]['records'], found[1]) if found else [] # of the stages before
         self.n_passed = 0 # batches of this epoch that were trained on before
+        self.stop = None # an exception to raise after the next checkpoint, which is written at once
+        self.running = False # whether an epoch is: it can be stopped so
         self.took,self.last = .01,time.perf_counter() # seconds that the last checkpoint took, and when it was written
 
     @property
@@ -191,10 +193,26 @@ class Checkpoints(Callback):
         else:
             self.at_epoch = dict(random=get_random_states(), orders=self._orders())
             known = self.stage > 1 or self.epoch > 0 # the beginning follows from the seed
-            if known and (not self.minutes or self._waited() > self.took/self.share): self.write(0)
+            if known and (self.stop or not self.minutes or self._waited() > self.took/self.share): self.write(0)
+        self._stop()
+        self.running = True
 
     def after_batch(self):
-        if self.training and self._waited() >= 60*self.minutes: self.write(self.iter + 1)
+        if not self.training: return # a validation goes on to its end
+        if self.stop or self._waited() >= 60*self.minutes: self.write(self.iter + 1)
+        self._stop()
+
+    def after_fit(self): self.running = False
+
+    def stop_later(self,
+        e:BaseException, # to raise at the end of a batch
+    )->bool: # whether it will be
+        "Stop an epoch that is running after its next checkpoint"
+        if self.running: self.stop = e
+        return self.running
+
+    def _stop(self):
+        if self.stop: raise self.stop
 
     def _waited(self): return time.perf_counter() - self.last
 

@@ -21,7 +21,7 @@ from platformdirs import user_data_path
 
 import cifar_fastai
 import cifar_fastai.exercises # which registers them
-from .files import read_json, user_folder, write_json
+from .files import atomic_write, read_json, user_folder, write_json
 from .grading import Hint, Solution, exercise_registry, solution_registry
 
 # %% ../nbs/09_course.ipynb #3ee9c81c
@@ -204,9 +204,7 @@ def copy_tutorials(
     if folder.is_file(): raise FileExistsError(f'{folder} is a file. Name a folder to copy the tutorials to.')
     folder.mkdir(parents=True, exist_ok=True)
     new = [p for p in _tutorial_files() if not (folder/p.name).exists()]
-    for path in new:
-        text = _links_to_site(path.read_text(encoding='utf-8'))
-        (folder/path.name).write_text(text, encoding='utf-8')
+    for path in new: atomic_write(folder/path.name, _links_to_site(path.read_text(encoding='utf-8')))
     return [folder/p.name for p in new]
 
 # %% ../nbs/09_course.ipynb #277d3edd

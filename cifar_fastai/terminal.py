@@ -251,8 +251,9 @@ class TrainingProgress:
     def terminate(self, number): self.terminated = number
 
     def after_batch(self, learn):
-        if self.terminated: raise Terminated(self.terminated)
-        if self.interrupted: raise KeyboardInterrupt
+        waits = getattr(vars(learn).get('checkpoints'), 'stop', None) # for a checkpoint
+        if self.terminated and not waits: raise Terminated(self.terminated)
+        if self.interrupted and not waits: raise KeyboardInterrupt
         if not self.training: return
         later_stages = len(learn.recipe.stages) - self.stage
         self.bar.step(learn, later_stages)
@@ -299,7 +300,11 @@ def _one_interrupt(progress, seconds=5):
         if progress.interrupted and now - progress.interrupted < seconds: return
         progress.interrupted = now
         raise KeyboardInterrupt
+    def note(_):
+        progress.interrupted = time.monotonic()
+        os.write(2, b'\n'*os.isatty(2) + b'Stopping at the end of this batch.\n') # `print` cannot be called twice at once
 
+    interrupt.note = note
     def unraisable(what): # Python drops what is raised in a `__del__`; the progress will raise it again
         stopped = progress.interrupted or progress.terminated
         if what.exc_type not in (KeyboardInterrupt, Terminated) and not stopped: hook(what)

@@ -45,6 +45,7 @@ from .callbacks import (
     StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
 from .checkpoints import Checkpoints
 from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
+from .errors import deferring_signals
 from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
@@ -482,21 +483,28 @@ def _prepare(recipe, seed, source, cbs, model, **kwargs):
 def _train(learn, run, checkpoints):
     "Train through the stages, from the checkpoint on if there is one"
     learn.run_dir = learn.path = run.folder
-    first = checkpoints.stage
     with run.training(learn.model):
-        with learn.added_cbs([HistoryWriter(run), checkpoints]):
-            for n,stage in enumerate(learn.recipe.stages, 1):
-                if n < first: # which was done
-                    if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
-                    continue
-                learn.history_writer.stage = checkpoints.stage = n
-                fit_stage(learn, stage)
-                checkpoints.records.append(_record(learn))
+        with learn.added_cbs([HistoryWriter(run), checkpoints]): _fit_stages(learn, checkpoints)
         run.save_weights(learn.model)
         run.add_metrics('valid', _validate(learn))
     run.remove_checkpoints()
     _set_record(learn, checkpoints.records)
+    if checkpoints.stop: raise checkpoints.stop # it came in the last validation
     return learn
+
+def _fit_stages(learn, checkpoints):
+    first = checkpoints.stage
+    try:
+        with deferring_signals(checkpoints.stop_later):
+            for n,stage in enumerate(learn.recipe.stages, 1):
+                if n >= first:
+                    learn.history_writer.stage = checkpoints.stage = n
+                    fit_stage(learn, stage)
+                    checkpoints.records.append(_record(learn))
+                elif stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
+    except Exception:
+        if checkpoints.stop: raise checkpoints.stop from None # Ctrl-C ended the workers of a loader too
+        raise
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c
 def load_run(

@@ -355,6 +355,8 @@ def test_only_our_own_warnings_are_shown(monkeypatch):
 
 # Ctrl-C
 
+go_on = 'To go on: cifar-fastai train --resume run'
+
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 @pytest.mark.alone
 @pytest.mark.slow
@@ -366,7 +368,7 @@ def test_ctrl_c(recipe, practice):
     out,err = process.communicate(timeout=120)
     n = len(pd.read_csv('run/history.csv'))
     assert process.returncode == 130 and n >= 1
-    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
+    assert err == f'Stopping at the end of this batch.\nStopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights. {go_on}\n'
     assert read('run/run.json')['status'] == 'interrupted'
     picture = next((practice/'test').rglob('*.png'))
     assert run('predict', 'run', picture).code == 0
@@ -384,7 +386,7 @@ def test_sigterm(recipe, practice, whom):
     out,err = process.communicate(timeout=120)
     n = len(pd.read_csv('run/history.csv'))
     assert process.returncode == 143 and n >= 1
-    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights.\n'
+    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights. {go_on}\n'
     info = read('run/run.json')
     assert (info['status'], info['epochs'], info['error']) == ('interrupted', n, 'Terminated: 143') and Path('run/model.safetensors').exists()
 
@@ -399,7 +401,7 @@ def test_sigterm_where_python_drops_it(recipe, practice, monkeypatch):
         result = train(recipe, practice, '--out', 'run')
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally: signal.signal(signal.SIGTERM, before)
-    assert result.code == 143 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
+    assert result.code == 143 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights. ' + go_on + '\n'
 
 def test_a_run_that_was_killed(folder, recipe, practice):
     "In the moment between the weights and the end"
@@ -464,7 +466,7 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     monkeypatch.setattr(sys, 'unraisablehook', complaints.append)
     result = train(recipe, practice, '--out', 'run')
     gc.collect()
-    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
+    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights. ' + go_on + '\n'
     assert not complaints
 
 @pytest.mark.alone
@@ -476,7 +478,7 @@ def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     def at_first_epoch(self, text): say(self, text); ' 1/2 ' in text and Drops()
     monkeypatch.setattr(terminal.TrainingProgress, 'say', at_first_epoch)
     result = train(recipe, practice, '--out', 'run')
-    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights.\n'
+    assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights. ' + go_on + '\n'
     assert signal.getsignal(signal.SIGINT) is before
 
 def test_ctrl_c_before_training(monkeypatch):

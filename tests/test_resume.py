@@ -246,6 +246,44 @@ def test_a_grid_goes_on_with_a_run_that_was_stopped(stopped, practice, tmp_path,
     assert weights_of(run.folder) == weights_of(tmp_path/'whole')
 
 
+# --- stopped by a signal
+
+class Signals(Callback):
+    "Send a signal to this process once, in a batch of an epoch"
+    def __init__(self, number, epoch, batch, training=True, n=1): self.number,self.at,self.n = number,(epoch, batch, training),n
+    def before_batch(self):
+        while self.n and (self.epoch, self.iter, self.training) == self.at:
+            self.n -= 1
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+@pytest.mark.parametrize('name, at, place', [('SIGINT', (0, 3), (0, 4)), ('SIGTERM', (1, 5), (1, 6)), ('SIGINT', (0, 1, False), (1, 0))])
+@pytest.mark.slow
+def test_a_signal_waits_for_the_end_of_a_batch(go, tmp_path, name, at, place):
+    whole = end_of(go(small, name='whole'))
+    number = getattr(signal, name)
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if name == 'SIGINT' else SystemExit): go(small, cbs=[Signals(number, *at)])
+    run = Run.open(tmp_path/'run')
+    state,_ = run.read_checkpoint()
+    assert signal.getsignal(number) is handler and (state['epoch'], state['batch']) == place
+    assert run.status == 'interrupted' and run.weights_file.exists() and end_of(go(resume=True)) == whole
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait(go, tmp_path):
+    with pytest.raises(KeyboardInterrupt): go(small, cbs=[Signals(signal.SIGINT, 0, 3, n=2)])
+    assert Run.open(tmp_path/'run').status == 'interrupted' and not Run(tmp_path/'run').checkpoints()
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_last_validation_is_too_late(go, tmp_path):
+    with pytest.raises(KeyboardInterrupt): go(small, cbs=[Signals(signal.SIGINT, 1, 0, training=False)])
+    run = Run.open(tmp_path/'run')
+    assert run.status == 'finished' and run.metrics['valid']['n'] and not run.checkpoints_folder.exists()
+
+
 # --- killed
 
 script = '''
