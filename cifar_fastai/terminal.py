@@ -330,8 +330,8 @@ def _what_is_left(run_dir):
     n = len(run.history) if run.history_file.exists() else 0
     weights = ' and the weights' if run.weights_file.exists() else ''
     kept = f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
-    if not run.checkpoints(): return kept
-    return f'{kept} To go on: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
+    way = 'To go on' if run.checkpoints() else 'To begin anew'
+    return f'{kept} {way}: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
 
 # %% ../nbs/09_terminal.ipynb #fbdc584c
 @contextmanager
