@@ -444,6 +444,7 @@ def is_training(self:Run)->bool:
     try:
         with FileLock(self._lock).acquire(timeout=0): return False
     except Timeout: return True
+    except OSError: return False # a copy on a read-only disk
 
 # %% ../nbs/02_runs.ipynb #7e14a54f
 @patch

@@ -318,8 +318,8 @@ def _one_interrupt(progress, seconds=5):
         if before is not None: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/09_terminal.ipynb #640e38ed
-def _what_is_left(run_dir):
-    "What an interrupted run has saved"
+def _what_is_left(run_dir, resumable=True):
+    "What an interrupted run has saved, and how to go on"
     from cifar_fastai.runs import Run, is_run
     if not run_dir: return 'Nothing was written.'
     if not is_run(run_dir): return f'Nothing was written to {run_dir}.'
@@ -330,6 +330,7 @@ def _what_is_left(run_dir):
     n = len(run.history) if run.history_file.exists() else 0
     weights = ' and the weights' if run.weights_file.exists() else ''
     kept = f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
+    if not resumable: return kept
     way = 'To go on' if run.checkpoints() else 'To begin anew'
     return f'{kept} {way}: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
 
@@ -346,5 +347,6 @@ def follow_training()->Iterator[TrainingProgress]:
     except Exception as e:
         if not progress.run_dir: raise
         text,code = describe_error(e)
-        raise CommandError(f'{text.rstrip(".")}. {_what_is_left(progress.run_dir)}', code) from e
+        ends_again = isinstance(e, NonFiniteLossError) # in the same batch
+        raise CommandError(f'{text.rstrip(".")}. {_what_is_left(progress.run_dir, not ends_again)}', code) from e
     finally: progress.stop()
