@@ -220,9 +220,11 @@ def _is_whole(value): return isinstance(value, int) and not isinstance(value, bo
 def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _is_text(value): return isinstance(value, str)
 def _is_dict(value): return isinstance(value, dict)
+def _are_dicts(value): return isinstance(value, list) and len(value) > 0 and all(map(_is_dict, value))
 
 _of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
                epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
+               callbacks=(_is_texts, 'a list of text'), resumed=(_are_dicts, 'a list of objects, and not empty'),
                checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'))
 _of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),
                 channels=(lambda value: _is_whole(value) and value in (1, 3), '1 or 3'),

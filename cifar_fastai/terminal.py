@@ -239,11 +239,13 @@ class TrainingProgress:
     def before_train(self, learn):
         if not self.bar: self.bar = _Bar(self.console, learn)
         writer = learn.history_writer
-        if self.earlier is None: self.earlier = writer.target.history
+        self.epoch_start = writer.target.seconds()
+        if self.earlier is None:
+            self.earlier = writer.target.history
+            if len(self.earlier): self.epoch_start = self.earlier.seconds.iloc[-1] # a part of the epoch was before the stop
         if self.has_header and writer.stage > self.stage: self.say_stage(writer.stage)
         self.stage,self.epoch = writer.stage,writer.epochs + 1
         self.training = True
-        self.epoch_start = time.perf_counter()
         self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
 
     def say_stage(self, n): self.say(f'stage {n} of {len(self.learn.recipe.stages)}')
@@ -274,7 +276,7 @@ class TrainingProgress:
     def after_epoch(self, learn):
         if not self.training: return # the final validation
         self.training = False
-        self.say_epoch(self.epoch, *learn.recorder.values[-1], time.perf_counter() - self.epoch_start)
+        self.say_epoch(self.epoch, *learn.recorder.values[-1], learn.history_writer.target.seconds() - self.epoch_start)
 
     def say_epoch(self, epoch, train_loss, valid_loss, accuracy, seconds):
         n = f'{epoch}/{self.learn.recipe.epochs}'
