@@ -23,7 +23,7 @@ from fastai.callback.schedule import Learner  # noqa: F401  with lr_find
 from fastai.callback.training import GradientAccumulation, GradientClip
 from torch import nn
 
-from cifar_fastai import checkpoints, data, runs, training
+from cifar_fastai import checkpoints, cli, data, runs, terminal, training
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Head, Stage
 from cifar_fastai.runs import Run
@@ -302,6 +302,34 @@ def test_a_history_that_lacks_epochs_is_refused_before_anything_changes(go, stop
     assert Run.open(go(resume=True).run_dir).history.epoch.tolist() == [1, 2]
 
 
+class Tied(nn.Module):
+    "Two layers that share their weight, and buffers of other kinds"
+    def __init__(self):
+        super().__init__()
+        self.one,self.two = nn.Linear(3072, 10),nn.Linear(3072, 10)
+        self.two.weight = self.one.weight
+        self.register_buffer('steps', torch.tensor(3))
+        self.register_buffer('nothing', torch.empty(0))
+
+    def forward(self, x): return self.one(x.flatten(1)) + self.two(x.flatten(1))
+
+
+def test_networks_with_tied_weights(practice, tmp_path):
+    dls = data.cifar10_dataloaders(practice, bs=16)
+    def learner():
+        learn = training.create_learner(small, dls, model=Tied())
+        learn.create_opt()
+        learn.train_iter,learn.pct_train = 0,0.
+        return learn
+    before,after,run,tensors = learner(),learner(),Run(tmp_path),{}
+    before.model.steps += 1
+    before.model.one.weight.grad = torch.zeros(10, 3072) # which decays weights; None does not
+    run.add_checkpoint(checkpoints.learner_state(before, before.model, tensors), tensors)
+    checkpoints.set_learner_state(after, after.model, *run.read_checkpoint())
+    assert all(a.equal(b) for a,b in zip(before.model.state_dict().values(), after.model.state_dict().values()))
+    assert after.model.one.weight is after.model.two.weight and after.model.one.weight.grad is not None and after.model.one.bias.grad is None
+
+
 @pytest.mark.parametrize('value', [object(), [object()], torch.eye(2).to_sparse(), torch.ones(1, dtype=torch.complex64), torch.ones(1, device='meta'),
                                    np.array(['a', None]), np.array('2026-11-30', 'datetime64'), np.ma.array([1]), 1j])
 def test_what_is_no_data_is_refused(value):
@@ -375,7 +403,9 @@ def test_moved_data_are_found_again(stopped, practice, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_being_trained_is_left_alone(go, stopped):
-    with Run(stopped).alone(), pytest.raises(BlockingIOError, match='trained by another process'): go(resume=True)
+    with Run(stopped).alone(), pytest.raises(BlockingIOError, match='trained by another process') as e: go(resume=True)
+    text,code = terminal.describe_error(e.value)
+    assert text.endswith('Wait for it, or stop it first.') and code == 1
     assert Run(stopped).status == 'training' and not Run(stopped).is_training()
 
 
@@ -404,6 +434,11 @@ def test_a_grid_goes_on_with_a_run_that_was_stopped(stopped, practice, tmp_path)
     [row] = run_grid(small, 1, tmp_path/'grid', source=practice, limit=96).itertuples()
     assert row.status == 'finished' and len(run.info['resumed']) == 1 and not (tmp_path/'grid'/'unfinished').exists()
     assert weights_of(run.folder) == weights_of(tmp_path/'whole')
+
+
+def test_force_alone_is_a_mistake(capsys):
+    assert cli.main(['train', '--force']) == 2
+    assert capsys.readouterr().err == 'Error: --force is for --resume only.\n'
 
 
 # --- killed
