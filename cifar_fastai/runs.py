@@ -502,8 +502,9 @@ def _read_checkpoint(file, needed):
 
 @patch
 def remove_checkpoints(self:Run)->None:
-    "Remove all checkpoints"
+    "Remove all checkpoints, and the lock of a process that was killed"
     shutil.rmtree(self.checkpoints_folder, ignore_errors=True)
+    with suppress(OSError): self._lock.unlink()
 
 # %% ../nbs/02_runs.ipynb #7fd7d8a3
 @patch

@@ -622,7 +622,9 @@ def _check_unchanged(run, learn, choices, force):
     warnings.warn(text)
 
 def _check_unfinished(run):
-    if run.status == 'finished': raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
+    if run.status != 'finished': return
+    run.remove_checkpoints() # of a process that was killed right at its end
+    raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
 
 def _resume(run, source, num_workers, device, cbs, force, minutes):
     "Train a run that was stopped to its end"

@@ -34,7 +34,10 @@ from small_runs import kinds, small
 def go_on(recipe, folder, practice):
     run = folder/'run'
     if not is_run(run): training.train(recipe, source=practice, run_dir=run, limit=96, checkpoint_minutes=0)
-    elif Run(run).status != 'finished': training.train(resume=run, checkpoint_minutes=0)
+    else:
+        try: training.train(resume=run, checkpoint_minutes=0)
+        except ValueError as e:
+            if 'is finished' not in str(e): raise
 
 def grid(folder, practice): experiments.run_grid(small, 2, folder/'grid', source=practice, limit=96)
 

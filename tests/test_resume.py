@@ -423,8 +423,10 @@ def test_another_process_may_finish_a_run_meanwhile(go, stopped, monkeypatch):
         edit(run.info_file, lambda info: info.update(status='finished'))
         yield
     monkeypatch.setattr(Run, 'alone', alone)
+    (stopped/'model.safetensors').write_text('finished')
     with pytest.raises(ValueError, match='finished'): go(resume=True)
-    assert Run(stopped).checkpoints()
+    assert (stopped/'model.safetensors').read_text() == 'finished'
+    assert not (stopped/'checkpoints').exists() and not (stopped/'.training.lock').exists() # nor does anything pile up
 
 
 @pytest.mark.slow
