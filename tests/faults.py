@@ -25,7 +25,7 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 
 from cifar_fastai import course, data, evaluation, experiments, inference, report, sources, synthetic, training
 from cifar_fastai.data import cifar10_dataloaders
-from cifar_fastai.runs import Run, is_run
+from cifar_fastai.runs import is_run
 from small_runs import kinds, small
 
 
