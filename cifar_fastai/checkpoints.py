@@ -8,9 +8,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/checkpoints.html.md"""
 __all__ = ['pack', 'unpack', 'learner_state', 'set_learner_state', 'Checkpoints']
 
 # %% ../nbs/04_checkpoints.ipynb #2b4beca7
+import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from copy import copy
 from math import isfinite
 
 import numpy as np
@@ -19,90 +22,133 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner, Metric
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.foundation import L
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .caching import Features
 from .data import device_of, random_tfms
+from .errors import error_line
 from .runs import Run
 
 # %% ../nbs/04_checkpoints.ipynb #3f47631e
-_lists = {'list': list, 'tuple': tuple, 'L': L}
+_collections = {'list': list, 'tuple': tuple, 'set': set, 'deque': deque, 'L': L}
+_fits_64_bits = range(-2**63, 2**63)
+
+def _pack_tensor(t, tensors):
+    if t.layout is not torch.strided or t.is_complex() or t.is_quantized or t.is_meta: raise TypeError('safetensors has no such tensors')
+    tensors[str(len(tensors))] = t.detach().as_subclass(Tensor)
+    return {'tensor' if t.device.type == 'cpu' else 'tensor on device': str(len(tensors) - 1)}
+
+def _pack_array(a, tensors):
+    if type(a) is not np.ndarray or a.dtype.kind not in 'biuf': raise TypeError(f'{a.dtype} is not a kind of numbers')
+    return {'array': [a.dtype.str, list(a.shape), pack(a.ravel().tolist(), tensors)]}
+
+def _pack_list(values, tensors): # those of numbers of one type become tensors
+    if len(values) > 10 and all(type(v) is float for v in values): return pack(torch.tensor(values, dtype=torch.float64), tensors)
+    if len(values) > 10 and all(type(v) is int and v in _fits_64_bits for v in values): return pack(torch.tensor(values), tensors)
+    return [pack(v, tensors) for v in values]
 
 def pack(
-    value, # numbers, text, None, tensors, NumPy's numbers and arrays, and lists, tuples and dictionaries of these
+    value, # numbers, text, None, tensors, NumPy's numbers and arrays, and lists, tuples, sets and dictionaries of these
     tensors:dict[str, Tensor], # tensors are added to it, not copied
 )->object: # JSON-serializable; see `unpack`
     "Turn data into JSON, with its tensors apart; raises `TypeError` for anything else"
     if isinstance(value, np.generic): value = value.item()
-    if isinstance(value, np.ndarray): value = value.tolist()
-    if value is None or isinstance(value, (bool, int, str)): return value
+    if value is None or isinstance(value, (bool, str)): return value
+    if isinstance(value, int): return value if value in _fits_64_bits else {'int': str(value)}
     if isinstance(value, float): return value if isfinite(value) else {'float': str(value)}
-    if isinstance(value, Tensor):
-        tensors[str(len(tensors))] = value.detach().as_subclass(Tensor)
-        return {'tensor': str(len(tensors) - 1)}
+    if isinstance(value, Tensor): return _pack_tensor(value, tensors)
+    if isinstance(value, np.ndarray): return _pack_array(value, tensors)
     if isinstance(value, Mapping): return {'dict': [[pack(k, tensors), pack(v, tensors)] for k,v in value.items()]}
-    for kind,of in _lists.items():
-        if type(value) is not of: continue
-        if len(value) > 10 and {*map(type, value)} in ({int}, {float}):
-            return {kind: pack(torch.tensor(value, dtype=torch.float64 if type(value[0]) is float else torch.int64), tensors)}
-        return {kind: [pack(v, tensors) for v in value]}
+    for kind,of in _collections.items():
+        if type(value) is of: return {kind: _pack_list(list(value), tensors)}
     raise TypeError(f'{type(value).__name__} is not data')
 
 def unpack(
     packed, # as `pack` returned it
     tensors:Mapping[str, Tensor], # as `pack` filled it
-)->object: # equal to what was packed; arrays are lists
+    device:str|torch.device='cpu', # of the tensors that were not on the CPU
+)->object: # equal to what was packed; mappings are dictionaries
     "Undo `pack`"
+    def inside(content): return unpack(content, tensors, device)
     if not isinstance(packed, dict): return packed
     (kind,content), = packed.items()
     if kind == 'float': return float(content)
+    if kind == 'int': return int(content)
     if kind == 'tensor': return tensors[content]
-    if kind == 'dict': return {unpack(k, tensors): unpack(v, tensors) for k,v in content}
-    if isinstance(content, dict): return _lists[kind](unpack(content, tensors).tolist())
-    return _lists[kind](unpack(v, tensors) for v in content)
+    if kind == 'tensor on device': return tensors[content].to(device)
+    if kind == 'dict': return {inside(k): inside(v) for k,v in content}
+    if kind == 'array':
+        dtype,shape,numbers = content
+        return np.array(inside(numbers), dtype).reshape(shape)
+    return _collections[kind](_unpack_list(content, inside))
+
+def _unpack_list(content, inside): return inside(content).tolist() if isinstance(content, dict) else [inside(v) for v in content]
 
 # %% ../nbs/04_checkpoints.ipynb #cda813ce
-def _attributes(o, own, tensors): # -> name -> packed value; `own` are the addresses of the network's tensors
-    "The attributes of an object that are data, and those of metrics in it"
+_by_state = { # kind -> class, and how to get and set the state of an object
+    'module': (nn.Module, lambda o: o.state_dict(), lambda o,state: o.load_state_dict(state)),
+    'random': (random.Random, lambda o: o.getstate(), lambda o,state: o.setstate(state)),
+    'torch random': (torch.Generator, lambda o: o.get_state(), lambda o,state: o.set_state(state)),
+    'numpy random': (np.random.Generator, lambda o: o.bit_generator.state, lambda o,state: setattr(o.bit_generator, 'state', state))}
+
+def _attributes(o, own, tensors): # -> name -> packed value; `own` are the addresses of the network's memory
+    "The attributes of an object that are data, and the state of those that have one"
     kept = {}
     for name,value in vars(o).items():
-        if isinstance(value, Metric): kept[name] = {'metric': _attributes(value, own, tensors)}
-        elif not _holds(value, own):
-            n = len(tensors)
-            try: kept[name] = pack(value, tensors)
-            except TypeError:
-                while len(tensors) > n: tensors.popitem()
+        n = len(tensors)
+        try:
+            if not _holds(value, own): kept[name] = _pack_attribute(value, own, tensors)
+        except (TypeError, ValueError, RuntimeError): # it is not data, or refers to itself
+            while len(tensors) > n: tensors.popitem()
     return kept
+
+def _pack_attribute(value, own, tensors):
+    if isinstance(value, Metric): return {'metric': _attributes(value, own, tensors)}
+    for kind,(of,get,_) in _by_state.items():
+        if isinstance(value, of): return {kind: pack(get(value), tensors)}
+    return pack(value, tensors)
+
+def _address(t): return t.untyped_storage().data_ptr()
 
 def _holds(value, own):
     "Whether there is one of the network's tensors in a value"
-    if isinstance(value, Tensor): return value.data_ptr() in own
+    if isinstance(value, Tensor): return _address(value) in own
+    if isinstance(value, nn.Module): value = value.state_dict()
     if isinstance(value, Mapping): value = list(value.values())
-    return type(value) in _lists.values() and any(_holds(v, own) for v in value)
+    return type(value) in _collections.values() and any(_holds(v, own) for v in value)
 
-def _set_attributes(o, kept, tensors, device):
-    "Restore attributes that the object has"
+def _set_attributes(o, kept, tensors, device, taken):
     for name,packed in kept.items():
-        if name not in vars(o): continue
-        if isinstance(packed, dict) and 'metric' in packed: _set_attributes(vars(o)[name], packed['metric'], tensors, device)
-        else: vars(o)[name] = _onto(vars(o)[name], unpack(packed, tensors), device)
+        old = vars(o).get(name)
+        kind,content = next(iter(packed.items())) if isinstance(packed, dict) else (None, None)
+        if kind == 'metric':
+            if isinstance(old, Metric): _set_attributes(old, content, tensors, device, taken)
+        elif kind in _by_state:
+            of,_,set_state = _by_state[kind]
+            if isinstance(old, of): set_state(old, unpack(content, tensors))
+        else: vars(o)[name] = _onto(old, unpack(packed, tensors, device), taken)
 
-def _onto(old, new, device): # -> what takes the place of `old`
-    "Put tensors into those that are there, or else on the device"
-    if isinstance(new, Tensor):
-        fits = isinstance(old, Tensor) and (old.shape, old.dtype) == (new.shape, new.dtype)
-        return old.copy_(new) if fits else new.to(device)
-    if isinstance(new, dict): return {k: _onto(old.get(k) if isinstance(old, dict) else None, v, device) for k,v in new.items()}
-    if isinstance(new, list) and any(isinstance(v, Tensor) for v in new):
-        olds = old if isinstance(old, list) and len(old) == len(new) else [None]*len(new)
-        return [_onto(o, n, device) for o,n in zip(olds, new)]
+def _onto(old, new, taken): # -> what takes the place of `old`; `taken` is what was restored in place: identity -> content
+    "Put tensors and arrays into those that are there, and keep the types of collections"
+    if isinstance(new, (Tensor, np.ndarray)):
+        fits = isinstance(old, type(new)) and (old.shape, old.dtype) == (new.shape, new.dtype)
+        if not fits or not (taken.setdefault(id(old), new) == new).all(): return new # those that were one tensor may be two by now
+        old[...] = new
+        return old
+    if isinstance(new, dict):
+        if not isinstance(old, MutableMapping): return new
+        made = copy(old) # a `defaultdict`, for instance
+        made.clear()
+        for k,v in new.items(): made[k] = _onto(old.get(k), v, taken)
+        return made
+    if isinstance(new, deque) and isinstance(old, deque): return deque(new, old.maxlen)
+    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old): return [_onto(o, n, taken) for o,n in zip(old, new)]
     return new
 
 # %% ../nbs/04_checkpoints.ipynb #76423873
 _not_restored = {'start_epoch', 'learn'} # when the epoch began, for the recorder
 
-def _like(p, t): # the optimizer's tensors have the memory layout of their parameter
+def _like(p, t): # -> `t`: the optimizer's tensors have the memory layout of their parameter
     return torch.empty_like(p, dtype=t.dtype).copy_(t) if t.shape == p.shape else t.to(p.device)
 
 def learner_state(
@@ -112,19 +158,21 @@ def learner_state(
 )->dict: # JSON-serializable
     "Everything that decides how a fit goes on, except what follows from its arguments"
     weights = model.state_dict()
-    own = {t.data_ptr() for t in weights.values()}
-    gradients = {name: p.grad for name,p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    own = {_address(t) for t in weights.values()}
+    gradients = {name: p.grad if p.grad.any() else None for name,p in model.named_parameters() if p.grad is not None} # None: zeros
     state = dict(model=weights, gradients=gradients, optimizer=learn.opt.state_dict(), random=get_random_states(),
+                 learning=[name for name,p in model.named_parameters() if p.requires_grad], frozen_idx=learn.opt.frozen_idx,
                  train_iter=learn.train_iter, pct_train=learn.pct_train,
                  scaler=learn.scaler.state_dict() if hasattr(learn, 'scaler') else {})
     packed = {name: pack(value, tensors) for name,value in state.items()}
-    return packed | {kind: [[type(o).__name__, _attributes(o, own, tensors)] for o in _stateful(learn)[kind]] for kind in _stateful(learn)}
+    return packed | {kind: [[type(o).__name__, _attributes(o, own, tensors)] for o in objects] for kind,objects in _stateful(learn).items()}
 
 def _stateful(learn):
     "The objects of a learner whose attributes change during a fit"
     return dict(callbacks=[cb for cb in learn.cbs if not isinstance(cb, Checkpoints)], metrics=list(learn.metrics),
                 augmentation=random_tfms(learn.dls.train))
 
+@torch.no_grad()
 def set_learner_state(
     learn:Learner, # in a fit with the same arguments, before a batch
     model:nn.Module, # as in `learner_state`
@@ -135,29 +183,34 @@ def set_learner_state(
     def get(name): return unpack(state[name], tensors)
     model.load_state_dict(get('model'))
     params = dict(model.named_parameters())
-    for name,grad in get('gradients').items(): params[name].grad = _like(params[name], grad)
+    for name,grad in get('gradients').items(): params[name].grad = torch.zeros_like(params[name]) if grad is None else _like(params[name], grad)
+    learning = set(get('learning'))
+    for name,p in params.items(): p.requires_grad_(name in learning)
     optimizer = get('optimizer')
     for (p,*_),kept in zip(learn.opt.all_params(), optimizer['state']):
         kept.update({name: _like(p, t) for name,t in kept.items() if isinstance(t, Tensor)})
     learn.opt.load_state_dict(optimizer)
-    for kind,objects in _stateful(learn).items(): _set_all(objects, state[kind], tensors, device_of(learn.dls))
+    learn.opt.frozen_idx = get('frozen_idx')
+    taken = {}
+    for kind,objects in _stateful(learn).items(): _set_all(objects, state[kind], tensors, device_of(learn.dls), taken)
     learn.train_iter,learn.pct_train = get('train_iter'),get('pct_train')
     if scaler := get('scaler'): learn.scaler.load_state_dict(scaler)
     set_random_states(**get('random'))
 
-def _set_all(objects, kept, tensors, device):
+def _set_all(objects, kept, tensors, device, taken):
     "Restore objects by their classes, and by their order in a class"
     waiting = list(kept)
     for o in objects:
         found = next((k for k in waiting if k[0] == type(o).__name__), None)
         if found is None: continue # it is new
         waiting.remove(found)
-        _set_attributes(o, {name: v for name,v in found[1].items() if name not in _not_restored}, tensors, device)
+        _set_attributes(o, {name: v for name,v in found[1].items() if name not in _not_restored}, tensors, device, taken)
 
 # %% ../nbs/04_checkpoints.ipynb #bbec0ad8
 class Checkpoints(Callback):
     "Write checkpoints of a run, and begin at one; its learner is one of `create_learner`"
-    order = 100 # after everything that happens at the beginning of an epoch and at the end of a batch
+    order = 1_000_000 # after everything that happens at the beginning of an epoch and at the end of a batch
+    needed = ('recipe', 'stage', 'epoch', 'batch', 'epochs', 'seconds', 'cpu_seconds', 'records', 'orders_of_stage', 'at_epoch') # in a checkpoint
 
     def __init__(self,
         run:Run, # in whose folder they are written
@@ -180,6 +233,8 @@ class Checkpoints(Callback):
         return self.found[0]['epoch'] if self.found else 0
 
     def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder') # that another callback begins
+        if not self.run: return
         self.orders_of_stage = self._orders()
         bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
         if bar and self.first_epoch: bar.update(0) # it wants to begin there
@@ -228,15 +283,19 @@ class Checkpoints(Callback):
         state = place | {name: pack(value, tensors) for name,value in more.items()}
         if hasattr(self.learn, 'plain_losses'): self.plain_losses.after_train() # which fetches losses from an accelerator
         try: self.target.add_checkpoint(state | learner_state(self.learn, self.whole, tensors), tensors)
-        except (OSError, SafetensorError) as e:
-            warnings.warn(f'No checkpoint could be written ({e}), so this run could not be resumed from here. Training goes on.')
+        except Exception as e: # whatever a callback has, training goes on
+            warnings.warn(f'No checkpoint could be written ({error_line(e)}), so this run could not be resumed from here. Training goes on.')
         self.last = time.perf_counter()
         self.took = self.last - started
 
     def _begin_there(self):
         (state,tensors),self.found = self.found,None
-        self.orders_of_stage,self.at_epoch = (unpack(state[name], tensors) for name in ('orders_of_stage', 'at_epoch'))
-        set_learner_state(self.learn, self.whole, state, tensors)
+        try:
+            self.orders_of_stage,self.at_epoch = (unpack(state[name], tensors) for name in ('orders_of_stage', 'at_epoch'))
+            set_learner_state(self.learn, self.whole, state, tensors)
+        except Exception as e:
+            raise ValueError(f'The checkpoints of {self.target.folder} do not fit its network and optimizer ({error_line(e)}). '
+                             f'Remove {self.target.checkpoints_folder}: the run then begins anew.') from e
         self.n_passed,self.then = state['batch'],get_random_states()
         self._compute_features(state['epoch'])
         set_random_states(**self.at_epoch['random'])
@@ -256,7 +315,7 @@ class Checkpoints(Callback):
     )->Iterator: # the same, without those that were trained on before
         "Pass over the batches before the checkpoint"
         if not self.n_passed: return batches
-        for _ in range(self.n_passed): next(batches)
+        for _ in range(self.n_passed): next(batches, None)
         self.n_passed = 0
         set_random_states(**self.then)
         return batches

@@ -549,6 +549,7 @@ def train_command(
         given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,
                      image_size=image_size, valid=valid, limit=limit)
         return _resume(resume, [name for name,value in given.items() if value], data, workers, device, force, checkpoint_minutes, test, report)
+    if force: raise CommandError('--force is for --resume only.', 2)
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
     changes = {name: value for name,value in options.items() if value is not None}
@@ -573,7 +574,8 @@ def _state(run): # -> facts
         accuracies = {split: run.metrics.get(split, {}).get('accuracy') for split in ('valid', 'test')}
         facts |= dict(recipe=recipe.name, status=status, epochs=len(run.history), of=recipe.epochs, seconds=info.get('seconds')) | accuracies
     except (OSError, ValueError) as e: return facts | dict(error=error_line(e))
-    if status in ('killed', 'interrupted', 'failed'): facts['resume'] = f'cifar-fastai train --resume {shlex.quote(str(run.folder))}'
+    ends_again = info.get('error', '').startswith('NonFiniteLossError')
+    if status in ('killed', 'interrupted', 'failed') and not ends_again: facts['resume'] = f'cifar-fastai train --resume {shlex.quote(str(run.folder))}'
     return facts
 
 def _state_row(facts):

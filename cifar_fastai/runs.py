@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .errors import Terminated, raising_terminated
+from .errors import Terminated, error_line, raising_terminated
 from .files import atomic_file, file_digest, is_part, locked, read_json, write_json
 from .recipes import Recipe
 
@@ -96,8 +96,11 @@ def create_run_dir(
         return path
 
 # %% ../nbs/02_runs.ipynb #3a478e19
-def _append(file, row):
-    with file.open('a', newline='', encoding='utf-8', errors='surrogateescape') as f: csv.writer(f).writerow(row)
+def _append(file, *rows):
+    with file.open('a', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        csv.writer(f).writerows(rows)
+        f.flush()
+        os.fsync(f.fileno()) # before a checkpoint that counts them
 
 class Run:
     "The folder of one training"
@@ -217,9 +220,11 @@ def _is_whole(value): return isinstance(value, int) and not isinstance(value, bo
 def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _is_text(value): return isinstance(value, str)
 def _is_dict(value): return isinstance(value, dict)
+def _are_dicts(value): return isinstance(value, list) and len(value) > 0 and all(map(_is_dict, value))
 
 _of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
                epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
+               callbacks=(_is_texts, 'a list of text'), resumed=(_are_dicts, 'a list of objects, and not empty'),
                checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'))
 _of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),
                 channels=(lambda value: _is_whole(value) and value in (1, 3), '1 or 3'),
@@ -299,11 +304,27 @@ def list_runs(
 def keep_epochs(self:Run,
     n:int, # how many, from the first one
 )->None:
-    "Remove all later epochs from the history, and from the recalls"
-    for file in filter(Path.exists, (self.history_file, self.recalls_file)):
-        with file.open(newline='', encoding='utf-8', errors='surrogateescape') as f: rows = list(csv.reader(f))
-        with atomic_file(file) as part:
-            for row in rows[:n + 1]: _append(part, row)
+    "Remove all later epochs from the history, and from the recalls; raises `ValueError` if epochs are missing"
+    history = [self.history_columns, *_rows_until(self.history_file, n)]
+    found = len(history) - 1
+    if found != n:
+        raise ValueError(f'{self.history_file} is damaged: it has {found} of the first {n} epochs. Copy it again, or remove '
+                         f'{self.checkpoints_folder} to begin anew.')
+    with atomic_file(self.history_file) as part: _append(part, *history)
+    recalls = _rows_until(self.recalls_file, n)
+    if not recalls: self.recalls_file.unlink(missing_ok=True)
+    else:
+        with atomic_file(self.recalls_file) as part: _append(part, *_rows(self.recalls_file)[:1], *recalls)
+
+def _rows(file): # the names of the columns first; [] without a file
+    if not file.exists(): return []
+    with file.open(newline='', encoding='utf-8', errors='surrogateescape') as f:
+        try: return list(csv.reader(f))
+        except csv.Error: return []
+
+def _rows_until(file, n): # those of epochs 1 to n
+    wanted = set(map(str, range(1, n + 1)))
+    return [row for row in _rows(file)[1:] if row[1:2] and row[1] in wanted]
 
 @patch
 def add_epoch(self:Run,
@@ -414,8 +435,8 @@ def training(self:Run,
 @patch
 @contextmanager
 def alone(self:Run)->Iterator[None]:
-    "Let no other process train this run inside the `with` block; raises `RuntimeError` if one does"
-    def busy(): raise RuntimeError(f'{self.folder} is being trained by another process.')
+    "Let no other process train this run inside the `with` block; raises `BlockingIOError` if one does"
+    def busy(): raise BlockingIOError(f'{self.folder} is being trained by another process. Wait for it, or stop it first.')
     with locked(self._lock, busy): yield
 
 @patch
@@ -425,12 +446,15 @@ def is_training(self:Run)->bool:
     try:
         with FileLock(self._lock).acquire(timeout=0): return False
     except Timeout: return True
+    except OSError: return False # a copy on a read-only disk
 
 # %% ../nbs/02_runs.ipynb #7e14a54f
 @patch
 def checkpoints(self:Run)->list[Path]: # JSON files, the newest last
     "The checkpoints in the folder"
-    return sorted(self.checkpoints_folder.glob('*.json'))
+    return sorted(filter(_is_checkpoint, self.checkpoints_folder.glob('*.json')), key=lambda file: int(file.stem))
+
+def _is_checkpoint(file): return file.stem.isdecimal()
 
 @patch
 def add_checkpoint(self:Run,
@@ -446,15 +470,19 @@ def add_checkpoint(self:Run,
     write_json(file, dict(state=state, tensors=digest))
     kept = {f.stem for f in (file, *others[-1:])}
     for old in self.checkpoints_folder.iterdir():
-        if old.stem not in kept and not is_part(old): old.unlink(missing_ok=True)
+        if old.stem not in kept and _is_checkpoint(old): old.unlink(missing_ok=True)
 
 @patch
-def read_checkpoint(self:Run)->tuple[dict, dict]|None: # as in `add_checkpoint`; None if there is none
+def read_checkpoint(self:Run,
+    needed:Iterable[str]=(), # names that the state must have
+)->tuple[dict, dict]|None: # as in `add_checkpoint`; None if there is none
     "Read the newest checkpoint; if it is damaged, warn and read the one before"
-    for file in reversed(self.checkpoints()):
-        try: return _read_checkpoint(file)
-        except (OSError, ValueError, KeyError, SafetensorError) as e:
-            warnings.warn(f'The checkpoint {file} cannot be used ({e}). An earlier one is taken if there is one.')
+    files = self.checkpoints()
+    for file in reversed(files):
+        try: return _read_checkpoint(file, needed)
+        except (OSError, ValueError, SafetensorError) as e:
+            instead = 'begins anew' if file == files[0] else 'goes on from the one before'
+            warnings.warn(f'The checkpoint {file} cannot be used ({error_line(e)}), so the run {instead}.')
 
 def _apart(tensors): # a file of safetensors has contiguous tensors that share no memory
     seen,apart = set(),{}
@@ -464,15 +492,19 @@ def _apart(tensors): # a file of safetensors has contiguous tensors that share n
         apart[name] = _on_cpu(t) if shared else t.to('cpu').contiguous()
     return apart
 
-def _read_checkpoint(file):
+def _read_checkpoint(file, needed):
     found,tensors = read_json(file),file.with_suffix('.safetensors')
-    if file_digest(tensors) != found['tensors']: raise ValueError(f'{tensors.name} is damaged: its checksum is another one')
-    return found['state'],load_file(tensors)
+    state = found.get('state')
+    missing = [name for name in needed if name not in state] if isinstance(state, dict) else ['state']
+    if missing: raise ValueError(f'it has no {missing[0]}, so another version wrote it or it is damaged')
+    if file_digest(tensors) != found.get('tensors'): raise ValueError(f'{tensors.name} is damaged: its checksum is another one')
+    return state,load_file(tensors)
 
 @patch
 def remove_checkpoints(self:Run)->None:
-    "Remove all checkpoints"
+    "Remove all checkpoints, and the lock of a process that was killed"
     shutil.rmtree(self.checkpoints_folder, ignore_errors=True)
+    with suppress(OSError): self._lock.unlink()
 
 # %% ../nbs/02_runs.ipynb #7fd7d8a3
 @patch
@@ -482,12 +514,12 @@ def reopen(self:Run,
     cpu_seconds:float, # summed over all cores
 )->None:
     "Take a run that did not finish back to the end of an epoch, to train it further"
+    self.keep_epochs(epochs)
     ending = ('checksums', 'epochs', 'seconds', 'cpu_seconds', 'error')
     info = {name: value for name,value in self.info.items() if name not in ending}
     resumed = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), epochs=epochs, command=command(), versions=versions(), hardware=hardware())
     write_json(self.info_file, info | dict(status='training', resumed=[*info.get('resumed', []), resumed]))
     self.weights_file.unlink(missing_ok=True)
-    self.keep_epochs(epochs)
     self.set_clock(seconds, cpu_seconds)
 
 # %% ../nbs/02_runs.ipynb #35bd80f4

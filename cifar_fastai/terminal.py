@@ -239,11 +239,13 @@ class TrainingProgress:
     def before_train(self, learn):
         if not self.bar: self.bar = _Bar(self.console, learn)
         writer = learn.history_writer
-        if self.earlier is None: self.earlier = writer.target.history
+        self.epoch_start = writer.target.seconds()
+        if self.earlier is None:
+            self.earlier = writer.target.history
+            if len(self.earlier): self.epoch_start = self.earlier.seconds.iloc[-1] # a part of the epoch was before the stop
         if self.has_header and writer.stage > self.stage: self.say_stage(writer.stage)
         self.stage,self.epoch = writer.stage,writer.epochs + 1
         self.training = True
-        self.epoch_start = time.perf_counter()
         self.bar.begin_epoch(self.epoch, learn.recipe.epochs)
 
     def say_stage(self, n): self.say(f'stage {n} of {len(self.learn.recipe.stages)}')
@@ -275,7 +277,7 @@ class TrainingProgress:
     def after_epoch(self, learn):
         if not self.training: return # the final validation
         self.training = False
-        self.say_epoch(self.epoch, *learn.recorder.values[-1], time.perf_counter() - self.epoch_start)
+        self.say_epoch(self.epoch, *learn.recorder.values[-1], learn.history_writer.target.seconds() - self.epoch_start)
 
     def say_epoch(self, epoch, train_loss, valid_loss, accuracy, seconds):
         n = f'{epoch}/{self.learn.recipe.epochs}'
@@ -323,8 +325,8 @@ def _one_interrupt(progress, seconds=5):
         if before is not None: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/09_terminal.ipynb #640e38ed
-def _what_is_left(run_dir):
-    "What an interrupted run has saved"
+def _what_is_left(run_dir, resumable=True):
+    "What an interrupted run has saved, and how to go on"
     from cifar_fastai.runs import Run, is_run
     if not run_dir: return 'Nothing was written.'
     if not is_run(run_dir): return f'Nothing was written to {run_dir}.'
@@ -335,8 +337,9 @@ def _what_is_left(run_dir):
     n = len(run.history) if run.history_file.exists() else 0
     weights = ' and the weights' if run.weights_file.exists() else ''
     kept = f'Saved in {run_dir}: history.csv ({counted(n, "epoch")}){weights}.'
-    if not run.checkpoints(): return kept
-    return f'{kept} To go on: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
+    if not resumable: return kept
+    way = 'To go on' if run.checkpoints() else 'To begin anew'
+    return f'{kept} {way}: cifar-fastai train --resume {shlex.quote(str(run_dir))}'
 
 # %% ../nbs/09_terminal.ipynb #fbdc584c
 @contextmanager
@@ -351,5 +354,6 @@ def follow_training()->Iterator[TrainingProgress]:
     except Exception as e:
         if not progress.run_dir: raise
         text,code = describe_error(e)
-        raise CommandError(f'{text.rstrip(".")}. {_what_is_left(progress.run_dir)}', code) from e
+        ends_again = isinstance(e, NonFiniteLossError) # in the same batch
+        raise CommandError(f'{text.rstrip(".")}. {_what_is_left(progress.run_dir, not ends_again)}', code) from e
     finally: progress.stop()

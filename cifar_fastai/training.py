@@ -12,6 +12,7 @@ __all__ = ['optimizer_function', 'reuse_memory', 'fit_stem', 'build_model', 'Qui
 import ctypes
 import os
 import warnings
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -228,7 +229,7 @@ class QuickLearner(Learner):
             if event_name == 'before_fit' and isinstance(cb, TrackerCallback): _check_monitor(cb)
             if event_name == 'after_fit' or _listens(cb, event_name): cb(event_name)
 
-def _has_checkpoints(learn): return isinstance(vars(learn).get('checkpoints'), Checkpoints)
+def _has_checkpoints(learn): return isinstance(vars(learn).get('checkpoints'), Checkpoints) and learn.checkpoints.run
 
 def _check_monitor(cb): # fastai's own check says nothing
     names = list(cb.recorder.metric_names[1:])
@@ -471,8 +472,12 @@ def train(
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     learn = _prepare(recipe, seed, source, cbs, None, limit=limit, num_workers=num_workers, device=device)
     if run_dir is None: run_dir = create_run_dir(recipe, seed)
-    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit))
+    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs)))
     with run.alone(): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes))
+
+def _callback_names(cbs): # of those that may change the training, not of those that show progress
+    names = [type(cb).__name__ for cb in cbs or [] if type(cb) is not Callback]
+    return [name for name in names if not name.startswith('_')]
 
 def _prepare(recipe, seed, source, cbs, model, **kwargs):
     "The data and a learner, as they are before the first epoch"
@@ -595,26 +600,48 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
 def _changes(run, learn, choices): # -> texts; `choices` are those of the recipe when the checkpoint was written
     "What is not as it was when a run was stopped"
     info,here = run.info,run.choices
-    pairs = [(f'the recipe\'s {name}', choices.get(name), here.get(name)) for name in choices | here]
+    pairs = [(f"the recipe's {name}", before, now) for name,before,now in _differences(choices, here)]
     data,found = info['data'],_describe_data(learn.dls, info['data']['limit'])
     pairs += [(f'{name} of the data', data.get(name), found[name]) for name in ('fingerprint', 'classes', 'n_train', 'n_valid', 'valid_digest')]
     last = info.get('resumed', [info])[-1].get('versions', {})
     pairs += [(name, last.get(name), version) for name,version in versions().items()]
     return [f'{name} was {before!r} and is {now!r}' for name,before,now in pairs if before != now]
 
+def _differences(before, now, name=''): # -> the innermost values that differ: (their place, before, now)
+    "Compare two JSON values"
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now) > 0 and isinstance(before[0], dict):
+        before,now = ({str(i): v for i,v in enumerate(values, 1)} for values in (before, now))
+    if not (isinstance(before, dict) and isinstance(now, dict)): return [(name, before, now)] if before != now else []
+    return [d for key in before | now for d in _differences(before.get(key), now.get(key), f'{name} {key}'.strip())]
+
+def _check_callbacks(run, info, cbs):
+    "Warn if callbacks of the run are not given again"
+    missing = Counter(info.get('callbacks', [])) - Counter(_callback_names(cbs))
+    if not missing: return
+    warnings.warn(f'{run.folder} was begun with cbs=[{", ".join(missing.elements())}], which are not passed now, so it may end differently.')
+
 def _check_unchanged(run, learn, choices, force):
     changes = _changes(run, learn, choices)
     if not changes: return
-    text = f'{run.folder} would not end as it would have: {"; ".join(changes)}'
-    if not force: raise ValueError(f'{text}. Undo the change, or resume with force=True (on the command line, --force).')
+    text = f'{run.folder} would not end as it would have without the stop: {"; ".join(changes)}.'
+    path = run.info['data']['path']
+    if not Path(path).exists(): text += f' There is no {path}: if its data were moved, pass their new place as source (on the command line, --data).'
+    if not force: raise ValueError(f'{text} Undo the change, or resume with force=True (on the command line, --force).')
     warnings.warn(text)
+
+def _check_unfinished(run):
+    if run.status != 'finished': return
+    run.remove_checkpoints() # of a process that was killed right at its end
+    raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
 
 def _resume(run, source, num_workers, device, cbs, force, minutes):
     "Train a run that was stopped to its end"
-    if run.status == 'finished': raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
+    _check_unfinished(run)
     with run.alone():
+        _check_unfinished(run) # by another process, meanwhile
         info,recipe = _complete_info(run),run.recipe
-        found = run.read_checkpoint()
+        _check_callbacks(run, info, cbs)
+        found = run.read_checkpoint(Checkpoints.needed)
         state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
         data = info['data']
         model = build_model(recipe, len(data['classes']), data['channels'], pretrained=False) if found else None

@@ -323,6 +323,7 @@ def test_loss_that_is_no_number(practice):
     Path('wild.json').write_text(tiny.change(lr=1000., optimizer='sgd').to_json())
     result = fails(train('wild.json', practice, '--out', 'run'), 'The loss became', 'epoch', 'batch', 'Saved in run', code=1)
     assert 'Exception occured' not in result.err and Path('run/history.csv').exists()
+    assert '--resume' not in result.err + run('runs', '.').out  # it would end there again
 
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv('CIFAR_FASTAI_DEBUG', '1')

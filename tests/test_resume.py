@@ -2,21 +2,28 @@
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections import Counter, defaultdict, deque
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.schedule import Learner  # noqa: F401  with lr_find
+from fastai.callback.training import GradientAccumulation, GradientClip
+from torch import nn
 
-from cifar_fastai import checkpoints, data, runs, training
+from cifar_fastai import checkpoints, cli, data, runs, terminal, training
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Head, Stage
 from cifar_fastai.runs import Run
@@ -26,7 +33,7 @@ from small_runs import kinds, small
 
 class Copies(Callback):
     "Copy the run folder as it is after some batches: what a process that is killed there leaves"
-    order = 200
+    order = 2_000_000 # after the checkpoint
     def __init__(self, *places): self.places = places # of stage, epoch and batch
 
     def after_batch(self):
@@ -62,6 +69,7 @@ def go(practice, tmp_path):
         place = dict(resume=tmp_path/name) if resume else dict(run_dir=tmp_path/name, limit=96)
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'lr_scheduler')
+            warnings.filterwarnings('ignore', r'.* was begun with cbs=\[(Copies|Stop)')
             return train(recipe, source=None if resume else practice, **place, **kwargs)
     return go
 
@@ -111,7 +119,7 @@ def test_a_run_can_be_stopped_again_and_again(go, tmp_path):
     whole = end_of(go(small, name='whole', checkpoint_minutes=0))
     places = [(0, 1), (0, 4), (1, 0), (1, 5)]
     class Stop(Callback):
-        order = 200
+        order = 2_000_000 # after the checkpoint
         def after_batch(self):
             if self.training and places and (self.epoch, self.iter) == places[0]:
                 del places[0]
@@ -124,6 +132,85 @@ def test_a_run_can_be_stopped_again_and_again(go, tmp_path):
     assert end_of(learn) == whole and not places
     resumed = Run.open(tmp_path/'run').info['resumed']
     assert [r['epochs'] for r in resumed] == [0, 0, 1, 1] and Run.open(tmp_path/'run').history.seconds.is_monotonic_increasing
+
+
+class Hoarder(Callback):
+    "Keeps what a user's callbacks keep"
+    n = 0 # of the class, until it changes
+
+    def __init__(self):
+        self.counts,self.by_epoch,self.last,self.epochs = Counter(), defaultdict(list), deque(maxlen=3), set()
+        self.total,self.big = np.zeros(2), 10**30
+        self.draws = random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)
+        self.python,self.numpy,self.torch = self.draws
+        self.one = self.another = torch.zeros(1) # two by and by
+        self.drawn = 0.
+
+    def before_fit(self):
+        self.mean_weights = deepcopy(self.learn.model)
+        weight = next(self.learn.model.parameters())
+        self.parts = weight[1:],weight.data.flatten()[2:] # views of the network's memory
+        self.own = nn.Parameter(torch.ones(2))
+        self.unsaved = [torch.eye(2).to_sparse(), torch.ones(1, dtype=torch.complex64)]
+        self.circle = [self.learn]
+        self.circle.append(self.circle)
+
+    @torch.no_grad()
+    def after_batch(self):
+        if not self.training: return
+        self.n += 1
+        self.counts[self.iter] += 1
+        self.by_epoch[self.epoch].append(self.iter)
+        self.last.append(self.iter)
+        self.epochs.add(self.epoch)
+        self.total += self.n
+        self.own += 1
+        self.another = self.another + 1
+        self.drawn += self.python.random() + self.numpy.random() + float(torch.rand(1, generator=self.torch))
+        for mean,p in zip(self.mean_weights.parameters(), self.learn.model.parameters()): mean.lerp_(p, .1)
+
+    def kept(self):
+        means = [p.tolist() for p in self.mean_weights.parameters()]
+        return (self.n, self.counts, self.by_epoch, self.last, self.epochs, self.total.tolist(), self.big, self.one.item(),
+                self.another.item(), self.own.tolist(), self.drawn, means, type(self.counts), type(self.by_epoch), self.last.maxlen)
+
+
+@pytest.mark.slow
+def test_whatever_callbacks_keep(go):
+    made = []
+    def make_cbs(): return [made.append(Hoarder()) or made[-1], GradientClip(1.), GradientClip(.5)]
+    check_all_copies(go, small, (1, 1, 3), make_cbs=make_cbs)
+    whole,resumed = made
+    assert whole.kept() == resumed.kept() and resumed.n == 12
+
+
+class Unfreezing(Callback):
+    "Train the first layer from the second epoch on"
+    def before_fit(self): self.learn.model.get_parameter(self.first()).requires_grad_(False)
+    def before_epoch(self):
+        if self.epoch == 1: self.learn.model.get_parameter(self.first()).requires_grad_(True)
+    def first(self): return next(name for name,_ in self.learn.model.named_parameters())
+
+
+@pytest.mark.slow
+def test_what_learns_by_now(go):
+    check_all_copies(go, small.change(stages=Stage(epochs=3, lr=1e-2)), (1, 2, 1), make_cbs=lambda: [Unfreezing()])
+
+
+@pytest.mark.slow
+def test_a_search_for_a_learning_rate_within_a_training_leaves_no_checkpoint(go, monkeypatch):
+    class Searching(Callback):
+        def before_fit(self):
+            if not hasattr(self.learn, 'lr_finder'): self.learn.lr_find(num_it=3, show_plot=False)
+    places = []
+    monkeypatch.setattr(Run, 'add_checkpoint', lambda self, state, tensors: places.append((state['epoch'], state['batch'])))
+    go(small, cbs=[Searching()], checkpoint_minutes=0)
+    assert places[:3] == [(0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.slow
+def test_callbacks_that_are_not_given_again_are_named(go, stopped, tmp_path):
+    with pytest.warns(UserWarning, match=r'begun with cbs=\[Copies\]'): train(resume=stopped)
 
 
 # --- checkpoints
@@ -177,8 +264,93 @@ def test_short_epochs_have_few_checkpoints(go, monkeypatch):
     assert len(written) <= 2
 
 
-def test_what_is_no_data_is_refused():
-    with pytest.raises(TypeError, match='Thread|object'): checkpoints.pack(dict(a=[object()]), {})
+def edit(file, change):
+    content = json.loads(file.read_text())
+    content.pop('content_checksum')
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('change', [lambda c: c.pop('state'), lambda c: c.pop('tensors'), lambda c: c['state'].pop('at_epoch'), lambda c: c.update(state=[])])
+def test_a_checkpoint_of_another_format_falls_back(stopped, change):
+    newest = Run(stopped).checkpoints()[-1]
+    edit(newest, change)
+    (newest.parent/'notes.json').write_text('mine')
+    with pytest.warns(UserWarning, match=f'{newest.name} cannot be used .* goes on from the one before'):
+        state,_ = Run(stopped).read_checkpoint(checkpoints.Checkpoints.needed)
+    assert state['batch'] == 3
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_network_is_refused(go, stopped):
+    for file in Run(stopped).checkpoints():
+        edit(file, lambda c: c['state']['model']['dict'][0].__setitem__(1, dict(c['state']['model']['dict'][1][1])))
+    with pytest.raises(ValueError, match='do not fit its network and optimizer .*Remove .*checkpoints: the run then begins anew'): go(resume=True)
+
+
+@pytest.mark.slow
+def test_a_history_that_lacks_epochs_is_refused_before_anything_changes(go, stopped):
+    history = stopped/'history.csv'
+    header = history.read_text().splitlines()[0]
+    before = (stopped/'run.json').read_text()
+    for damage in (history.unlink, lambda: history.write_text(header), lambda: history.write_bytes(b'\xff\x00,\n"')):
+        damage()
+        with pytest.raises(ValueError, match='history.csv is damaged: it has 0 of the first 1 epochs'): go(resume=True)
+        assert (stopped/'run.json').read_text() == before
+    Run(stopped).remove_checkpoints()
+    assert Run.open(go(resume=True).run_dir).history.epoch.tolist() == [1, 2]
+
+
+class Tied(nn.Module):
+    "Two layers that share their weight, and buffers of other kinds"
+    def __init__(self):
+        super().__init__()
+        self.one,self.two = nn.Linear(3072, 10),nn.Linear(3072, 10)
+        self.two.weight = self.one.weight
+        self.register_buffer('steps', torch.tensor(3))
+        self.register_buffer('nothing', torch.empty(0))
+
+    def forward(self, x): return self.one(x.flatten(1)) + self.two(x.flatten(1))
+
+
+def test_networks_with_tied_weights(practice, tmp_path):
+    dls = data.cifar10_dataloaders(practice, bs=16)
+    def learner():
+        learn = training.create_learner(small, dls, model=Tied())
+        learn.create_opt()
+        learn.train_iter,learn.pct_train = 0,0.
+        return learn
+    before,after,run,tensors = learner(),learner(),Run(tmp_path),{}
+    before.model.steps += 1
+    before.model.one.weight.grad = torch.zeros(10, 3072) # which decays weights; None does not
+    run.add_checkpoint(checkpoints.learner_state(before, before.model, tensors), tensors)
+    checkpoints.set_learner_state(after, after.model, *run.read_checkpoint())
+    assert all(a.equal(b) for a,b in zip(before.model.state_dict().values(), after.model.state_dict().values()))
+    assert after.model.one.weight is after.model.two.weight and after.model.one.weight.grad is not None and after.model.one.bias.grad is None
+
+
+@pytest.mark.parametrize('value', [object(), [object()], torch.eye(2).to_sparse(), torch.ones(1, dtype=torch.complex64), torch.ones(1, device='meta'),
+                                   np.array(['a', None]), np.array('2026-11-30', 'datetime64'), np.ma.array([1]), 1j])
+def test_what_is_no_data_is_refused(value):
+    with pytest.raises(TypeError): checkpoints.pack(dict(a=value), {})
+
+
+@pytest.mark.parametrize('value', [2**63, -10**30, [2**70]*12, [1, True, None]*5, {1, 'a'}, deque([1, 2]), [float('-inf')]*12, {(1, 2): [{}]}, [], [[]]*12])
+def test_values_come_back(value):
+    tensors = {}
+    packed = json.loads(json.dumps(checkpoints.pack(value, tensors)))
+    again = checkpoints.unpack(packed, tensors)
+    assert again == value and type(again) is type(value)
+
+
+@pytest.mark.parametrize('array', [np.arange(12.).reshape(3, 4).T, np.array(5, 'uint8'), np.zeros((2, 0), 'float16'), np.array([2**64 - 1]*20, 'uint64'),
+                                   np.array([True, False]), np.full(20, np.nan, '>f4')])
+def test_arrays_come_back(array):
+    tensors = {}
+    packed = json.loads(json.dumps(checkpoints.pack(array, tensors)))
+    again = checkpoints.unpack(packed, tensors)
+    assert (again.dtype, again.shape) == (array.dtype, array.shape) and np.array_equal(again, array, equal_nan=array.dtype.kind == 'f')
 
 
 def test_nothing_is_packed_twice():
@@ -205,7 +377,7 @@ def test_what_changed_is_said_and_refused(go, stopped, monkeypatch):
     (stopped/'recipe.json').write_text(json.dumps(recipe))
     versions = runs.versions()
     monkeypatch.setattr(training, 'versions', lambda: versions | dict(torch='1.0'))
-    with pytest.raises(ValueError, match=r"recipe's stages was .*0\.01.* and is .*0\.5.*torch was '.*' and is '1\.0'.*--force"): go(resume=True)
+    with pytest.raises(ValueError, match=r"recipe's stages 1 lr was 0\.01 and is 0\.5; torch was '.*' and is '1\.0'.*--force"): go(resume=True)
     with pytest.warns(UserWarning, match='would not end as it would have'): learn = go(resume=True, force=True)
     assert Run.open(learn.run_dir).status == 'finished'
 
@@ -231,8 +403,30 @@ def test_moved_data_are_found_again(stopped, practice, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_being_trained_is_left_alone(go, stopped):
-    with Run(stopped).alone(), pytest.raises(RuntimeError, match='trained by another process'): go(resume=True)
+    with Run(stopped).alone(), pytest.raises(BlockingIOError, match='trained by another process') as e: go(resume=True)
+    text,code = terminal.describe_error(e.value)
+    assert text.endswith('Wait for it, or stop it first.') and code == 1
     assert Run(stopped).status == 'training' and not Run(stopped).is_training()
+
+
+def test_a_copy_on_a_read_only_disk_is_not_in_training(tmp_path, monkeypatch):
+    (tmp_path/'.training.lock').touch()
+    def refuse(*args, **kwargs): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(runs.FileLock, 'acquire', refuse)
+    assert not Run(tmp_path).is_training()
+
+
+@pytest.mark.slow
+def test_another_process_may_finish_a_run_meanwhile(go, stopped, monkeypatch):
+    @contextmanager
+    def alone(run):
+        edit(run.info_file, lambda info: info.update(status='finished'))
+        yield
+    monkeypatch.setattr(Run, 'alone', alone)
+    (stopped/'model.safetensors').write_text('finished')
+    with pytest.raises(ValueError, match='finished'): go(resume=True)
+    assert (stopped/'model.safetensors').read_text() == 'finished'
+    assert not (stopped/'checkpoints').exists() and not (stopped/'.training.lock').exists() # nor does anything pile up
 
 
 @pytest.mark.slow
@@ -282,6 +476,9 @@ def test_a_signal_in_the_last_validation_is_too_late(go, tmp_path):
     with pytest.raises(KeyboardInterrupt): go(small, cbs=[Signals(signal.SIGINT, 1, 0, training=False)])
     run = Run.open(tmp_path/'run')
     assert run.status == 'finished' and run.metrics['valid']['n'] and not run.checkpoints_folder.exists()
+def test_force_alone_is_a_mistake(capsys):
+    assert cli.main(['train', '--force']) == 2
+    assert capsys.readouterr().err == 'Error: --force is for --resume only.\n'
 
 
 # --- killed
