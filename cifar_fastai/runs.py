@@ -217,10 +217,14 @@ def _is_whole(value): return isinstance(value, int) and not isinstance(value, bo
 def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 def _is_text(value): return isinstance(value, str)
 def _is_dict(value): return isinstance(value, dict)
+def _is_list(value): return isinstance(value, list) and value
 
 _of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
                epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
-               checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'))
+               checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'),
+               device=(_is_text, 'text'), error=(_is_text, 'text'),
+               parameters=(lambda value: _is_dict(value) and all(map(_is_whole, value.values())), 'whole numbers'),
+               resumed=(lambda value: _is_list(value) and all(_is_dict(v) and _is_dict(v.get('versions', {})) for v in value), 'a list of objects'))
 _of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),
                 channels=(lambda value: _is_whole(value) and value in (1, 3), '1 or 3'),
                 limit=(lambda value: value is None or _is_whole(value), 'a whole number or null'))
@@ -301,7 +305,9 @@ def keep_epochs(self:Run,
 )->None:
     "Remove all later epochs from the history, and from the recalls"
     for file in filter(Path.exists, (self.history_file, self.recalls_file)):
-        with file.open(newline='', encoding='utf-8', errors='surrogateescape') as f: rows = list(csv.reader(f))
+        try:
+            with file.open(newline='', encoding='utf-8', errors='surrogateescape') as f: rows = list(csv.reader(f))
+        except csv.Error as e: raise ValueError(f'{file} is damaged: {e}') from None
         with atomic_file(file) as part:
             for row in rows[:n + 1]: _append(part, row)
 
@@ -464,9 +470,14 @@ def _apart(tensors): # a file of safetensors has contiguous tensors that share n
         apart[name] = _on_cpu(t) if shared else t.to('cpu').contiguous()
     return apart
 
+_of_state = dict(recipe=(_is_dict, 'an object')) | dict.fromkeys(('stage', 'epoch', 'batch', 'epochs'), (lambda value: _is_whole(value) and value >= 0, 'a whole number from 0')) \
+    | dict.fromkeys(('seconds', 'cpu_seconds'), (_is_number, 'a number'))
+
 def _read_checkpoint(file):
     found,tensors = read_json(file),file.with_suffix('.safetensors')
     if file_digest(tensors) != found['tensors']: raise ValueError(f'{tensors.name} is damaged: its checksum is another one')
+    if not _is_dict(found['state']): raise ValueError('state must be an object')
+    _check_types(file.name, found['state'], _of_state, 'state.')
     return found['state'],load_file(tensors)
 
 @patch

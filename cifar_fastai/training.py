@@ -607,7 +607,7 @@ def _resume(run, source, num_workers, device, cbs, force, minutes):
     with run.alone():
         info,recipe = _complete_info(run),run.recipe
         found = run.read_checkpoint()
-        state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
+        state = dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.) | (found[0] if found else {})
         data = info['data']
         model = build_model(recipe, len(data['classes']), data['channels'], pretrained=False) if found else None
         learn = _prepare(recipe, info['seed'], source or _source_of(run, data), cbs, model, limit=data['limit'],

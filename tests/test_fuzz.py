@@ -33,7 +33,7 @@ from cifar_fastai.archives import unpack_archive
 from cifar_fastai.experiments import read_runs
 from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, read_image, read_size, why_unreadable
 from cifar_fastai.inference import ClassifierInfo, load_classifier
-from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.recipes import Head, Recipe
 from cifar_fastai.runs import Run, list_runs
 from cifar_fastai.sources import convert_batches, find_data, sort_tiny_imagenet
 from cifar_fastai.synthetic import make_synthetic
@@ -152,7 +152,7 @@ def nested(n, kind): # what JSON's own parser accepts
 
 
 odd_values = [None, True, False, 0, -1, 1, 2, 2**31, 2**63, 10**20, -10**20, .5, 1e308, 5e-324, '', 'a', '0', 'nan', '../../x', '/etc/passwd', '..',
-              '\0', '\ud800', '\u202e', 'é', '\n', 'x'*5000, [], {}, [[]], [{}], {'a': 1}, [1, 2, 3], ['a', 'a'], [0, 'a', None]]
+              '\0', '\ud800', '\u202e', 'é', '\n', 'x'*5000, 'F8_E4M3', 'I64', [], {}, [[]], [{}], {'a': 1}, [1, 2, 3], ['a', 'a'], [0, 'a', None]]
 odd = st.one_of(st.sampled_from(odd_values), st.builds(nested, st.sampled_from([50, 400, 900]), st.sampled_from(['list', 'dict', 'tuple'])),
                 st.integers(-10, 300), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5))
 json_edits = st.lists(st.tuples(st.sampled_from(['replace', 'replace', 'remove', 'rename', 'double', 'copy']), places, places, odd), min_size=1, max_size=3)
@@ -341,7 +341,7 @@ reader('weights safetensors', partial(make_weights, 'safetensors'), ('w.safetens
 reader('weights pth', partial(make_weights, 'pth'), ('w.pth', edits, edited), ('w.pth', edits, partial(in_member, name='data.pkl')))(read_weights)
 reader('weights old pth', partial(make_weights, 'old'), ('w.pth', edits, edited))(read_weights)
 
-recipe = tiny.change(model='ladder_0', bs=16)
+recipe = tiny.change(model='tiny_cnn', bs=16, head=Head(lin_ftrs=(8,)))
 
 
 def make_classifier(folder):
