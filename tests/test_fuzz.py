@@ -23,7 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from cifar_fastai import course
@@ -515,3 +515,149 @@ def test_damage_is_a_documented_error(name, tmp_path, n_examples):
         outcome(read, folder)
         assert [p.name for p in tmp_path.iterdir()] == ['reader']
     damage()
+
+
+# --- what the fuzzer and reading for it have found
+
+def refused(read, folder, text):
+    "A documented error, in bounded time and memory"
+    error = outcome(read, folder)
+    assert isinstance(error, ValueError) and text in str(error), error
+
+
+def tiny_reader(name, tmp_path):
+    "The files of a reader in a folder"
+    make, ways, read, _ = readers[name]
+    fill(folder := tmp_path/'reader', folder_of(make))
+    return folder, read
+
+
+@pytest.mark.parametrize('file, content, text', [
+    ('data_batch_1', b'\x80', 'data_batch_1 is damaged'),  # EOFError, UnpicklingError, UnicodeDecodeError ...
+    ('data_batch_1', b'\x80\x04\x95' + b'\xff'*8, 'data_batch_1 is damaged'),  # OverflowError
+    ('data_batch_1', pickle.dumps([1]), 'it holds a list'),
+    ('data_batch_1', pickle.dumps(dict(labels=[])), 'data must be images'),
+    ('data_batch_1', pickle.dumps(dict(data=np.zeros((1, 3072), np.uint8), labels=[2])), 'labels must be'),
+    ('test_batch', pickle.dumps(dict(data=np.zeros((1, 3072), np.uint8), labels=['cat'])), 'labels must be'),
+    ('batches.meta', pickle.dumps({}), 'label_names must be'),
+    ('batches.meta', pickle.dumps(dict(label_names=['../../cat', 'dog'])), 'label_names must be'),  # which were written there
+    ('batches.meta', b'cposix\nsystem\n(S"true"\ntR.', 'only NumPy arrays are allowed')])
+def test_batches_of_another_content(tmp_path, file, content, text):
+    folder, read = tiny_reader('batches', tmp_path)
+    (folder/'batches'/file).write_bytes(content)
+    refused(read, folder, text)
+    assert not (folder/'to').exists()
+
+
+def weights_file(tmp_path, state):
+    (tmp_path/'reader').mkdir()
+    torch.save(state, tmp_path/'reader'/'w.pth')
+    return tmp_path/'reader'
+
+
+def test_weights_in_a_dictionary_that_holds_itself(tmp_path):
+    state = dict(w=torch.zeros(2))
+    state['model'] = state  # which was looked into for ever
+    refused(read_weights, weights_file(tmp_path, state), 'holds values that are not tensors')
+
+
+@pytest.mark.parametrize('tensor', [torch.zeros(1).expand(10**11), torch.zeros(10**11, device='meta'), torch.eye(2).to_sparse()])
+def test_weights_that_are_larger_than_their_file(tmp_path, tensor):
+    refused(read_weights, weights_file(tmp_path, dict(w=tensor)), 'is not a weights file')
+
+
+def test_weights_that_are_compressed(tmp_path):
+    folder = weights_file(tmp_path, dict(w=torch.zeros(10**5)))
+    with zipfile.ZipFile(folder/'w.pth') as z: members = {m: z.read(m) for m in z.namelist()}
+    with zipfile.ZipFile(folder/'w.pth', 'w', zipfile.ZIP_DEFLATED) as z:
+        for m, content in members.items(): z.writestr(m, content)
+    refused(read_weights, folder, 'it is a compressed zip')
+
+
+def test_weights_that_ask_for_memory_they_do_not_have(tmp_path):
+    "A text of 1 GB was a MemoryError"
+    folder, read = tiny_reader('weights old pth', tmp_path)
+    content = (folder/'w.pth').read_bytes()
+    (folder/'w.pth').write_bytes(content[:2] + b'X' + struct.pack('<I', 2**31 - 1) + content[2:])
+    refused(read, folder, 'is not a weights file')
+
+
+def float8(folder, name):
+    "The first tensor of a file as numbers of 8 bits"
+    state = {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in load(( folder/name).read_bytes()).items()}
+    (folder/name).write_bytes(save(state))
+
+
+@pytest.mark.parametrize('name, file', [('weights safetensors', 'w.safetensors'), ('classifier weights', 'model-1.safetensors')])
+def test_numbers_of_8_bits(tmp_path, name, file):
+    "For which PyTorch cannot tell what is finite: a RuntimeError"
+    folder, read = tiny_reader(name, tmp_path)
+    float8(folder, file)
+    refused(read, folder, 'less than 16 bits')
+
+
+@pytest.mark.parametrize('change', [dict(lin_ftrs=[2*10**9]), dict(lin_ftrs=[2**62]), dict(lin_ftrs=[10**20])])
+@pytest.mark.parametrize('of_run', [False, True])
+def test_a_network_is_only_built_if_its_weights_fit(tmp_path, change, of_run):
+    "A recipe of a kilobyte asked for any memory"
+    folder, read = tiny_reader('run' if of_run else 'classifier', tmp_path)
+    file = folder/('recipe.json' if of_run else 'classifier.json')
+    about = json.loads(file.read_text())
+    (about if of_run else about['recipe'])['head'].update(change)
+    file.write_text(json.dumps(about))
+    error = outcome(partial(load_classifier, device='cpu'), folder)
+    assert isinstance(error, ValueError), error
+
+
+@pytest.mark.parametrize('change', [dict(temperature='1'), dict(split=['test']), dict(files=[[1], 'b', 'c']), dict(vocab=[1, 2]), dict(root=None), dict(trained_on=3)])
+def test_values_of_an_evaluation_have_types(tmp_path, change):
+    folder, read = tiny_reader('evaluation', tmp_path)
+    with np.load(folder/'test.npz') as saved: arrays = dict(saved)
+    about = json.loads(arrays['about'].tobytes()) | change
+    np.savez(folder/'test.npz', **arrays | dict(about=np.frombuffer(json.dumps(about).encode(), np.uint8)))
+    refused(read, folder, 'a value is not of its type')
+
+
+def test_an_evaluation_that_unpacks_to_more_than_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr('cifar_fastai.evaluation.max_evaluation', 1000)
+    folder, read = tiny_reader('evaluation', tmp_path)
+    with np.load(folder/'test.npz') as saved: arrays = dict(saved)
+    np.savez_compressed(folder/'test.npz', **arrays | dict(probs=np.zeros((100, 2), np.float32)))
+    refused(read, folder, 'the limit is 1,000')
+
+
+@pytest.mark.parametrize('stages, name', [(3, 'a'), ([1], 'a'), (None, 'a'), ([], ['a'])])
+def test_a_recipe_of_another_shape_does_not_stop_a_table_of_runs(tmp_path, stages, name):
+    folder, read = tiny_reader('run', tmp_path)
+    (folder/'recipe.json').write_text(json.dumps(dict(stages=stages, name=name)))
+    assert len(read_runs(folder)) == 1
+
+
+@pytest.mark.parametrize('change', [dict(parameters=3), dict(parameters=dict(body='x')), dict(error=3), dict(device=None), dict(resumed=[3]), dict(resumed=[])])
+def test_more_values_of_run_json_have_types(tmp_path, change):
+    folder, read = tiny_reader('run', tmp_path)
+    (folder/'run.json').write_text(json.dumps(json.loads((folder/'run.json').read_text()) | change))
+    refused(lambda folder: Run(folder).info, folder, 'run.json is damaged')
+    assert len(read_runs(folder)) == 1
+
+
+def test_fields_of_a_table_that_are_too_long(tmp_path):
+    "csv.Error is no ValueError"
+    folder, read = tiny_reader('run', tmp_path)
+    for name in ('history.csv', 'results.csv'): (folder/name).write_text('run,status\n' + 'x'*200_000 + ',finished\n')
+    refused(lambda folder: Run(folder).keep_epochs(1), folder, 'history.csv is damaged')
+    refused(read_runs, folder, 'results.csv is damaged')
+
+
+def test_annotations_that_are_no_text(tmp_path):
+    folder, read = tiny_reader('annotations', tmp_path)
+    (folder/'val'/'val_annotations.txt').write_bytes(b'\xff')
+    refused(read, folder, 'val_annotations.txt is damaged')
+
+
+@pytest.mark.parametrize('kind', ['[', '{"a":'])
+def test_json_that_is_nested_deeply(tmp_path, kind):
+    "Which its parser reads, and what walks through it does not"
+    folder, read = tiny_reader('recipe', tmp_path)
+    (folder/'recipe.json').write_text('{"stages": ' + kind*200 + '1' + {'[': ']', '{': '}'}[kind[0]]*200 + '}')
+    refused(read, folder, 'nested too deeply')
