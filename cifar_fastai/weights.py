@@ -9,8 +9,10 @@ __all__ = ['list_backbones', 'check_model_name', 'create_backbone', 'list_weight
            'weights_fit', 'load_weights']
 
 # %% ../nbs/03_weights.ipynb #59e281dc
+import io
 import os
 import pickle
+import pickletools
 import sys
 import warnings
 import zipfile
@@ -33,7 +35,7 @@ from torchvision.models import get_model, get_model_weights
 
 from .errors import install_command
 from .files import atomic_file, file_digest, writing
-from .limits import max_growth
+from .limits import max_growth, max_name
 from .models import list_models
 from .registry import Registry, UnknownNameError
 from .runs import Run
@@ -158,6 +160,46 @@ def _forbidden(path):
     except Exception: return '' # the file is not in PyTorch's present format
     return f' ({_first_few(names)})' if names else ''
 
+# %% ../nbs/03_weights.ipynb #c3638c2a
+_numbers_and_texts = {'int', 'int_or_bool', 'bool', 'float', 'None', 'str', 'bytes', 'bytes_or_str'}
+
+def _check_pickle(f):
+    "Refuse a pickle that takes PyTorch's reader long; each value counts the values in it, a container 101, a class 0"
+    stack,kept = [],{}
+    for op,arg,_ in pickletools.genops(f):
+        if op.name == 'GLOBAL' and len(arg) > max_name: raise ValueError('a name is too long')
+        if op.name in ('REDUCE', 'NEWOBJ') and stack[-2] != 0: raise pickle.UnpicklingError # which prints the value
+        if op.name == 'BINPERSID' and stack[-1] > 100: raise pickle.UnpicklingError
+        if 'PUT' in op.name: kept[arg] = stack[-1]
+        if op.name == 'MEMOIZE': kept[len(kept)] = stack[-1]
+        if 'GET' in op.name:
+            stack.append(kept[arg])
+            continue
+        n = len(op.stack_before)
+        taken = []
+        if pickletools.stackslice in op.stack_before: # all from the last mark on
+            while (value := stack.pop()) is not None: taken.append(value)
+            n -= 2
+        for _ in range(n): taken.append(stack.pop())
+        for o in op.stack_after: stack.append(_count(op, arg, o, taken))
+
+def _count(op, arg, o, taken):
+    if o is pickletools.markobject: return None
+    if op.name == 'GLOBAL': return 0
+    if o.name == 'tuple':
+        n = 1 + sum(taken)
+        if n > 10_000: raise ValueError('a tuple holds too much')
+        return n
+    return 1 + (len(arg)//100 if isinstance(arg, (str, bytes)) else 0) if o.name in _numbers_and_texts else 101
+
+def _check_pickles(path):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as z: found = [io.BytesIO(z.read(m)) for m in z.namelist() if m.endswith('data.pkl')]
+        for f in found: _check_pickle(f)
+    else: # the older format has five pickles, then the numbers
+        with path.open('rb') as f:
+            for _ in range(5): _check_pickle(f)
+
 # %% ../nbs/03_weights.ipynb #84dab5b2
 def _is_compressed(path): # PyTorch writes plain ones
     "Whether a file is a zip that unpacks to more than it holds"
@@ -172,6 +214,7 @@ def _open(path):
     if _is_compressed(path): raise _not_weights(path, ': it is a compressed zip')
     try:
         if kind == 'safetensors': return load_file(path)
+        _check_pickles(path)
         with torch.serialization.safe_globals([_L]): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f'{path} was not loaded: it holds more than tensors{_forbidden(path)}, and loading it '

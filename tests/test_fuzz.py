@@ -661,3 +661,64 @@ def test_json_that_is_nested_deeply(tmp_path, kind):
     folder, read = tiny_reader('recipe', tmp_path)
     (folder/'recipe.json').write_text('{"stages": ' + kind*200 + '1' + {'[': ']', '{': '}'}[kind[0]]*200 + '}')
     refused(read, folder, 'nested too deeply')
+
+
+laughs = b''.join(b'q%ch%c\x86' % (i, i) for i in range(30))  # twice what is below it: 2^30 empty tuples
+
+
+@pytest.mark.parametrize('content', [b'})' + laughs + b'K\x01s.', b')' + laughs + b')R.', b')' + laughs + b'\x85Q.', b'c' + b'a'*100_000 + b'\nb\n.'],
+                         ids=['hash', 'function', 'storage', 'name'])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_pickles_that_take_long(tmp_path, content, zipped):
+    "Hundreds of bytes of which PyTorch's restricted reader wants a hash, or which it puts into a message and searches that"
+    folder, read = tiny_reader('weights pth' if zipped else 'weights old pth', tmp_path)
+    if zipped:
+        with zipfile.ZipFile(folder/'w.pth') as z: members = {m: z.read(m) for m in z.namelist()}
+        with zipfile.ZipFile(folder/'w.pth', 'w') as z:
+            for m, inner in members.items(): z.writestr(m, b'\x80\x02' + content if m.endswith('data.pkl') else inner)
+    else:
+        beginning = pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+        (folder/'w.pth').write_bytes(beginning + b'\x80\x02' + content)
+    refused(read, folder, 'w.pth')
+
+
+# --- pictures
+
+def test_a_jpeg_of_many_scans(tmp_path):
+    "Of 360 KB, 1,000 scans of 64 megapixels take two minutes"
+    picture(size=(16, 16)).save(file := tmp_path/'a.jpg', progressive=True)
+    content = file.read_bytes()
+    last = content[content.rindex(b'\xff\xda'):-2]
+    file.write_bytes(content[:-2] + last*50 + content[-2:])
+    read_image(file)
+    file.write_bytes(content[:-2] + last*100 + content[-2:])
+    with pytest.raises(UnreadableImageError, match='it has more than 100 scans'): read_image(file)
+    hidden = b'\xff\xfe\x00\x04\xff\xd9'  # a comment that looks like the end
+    file.write_bytes(content[:-2] + hidden + last*100 + content[-2:])
+    with pytest.raises(UnreadableImageError, match='it has more than 100 scans'): read_image(file)
+    file.write_bytes(content + last*200)  # after the end, where phones put films
+    read_image(file)
+
+
+def test_a_picture_of_too_many_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr('cifar_fastai.images.max_image_bytes', 1000)
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', str(2**26))
+    picture().save(file := tmp_path/'a.png')
+    assert why_unreadable(file) == f'is too large ({file.stat().st_size:,} bytes, the limit is 1,000). Make it smaller'
+    assert read_size(file) is None
+    monkeypatch.setenv('CIFAR_FASTAI_MAX_PIXELS', str(2**29))
+    assert why_unreadable(file) is None
+
+
+def test_a_picture_that_takes_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr('cifar_fastai.images.image_seconds', -1)
+    picture().save(file := tmp_path/'a.png')
+    assert why_unreadable(file) == 'cannot be decoded: it took more than -1 seconds'
+    with pytest.raises(ValueError, match='it took more than'): ColorImage.create(file)
+    with pytest.raises(UnreadableImageError): image_pixels(file)
+
+
+def test_every_limit_is_on_one_page():
+    from cifar_fastai import limits
+    page = (Path(__file__).parent.parent/'nbs'/'00_limits.ipynb').read_text()
+    assert [name for name in limits.__all__ if f"('{name}'," not in page] == []
