@@ -10,7 +10,6 @@ import shutil
 import signal
 import struct
 import sys
-import tarfile
 import warnings
 import zipfile
 import zlib
@@ -35,7 +34,7 @@ from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, ima
 from cifar_fastai.inference import ClassifierInfo, load_classifier
 from cifar_fastai.recipes import Head, Recipe
 from cifar_fastai.runs import Run, list_runs
-from cifar_fastai.sources import convert_batches, find_data, sort_tiny_imagenet
+from cifar_fastai.sources import convert_batches, sort_tiny_imagenet
 from cifar_fastai.synthetic import make_synthetic
 from cifar_fastai.training import build_model, train
 from cifar_fastai.weights import find_weights, load_weights
@@ -422,7 +421,7 @@ def attempt(read, *args):
 
 
 @reader('run', make_run, *[way for f in of_run for way in both(f)], *[(f, edits, edited) for f in tables],
-        ('model.safetensors', edits, edited), ('model.safetensors', json_edits, in_header), share=2)
+        ('model.safetensors', edits, edited), ('model.safetensors', json_edits, in_header), share=.4)
 def read_run(folder):
     run = Run(folder)
     for what in ('info', 'status', 'recipe', 'choices', 'history', 'recalls', 'metrics'): attempt(getattr, run, what)
@@ -431,7 +430,7 @@ def read_run(folder):
     attempt(load_classifier, folder, 'cpu'), attempt(find_weights, 'ladder_0', folder), attempt(Run.open, folder)
 
 
-@reader('grid', lambda folder: make_run(folder/'a'), *[way for f in of_run for way in both(f'a/{f}')])
+@reader('grid', lambda folder: make_run(folder/'a'), *[way for f in of_run for way in both(f'a/{f}')], share=.5)
 def read_grid(folder):
     shutil.copytree(folder/'a', folder/'b')
     shutil.copy(folder/'b'/'recipe.json', folder/'a'/'recipe.json') if (folder/'a'/'recipe.json').stat().st_size % 2 else None
