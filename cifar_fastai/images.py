@@ -148,10 +148,11 @@ def open_image(
     if why: raise UnreadableImageError(printable_name(path), why)
     with _named(path), _Timed(path) as file, Image.open(file, formats=_formats()) as image:
         image.filename = path
-        if image.format in ('JPEG', 'MPO') and _n_scans(file) > max_scans: raise ValueError(f'it has more than {max_scans} scans')
         if size and image.width*image.height > _huge: image.draft(None, (8*size[1], 8*size[0]))
         n = image.width*image.height
         if n > most: raise Image.DecompressionBombError(f'{image.width}x{image.height} = {n:,} pixels, the limit is {most:,}')
+        may_be_slow = n*os.fstat(file.fileno()).st_size > max_pixels # not of CIFAR's size: there, counting would take longer
+        if may_be_slow and image.format in ('JPEG', 'MPO') and _n_scans(file) > max_scans: raise ValueError(f'it has more than {max_scans} scans')
         yield image
 
 # %% ../nbs/01_images.ipynb #3f0e1043

@@ -713,7 +713,7 @@ def test_pickles_that_take_long(tmp_path, content, zipped):
 
 def test_a_jpeg_of_many_scans(tmp_path):
     "Of 360 KB, 1,000 scans of 64 megapixels take two minutes"
-    picture(size=(16, 16)).save(file := tmp_path/'a.jpg', progressive=True)
+    picture(size=(200, 200)).save(file := tmp_path/'a.jpg', progressive=True)
     content = file.read_bytes()
     last = content[content.rindex(b'\xff\xda'):-2]
     file.write_bytes(content[:-2] + last*50 + content[-2:])
