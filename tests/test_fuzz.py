@@ -178,7 +178,7 @@ def json_edited(value, changes):
         if not found: return value
         *above, key = found[i % len(found)]
         owner = at(value, above)
-        if kind == 'replace': owner[key] = new
+        if kind == 'replace': owner[key] = json.loads(json.dumps(new))
         elif kind == 'copy': owner[key] = json.loads(json.dumps(at(value, found[j % len(found)])))
         elif kind == 'remove': del owner[key]
         elif kind == 'rename' and isinstance(owner, dict): owner[str(new)[:50]] = owner.pop(key)
