@@ -13,7 +13,9 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from copy import copy
+from itertools import islice
 from math import isfinite
 
 import numpy as np
@@ -54,7 +56,7 @@ def pack(
     "Turn data into JSON, with its tensors apart; raises `TypeError` for anything else"
     if isinstance(value, np.generic): value = value.item()
     if value is None or isinstance(value, (bool, str)): return value
-    if isinstance(value, int): return value if value in _fits_64_bits else {'int': str(value)}
+    if type(value) is int: return value if value in _fits_64_bits else {'int': str(value)} # an enumeration is no data
     if isinstance(value, float): return value if isfinite(value) else {'float': str(value)}
     if isinstance(value, Tensor): return _pack_tensor(value, tensors)
     if isinstance(value, np.ndarray): return _pack_array(value, tensors)
@@ -207,6 +209,14 @@ def _set_all(objects, kept, tensors, device, taken):
         _set_attributes(o, {name: v for name,v in found[1].items() if name not in _not_restored}, tensors, device, taken)
 
 # %% ../nbs/04_checkpoints.ipynb #bbec0ad8
+@contextmanager
+def _told(run):
+    "Whatever goes wrong with a checkpoint whose checksums are right is a `ValueError`: it was not written by `write`"
+    try: yield
+    except Exception as e:
+        raise ValueError(f'The checkpoints of {run.folder} do not fit its network and optimizer, or are damaged ({error_line(e)}). '
+                         f'Remove {run.checkpoints_folder}: the run then begins anew.') from e
+
 class Checkpoints(Callback):
     "Write checkpoints of a run, and begin at one; its learner is one of `create_learner`"
     order = 1_000_000 # after everything that happens at the beginning of an epoch and at the end of a batch
@@ -220,8 +230,10 @@ class Checkpoints(Callback):
         found:tuple[dict, dict]|None=None, # the checkpoint to begin at, as `Run.read_checkpoint` returns it; None: at the beginning
     ):
         self.target,self.whole,self.minutes,self.share,self.found = run,model,minutes,share,found
-        self.stage = found[0]['stage'] if found else 1 # counted from 1
-        self.records = unpack(found[0]['records'], found[1]) if found else [] # of the stages before
+        self.stage = 1 # counted from 1
+        self.records = [] # of the stages before
+        if found:
+            with _told(run): self.stage,self.records = found[0]['stage'],unpack(found[0]['records'], found[1])
         self.n_passed = 0 # batches of this epoch that were trained on before
         self.stop = None # an exception to raise after the next checkpoint, which is written at once
         self.running = False # whether an epoch is: it can be stopped so
@@ -230,7 +242,7 @@ class Checkpoints(Callback):
     @property
     def first_epoch(self)->int: # counted from 0
         "The epoch of the stage to begin with"
-        return self.found[0]['epoch'] if self.found else 0
+        return self.found[0].get('epoch', 0) if self.found else 0
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') # that another callback begins
@@ -290,17 +302,16 @@ class Checkpoints(Callback):
 
     def _begin_there(self):
         (state,tensors),self.found = self.found,None
-        try:
-            self.orders_of_stage,self.at_epoch = (unpack(state[name], tensors) for name in ('orders_of_stage', 'at_epoch'))
-            set_learner_state(self.learn, self.whole, state, tensors)
-        except Exception as e:
-            raise ValueError(f'The checkpoints of {self.target.folder} do not fit its network and optimizer ({error_line(e)}). '
-                             f'Remove {self.target.checkpoints_folder}: the run then begins anew.') from e
+        with _told(self.target): self._restore(state, tensors)
+        for epoch,values in enumerate(self.recorder.values): self.learn.logger(L(epoch) + values + L(''))
+
+    def _restore(self, state, tensors):
+        self.orders_of_stage,self.at_epoch = (unpack(state[name], tensors) for name in ('orders_of_stage', 'at_epoch'))
+        set_learner_state(self.learn, self.whole, state, tensors)
         self.n_passed,self.then = state['batch'],get_random_states()
         self._compute_features(state['epoch'])
         set_random_states(**self.at_epoch['random'])
         self._set_orders(self.at_epoch['orders'])
-        for epoch,values in enumerate(self.recorder.values): self.learn.logger(L(epoch) + values + L(''))
 
     def _compute_features(self, epochs):
         "Compute kept features in the batches of the epochs before, since their last bits depend on that"
@@ -315,7 +326,7 @@ class Checkpoints(Callback):
     )->Iterator: # the same, without those that were trained on before
         "Pass over the batches before the checkpoint"
         if not self.n_passed: return batches
-        for _ in range(self.n_passed): next(batches, None)
+        for _ in islice(batches, self.n_passed): pass
         self.n_passed = 0
         set_random_states(**self.then)
         return batches

@@ -42,6 +42,7 @@ from .data import (augment_loader, dataset_fingerprint, file_names, loader_in_or
 from .errors import install_command
 from .images import read_image
 from .files import atomic_file, parse_json
+from .limits import max_evaluation
 from .metrics import f1_interval, holm, mcnemar_exact, paired_interval, wilson_interval
 from .models import eval_mode
 from .runs import Run
@@ -409,10 +410,22 @@ def save(
     return path
 
 # %% ../nbs/06_evaluation.ipynb #dea979e0
+_texts = ('split', 'variant', 'root', 'tta', 'fingerprint')
+
+def _check_types(about):
+    def each(names, kind): return all(isinstance(about[name], kind) for name in names if name in about)
+    names = about['files'], about['vocab']
+    are_names = all(isinstance(o, list) and all(isinstance(name, str) for name in o) for o in names)
+    if are_names and each(_texts, str) and each(['temperature'], (int, float)) and each(['trained_on'], bool | None): return
+    raise ValueError('a value is not of its type')
+
 def _read_evaluation(path):
     with np.load(path, allow_pickle=False) as saved:
+        n_bytes = sum(m.file_size for m in saved.zip.infolist())
+        if n_bytes > max_evaluation: raise ValueError(f'it unpacks to {n_bytes:,} bytes, the limit is {max_evaluation:,}')
         about = parse_json(saved['about'].tobytes(), path)
         if about.pop('format', None) != _format: raise ValueError('unknown format')
+        _check_types(about)
         return Evaluation(**about, **{name: saved[name] for name in _arrays})
 
 _damage = (BadZipFile, zlib.error, LZMAError, TokenError, KeyError, IndexError, EOFError, OSError, TypeError, ValueError, AttributeError,

@@ -183,7 +183,8 @@ def _read_rows(path):
     "Read the rows of a results file, without incomplete ones"
     if not path.exists(): return []
     text = path.read_text(encoding='utf-8', errors='replace').replace('\0', '')
-    rows = [r for r in csv.DictReader(text.splitlines()) if None not in r and None not in r.values()]
+    try: rows = [r for r in csv.DictReader(text.splitlines()) if None not in r and None not in r.values()]
+    except csv.Error as e: raise ValueError(f'{path} is damaged: {e}') from None
     if rows and not {'run', 'status'} <= rows[0].keys():
         raise ValueError(f'{path} is not what run_grid writes: it has no columns run and status. '
                          'Choose another save_to.')
@@ -210,7 +211,10 @@ def _recipe_of(run):
     "Read the recipe of a run as JSON; fields that are younger than the run have their defaults"
     recipe = _read_or_empty(run, 'recipe')
     if recipe: return _as_json(recipe)
-    return dict(stages=[]) | _read_or_empty(run, 'choices')  # of another version, or damaged
+    choices = dict(name='', stages=[]) | _read_or_empty(run, 'choices')  # of another version, or damaged
+    stages = choices['stages']
+    is_recipe = isinstance(choices['name'], str) and isinstance(stages, list) and all(isinstance(s, dict) for s in stages)
+    return choices if is_recipe else dict(stages=[])
 
 # %% ../nbs/08_experiments.ipynb #b68682ca
 def _add_row(save_to, row, recipe):

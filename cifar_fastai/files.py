@@ -152,6 +152,17 @@ def _short_int(text): # 64 bits have at most 20 digits
     if len(text) > 21: raise ValueError(f'the number {text[:10]}... has {len(text)} digits')
     return int(text)
 
+_max_depth = 100 # what walks through JSON calls itself, as do `repr` and `json`
+
+def _is_deep(value):
+    "Whether more than `_max_depth` lists and objects are in each other"
+    level = [value]
+    for _ in range(_max_depth):
+        inside = [o.values() if isinstance(o, dict) else o for o in level if isinstance(o, (dict, list))]
+        level = [o for values in inside for o in values]
+        if not level: return False
+    return True
+
 def parse_json(
     text:str|bytes, # a JSON object; bytes are UTF-8, without a byte order mark
     name:str|Path, # source of the text, for the error message
@@ -164,6 +175,7 @@ def parse_json(
     except RecursionError: raise ValueError(f'{name} is damaged: it is nested too deeply') from None
     except ValueError as e: raise ValueError(f'{name} is damaged: {e}') from None
     if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, expected a JSON object')
+    if _is_deep(data): raise ValueError(f'{name} is damaged: it is nested too deeply')
     return data
 
 # %% ../nbs/00_files.ipynb #30606c9b

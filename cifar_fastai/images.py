@@ -9,8 +9,11 @@ __all__ = ['image_endings', 'luma', 'printable_name', 'UnreadableImageError', 'o
            'plain_image', 'read_image', 'ColorImage', 'GrayImage', 'FixedSize', 'why_unreadable', 'image_pixels']
 
 # %% ../nbs/01_images.ipynb #72a95218
+import io
+import mmap
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,7 +27,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import install_command
-from .limits import max_pixels
+from .limits import image_seconds, max_image_bytes, max_pixels, max_scans
 
 # %% ../nbs/01_images.ipynb #e801b15a
 image_endings = frozenset(f'.{e}' for e in (
@@ -91,7 +94,10 @@ def _no_file(path):
     if not path.exists(): return 'no such file'
     if path.is_dir(): return 'is a folder, not an image'
     if not path.is_file(): return 'is not a regular file'
-    if not path.stat().st_size: return 'is empty (0 bytes)'
+    n_bytes = path.stat().st_size
+    if not n_bytes: return 'is empty (0 bytes)'
+    most = int(max_image_bytes*max(1, _most_pixels()/max_pixels))
+    if n_bytes > most: return f'is too large ({n_bytes:,} bytes, the limit is {most:,}). Make it smaller'
 
 def _reason(e):
     "Explain Pillow's error in one line"
@@ -108,6 +114,28 @@ def _named(name):
     try: yield
     except Exception as e: raise UnreadableImageError(printable_name(name), _reason(e)) from e
 
+class _Timed(io.BufferedReader):
+    "A file that cannot be read any more after `image_seconds`"
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.until = time.monotonic() + image_seconds
+
+    def read(self, *args):
+        if time.monotonic() > self.until: raise TimeoutError(f'it took more than {image_seconds} seconds')
+        return super().read(*args)
+
+_marker = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])') # in JPEG; the others occur within a scan
+
+def _n_scans(file):
+    "How often a JPEG goes over all of its pixels, or some colors of them, until it ends"
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        n,end = 0,2
+        while (marker := _marker.search(data, end)) and marker[1] != b'\xd9' and n <= max_scans:
+            n += marker[1] == b'\xda'
+            length = data[marker.end():marker.end()+2] # of what the marker begins; there may be markers in it
+            end = marker.end() + (0 if marker[1] in b'\x01\xd8' else int.from_bytes(length, 'big'))
+    return n
+
 @contextmanager
 def open_image(
     path:str|os.PathLike, # a regular file of a format that belongs to `image_endings`, whatever its name
@@ -118,10 +146,13 @@ def open_image(
     if not isinstance(path, bytes): path = os.path.expanduser(path)
     with _named(path): why = _no_file(Path(path))
     if why: raise UnreadableImageError(printable_name(path), why)
-    with _named(path), Image.open(path, formats=_formats()) as image:
+    with _named(path), _Timed(path) as file, Image.open(file, formats=_formats()) as image:
+        image.filename = path
         if size and image.width*image.height > _huge: image.draft(None, (8*size[1], 8*size[0]))
         n = image.width*image.height
         if n > most: raise Image.DecompressionBombError(f'{image.width}x{image.height} = {n:,} pixels, the limit is {most:,}')
+        may_be_slow = n*os.fstat(file.fileno()).st_size > max_pixels # not of CIFAR's size: there, counting would take longer
+        if may_be_slow and image.format in ('JPEG', 'MPO') and _n_scans(file) > max_scans: raise ValueError(f'it has more than {max_scans} scans')
         yield image
 
 # %% ../nbs/01_images.ipynb #3f0e1043

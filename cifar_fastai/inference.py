@@ -154,11 +154,11 @@ def _run_info(run):
                               versions=about['versions'])
 
 # %% ../nbs/07_inference.ipynb #bf44463d
-def _network(info, owner):
+def _network(info, owner, device='cpu'):
     "The untrained network; the state of the random number generators stays unchanged"
     try:
         recipe = info.recipe.change(image_size=info.image_size)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             return build_model(recipe, len(info.vocab), info.channels, pretrained=False)
     except ValueError as e:
         unknown = isinstance(e, UnknownNameError)
@@ -176,18 +176,25 @@ def _misfit(wanted, found):
         if wanted[name] != found[name]: return f'{name} should be {wanted[name]} and is {found[name]}'
 
 # %% ../nbs/07_inference.ipynb #5a3990c9
+def _wanted_shapes(info, owner):
+    "The shapes of a network's weights, found without memory for them: a recipe from a stranger may ask for any number"
+    try: return _shapes(_network(info, owner, 'meta').state_dict())
+    except (RuntimeError, TypeError) as e: raise ValueError(f'{owner} cannot be used: its network cannot be built ({e}).') from e
+
 def _trained_network(info, state, owner):
     "The network of `info` with the weights of `state`"
-    model = _network(info, owner)
-    misfit = _misfit(_shapes(model.state_dict()), _shapes(state))
+    misfit = _misfit(_wanted_shapes(info, owner), _shapes(state))
     if misfit:
         side = info.image_size
         raise ValueError(f'{owner} does not hold the weights of {info.recipe.model!r} for {len(info.vocab)} classes, '
                          f'{info.channels} channels and {side}x{side} pixels: {misfit}.')
+    short = next((name for name,t in state.items() if t.is_floating_point() and t.element_size() < 2), None)
+    if short is not None: raise ValueError(f'{owner}: {short} has numbers of less than 16 bits.')
     bad = next((name for name,t in state.items() if not torch.isfinite(t).all()), None)
     if bad is not None:
         raise ValueError(f'{owner}: {bad} has NaN or infinite values. '
                          'The training diverged: train again with a lower learning rate.')
+    model = _network(info, owner)
     model.load_state_dict(state)
     return model
 

@@ -224,8 +224,10 @@ def _are_dicts(value): return isinstance(value, list) and len(value) > 0 and all
 
 _of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
                epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
-               callbacks=(_is_texts, 'a list of text'), resumed=(_are_dicts, 'a list of objects, and not empty'),
-               checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'))
+               checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'),
+               device=(_is_text, 'text'), error=(_is_text, 'text'), callbacks=(_is_texts, 'a list of text'),
+               parameters=(lambda value: _is_dict(value) and all(map(_is_whole, value.values())), 'whole numbers'),
+               resumed=(lambda value: _are_dicts(value) and all(_is_dict(v.get('versions', {})) for v in value), 'a list of objects, and not empty'))
 _of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),
                 channels=(lambda value: _is_whole(value) and value in (1, 3), '1 or 3'),
                 limit=(lambda value: value is None or _is_whole(value), 'a whole number or null'))
@@ -492,12 +494,16 @@ def _apart(tensors): # a file of safetensors has contiguous tensors that share n
         apart[name] = _on_cpu(t) if shared else t.to('cpu').contiguous()
     return apart
 
+_of_state = dict(recipe=(_is_dict, 'an object')) | dict.fromkeys(('stage', 'epoch', 'batch', 'epochs'), (lambda value: _is_whole(value) and value >= 0, 'a whole number from 0')) \
+    | dict.fromkeys(('seconds', 'cpu_seconds'), (_is_number, 'a number'))
+
 def _read_checkpoint(file, needed):
     found,tensors = read_json(file),file.with_suffix('.safetensors')
     state = found.get('state')
-    missing = [name for name in needed if name not in state] if isinstance(state, dict) else ['state']
+    missing = [name for name in needed if name not in state] if _is_dict(state) else ['state']
     if missing: raise ValueError(f'it has no {missing[0]}, so another version wrote it or it is damaged')
     if file_digest(tensors) != found.get('tensors'): raise ValueError(f'{tensors.name} is damaged: its checksum is another one')
+    _check_types(file.name, state, _of_state, 'state.')
     return state,load_file(tensors)
 
 @patch

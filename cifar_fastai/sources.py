@@ -43,6 +43,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from .archives import unpack_archive
+from .errors import error_line
 from .files import cache_folder, file_digest, locked, make_once, read_json, write_json
 from .images import UnreadableImageError, bit_depth, image_endings, open_image, printable_name, read_image, read_size
 from .limits import download_timeout
@@ -651,7 +652,8 @@ def _annotations(folder):
     "(file name, class) of each validation image; names that would lead out of the folder are rejected"
     file = folder/'val'/'val_annotations.txt'
     classes = set(_class_folders(folder/'train'))
-    lines = file.read_text(encoding='utf-8').splitlines()
+    try: lines = file.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as e: raise ValueError(f'{file} is damaged: {e}.') from None
     rows = [line.split('\t')[:2] for line in lines if line.strip()]
     for row in rows:
         if len(row) != 2 or row[1] not in classes or PureWindowsPath(row[0]).name != row[0]:
@@ -699,9 +701,27 @@ def _check_batch(file, md5):
 
 def _read_batch(file, md5):
     content = _check_batch(file, md5)
-    return _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
+    try: found = _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
+    except Exception as e: raise ValueError(f'{file} is damaged: {error_line(e)}') from e  # pickle raises all sorts
+    if not isinstance(found, dict): raise ValueError(f'{file} is damaged: it holds a {type(found).__name__}, not a dictionary.')
+    return found
 
 # %% ../nbs/02_sources.ipynb #c10c9488
+def _is_folder_name(name): return isinstance(name, str) and PureWindowsPath(name).name == name not in ('', '..')
+
+def _classes_of(file, meta):
+    names = meta.get('label_names')
+    if isinstance(names, list) and names and all(map(_is_folder_name, names)): return names
+    raise ValueError(f'{file} is damaged: label_names must be a list of names for folders.')
+
+def _check_images(file, batch, n_classes):
+    pixels, labels = batch.get('data'), batch.get('labels')
+    are_images = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[1:] == (3072,)
+    if not are_images: raise ValueError(f'{file} is damaged: data must be images, (N, 3072) numbers of 8 bits.')
+    are_labels = isinstance(labels, list) and all(type(i) is int and 0 <= i < n_classes for i in labels)
+    if not (are_labels and len(labels) == len(pixels)):
+        raise ValueError(f'{file} is damaged: labels must be a number from 0 to {n_classes - 1} for each image.')
+
 def _write_images(batches, classes, folder, quiet):
     pixels = np.concatenate([b['data'] for b in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = [classes[i] for b in batches for i in b['labels']]
@@ -720,7 +740,8 @@ def convert_batches(
 )->Path: # `to`
     "Write the images of `cifar-10-batches-py` as PNG files"
     files = {name: _read_batch(Path(folder)/name, md5) for name, md5 in (md5s or cifar10_batches).items()}
-    classes = files['batches.meta']['label_names']
+    classes = _classes_of(Path(folder)/'batches.meta', files['batches.meta'])
+    for name in files.keys() - {'batches.meta'}: _check_images(Path(folder)/name, files[name], len(classes))
     for split, prefix in (('train', 'data_batch'), ('test', 'test_batch')):
         batches = [files[name] for name in sorted(files) if name.startswith(prefix)]
         _write_images(batches, classes, Path(to)/split, quiet)

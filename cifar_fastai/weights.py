@@ -9,10 +9,13 @@ __all__ = ['list_backbones', 'check_model_name', 'create_backbone', 'list_weight
            'weights_fit', 'load_weights']
 
 # %% ../nbs/03_weights.ipynb #59e281dc
+import io
 import os
 import pickle
+import pickletools
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -32,6 +35,7 @@ from torchvision.models import get_model, get_model_weights
 
 from .errors import install_command
 from .files import atomic_file, file_digest, writing
+from .limits import max_growth, max_name
 from .models import list_models
 from .registry import Registry, UnknownNameError
 from .runs import Run
@@ -156,20 +160,68 @@ def _forbidden(path):
     except Exception: return '' # the file is not in PyTorch's present format
     return f' ({_first_few(names)})' if names else ''
 
+# %% ../nbs/03_weights.ipynb #c3638c2a
+_numbers_and_texts = {'int', 'int_or_bool', 'bool', 'float', 'None', 'str', 'bytes', 'bytes_or_str'}
+
+def _check_pickle(f):
+    "Refuse a pickle that takes PyTorch's reader long; each value counts the values in it, a container 101, a class 0"
+    stack,kept = [],{}
+    for op,arg,_ in pickletools.genops(f):
+        if op.name == 'GLOBAL' and len(arg) > max_name: raise ValueError('a name is too long')
+        if op.name in ('REDUCE', 'NEWOBJ') and stack[-2] != 0: raise pickle.UnpicklingError # which prints the value
+        if op.name == 'BINPERSID' and stack[-1] > 100: raise pickle.UnpicklingError
+        if 'PUT' in op.name: kept[arg] = stack[-1]
+        if op.name == 'MEMOIZE': kept[len(kept)] = stack[-1]
+        if 'GET' in op.name:
+            stack.append(kept[arg])
+            continue
+        n = len(op.stack_before)
+        taken = []
+        if pickletools.stackslice in op.stack_before: # all from the last mark on
+            while (value := stack.pop()) is not None: taken.append(value)
+            n -= 2
+        for _ in range(n): taken.append(stack.pop())
+        for o in op.stack_after: stack.append(_count(op, arg, o, taken))
+
+def _count(op, arg, o, taken):
+    if o is pickletools.markobject: return None
+    if op.name == 'GLOBAL': return 0
+    if o.name == 'tuple':
+        n = 1 + sum(taken)
+        if n > 10_000: raise ValueError('a tuple holds too much')
+        return n
+    return 1 + (len(arg)//100 if isinstance(arg, (str, bytes)) else 0) if o.name in _numbers_and_texts else 101
+
+def _check_pickles(path):
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as z: found = [io.BytesIO(z.read(m)) for m in z.namelist() if m.endswith('data.pkl')]
+        for f in found: _check_pickle(f)
+    else: # the older format has five pickles, then the numbers
+        with path.open('rb') as f:
+            for _ in range(5): _check_pickle(f)
+
 # %% ../nbs/03_weights.ipynb #84dab5b2
+def _is_compressed(path): # PyTorch writes plain ones
+    "Whether a file is a zip that unpacks to more than it holds"
+    try:
+        with zipfile.ZipFile(path) as z: return any(m.file_size != m.compress_size for m in z.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError): return False # PyTorch says what is wrong
+
 def _open(path):
     "The content of a file; raises `ValueError` if it needs unrestricted pickle or is corrupted"
     kind = _format(path)
     if not kind: raise _not_weights(path)
+    if _is_compressed(path): raise _not_weights(path, ': it is a compressed zip')
     try:
         if kind == 'safetensors': return load_file(path)
+        _check_pickles(path)
         with torch.serialization.safe_globals([_L]): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f'{path} was not loaded: it holds more than tensors{_forbidden(path)}, and loading it '
                          "could run arbitrary code. Save only the weights where the file was created: "
                          "torch.save(model.state_dict(), 'weights.pth'), or "
                          'learn.save(name, with_opt=False).') from None
-    except MemoryError: raise
+    except MemoryError: raise _not_weights(path, ' (it asks for more memory than there is)') from None
     except Exception as e: # a damaged file makes torch raise all sorts
         first_sentence = str(e).partition('. ')[0]
         raise _not_weights(path, f' ({type(e).__name__}: {first_sentence})') from None
@@ -188,10 +240,8 @@ _wrappers = ('state_dict', 'model_state_dict', 'model')
 
 def _unwrap(found, origin):
     "The weights in what a file holds"
-    while isinstance(found, Mapping):
-        inner = next((found[k] for k in _wrappers if isinstance(found.get(k), Mapping)), None)
-        if inner is None: break
-        found = inner
+    for _ in range(len(_wrappers)): # not without end: in a pickle, a dictionary may hold itself
+        if isinstance(found, Mapping): found = next((found[k] for k in _wrappers if isinstance(found.get(k), Mapping)), found)
     _check_state(found, origin)
     return found
 
@@ -204,7 +254,18 @@ def _plain_names(state):
     while all(k.startswith('module.') for k in state): state = _strip_prefix(state, 'module.')
     return state
 
-def _read_file(path): return _plain_names(_unwrap(_open(path), path))
+def _check_memory(state, path):
+    "Reject tensors that take much more memory than their file, as one number that is expanded to any shape does"
+    plain = all(v.layout == torch.strided and v.device.type == 'cpu' and not v.is_quantized for v in state.values())
+    if not plain: raise _not_weights(path, ': it holds sparse, quantized or empty tensors')
+    n_bytes = sum(v.nbytes for v in state.values())
+    if n_bytes > max_growth*path.stat().st_size:
+        raise _not_weights(path, f': its tensors take {n_bytes/1e6:,.1f} MB, more than {max_growth} times its size')
+
+def _read_file(path):
+    state = _unwrap(_open(path), path)
+    _check_memory(state, path)
+    return _plain_names(state)
 
 # %% ../nbs/03_weights.ipynb #b1b3fc20
 def _read_run(folder):
@@ -529,7 +590,9 @@ def weights_fit(
 
 # %% ../nbs/03_weights.ipynb #4a15e82b
 def _check_finite(state):
-    "Reject weights that are nan or infinite"
+    "Reject weights that are nan or infinite, or of a type that cannot be checked"
+    if short := [k for k,v in state.items() if v.is_floating_point() and v.element_size() < 2]:
+        raise ValueError(f'Some tensors hold numbers of less than 16 bits: {_some(short)}. Convert them: tensor.float().')
     bad = [k for k,v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise ValueError(f'{len(bad)} of {len(state)} tensors hold values that are nan or infinite: {_some(bad)}. '

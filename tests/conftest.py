@@ -31,6 +31,7 @@ has_gpu = Path('/dev/nvidia0').exists()
 
 def pytest_addoption(parser):
     parser.addoption('--whole', action='store_true', help='tutorials with all their images and epochs')
+    parser.addoption('--examples', type=int, help='damaged files for each reader in test_fuzz.py, others than without this option')
 
 
 def pytest_configure(config):

@@ -605,7 +605,7 @@ def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
     folder = tiny_set(tmp_path/'set')
     bad, open_image = sorted(folder.rglob('*.png'))[3], Image.open
     def fail(f, *args, **kwargs):
-        if str(f) == str(bad): raise RuntimeError('Failed to decode image')
+        if str(f.name) == str(bad): raise RuntimeError('Failed to decode image')
         return open_image(f, *args, **kwargs)
     monkeypatch.setattr(images.Image, 'open', fail)
     assert sources.describe_data(folder, verify=True).unreadable == (bad,)
