@@ -38,7 +38,7 @@ from .augmentation import augmentation
 from .sources import DataInfo, describe_data, find_data
 from .errors import Terminated, plain_message
 from .evaluation import Evaluation, evaluate, load_evaluation, tta_views
-from .files import atomic_write, locked, parse_json
+from .files import atomic_write, locked, parse_json, remove_leftovers
 from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
 from .recipes import Recipe, Stage, get_recipe
 from .registry import Registry
@@ -507,6 +507,7 @@ def _start(save_to, axes, test, options, combinations): # -> _Grid
     grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(rows))
     _check_there(grid, combinations)
     (save_to/'.locks').mkdir(parents=True, exist_ok=True)
+    remove_leftovers(save_to)
     _mend(save_to)
     return grid
 

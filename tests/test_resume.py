@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_format_falls_back(stopped, change):
 def test_a_checkpoint_of_another_network_is_refused(go, stopped):
     for file in Run(stopped).checkpoints():
         edit(file, lambda c: c['state']['model']['dict'][0].__setitem__(1, dict(c['state']['model']['dict'][1][1])))
-    with pytest.raises(ValueError, match='do not fit its network and optimizer .*Remove .*checkpoints: the run then begins anew'): go(resume=True)
+    with pytest.raises(ValueError, match='do not fit its network and optimizer, or are damaged .*Remove .*checkpoints: the run then begins anew'): go(resume=True)
 
 
 @pytest.mark.slow
@@ -451,10 +451,18 @@ class Signals(Callback):
             signal.raise_signal(self.number)
 
 
+@pytest.fixture
+def interruptible():
+    "As in a shell's foreground: its background jobs ignore Ctrl-C"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 @pytest.mark.parametrize('name, at, place', [('SIGINT', (0, 3), (0, 4)), ('SIGTERM', (1, 5), (1, 6)), ('SIGINT', (0, 1, False), (1, 0))])
 @pytest.mark.slow
-def test_a_signal_waits_for_the_end_of_a_batch(go, tmp_path, name, at, place):
+def test_a_signal_waits_for_the_end_of_a_batch(go, tmp_path, interruptible, name, at, place):
     whole = end_of(go(small, name='whole'))
     number = getattr(signal, name)
     handler = signal.getsignal(number)
@@ -466,13 +474,13 @@ def test_a_signal_waits_for_the_end_of_a_batch(go, tmp_path, name, at, place):
 
 
 @pytest.mark.slow
-def test_a_second_signal_does_not_wait(go, tmp_path):
+def test_a_second_signal_does_not_wait(go, tmp_path, interruptible):
     with pytest.raises(KeyboardInterrupt): go(small, cbs=[Signals(signal.SIGINT, 0, 3, n=2)])
     assert Run.open(tmp_path/'run').status == 'interrupted' and not Run(tmp_path/'run').checkpoints()
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_last_validation_is_too_late(go, tmp_path):
+def test_a_signal_in_the_last_validation_is_too_late(go, tmp_path, interruptible):
     with pytest.raises(KeyboardInterrupt): go(small, cbs=[Signals(signal.SIGINT, 1, 0, training=False)])
     run = Run.open(tmp_path/'run')
     assert run.status == 'finished' and run.metrics['valid']['n'] and not run.checkpoints_folder.exists()
