@@ -148,7 +148,7 @@ def _onto(old, new, taken): # -> what takes the place of `old`; `taken` is what 
     return new
 
 # %% ../nbs/04_checkpoints.ipynb #76423873
-_not_restored = {'start_epoch', 'learn'} # when the epoch began, for the recorder
+_not_restored = {'start_epoch', 'learn'} # when an epoch began, for the recorder; and the learner itself
 
 def _like(p, t): # -> `t`: the optimizer's tensors have the memory layout of their parameter
     return torch.empty_like(p, dtype=t.dtype).copy_(t) if t.shape == p.shape else t.to(p.device)

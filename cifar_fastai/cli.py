@@ -539,11 +539,11 @@ def train_command(
     force:Annotated[bool, typer.Option(
         '--force', help='With --resume: go on also if the recipe, the data or a package changed.')]=False,
     checkpoint_minutes:Annotated[float, typer.Option(
-        metavar='N', min=0, help='Minutes between checkpoints within an epoch; there is also one after each epoch.')]=10,
+        metavar='N', min=0, help='Minutes between checkpoints within an epoch; there are others between epochs.')]=10,
 )->None:
     """Train a network with a recipe, and write a run folder.
 
-    Ctrl-C, SIGTERM and SIGHUP keep the history up to the last complete epoch, and the weights.
+    Ctrl-C, SIGTERM and SIGHUP wait for the end of the batch, and keep the history, the weights and a checkpoint.
     Whatever ends a training, --resume goes on from its last checkpoint."""
     if resume is not None:
         given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,

@@ -194,24 +194,19 @@ def _count(op, arg, o, taken):
 
 def _check_pickles(path):
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as z: found = [io.BytesIO(z.read(m)) for m in z.namelist() if m.endswith('data.pkl')]
-        for f in found: _check_pickle(f)
+        with zipfile.ZipFile(path) as z:
+            if any(m.file_size != m.compress_size for m in z.infolist()): raise ValueError('it is a compressed zip') # PyTorch writes plain ones
+            for name in z.namelist():
+                if name.endswith('data.pkl'): _check_pickle(io.BytesIO(z.read(name)))
     else: # the older format has five pickles, then the numbers
         with path.open('rb') as f:
             for _ in range(5): _check_pickle(f)
 
 # %% ../nbs/03_weights.ipynb #84dab5b2
-def _is_compressed(path): # PyTorch writes plain ones
-    "Whether a file is a zip that unpacks to more than it holds"
-    try:
-        with zipfile.ZipFile(path) as z: return any(m.file_size != m.compress_size for m in z.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError): return False # PyTorch says what is wrong
-
 def _open(path):
     "The content of a file; raises `ValueError` if it needs unrestricted pickle or is corrupted"
     kind = _format(path)
     if not kind: raise _not_weights(path)
-    if _is_compressed(path): raise _not_weights(path, ': it is a compressed zip')
     try:
         if kind == 'safetensors': return load_file(path)
         _check_pickles(path)

@@ -117,10 +117,8 @@ def killed(job, folder, practice, seconds, chance): # -> number of kills
     for _ in range(chance.randint(1, 3)):
         pid = begin(job, folder, practice)
         kills += end(pid, time.perf_counter() + chance.uniform(0, seconds)) is None
-    if chance.random() < .2: other = begin(job, folder, practice)
-    else: other = None
-    end(begin(job, folder, practice))
-    if other: end(other)
+    n_last = 2 if chance.random() < .2 else 1
+    for pid in [begin(job, folder, practice) for _ in range(n_last)]: end(pid)
     return kills
 
 def on_a_bad_disk(job, folder, practice, seconds, size, chance):
@@ -162,8 +160,9 @@ def record(args, kills, disks, wrong):
 
 def work(tmp, args, chance): # -> kills and bad disks of each job, and what went wrong
     practice = tmp/'practice'
-    prepare = lambda folder, _: (synthetic.make_synthetic(practice, n_train=20, n_test=5),
-                                 training.train(small, source=practice, run_dir=tmp/'trained', limit=96))
+    def prepare(folder, _):
+        synthetic.make_synthetic(practice, n_train=20, n_test=5)
+        training.train(small, source=practice, run_dir=tmp/'trained', limit=96)
     timed(prepare, tmp/'prepare', None)
     with tarfile.open(practice.with_suffix('.tgz'), 'w:gz') as tar: tar.add(practice, 'practice')
     wanted,wrong,kills,disks = {},[],dict.fromkeys(args.only, 0),dict.fromkeys(args.only, 0)
@@ -176,12 +175,12 @@ def work(tmp, args, chance): # -> kills and bad disks of each job, and what went
         n += 1
         folder = tmp/name/str(n)
         folder.mkdir()
-        content,seconds = wanted[name]
+        left,seconds = wanted[name]
         if sum(kills.values()) < args.kills: kills[name] += killed(jobs[name], folder, practice, seconds, chance)
         else:
             on_a_bad_disk(jobs[name], folder, practice, seconds, sum(f.stat().st_size for f in (tmp/name/'first').rglob('*')), chance)
             disks[name] += 1
-        problem = difference(content, folder)
+        problem = difference(left, folder)
         if problem:
             error = tmp/name/f'{n}.error'
             wrong.append(f'{name}: {problem}' + (f' ({error.read_text()[:300]})' if error.exists() else ''))
