@@ -10,15 +10,15 @@ __all__ = ['Rows', 'ItemCache', 'ShuffleDL', 'CachedDL', 'Features']
 # %% ../nbs/01_caching.ipynb #f2003136
 import shutil
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
 
 import torch
 from fastai.data.core import TfmdDL
-from fastai.torch_core import to_device
+from fastai.torch_core import to_detach, to_device
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.utils.data import get_worker_info
 
 from .files import atomic_file, remove_leftovers
 from .limits import free_disk
+from .processes import share_size, shares
 
 # %% ../nbs/01_caching.ipynb #f5467c28
 class Rows:
@@ -33,12 +34,11 @@ class Rows:
     def __init__(self,
         t:Tensor, # an example
         n:int, # how many
-        rows:Tensor|None=None, # existing storage to use instead of allocating it
     ):
         order = sorted(range(t.ndim), key=t.stride, reverse=True)
         self.type = type(t)
         self.axes = 0,*(1 + order.index(d) for d in range(t.ndim))
-        self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor) if rows is None else rows
+        self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor)
 
     def __setitem__(self, i, t):
         row = self.rows.permute(self.axes)[i]
@@ -127,6 +127,17 @@ class ItemCache:
             self.left -= 1
             if not self.left and self.file: _save(self.parts, self.file, self.about)
 
+    def share(self)->None:
+        "Read all items, and from now on the file: processes on one machine then share the memory, which the file is mapped into"
+        if not self.file: return
+        if self.left: self._learn(range(self.n))
+        self._open()
+
+    def _open(self): # -> whether there is such a file
+        found = _load(self.parts, self.file, self.about)
+        for part,rows in zip(self.parts, found or ()): part.rows = rows
+        return bool(found)
+
     def _begin(self, i):
         item = self.read(i)
         if not isinstance(item, tuple) or not all(isinstance(t, Tensor) for t in item):
@@ -134,8 +145,7 @@ class ItemCache:
             if isinstance(item, tuple): kind += f' of {[type(t).__name__ for t in item]}'
             raise TypeError(f'Item {i} is a {kind}, but only a tuple of tensors can be cached.')
         self.parts = [Rows(t, self.n) for t in item]
-        if self.file and (found := _load(self.parts, self.file, self.about)):
-            self.parts = [Rows(t, self.n, rows) for t,rows in zip(item, found)]
+        if self.file and self._open():
             self.left = 0
             self.known = bytearray(b'\1'*self.n)
 
@@ -148,10 +158,51 @@ class ItemCache:
 
 # %% ../nbs/01_caching.ipynb #324fcef9
 class ShuffleDL(TfmdDL):
-    "A fastai `TfmdDL` that shuffles with `torch.randperm`, which is much faster than Python's shuffle"
+    """A fastai `TfmdDL` that shuffles with `torch.randperm`, which is much faster than Python's shuffle.
+
+    Of several processes that train together, each can load its share of every batch."""
+    divided = None # rank, number of processes, pad: in a block of `dividing`
+
     def shuffle_fn(self, idxs):
         order = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
         return [idxs[i] for i in order.tolist()]
+
+    @contextmanager
+    def dividing(self,
+        rank:int, # of this process
+        processes:int, # their number; it divides `bs`, else batches are smaller
+        pad:bool=False, # see `shares`
+    )->Iterator[None]:
+        "Within the block, batches are a process' shares of the batches, and `bs` is the size of a share"
+        bs = self.bs
+        self.divided,self.bs = (rank, processes, pad),max(1, bs//processes)
+        try: yield
+        finally: self.divided,self.bs = None,bs
+
+    def get_idxs(self):
+        idxs = super().get_idxs()
+        if not self.divided: return idxs
+        rank,processes,pad = self.divided
+        bs = self.bs*processes
+        if self.drop_last: idxs = idxs[:len(idxs)//bs*bs]
+        return shares(idxs, bs, rank, processes, pad)
+
+    def __len__(self):
+        if not self.divided: return super().__len__()
+        full,rest = divmod(self.n, self.bs*self.divided[1])
+        return full + (rest > 0 and not self.drop_last)
+
+    def share(self,
+        i:int, # number of a batch in an epoch, from 0
+    )->tuple[int, int]: # images in the share of this process, and in the batch
+        "Size of a share, within a block of `dividing`"
+        rank,processes,_ = self.divided
+        bs = self.bs*processes
+        n = min(bs, self.n - i*bs)
+        return share_size(n, rank, processes),n
+
+    def to_detach(self, b, cpu=True, gather=True): # fastai would gather every batch of all processes
+        return to_detach(b, cpu, gather=False)
 
     def __getstate__(self): # for worker processes, where an iterator that a loop left early cannot go
         return {k: v for k,v in vars(self).items() if k != 'it'}
