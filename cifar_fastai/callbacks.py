@@ -440,7 +440,7 @@ class SharedTraining(Callback):
         if not self.training: return
         if not self.engine: # frozen parameters are known by now, and weights restored
             on = [device_of(self.dls)] if _works_behind(device_of(self.dls)) else None
-            self.engine = DistributedDataParallel(self.learn.model, device_ids=on, broadcast_buffers=not self.sync_bn)
+            self.engine = DistributedDataParallel(self.learn.model, device_ids=on)
         self.learn.model = self.engine
 
     def after_pred(self): self._unwrap()
