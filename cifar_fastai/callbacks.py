@@ -27,6 +27,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from .caching import ShuffleDL
 from .data import device_of, random_tfms
 from .errors import NonFiniteLossError
 from .processes import combined, from_first, gathered, n_processes, process_rank, synchronized
@@ -427,10 +428,12 @@ class SharedTraining(Callback):
 
     def __init__(self,
         sync_bn:bool=True, # BatchNorm's statistics are of the whole batch, not of a share
-    ): self.sync_bn = sync_bn
+    ):
+        self.sync_bn = sync_bn
+        self.blocks = ExitStack() # of a fit
 
     def before_fit(self):
-        self.blocks = ExitStack()
+        for dl in self.dls.loaders: _check_divisible(dl)
         for i,dl in enumerate(self.dls.loaders):
             dl.rng.setstate(from_first(dl.rng.getstate()))
             self.blocks.enter_context(dl.dividing(process_rank(), n_processes(), pad=i == 0))
@@ -474,6 +477,11 @@ class SharedTraining(Callback):
         self._unwrap()
         self.blocks.close()
         self.engine = None
+
+def _check_divisible(dl):
+    if isinstance(dl, ShuffleDL): return
+    raise TypeError(f'Several processes cannot share the batches of a {type(dl).__name__}. Use the loaders of cifar10_dataloaders, '
+                    'or make yours with dl_type=ShuffleDL (see caching).')
 
 def _combine(metric):
     "Make a metric of the images of all processes out of one of their shares"

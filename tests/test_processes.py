@@ -463,3 +463,14 @@ def test_fastais_own_context(practice, together):
     one,two = fine(together(2, in_fastais_context, practice))
     close(one['weights'], two['weights'], 0, 0, 'between processes,')
     assert one['values'] == two['values'] and len(one['values']) == 3
+
+
+def test_other_loaders_are_refused(practice):
+    from fastai.data.core import DataLoaders, TfmdDL
+    dls = data.cifar10_dataloaders(practice, bs=16, augment='none', device='cpu')
+    others = DataLoaders(*[dl.new(cls=TfmdDL) for dl in dls.loaders])
+    others.vocab,others.c = dls.vocab,dls.c
+    learn = create_learner(plain, others)
+    learn.to_distributed()
+    with learn.no_bar(), pytest.raises(TypeError, match='cannot share the batches of a TfmdDL. Use the loaders of cifar10_dataloaders'): learn.fit(1)
+    learn.detach_distributed()
