@@ -167,9 +167,9 @@ def _check_columns(parquet, file, image, label):
     import pyarrow
     schema = parquet.schema_arrow
     kinds = {name: schema.field(name).type if schema.names.count(name) == 1 else None for name in (image, label)}
-    holds_bytes = pyarrow.types.is_struct(kinds[image]) and kinds[image].get_field_index('bytes') >= 0 and \
+    holds_bytes = isinstance(kinds[image], pyarrow.StructType) and kinds[image].get_field_index('bytes') >= 0 and \
         kinds[image].field('bytes').type in (pyarrow.binary(), pyarrow.large_binary())
-    if not holds_bytes or not pyarrow.types.is_integer(kinds[label]):
+    if not holds_bytes or kinds[label] is None or not pyarrow.types.is_integer(kinds[label]):
         raise ValueError(f'{file}: the column {image!r} must hold the bytes of images, and {label!r} whole numbers; they are {kinds[image]} and {kinds[label]}.')
     about = parquet.metadata
     if about.num_rows > max_members: raise ValueError(f'{file} has {about.num_rows:,} rows, more than the {max_members:,} allowed.')

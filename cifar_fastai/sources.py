@@ -327,8 +327,8 @@ def _other_layout(path): # -> advice; '' if nothing is recognized
     if split_of_folder(path.name) and _has_classes(path): return f'Pass the folder above it: {path.parent}.'
     files = sorted(p for p in path.iterdir() if p.is_file() and not is_system_name(p.name))
     folders = [path/name for name in _folders(path)]
-    if array_pairs(path) or corruption_files(path):
-        return f'It seems to hold test images only. Evaluate a run on them: `cifar-fastai evaluate RUN --data {path}`.'
+    if arrays := next((f for f in [path, *folders] if array_pairs(f) or corruption_files(f)), None):
+        return f'It seems to hold test images only. Evaluate a run on them: `cifar-fastai evaluate RUN --data {arrays}`.'
     for f in [*files, *(f for folder in folders for f in sorted(folder.iterdir()))]:
         if _reading(f): return _reading(f)
     with_images = [f for f in [path, *folders] if _images(f)]
@@ -836,7 +836,7 @@ def _image_folders(folder, work, quiet):
     "Convert an unpacked archive to the standard layout"
     root = find_root(folder)
     if md5s := _batches(root): return convert_batches(root, work/'png', md5s, quiet)
-    if files := _parquet_files(folder) or _parquet_files(root): return check_layout(convert_parquet(files, work/'images', quiet))
+    if files := _parquet_below(folder): return check_layout(convert_parquet(files, work/'images', quiet))
     if _has_table(root):
         _sort_by_table(root, work/'images')
         return check_layout(work/'images')
@@ -880,9 +880,9 @@ def _download_one(archive, work, keep, quiet):
 _hub_counts = 50_000, 10_000
 
 def _hub_cache(name): # -> the newest folder in the hub's cache that holds training images; None
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
-    try: repos = scan_cache_dir().repos
+    try: repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError): return None
     revisions = [r for repo in repos if (repo.repo_type, repo.repo_id) == ('dataset', name) for r in repo.revisions]
     for r in sorted(revisions, key=lambda r: r.last_modified, reverse=True):
@@ -921,9 +921,9 @@ _titles = dict(cifar10='CIFAR-10', cifar100='CIFAR-100')
 def _download(name, folder, archives, quiet):
     def make(work):
         failed = []
-        mirrors = {a.url: partial(_download_one, a, work, folder.parent/'.downloads', quiet) for a in archives or _archives(name)}
-        if archives is None and name in hub_names: mirrors[f'huggingface.co/datasets/{hub_names[name]}'] = partial(_from_hub, name, work, quiet)
-        for mirror, get in mirrors.items():
+        mirrors = [(a.url, partial(_download_one, a, work, folder.parent/'.downloads', quiet)) for a in archives or _archives(name)]
+        if archives is None and name in hub_names: mirrors.append((f'huggingface.co/datasets/{hub_names[name]}', partial(_from_hub, name, work, quiet)))
+        for mirror, get in mirrors:
             try: return get()
             except (ConnectionError, ValueError, FileNotFoundError, ImportError) as e:
                 failed.append(f'{mirror}: {e}')
@@ -973,6 +973,12 @@ def _parquet_files(folder): # -> name of a split -> its files; {} if the folder 
     if 'train' not in found: return {}
     if len(places) > 1: raise ValueError(f'{folder} holds several data sets: {", ".join(sorted(p.name for p in places))}. Name one of them.')
     return found
+
+def _parquet_below(folder): # -> those of the folder, or of one in it
+    folders = [folder, *map(folder.joinpath, _folders(folder))]
+    training = [f/name for f in folders for name in _folders(f) if split_of_folder(name) == 'train']
+    if any(map(_folders, training)): return {}  # class folders, in which to look would take long
+    return next(filter(None, map(_parquet_files, folders)), {})
 
 def _is_root(folder): return _has_split(folder, 'train') or _batches(folder) is not None
 
@@ -1142,7 +1148,7 @@ def _open_folder(folder, root, quiet):
     if md5s := _batches(found):
         for name, md5 in md5s.items(): check_batch(found/name, md5)
         return make_once(root/('cifar100' if 'meta' in md5s else 'cifar10'), lambda work: convert_batches(found, work/'png', md5s, quiet), quiet)
-    if files := _parquet_files(folder) or _parquet_files(found):
+    if files := _parquet_below(folder):
         name = f'{folder.name}-{_contents_digest([f for parts in files.values() for f in parts])}'
         return _converted(folder, name, root, lambda to: convert_parquet(files, to, quiet), quiet)
     if _has_table(found):
@@ -1233,7 +1239,7 @@ def _open_arrays(name, images, labels):
 
 def _needs_conversion(folder):
     root = find_root(folder)
-    return _batches(root) is not None or bool(_parquet_files(folder))
+    return _batches(root) is not None or bool(_parquet_below(folder))
 
 def _folder_to_evaluate(source):
     "A data set, or a folder with class folders; and its folder with the images"
