@@ -154,7 +154,7 @@ augmentations = (
     'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom',
     'aug_transforms', 'aug_transforms_crop')
 
-_source_help = "cifar10, synthetic, a folder with train/<class>/ and test/<class>/, or an archive of one."
+_source_help = "cifar10, cifar100, uoft-cs/cifar10, synthetic, a folder with train/<class>/ and test/<class>/, or an archive of one."
 _workers_help = ('Worker processes that decode images in every epoch. Default: images are decoded once and kept in memory; '
                  'if they do not fit, one worker per core, at most 8.')
 _device_help = 'cpu, cuda, cuda:1 or mps. Default: the GPU if there is one.'
@@ -624,7 +624,8 @@ def _print_confusion(result, width=100):
 @app.command('evaluate', short_help='Evaluate a run: accuracy, per-class metrics, confusion matrix.', epilog=_examples(
     'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test set',
     'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # on the validation set, while you experiment',
-    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes'))
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes',
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data CIFAR-10-C  # on corrupted images, by corruption and severity'))
 def evaluate_command(
     run:_RunFolder,
     split:Annotated[Split, typer.Option(metavar='NAME', help='test, valid or train.')]=Split.test,
@@ -640,8 +641,10 @@ def evaluate_command(
     The metrics are added to metrics.json in the run folder, and a plot of the confusion matrix is saved."""
     with loading():
         from cifar_fastai.evaluation import evaluate
+        from cifar_fastai.formats import corruption_files
         from cifar_fastai.training import load_run, load_run_for
     _check_device(device)
+    if data is not None and corruption_files(data): return _evaluate_corruptions(run, Path(data), split, tta, workers, device)
     load = load_run_for if data is not None and split is Split.test else load_run
     learn = load(run, data, workers, device)
     result = evaluate(learn, split.value, tta=tta)
@@ -649,6 +652,19 @@ def evaluate_command(
     _print_evaluation(result)
     _print_confusion(result)
     _keep_figures(result, run, _figures_name(result, learn))
+
+def _evaluate_corruptions(run, folder, split, tta, workers, device):
+    "Print and keep the accuracies on a folder like CIFAR-10-C"
+    from cifar_fastai.robustness import evaluate_corruptions
+    from cifar_fastai.runs import Run
+    if split is not Split.test or tta: raise CommandError(f'{folder} holds corrupted test images: leave out --split and --tta.', 2)
+    table = evaluate_corruptions(run, folder, num_workers=workers, device=device)
+    accuracies = table.pivot(index='corruption', columns='level', values='accuracy')
+    accuracies['mean'] = accuracies.mean(1)
+    rows = [[name, *row] for name,row in zip(accuracies.index, accuracies.values.tolist())]
+    print_table(['corruption', *map(str, accuracies.columns)], [*rows, ['mean', *accuracies.mean().tolist()]], f'accuracy by severity, on {table.n[0]:,} images each')
+    Run(run).add_metrics(f'test on {folder.name}', dict(accuracy=table.accuracy.mean(), n=int(table.n.sum()),
+                                                        corruptions={name: row[:-1] for name,*row in rows}))
 
 def _figures_name(result, learn):
     "The split's name; figures from other data must not replace those of the run's"
