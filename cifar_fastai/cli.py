@@ -472,7 +472,7 @@ def _data_to_split(source): # -> its folder
                        'training folder. Leave out --valid, or move that folder out of the data set.', 2)
 
 # %% ../nbs/10_cli.ipynb #a58cf6f7
-def _resume(run, given, data, workers, device, force, minutes, test, report):
+def _resume(run, given, data, workers, device, force, minutes, test, report, log):
     "Train a run that was stopped to its end"
     if given:
         names = ', '.join('--' + name.replace('_', '-') for name in given)
@@ -481,7 +481,7 @@ def _resume(run, given, data, workers, device, force, minutes, test, report):
     _check_device(device)
     with follow_training() as progress:
         learn = train(source=data, num_workers=workers, device=device, cbs=[progress.callback()], resume=run, force=force,
-                      checkpoint_minutes=minutes)
+                      checkpoint_minutes=minutes, log=log)
         progress.stop()
         _finish(learn, test, _changed(learn), report)
 
@@ -501,6 +501,7 @@ def _changed(learn): # -> texts
     'cifar-fastai train --data my_photos --valid .2       # your own images, a fifth of them for validation',
     'cifar-fastai train --recipe resnet34_finetuned --image-size 96',
     'cifar-fastai train --recipe my.json                  # see `cifar-fastai recipes --help`',
+    'cifar-fastai train --log tensorboard,csv             # logs in the run folder, beside history.csv',
     'cifar-fastai train --resume runs/small_cnn-seed0     # go on with a run that was stopped'))
 def train_command(
     recipe:Annotated[str, typer.Option(
@@ -540,6 +541,8 @@ def train_command(
         '--force', help='With --resume: go on also if the recipe, the data or a package changed.')]=False,
     checkpoint_minutes:Annotated[float, typer.Option(
         metavar='N', min=0, help='Minutes between checkpoints within an epoch; there are others between epochs.')]=10,
+    log:Annotated[str|None, typer.Option(
+        metavar='NAMES', help='Log to csv, mlflow, tensorboard or wandb; several with commas between them. With --resume: default as before.')]=None,
 )->None:
     """Train a network with a recipe, and write a run folder.
 
@@ -548,7 +551,7 @@ def train_command(
     if resume is not None:
         given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,
                      image_size=image_size, valid=valid, limit=limit)
-        return _resume(resume, [name for name,value in given.items() if value], data, workers, device, force, checkpoint_minutes, test, report)
+        return _resume(resume, [name for name,value in given.items() if value], data, workers, device, force, checkpoint_minutes, test, report, log)
     if force: raise CommandError('--force is for --resume only.', 2)
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
@@ -559,7 +562,7 @@ def train_command(
     with loading(): from cifar_fastai.training import train
     _check_device(device)
     with follow_training() as progress:
-        learn = train(chosen, seed, data, out, limit, workers, device, cbs=[progress.callback()], checkpoint_minutes=checkpoint_minutes)
+        learn = train(chosen, seed, data, out, limit, workers, device, cbs=[progress.callback()], checkpoint_minutes=checkpoint_minutes, log=log)
         progress.stop()
         _finish(learn, test, [f'--{name.replace("_", "-")}' for name in changed], report)
 

@@ -13,6 +13,7 @@ import ctypes
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -54,6 +55,7 @@ from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, create_run_dir, versions
 from .sources import split_of_folder, split_path
+from .tracking import Watcher, logger_names, tracking
 from .weights import check_model_name, create_backbone, find_weights, load_weights, weights_fit
 
 # %% ../nbs/05_training.ipynb #a81192cd
@@ -317,7 +319,7 @@ def _weights_restored(learn, cbs):
         raise
 
 # %% ../nbs/05_training.ipynb #4f04ec63
-_leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision
+_leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision, Watcher
 
 def _same_features(learn, stage):
     "Whether the body makes the same features of an image in each epoch of a stage, and they fit in memory"
@@ -461,19 +463,21 @@ def train(
     resume:str|Path|None=None, # run folder of a training that was stopped, to go on with; it has the recipe, seed and limit
     force:bool=False, # resume also if the recipe, the data or a package changed
     checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
+    log:str|Sequence[str]|None=None, # 'csv', 'mlflow', 'tensorboard', 'wandb', see `tracking`; None: none, or with `resume` those of the run
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
     "Train a network with `recipe` and write a run folder, or go on with one; the test images are not read"
     _check_logs(cbs or [])
     if resume is not None:
         if (recipe, seed, run_dir, limit) != (None, 0, None, None):
             raise ValueError('resume goes on with the recipe, seed and limit of the run, in its folder: leave out recipe, seed, run_dir and limit.')
-        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes)
+        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes, log)
     if recipe is None: raise ValueError('Name a recipe, or a run folder to resume.')
     if isinstance(recipe, str): recipe = get_recipe(recipe)
+    loggers = logger_names(log)
     learn = _prepare(recipe, seed, source, cbs, None, limit=limit, num_workers=num_workers, device=device)
     if run_dir is None: run_dir = create_run_dir(recipe, seed)
-    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs)))
-    with run.alone(): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes))
+    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs), log=loggers))
+    with run.alone(): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes), loggers)
 
 def _callback_names(cbs): # of those that may change the training, not of those that show progress
     names = [type(cb).__name__ for cb in cbs or [] if type(cb) is not Callback]
@@ -485,11 +489,11 @@ def _prepare(recipe, seed, source, cbs, model, **kwargs):
     dls = _dataloaders(recipe, source, seed, **kwargs)
     return create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])], model=model)
 
-def _train(learn, run, checkpoints):
+def _train(learn, run, checkpoints, loggers):
     "Train through the stages, from the checkpoint on if there is one"
     learn.run_dir = learn.path = run.folder
-    with run.training(learn.model):
-        with learn.added_cbs([HistoryWriter(run), checkpoints]): _fit_stages(learn, checkpoints)
+    with run.training(learn.model), tracking(loggers, run) as watchers:
+        with learn.added_cbs([HistoryWriter(run), checkpoints, *watchers]): _fit_stages(learn, checkpoints)
         run.save_weights(learn.model)
         run.add_metrics('valid', _validate(learn))
     run.remove_checkpoints()
@@ -634,12 +638,13 @@ def _check_unfinished(run):
     run.remove_checkpoints() # of a process that was killed right at its end
     raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
 
-def _resume(run, source, num_workers, device, cbs, force, minutes):
+def _resume(run, source, num_workers, device, cbs, force, minutes, log):
     "Train a run that was stopped to its end"
     _check_unfinished(run)
     with run.alone():
         _check_unfinished(run) # by another process, meanwhile
         info,recipe = _complete_info(run),run.recipe
+        loggers = logger_names(info.get('log') if log is None else log)
         _check_callbacks(run, info, cbs)
         found = run.read_checkpoint(Checkpoints.needed)
         state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
@@ -649,4 +654,4 @@ def _resume(run, source, num_workers, device, cbs, force, minutes):
                          num_workers=num_workers, device=device)
         _check_unchanged(run, learn, state['recipe'], force)
         run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
-        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found))
+        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found), loggers)
