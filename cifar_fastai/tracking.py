@@ -78,15 +78,16 @@ class CSVLog(Watcher, CSVLogger):
         lines = file.read_text().splitlines()[1:n + 1] if file.exists() else []
         atomic_write(file, '\n'.join([','.join(self.recorder.metric_names), *lines]) + '\n')
         self.file = file.open('a')
+        self.of = self.learn
         self.old_logger,self.learn.logger = self.logger,self._write_line
 
     def after_fit(self):
-        if not _is_no_training(self.learn): self.close()
+        self.close()
 
     def close(self, failed=False):
         if not hasattr(self, 'file') or self.file.closed: return
         self.file.close()
-        self.learn.logger = self.old_logger
+        self.of.logger = self.old_logger
 
 # %% ../nbs/04_tracking.ipynb #a0000015
 def _tensorboard(run):
