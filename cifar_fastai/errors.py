@@ -117,7 +117,6 @@ class MissingPackageError(ImportError):
     def __init__(self,
         what:str, # the feature: 'Reading Parquet files'
         package:str, # its name
-        extra:str='', # of cifar_fastai, which brings it
+        extra:str, # of cifar_fastai, which brings it
     ):
-        command = install_command(extra) if extra else f'pip install {package}'
-        super().__init__(f'{what} needs the package {package}: `{command}`', name=package)
+        super().__init__(f'{what} needs the package {package}: `{install_command(extra)}`', name=package)

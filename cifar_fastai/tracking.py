@@ -34,7 +34,7 @@ def logger_names(
     for name in names:
         if name not in _packages: raise ValueError(f'Unknown logger {name!r}. Use {", ".join(_packages)}, or several of them, separated by commas.')
         package = _packages[name]
-        if package and find_spec(package) is None: raise MissingPackageError(f'The logger {name!r}', package, '' if name == 'mlflow' else 'track')
+        if package and find_spec(package) is None: raise MissingPackageError(f'The logger {name!r}', package, 'track')
     return names
 
 # %% ../nbs/04_tracking.ipynb #a0000010

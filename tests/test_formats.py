@@ -474,3 +474,28 @@ def test_missing_arrays(tmp_path, bare_machine):
     with pytest.raises(FileNotFoundError, match='cifar10.1_v6_labels.npy is missing'): sources.describe_labeled(folder, cifar10_classes)
     with (folder/'cifar10.1_v6_labels.npy').open('wb') as f: np.savez(f, a=zeros)
     with pytest.raises(ValueError, match='an archive of several arrays'): sources.describe_labeled(folder, cifar10_classes)
+
+
+# --- labels by people
+
+def test_the_guide_reads_labels_of_people(tmp_path, monkeypatch, bare_machine):
+    import torch
+    monkeypatch.chdir(tmp_path)
+    labels = [i % 10 for i in range(20)]
+    for split in ('train', 'test'):
+        for i, k in enumerate(labels):
+            folder = tmp_path/'original'/split/cifar10_classes[k]
+            folder.mkdir(parents=True, exist_ok=True)
+            picture(i).save(folder/f'{i}_{cifar10_classes[k]}.png')
+    torch.save(dict(clean_label=np.array(labels), worse_label=np.array([(k + (i == 3)) % 10 for i, k in enumerate(labels)])), 'CIFAR-10_human.pt')
+    guide = json.loads((Path(__file__).parent.parent/'nbs'/'guides'/'01_your_own_images.ipynb').read_text())
+    text = next(t for t in map(''.join, (c['source'] for c in guide['cells'])) if '## Labels by people' in t)
+    code = text.partition('```python\n')[2].partition('```')[0]
+    assert "'cifar-10-python.tar.gz'" in code
+    exec(code.replace("'cifar-10-python.tar.gz'", "'original'"), {})
+    assert sources.describe_data('cifar10n').n_train == 20 and (tmp_path/'cifar10n'/'train'/'deer'/'3_cat.png').is_file()
+    class Evil:
+        def __reduce__(self): return os.mkdir, ('evil',)
+    torch.save(dict(clean_label=Evil()), 'CIFAR-10_human.pt')
+    with pytest.raises(Exception, match='(?i)weights.only'): exec(code, {})
+    assert not (tmp_path/'evil').exists()

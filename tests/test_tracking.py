@@ -69,10 +69,10 @@ def test_unknown_names(go, tmp_path, practice, capsys):
     assert not (tmp_path/'run').exists()
 
 
-@pytest.mark.parametrize('name, command', [('wandb', r'pip install "cifar_fastai\[track\]'), ('tensorboard', r'cifar_fastai\[track\]'), ('mlflow', '`pip install mlflow`')])
-def test_a_missing_package_is_told_before_the_training(go, tmp_path, monkeypatch, name, command):
+@pytest.mark.parametrize('name', ['wandb', 'tensorboard', 'mlflow'])
+def test_a_missing_package_is_told_before_the_training(go, tmp_path, monkeypatch, name):
     monkeypatch.setattr(tracking, 'find_spec', lambda package: None)
-    with pytest.raises(MissingPackageError, match=f"The logger '{name}' needs the package {name}: .*{command}"): go(log=name)
+    with pytest.raises(MissingPackageError, match=f"The logger '{name}' needs the package {name}: `pip install .cifar_fastai.track."): go(log=name)
     assert not (tmp_path/'run').exists()
 
 
