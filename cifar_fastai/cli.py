@@ -628,7 +628,7 @@ def _print_confusion(result, width=100):
     'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test set',
     'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # on the validation set, while you experiment',
     'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes',
-    'cifar-fastai evaluate runs/small_cnn-seed0 --data CIFAR-10-C  # on corrupted images, by corruption and severity'))
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data CIFAR-10-C # corruptions and severities'))
 def evaluate_command(
     run:_RunFolder,
     split:Annotated[Split, typer.Option(metavar='NAME', help='test, valid or train.')]=Split.test,

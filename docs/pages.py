@@ -5,7 +5,7 @@ from string import Template
 
 
 modules = {  # part of the reference: modules
-    'Data': 'data sources augmentation images caching synthetic archives formats limits',
+    'Data': 'data sources augmentation images caching synthetic archives formats downloads limits',
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs experiments',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',

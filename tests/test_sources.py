@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cifar_fastai import archives, data, formats, images, sources  # not their names: pytest would take `test_files` for a test
+from cifar_fastai import archives, data, downloads, formats, images, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.files import read_json, write_json
 from cifar_fastai.synthetic import cifar10_classes, make_synthetic
 from small_sets import picture, tiny_set, tgz, special, pack, tiny_batches, names, leftovers
@@ -1003,8 +1003,8 @@ def test_another_file_at_the_same_address(tmp_path, http_server, ranges):
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_server, silent_server, monkeypatch, capsys):
     content, archive = published
-    assert all(0 < seconds < 120 for seconds in sources.download_timeout)
-    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
+    assert all(0 < seconds < 120 for seconds in downloads.download_timeout)
+    monkeypatch.setattr(downloads, 'download_timeout', (.3, .3))
     mirrors = archive(f'{silent_server}/a.tgz'), archive(http_server.answer('/b.tgz', content))
     assert len(sources.train_files(sources.download_cifar10(tmp_path/'cache'/'cifar10', mirrors))) == 8
     assert 'timed out' in capsys.readouterr().err
