@@ -8,8 +8,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/data.html.md"""
 __all__ = ['cifar10_stats', 'StratifiedSplitter', 'FoldSplitter', 'FolderSplitter', 'ValidationSplitter', 'LimitedSplitter',
            'channel_stats', 'ResizeBatch', 'cifar10_datablock', 'ImageCache', 'ImageCaches', 'default_workers',
            'reading_size', 'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
-           'test_dataloader', 'labeled_dataloaders', 'array_loader', 'split_loader', 'split_name', 'device_of',
-           'loader_in_order', 'file_names', 'dataset_fingerprint', 'loader_of_items', 'loader_at', 'random_positions',
+           'test_dataloader', 'labeled_dataloaders', 'split_loader', 'split_name', 'device_of', 'loader_in_order',
+           'file_names', 'dataset_fingerprint', 'loader_of_items', 'array_loader', 'loader_at', 'random_positions',
            'whole_seed']
 
 # %% ../nbs/03_data.ipynb #ac4dcfc4
@@ -533,13 +533,6 @@ def labeled_dataloaders(
     dls.labeled = dls.valid
     return dls
 
-def array_loader(
-    dls:DataLoaders, # as `labeled_dataloaders` made them of arrays
-    arrays:ImageArrays, # others of the same classes and size
-)->TfmdDL: # of these images, in their order
-    "Make a loader for arrays"
-    return loader_of_items(dls.valid, _array_items(arrays))
-
 # %% ../nbs/03_data.ipynb #0d2e3936
 def split_loader(
     dls:DataLoaders, # training, and optionally validation
@@ -614,6 +607,14 @@ def loader_of_items(
     chosen = test_set(dl.dataset, items, with_labels=True)
     if caches := vars(dl.dataset).get('caches'): caches.give(chosen)
     return dl.new(chosen, shuffle=False, drop_last=False, **kwargs)
+
+# %% ../nbs/03_data.ipynb #83b14ba3
+def array_loader(
+    dls:DataLoaders, # as `labeled_dataloaders` made them of arrays
+    arrays:ImageArrays, # others of the same classes and size
+)->TfmdDL: # of these images, in their order
+    "Make a loader for arrays"
+    return loader_of_items(dls.valid, _array_items(arrays))
 
 # %% ../nbs/03_data.ipynb #5e43a7ce
 def loader_at(
