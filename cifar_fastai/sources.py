@@ -794,8 +794,7 @@ def _download_one(archive, work, keep, quiet):
 _hub_counts = 50_000, 10_000
 
 def _hub_cache(name): # -> the newest folder in the hub's cache that holds training images; None
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import CacheNotFound, constants, scan_cache_dir
     try: repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError): return None
     revisions = [r for repo in repos if (repo.repo_type, repo.repo_id) == ('dataset', name) for r in repo.revisions]

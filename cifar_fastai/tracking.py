@@ -17,6 +17,7 @@ from importlib.util import find_spec
 
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
+from fastai.torch_core import rank_distrib
 
 from .errors import MissingPackageError, error_line
 from .files import atomic_write
@@ -217,11 +218,11 @@ def tracking(
     names:Sequence[str], # as `logger_names` gives them
     run:Run, # that has begun; `train` adds its validation metrics inside the `with` block
 )->Iterator[list[Watcher]]: # callbacks for the training
-    "Begin the logs of a run, and end them when the `with` block ends"
+    "Begin the logs of a run, and end them when the `with` block ends; of several processes that train together, the first one logs"
     watchers = []
     failed = True
     try:
-        for name in names: watchers.append(_makers[name](run))
+        for name in names if rank_distrib() == 0 else (): watchers.append(_makers[name](run))
         yield watchers
         for w in watchers: w.finish(run.metrics.get('valid', {}))
         failed = False

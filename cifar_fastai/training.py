@@ -576,7 +576,7 @@ def _source_of(run, data): # -> for `_dataloaders`
     "Where the data of a run are"
     if Path(data['path']).is_dir(): return data['path']
     if data['variant'] in ('synthetic', 'cifar100'): return data['variant']
-    if data['variant'].startswith('cifar10'): return # which can be found or downloaded
+    if data['variant'].split('-')[0] == 'cifar10': return # which can be found or downloaded
     raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
                             'pass their new place as source (on the command line, --data).')
 

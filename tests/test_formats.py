@@ -107,7 +107,9 @@ def test_a_network_for_a_hundred_classes(cifar100, tmp_path):
 def test_a_run_of_cifar100_looks_for_cifar100(tmp_path):
     from cifar_fastai.training import _source_of
     def source(variant): return _source_of(SimpleNamespace(folder='run'), dict(path=str(tmp_path/'gone'), variant=variant))
-    assert (source('cifar100'), source('cifar10-jpeg'), source('synthetic')) == ('cifar100', None, 'synthetic')
+    assert (source('cifar100'), source('cifar10-jpeg'), source('cifar10-part-8-4'), source('synthetic')) == ('cifar100', None, None, 'synthetic')
+    for variant in ('cifar10n', 'cifar100-part-3-4'):
+        with pytest.raises(FileNotFoundError, match='The data of run are gone'): source(variant)
 
 
 # --- where others keep it

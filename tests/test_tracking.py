@@ -287,6 +287,14 @@ def test_a_real_mlflow(go, tmp_path, monkeypatch, store):
     assert [m.step for m in client.get_metric_history(found.info.run_id, 'accuracy')] == [1, 2, 3]
 
 
+def test_of_several_processes_the_first_one_logs(go, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    run = Run.create(Path(os.environ['WANDB_CONFIG_DIR']).parent/'another', tiny, dict(seed=0))
+    with tracking.tracking(['csv', 'tensorboard'], run) as watchers: assert watchers == []
+    monkeypatch.setenv('RANK', '0')
+    with tracking.tracking(['csv', 'tensorboard'], run) as watchers: assert len(watchers) == 2
+
+
 # --- resuming
 
 def test_the_log_is_remembered_and_may_be_changed(go):
