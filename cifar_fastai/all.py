@@ -11,11 +11,12 @@ __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_aug
            'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes',
            'plot_confusion_matrix', 'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors',
            'plot_per_class', 'plot_predictions', 'plot_reliability', 'plot_top_losses', 'count_parameters',
-           'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed', 'features', 'grad_cam',
-           'list_corruptions', 'plot_embedding', 'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions',
-           'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes', 'register_recipe', 'write_report', 'Run',
-           'list_runs', 'describe_data', 'find_data', 'find_duplicates', 'test_files', 'train_files', 'create_learner',
-           'fit_stage', 'load_run', 'train', 'find_weights', 'list_backbones', 'load_weights']
+           'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed', 'evaluate_corruptions',
+           'features', 'grad_cam', 'list_corruptions', 'plot_embedding', 'plot_grad_cam', 'plot_robustness',
+           'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes', 'register_recipe',
+           'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates', 'test_files',
+           'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights', 'list_backbones',
+           'load_weights']
 
 # %% ../nbs/10_all.ipynb #749422e9
 from .augmentation import augmentation, list_augmentations
@@ -31,7 +32,7 @@ from cifar_fastai.interpretation import (
     plot_top_losses)
 from .models import count_parameters, create_model, list_models, multiply_adds, register_model
 from .probing import embed, features, grad_cam, plot_embedding, plot_grad_cam
-from .robustness import corrupt, list_corruptions, plot_robustness, robustness, show_corruptions
+from .robustness import corrupt, evaluate_corruptions, list_corruptions, plot_robustness, robustness, show_corruptions
 from .recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
 from .report import write_report
 from .runs import Run, list_runs
@@ -48,7 +49,7 @@ _all_ = [
     'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
     'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_per_class', 'plot_predictions',
     'plot_reliability', 'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds',
-    'register_model', 'corrupt', 'embed', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
+    'register_model', 'corrupt', 'embed', 'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
     'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe',
     'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
     'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights',

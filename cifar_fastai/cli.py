@@ -158,7 +158,7 @@ augmentations = (
     'cutout', 'shift_flip', 'rotate_shift_flip', 'rotate_shift_flip_zoom', 'rotate10_shift_flip_zoom',
     'aug_transforms', 'aug_transforms_crop')
 
-_source_help = "cifar10, synthetic, a folder with train/<class>/ and test/<class>/, or an archive of one."
+_source_help = "cifar10, cifar100, uoft-cs/cifar10, synthetic, a folder with train/<class>/ and test/<class>/, or an archive of one."
 _workers_help = ('Worker processes that decode images in every epoch. Default: images are decoded once and kept in memory; '
                  'if they do not fit, one worker per core, at most 8.')
 _device_help = 'cpu, cuda, cuda:1 or mps. Default: the GPU if there is one.'
@@ -510,6 +510,7 @@ def _changed(learn): # -> texts
     'cifar-fastai train --data my_photos --valid .2       # your own images, a fifth of them for validation',
     'cifar-fastai train --recipe resnet34_finetuned --image-size 96',
     'cifar-fastai train --recipe my.json                  # see `cifar-fastai recipes --help`',
+    'cifar-fastai train --log tensorboard,csv             # logs in the run folder, beside history.csv',
     'cifar-fastai train --resume runs/small_cnn-seed0     # go on with a run that was stopped'))
 def train_command(
     recipe:Annotated[str, typer.Option(
@@ -549,6 +550,8 @@ def train_command(
         '--force', help='With --resume: go on also if the recipe, the data or a package changed.')]=False,
     checkpoint_minutes:Annotated[float, typer.Option(
         metavar='N', min=0, help='Minutes between checkpoints within an epoch; there are others between epochs.')]=10,
+    log:Annotated[str|None, typer.Option(
+        metavar='NAMES', help='Log to csv, mlflow, tensorboard or wandb; several with commas between them. With --resume: default as before.')]=None,
     sync_bn:Annotated[bool, typer.Option(
         '--sync-bn/--no-sync-bn', help="With several processes: take BatchNorm's statistics from the whole batch, or from each process' share of it.")]=True,
 )->None:
@@ -561,7 +564,7 @@ def train_command(
                      image_size=image_size, valid=valid, limit=limit)
         _check_free([name for name,value in given.items() if value])
         return _train(test, None, report, resume=resume, force=force, source=data, num_workers=workers, device=device,
-                      checkpoint_minutes=checkpoint_minutes, sync_bn=sync_bn)
+                      checkpoint_minutes=checkpoint_minutes, log=log, sync_bn=sync_bn)
     if force: raise CommandError('--force is for --resume only.', 2)
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
@@ -570,7 +573,7 @@ def train_command(
     if valid is not None: data = _data_to_split(data)
     changed = [*changes] if limit is None else [*changes, 'limit']
     _train(test, [f'--{name.replace("_", "-")}' for name in changed], report, recipe=chosen, seed=seed, source=data, run_dir=out, limit=limit,
-           num_workers=workers, device=device, checkpoint_minutes=checkpoint_minutes, sync_bn=sync_bn)
+           num_workers=workers, device=device, checkpoint_minutes=checkpoint_minutes, log=log, sync_bn=sync_bn)
 
 # %% ../nbs/10_cli.ipynb #5f57f322
 def _state(run): # -> facts
@@ -633,7 +636,8 @@ def _print_confusion(result, width=100):
 @app.command('evaluate', short_help='Evaluate a run: accuracy, per-class metrics, confusion matrix.', epilog=_examples(
     'cifar-fastai evaluate runs/small_cnn-seed0                  # on the test set',
     'cifar-fastai evaluate runs/small_cnn-seed0 --split valid    # on the validation set, while you experiment',
-    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes'))
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data original  # on another data set with the same classes',
+    'cifar-fastai evaluate runs/small_cnn-seed0 --data CIFAR-10-C # corruptions and severities'))
 def evaluate_command(
     run:_RunFolder,
     split:Annotated[Split, typer.Option(metavar='NAME', help='test, valid or train.')]=Split.test,
@@ -649,8 +653,10 @@ def evaluate_command(
     The metrics are added to metrics.json in the run folder, and a plot of the confusion matrix is saved."""
     with loading():
         from cifar_fastai.evaluation import evaluate
+        from cifar_fastai.formats import corruption_files
         from cifar_fastai.training import load_run, load_run_for
     _check_device(device)
+    if data is not None and corruption_files(data): return _evaluate_corruptions(run, Path(data), split, tta, workers, device)
     load = load_run_for if data is not None and split is Split.test else load_run
     learn = load(run, data, workers, device)
     result = evaluate(learn, split.value, tta=tta)
@@ -658,6 +664,19 @@ def evaluate_command(
     _print_evaluation(result)
     _print_confusion(result)
     _keep_figures(result, run, _figures_name(result, learn))
+
+def _evaluate_corruptions(run, folder, split, tta, workers, device):
+    "Print and keep the accuracies on a folder like CIFAR-10-C"
+    from cifar_fastai.robustness import evaluate_corruptions
+    from cifar_fastai.runs import Run
+    if split is not Split.test or tta: raise CommandError(f'{folder} holds corrupted test images: leave out --split and --tta.', 2)
+    table = evaluate_corruptions(run, folder, num_workers=workers, device=device)
+    accuracies = table.pivot(index='corruption', columns='level', values='accuracy')
+    accuracies['mean'] = accuracies.mean(1)
+    rows = [[name, *row] for name,row in zip(accuracies.index, accuracies.values.tolist())]
+    print_table(['corruption', *map(str, accuracies.columns)], [*rows, ['mean', *accuracies.mean().tolist()]], f'accuracy by severity, on {table.n[0]:,} images each')
+    Run(run).add_metrics(f'test on {folder.name}', dict(accuracy=table.accuracy.mean(), n=int(table.n.sum()),
+                                                        corruptions={name: row[:-1] for name,*row in rows}))
 
 def _figures_name(result, learn):
     "The split's name; figures from other data must not replace those of the run's"

@@ -9,7 +9,8 @@ __all__ = ['cifar10_stats', 'StratifiedSplitter', 'FoldSplitter', 'FolderSplitte
            'channel_stats', 'ResizeBatch', 'cifar10_datablock', 'ImageCache', 'ImageCaches', 'default_workers',
            'reading_size', 'cifar10_dataloaders', 'random_tfms', 'augment_loader', 'set_augmentation', 'image_loader',
            'test_dataloader', 'labeled_dataloaders', 'split_loader', 'split_name', 'device_of', 'loader_in_order',
-           'file_names', 'dataset_fingerprint', 'loader_of_items', 'loader_at', 'random_positions', 'whole_seed']
+           'file_names', 'dataset_fingerprint', 'loader_of_items', 'array_loader', 'loader_at', 'random_positions',
+           'whole_seed']
 
 # %% ../nbs/03_data.ipynb #ac4dcfc4
 import hashlib
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path, PurePath
@@ -36,15 +38,17 @@ from fastai.vision.augment import RandTransform
 from fastai.vision.core import PILImage, TensorImage, image2tensor, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform, Transform
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from .augmentation import augmentation
 from .files import cache_folder
+from .formats import ImageArrays
 from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
 from .limits import memory_share, small_in_memory
-from .sources import (class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
+from .sources import (DataInfo, class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
 
 # %% ../nbs/03_data.ipynb #06e1bc94
@@ -493,8 +497,22 @@ def test_dataloader(
     return image_loader(dls, test_files(dls.path))
 
 # %% ../nbs/03_data.ipynb #3fc3240e
+@dataclass(frozen=True)
+class _ArrayItem: # no tuple, whose elements fastai would transform one by one
+    arrays: ImageArrays
+    i: int
+
+def _image_of(item): return Image.fromarray(item.arrays.pixels[item.i])
+def _label_of(item): return item.arrays.classes[item.arrays.labels[item.i]]
+def _array_items(arrays): return [_ArrayItem(arrays, i) for i in range(len(arrays))]
+
+def _describe_arrays(arrays, classes):
+    unknown = [c for c in arrays.classes if c not in classes]
+    if unknown: raise ValueError(f'{arrays.file} may have images of {", ".join(unknown)}, but the network knows {", ".join(classes)}.')
+    return DataInfo(arrays.file.parent, arrays.file.parent.name, arrays.classes, 0, len(arrays), tuple(arrays.pixels.shape[1:3]))
+
 def labeled_dataloaders(
-    source:str|Path, # see `describe_labeled`
+    source:str|Path|ImageArrays, # see `describe_labeled`; or arrays
     classes:Sequence[str], # of the network, in its order
     bs:int=256, # batch size
     stats:str|tuple|None='cifar10', # see `channel_stats`
@@ -504,12 +522,16 @@ def labeled_dataloaders(
     gray:bool=False, # read images with one channel
 )->DataLoaders: # whose test and validation images are these; there are no training images
     "Make fastai `DataLoaders` to evaluate a network on labeled images"
-    info = describe_labeled(source, classes)
+    if isinstance(source, ImageArrays):
+        info,folder = _describe_arrays(source, classes),source
+        getters = dict(get_items=_array_items, get_x=_image_of, get_y=_label_of)
+    else:
+        info = describe_labeled(source, classes)
+        folder = info.path/info.test_folder
+        getters = dict(get_items=image_files, get_y=lambda file: file.relative_to(folder).parts[0])
     _check_images(info, image_size)
-    folder = info.path/info.test_folder
     categories = CategoryBlock(list(classes), sort=False)
-    block = _datablock(categories, [], stats, image_size, gray, reading_size(info.size, image_size),
-                       get_items=image_files, get_y=lambda file: file.relative_to(folder).parts[0],
+    block = _datablock(categories, [], stats, image_size, gray, reading_size(info.size, image_size), **getters,
                        splitter=lambda files: ([0], range(len(files))))  # fastai needs one to begin with
     workers = default_workers(info.n_test) if num_workers is None else num_workers
     dls = block.dataloaders(folder, path=info.path, bs=_positive('bs', bs), device=device, num_workers=workers,
@@ -593,6 +615,14 @@ def loader_of_items(
     chosen = test_set(dl.dataset, items, with_labels=True)
     if caches := vars(dl.dataset).get('caches'): caches.give(chosen)
     return dl.new(chosen, shuffle=False, drop_last=False, **kwargs)
+
+# %% ../nbs/03_data.ipynb #83b14ba3
+def array_loader(
+    dls:DataLoaders, # as `labeled_dataloaders` made them of arrays
+    arrays:ImageArrays, # others of the same classes and size
+)->TfmdDL: # of these images, in their order
+    "Make a loader for arrays"
+    return loader_of_items(dls.valid, _array_items(arrays))
 
 # %% ../nbs/03_data.ipynb #5e43a7ce
 def loader_at(

@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/errors.html.md"""
 
 # %% auto #0
 __all__ = ['NonFiniteLossError', 'Terminated', 'raising_terminated', 'deferring_signals', 'error_line', 'plain_message',
-           'install_command']
+           'install_command', 'MissingPackageError']
 
 # %% ../nbs/00_errors.ipynb #6ecb4d03
 import os
@@ -110,3 +110,13 @@ def install_command(
     "Say how to install this package, or one of its extras"
     extras = f'[{extra}]' if extra else ''
     return f'pip install "cifar_fastai{extras} @ git+{_repository}"'
+
+# %% ../nbs/00_errors.ipynb #a1e4240b
+class MissingPackageError(ImportError):
+    "A package that a feature needs is not installed; the message says how to install it"
+    def __init__(self,
+        what:str, # the feature: 'Reading Parquet files'
+        package:str, # its name
+        extra:str, # of cifar_fastai, which brings it
+    ):
+        super().__init__(f'{what} needs the package {package}: `{install_command(extra)}`', name=package)

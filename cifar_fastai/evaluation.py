@@ -651,7 +651,7 @@ def _is_of_other_data(learn):
     if learn.opt is not None or data_info is None or not hasattr(learn, 'run_dir'): return False
     try: data = Run(learn.run_dir).info['data']
     except (OSError, ValueError, KeyError): return False
-    both_cifar10 = data_info.variant.startswith('cifar10') and data['variant'].startswith('cifar10')
+    both_cifar10 = data_info.variant.split('-')[0] == data['variant'].split('-')[0] == 'cifar10'
     return not both_cifar10 and not data_info.matches(data)
 
 def _trained_on(learn, dl, split):

@@ -6,8 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/limits.html.md"""
 
 # %% auto #0
 __all__ = ['max_members', 'max_name', 'max_header', 'max_headers', 'max_fields', 'file_block', 'max_pixels', 'max_side',
-           'max_image_bytes', 'max_scans', 'image_seconds', 'max_growth', 'max_evaluation', 'memory_share',
-           'small_in_memory', 'free_disk', 'download_timeout']
+           'max_image_bytes', 'max_scans', 'image_seconds', 'max_growth', 'max_evaluation', 'max_column',
+           'memory_share', 'small_in_memory', 'free_disk', 'download_timeout']
 
 # %% ../nbs/00_limits.ipynb #9cf746ee
 max_members = 2_000_000
@@ -25,6 +25,7 @@ image_seconds = 30
 
 max_growth = 8
 max_evaluation = 2**30
+max_column = 2**30
 
 memory_share = .8
 small_in_memory = 2**30

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
 
-from .errors import NonFiniteLossError, Terminated, error_line, raising_terminated
+from .errors import MissingPackageError, NonFiniteLossError, Terminated, error_line, raising_terminated
 from .registry import UnknownNameError
 
 # %% ../nbs/09_terminal.ipynb #e76a732b
@@ -61,7 +61,7 @@ def describe_error(
 )->tuple[str, int]: # one line, and the exit code
     "The message of an error, and its exit code: 2 for a usage error, 1 for a runtime error"
     if isinstance(e, CommandError): return str(e),e.code
-    if isinstance(e, _asked_wrongly): return explain(e),2
+    if isinstance(e, (*_asked_wrongly, MissingPackageError)): return explain(e),2
     if isinstance(e, (OSError, NonFiniteLossError)): return explain(e),1
     if _needs_memory(e): return f'There is not enough memory. Use a smaller --bs or --image-size ({explain(e)}).',1
     return f'{type(e).__name__}: {explain(e)} (CIFAR_FASTAI_DEBUG=1 shows where)',1

@@ -13,6 +13,7 @@ import ctypes
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -57,6 +58,7 @@ from .processes import (
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, create_run_dir, versions
 from .sources import split_of_folder, split_path
+from .tracking import Watcher, logger_names, tracking
 from .weights import check_model_name, create_backbone, find_weights, load_weights, weights_fit
 
 # %% ../nbs/05_training.ipynb #a81192cd
@@ -336,7 +338,7 @@ def _weights_restored(learn, cbs):
         raise
 
 # %% ../nbs/05_training.ipynb #4f04ec63
-_leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision
+_leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision, Watcher
 
 def _same_features(learn, stage):
     "Whether the body makes the same features of an image in each epoch of a stage, and they fit in memory"
@@ -480,6 +482,7 @@ def train(
     resume:str|Path|None=None, # run folder of a training that was stopped, to go on with; it has the recipe, seed and limit
     force:bool=False, # resume also if the recipe, the data or a package changed
     checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
+    log:str|Sequence[str]|None=None, # 'csv', 'mlflow', 'tensorboard', 'wandb', see `tracking`; None: none, or with `resume` those of the run
     sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process' share
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
     "Train a network with `recipe` and write a run folder, or go on with one; the test images are not read"
@@ -488,12 +491,13 @@ def train(
     if resume is not None:
         if (recipe, seed, run_dir, limit) != (None, 0, None, None):
             raise ValueError('resume goes on with the recipe, seed and limit of the run, in its folder: leave out recipe, seed, run_dir and limit.')
-        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes, sync_bn)
+        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes, log, sync_bn)
     if recipe is None: raise ValueError('Name a recipe, or a run folder to resume.')
     if isinstance(recipe, str): recipe = get_recipe(recipe)
+    loggers = logger_names(log)
     learn = _prepare(recipe, seed, source, cbs, None, limit=limit, num_workers=num_workers, device=device)
-    run = _create_run(learn, run_dir, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs)) | _together(sync_bn))
-    with _alone(run): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes), sync_bn)
+    run = _create_run(learn, run_dir, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs), log=loggers) | _together(sync_bn))
+    with _alone(run): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes), loggers, sync_bn)
 
 def _together(sync_bn): return dict(processes=n_processes(), sync_bn=sync_bn) if n_processes() > 1 else {}
 
@@ -527,12 +531,13 @@ def _share_caches(dls):
     for cache in dict.fromkeys(caches):
         if cache: cache.share()
 
-def _train(learn, run, checkpoints, sync_bn):
+def _train(learn, run, checkpoints, loggers, sync_bn):
     "Train through the stages, from the checkpoint on if there is one"
     learn.run_dir = learn.path = run.folder
     writes = is_first_process()
-    with run.training(learn.model) if writes else nullcontext(), _with_others(learn, sync_bn):
-        with learn.added_cbs([HistoryWriter(run), checkpoints]): _fit_stages(learn, checkpoints)
+    recorded = run.training(learn.model) if writes else nullcontext()
+    with recorded, tracking(loggers if writes else [], run) as watchers, _with_others(learn, sync_bn):
+        with learn.added_cbs([HistoryWriter(run), checkpoints, *watchers]): _fit_stages(learn, checkpoints)
         if writes: run.save_weights(learn.model)
         figures = _validate(learn)
         if writes: run.add_metrics('valid', figures)
@@ -629,8 +634,8 @@ def _recall_history(learn, run):
 def _source_of(run, data): # -> for `_dataloaders`
     "Where the data of a run are"
     if Path(data['path']).is_dir(): return data['path']
-    if data['variant'] == 'synthetic': return 'synthetic'
-    if data['variant'].startswith('cifar10'): return # which can be found or downloaded
+    if data['variant'] in ('synthetic', 'cifar100'): return data['variant']
+    if data['variant'].split('-')[0] == 'cifar10': return # which can be found or downloaded
     raise FileNotFoundError(f'The data of {run.folder} are gone: there is no folder {data["path"]}. If they were moved, '
                             'pass their new place as source (on the command line, --data).')
 
@@ -693,12 +698,13 @@ def _check_unfinished(run):
     run.remove_checkpoints() # of a process that was killed right at its end
     raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
 
-def _resume(run, source, num_workers, device, cbs, force, minutes, sync_bn):
+def _resume(run, source, num_workers, device, cbs, force, minutes, log, sync_bn):
     "Train a run that was stopped to its end"
     _check_unfinished(run)
     with _alone(run):
         _check_unfinished(run) # by another process, meanwhile
         info,recipe = _complete_info(run),run.recipe
+        loggers = logger_names(info.get('log') if log is None else log)
         _check_callbacks(run, info, cbs)
         found = run.read_checkpoint(Checkpoints.needed)
         state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
@@ -708,4 +714,4 @@ def _resume(run, source, num_workers, device, cbs, force, minutes, sync_bn):
                          num_workers=num_workers, device=device)
         _check_unchanged(run, learn, state['recipe'], _together(sync_bn), force)
         if is_first_process(): run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
-        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found), sync_bn)
+        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found), loggers, sync_bn)

@@ -39,7 +39,7 @@ from .limits import max_growth, max_name
 from .models import list_models
 from .registry import Registry, UnknownNameError
 from .runs import Run
-from .sources import download_file
+from .downloads import download_file
 
 # %% ../nbs/03_weights.ipynb #0fd31d32
 @cache

@@ -5,9 +5,9 @@ from string import Template
 
 
 modules = {  # part of the reference: modules
-    'Data': 'data sources augmentation images caching synthetic archives limits',
+    'Data': 'data sources augmentation images caching synthetic archives formats downloads limits',
     'Models and recipes': 'models recipes weights optimizers registry',
-    'Training': 'training finetuning callbacks checkpoints runs processes experiments',
+    'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
     'Use': 'cli main inference all',
     'Tools': 'course exercises grading plotting terminal files errors'}
@@ -16,6 +16,8 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'Your own images': 'my own images; my own data; custom data set; image folder; ImageFolder',
     'Your own network': 'my own network; my own model; custom model',
     'Labels in a table': 'csv; dataframe',
+    'Data sets by name': 'CIFAR-100; Hugging Face; parquet; Kaggle; Keras; torchvision; CIFAR-10.1; CIFAR-10-C; CIFAR-10N; noisy labels',
+    'tracking': 'TensorBoard; Weights & Biases; wandb; MLflow; experiment tracking; logging',
     'Platforms and devices': 'GPU; CUDA; MPS; Colab; Windows; macOS',
     'Several GPUs': 'multi-GPU; distributed; DataParallel',
     'Install without CUDA': 'CPU only; install',

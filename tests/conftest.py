@@ -141,7 +141,9 @@ def bare_machine(tmp_path, monkeypatch):
     monkeypatch.delenv('CIFAR_FASTAI_DATA', raising=False)
     monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path/'cache'))
     monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'fastai'))
-    monkeypatch.setattr(sources, 'cifar10_archives', ())
+    monkeypatch.setenv('KERAS_HOME', str(tmp_path/'keras'))
+    for name in ('cifar10_archives', 'cifar100_archives'): monkeypatch.setattr(sources, name, ())
+    monkeypatch.setattr(sources, 'hub_names', {})
     return tmp_path/'cache'
 
 

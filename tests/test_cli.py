@@ -167,7 +167,7 @@ def test_installed_command():
     (['train', '--lr', 'nan'], ['lr must be a number', 'got nan']),
     (['train', '--device', 'gpu'], ['--device gpu', 'cpu']),
     (['train', '--data', 'nowhere'], ['No such path', 'nowhere']),
-    (['data', 'nowhere'], ['No such path', 'nowhere']), (['data', 'CIFAR'], ["or a name: 'cifar10' or 'synthetic'"]),
+    (['data', 'nowhere'], ['No such path', 'nowhere']), (['data', 'CIFAR'], ["or a name: 'cifar10'"]),
     (['evaluate', 'nowhere'], ['nowhere', 'run folder']),
     (['evaluate', 'nowhere', '--split', 'tset'], ['--split', "'tset'", "'test'"]),
     (['predict', 'nowhere', 'a.png'], ['nowhere']),

@@ -30,11 +30,12 @@ from cifar_fastai.caching import ItemCache
 from cifar_fastai.evaluation import Evaluation, load_evaluation
 from cifar_fastai.archives import unpack_archive
 from cifar_fastai.experiments import read_runs
+from cifar_fastai.formats import convert_batches, convert_parquet, read_arrays, write_images
 from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, read_image, read_size, why_unreadable
 from cifar_fastai.inference import ClassifierInfo, load_classifier
 from cifar_fastai.recipes import Head, Recipe
 from cifar_fastai.runs import Run, list_runs
-from cifar_fastai.sources import convert_batches, sort_tiny_imagenet
+from cifar_fastai.sources import find_data, sort_tiny_imagenet
 from cifar_fastai.synthetic import make_synthetic
 from cifar_fastai.training import build_model, train
 from cifar_fastai.weights import find_weights, load_weights
@@ -319,6 +320,45 @@ def make_batches(folder): tiny_batches(folder/'batches')
 def read_batches(folder):
     md5s = {f.name: hashlib.md5(f.read_bytes()).hexdigest() for f in (folder/'batches').iterdir()}
     return convert_batches(folder/'batches', folder/'to', md5s)
+
+
+def make_parquet(folder):
+    import pyarrow
+    import pyarrow.parquet
+    images = [dict(bytes=png_of(i), path='') for i in range(4)]
+    about = dict(info=dict(features=dict(img=dict(_type='Image'), label=dict(names=['cat', 'dog'], _type='ClassLabel'))))
+    table = pyarrow.table(dict(img=images, label=[0, 1, 1, 0])).replace_schema_metadata(dict(huggingface=json.dumps(about)))
+    pyarrow.parquet.write_table(table, folder/'train.parquet', compression='none')
+
+
+def png_of(seed):
+    picture(seed, size=(4, 4)).save(file := io.BytesIO(), 'png')
+    return file.getvalue()
+
+
+@reader('parquet', make_parquet, ('train.parquet', edits, edited))
+def read_parquet_files(folder): return convert_parquet(dict(train=[folder/'train.parquet']), folder/'to')
+
+
+def make_arrays(folder):
+    np.save(folder/'new_data.npy', np.zeros((4, 4, 4, 3), np.uint8))
+    np.save(folder/'new_labels.npy', np.arange(4))
+
+
+@reader('arrays', make_arrays, ('new_data.npy', edits, edited), ('new_labels.npy', edits, edited))
+def read_array_files(folder):
+    arrays = read_arrays(folder/'new_data.npy', folder/'new_labels.npy', ['a', 'b', 'c', 'd'])
+    write_images(arrays.pixels, arrays.labels, arrays.classes, folder/'to')
+
+
+def make_table(folder):
+    (folder/'set'/'train').mkdir(parents=True)
+    for i in range(2): picture(i, size=(4, 4)).save(folder/'set'/'train'/f'{i}.png')
+    (folder/'set'/'trainLabels.csv').write_text('id,label\n0,cat\n1,dog\n')
+
+
+@reader('table of labels', make_table, ('set/trainLabels.csv', edits, edited))
+def read_table(folder): return find_data(folder/'set', root=folder/'cache', quiet=True)
 
 
 def network():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cifar_fastai import archives, data, images, sources  # not their names: pytest would take `test_files` for a test
+from cifar_fastai import archives, data, downloads, formats, images, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.files import read_json, write_json
 from cifar_fastai.synthetic import cifar10_classes, make_synthetic
 from small_sets import picture, tiny_set, tgz, special, pack, tiny_batches, names, leftovers
@@ -222,7 +222,7 @@ def other_layout(path, what):
             picture(k).save(path/name)
     if what == 'kaggle':
         put('train/1.png', 'train/2.png', 'test/3.png')
-        (path/'trainLabels.csv').write_text('id,label\n1,frog\n2,cat\n')
+        (path/'labels.csv').write_text('id,label\n1,frog\n2,cat\n')
         (path/'sampleSubmission.csv').write_text('id,label\n3,cat\n')
     if what == 'table':
         put('images/1.jpg', 'images/2.jpg')
@@ -230,8 +230,6 @@ def other_layout(path, what):
     if what == 'empty table':
         put('1.jpg', '2.jpg')
         (path/'labels.csv').write_text('')
-    if what == 'flat': put(*(f'{c}/{i}.jpg' for c in ('ant', 'bee', 'cow', 'dog') for i in range(2)))
-    if what == 'flat inside': put(*(f'photos/{c}/{i}.jpg' for c in ('ant', 'bee') for i in range(2)))
     if what == 'flat and a test': put('ant/0.png', 'bee/0.png', 'test/ant/0.png', 'test/bee/0.png')
     if what == 'names': put(*(f'train/{c}.{i}.jpg' for c in ('cat', 'dog') for i in range(3)))
     if what == 'names beside': put(*(f'great_pyrenees_{i}.jpg' for i in range(3)), *(f'Bombay_{i}.jpg' for i in range(3)))
@@ -239,16 +237,22 @@ def other_layout(path, what):
     if what == 'inside the folder': put('train/cat/1.png', 'train/dog/1.png'); return path/'train'
     if what == 'parquet':
         (path/'data').mkdir(parents=True)
-        (path/'data'/'train-00000-of-00001.parquet').write_bytes(b'PAR1')
+        (path/'data'/'all.parquet').write_bytes(b'PAR1')
+    if what == 'packed':
+        path.mkdir()
+        for name in ('train.7z', 'test.7z', 'trainLabels.csv'): (path/name).write_bytes(b'x')
     if what == 'arrays':
         path.mkdir()
         np.savez(path/'train.npz', x=np.zeros((2, 32, 32, 3), np.uint8))
     if what == 'array file':
         np.savez(path.with_suffix('.npz'), x=np.zeros((2, 32, 32, 3), np.uint8))
         return path.with_suffix('.npz')
+    if what == 'test arrays':
+        path.mkdir()
+        for name in ('data', 'labels'): np.save(path/f'cifar10.1_v6_{name}.npy', np.zeros(1))
     if what == 'cifar100':
-        (path/'cifar-100-python').mkdir(parents=True)
-        for name in ('train', 'test', 'meta', 'file.txt~'): (path/'cifar-100-python'/name).write_bytes(b'x')
+        path.mkdir()
+        for name in ('train', 'test', 'meta', 'file.txt~'): (path/name).write_bytes(b'x')
     if what == 'other names': put('seg_train/cat/1.png', 'seg_train/dog/1.png', 'test/cat/1.png', 'test/dog/1.png')
     if what == 'other test': put('train/cat/1.png', 'train/dog/1.png', 'test_set/cat/1.png', 'test_set/dog/1.png')
     if what == 'other val': put(*(f'{s}/{c}/1.png' for s in ('train', 'test', 'dev') for c in ('cat', 'dog')))
@@ -259,17 +263,16 @@ def other_layout(path, what):
 
 
 @pytest.mark.parametrize('what, text', [
-    ('kaggle', r"no class folders. The labels seem to be in trainLabels.csv. .*from_csv\(path, 'trainLabels.csv', folder='train', suff='.png'\)"),
+    ('kaggle', r"no class folders. The labels seem to be in labels.csv. .*from_csv\(path, 'labels.csv', folder='train', suff='.png'\)"),
     ('table', r"The labels seem to be in labels.csv. .*create_learner.*from_csv\(path, 'labels.csv', folder='images'\)"),
     ('empty table', 'There are 2 images in set/ itself. Move each of them to train/<class>/'),
-    ('flat', 'no train folder. The folders ant, bee, cow and 1 more seem to be the classes. Move them into a folder train'),
-    ('flat inside', 'The folders ant, bee seem to be the classes'), ('flat and a test', 'The folders ant, bee seem to be the classes'),
+    ('flat and a test', 'The folders ant, bee seem to be the classes'),
     ('names', r'no class folders. The names of the images seem to begin with the label \(cat, dog\)'),
     ('names beside', r'begin with the label \(Bombay, great_pyrenees\)'), ('no labels', 'There are 3 images in train/ itself'),
     ('inside the folder', 'no train folder. Pass the folder above it: .*set'),
-    ('parquet', 'Read train-00000-of-00001.parquet with pandas.read_parquet'), ('arrays', 'Read train.npz with numpy.load'),
+    ('parquet', 'Read all.parquet with pandas.read_parquet'), ('packed', r'Python cannot unpack test.7z. Unpack it first \(`7z x test.7z`\), and pass the folder'), ('arrays', 'Read train.npz with numpy.load'),
     ('array file', 'set.npz is no folder or archive of images. Read set.npz with numpy.load'),
-    ('cifar100', 'CIFAR-100 as its authors pack it. Read it with torchvision.datasets.CIFAR100'),
+    ('cifar100', 'train has the wrong checksum'), ('test arrays', 'test images only. Evaluate a run on them: `cifar-fastai evaluate RUN --data'),
     ('other names', 'has a folder seg_train, but no train folder. Rename it to train'),
     ('other test', 'has a folder test_set, but no test folder. Rename it to test'), ('other val', 'has a folder dev, but no val folder. Rename it to val'),
     ('only a test', 'no train folder. A data set holds'),
@@ -866,7 +869,7 @@ def test_nothing_but_arrays_is_unpickled(tmp_path, monkeypatch):
 def test_unverified_is_not_unpickled(tmp_path, monkeypatch):
     tiny_batches(tmp_path/'batches')
     read = []
-    monkeypatch.setattr(sources, '_ArrayUnpickler', lambda *a, **k: read.append(a))
+    monkeypatch.setattr(formats, '_ArrayUnpickler', lambda *a, **k: read.append(a))
     with pytest.raises(ValueError, match='expected c99cafc1'): sources.convert_batches(
         tmp_path/'batches', tmp_path/'to', {'data_batch_1': sources.cifar10_batches['data_batch_1']})
     assert not read
@@ -917,7 +920,7 @@ def published(tmp_path):
     path = tiny_set(tmp_path/'cifar10')
     content = pack(path, 'gztar').read_bytes()
     md5 = hashlib.md5(content[:2**20]).hexdigest()
-    return content, lambda url: sources.Archive(url, len(content), md5, first_mib=True, counts=(8, 4))
+    return content, lambda url: sources.Archive(url, len(content), md5, first_mib=True, counts=(8, 4), n_classes=2)
 
 
 def test_known_archives():
@@ -1000,8 +1003,8 @@ def test_another_file_at_the_same_address(tmp_path, http_server, ranges):
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_server, silent_server, monkeypatch, capsys):
     content, archive = published
-    assert all(0 < seconds < 120 for seconds in sources.download_timeout)
-    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
+    assert all(0 < seconds < 120 for seconds in downloads.download_timeout)
+    monkeypatch.setattr(downloads, 'download_timeout', (.3, .3))
     mirrors = archive(f'{silent_server}/a.tgz'), archive(http_server.answer('/b.tgz', content))
     assert len(sources.train_files(sources.download_cifar10(tmp_path/'cache'/'cifar10', mirrors))) == 8
     assert 'timed out' in capsys.readouterr().err
@@ -1009,11 +1012,11 @@ def test_a_server_that_does_not_answer_is_given_up(tmp_path, published, http_ser
 
 def test_authors_archive_is_converted(tmp_path, http_server, monkeypatch):
     folder = tmp_path/'cifar-10-batches-py'
-    monkeypatch.setattr(sources, 'cifar10_batches', tiny_batches(folder))
+    monkeypatch.setattr(sources, 'cifar10_batches', tiny_batches(folder, 4))
     content = pack(folder, 'gztar').read_bytes()
-    archive = sources.Archive(http_server.answer('/a.tar.gz', content), len(content), hashlib.md5(content).hexdigest(), counts=(6, 3))
+    archive = sources.Archive(http_server.answer('/a.tar.gz', content), len(content), hashlib.md5(content).hexdigest(), counts=(8, 4), n_classes=2)
     found = sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive], quiet=True)
-    assert sources.count_classes(sources.train_files(found)) == {'cat': 3, 'dog': 3}
+    assert sources.count_classes(sources.train_files(found)) == {'cat': 4, 'dog': 4}
 
 
 def test_no_mirror_works(tmp_path, bare_machine, http_server, published):

@@ -18,7 +18,7 @@ from torchvision import models as torchvision_models
 from torchvision.models import ResNet34_Weights, SqueezeNet1_1_Weights
 
 from cifar_fastai.errors import install_command
-from cifar_fastai import sources, weights
+from cifar_fastai import downloads, weights
 from cifar_fastai.finetuning import add_new_head, cut_body
 from cifar_fastai.registry import UnknownNameError
 from cifar_fastai.weights import WeightsReport, create_backbone, find_weights, list_backbones, list_weights, load_weights
@@ -745,14 +745,14 @@ def test_no_network(address, hub, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_is_given_up(hub, silent_server, monkeypatch):
-    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
+    monkeypatch.setattr(downloads, 'download_timeout', (.3, .3))
     hub.url = f'{silent_server}/{hub.name}'
     monkeypatch.setattr(enum.value, 'url', hub.url)
     assert 'timed out' in advice(hub)
 
 
 def test_a_server_that_stops_in_the_middle_is_given_up(hub, monkeypatch):
-    monkeypatch.setattr(sources, 'download_timeout', (.3, .3))
+    monkeypatch.setattr(downloads, 'download_timeout', (.3, .3))
     hub.publish((hub.content, 100_000, 2))
     assert 'timed out' in advice(hub)
 
