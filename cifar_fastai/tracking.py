@@ -17,10 +17,10 @@ from importlib.util import find_spec
 
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
-from fastai.torch_core import rank_distrib
 
 from .errors import MissingPackageError, error_line
 from .files import atomic_write
+from .processes import is_first_process
 from .runs import Run
 
 # %% ../nbs/04_tracking.ipynb #a0000007
@@ -222,7 +222,7 @@ def tracking(
     watchers = []
     failed = True
     try:
-        for name in names if rank_distrib() == 0 else (): watchers.append(_makers[name](run))
+        for name in names if is_first_process() else (): watchers.append(_makers[name](run))
         yield watchers
         for w in watchers: w.finish(run.metrics.get('valid', {}))
         failed = False

@@ -536,7 +536,7 @@ def _train(learn, run, checkpoints, loggers, sync_bn):
     learn.run_dir = learn.path = run.folder
     writes = is_first_process()
     recorded = run.training(learn.model) if writes else nullcontext()
-    with recorded, tracking(loggers if writes else [], run) as watchers, _with_others(learn, sync_bn):
+    with recorded, tracking(loggers, run) as watchers, _with_others(learn, sync_bn):
         with learn.added_cbs([HistoryWriter(run), checkpoints, *watchers]): _fit_stages(learn, checkpoints)
         if writes: run.save_weights(learn.model)
         figures = _validate(learn)
