@@ -8,14 +8,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 __all__ = ['run_grid', 'read_runs', 'summarize', 'diff_runs', 'plot_learning_curves', 'plot_accuracies', 'out_of_fold']
 
 # %% ../nbs/08_experiments.ipynb #b3e5db1d
-import csv
 import json
 import re
-import sys
 import time
 from dataclasses import fields, replace
-from functools import partial
-from glob import escape
 from hashlib import sha1
 from inspect import signature
 from io import StringIO
@@ -26,24 +22,21 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastcore.basics import noop
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from scipy.special import stdtrit
-from tqdm.auto import tqdm
 
 from .augmentation import augmentation
-from .sources import DataInfo, describe_data, find_data
-from .errors import Terminated, plain_message
 from .evaluation import Evaluation, evaluate, load_evaluation, tta_views
-from .files import atomic_write, locked, parse_json, remove_leftovers
+from .files import atomic_write, parse_json
 from .plotting import line_colors, line_markers, line_styles, percent_axis, plain_axes
-from .recipes import Recipe, Stage, get_recipe
+from .recipes import Recipe, Stage, flatten, get_recipe, no_settings
 from .registry import Registry
 from .runs import Run, is_run, list_runs
-from .training import load_run, train
+from .sources import describe_data, find_data
+from .training import load_run
+from .tuning import add_trials, check_same, latest_trials, one_line, open_study, train_trial, work
 
 # %% ../nbs/08_experiments.ipynb #26a978be
 def _values(axis, given):
@@ -60,16 +53,13 @@ def _check_known(name, known, kind, lister):
     registry.update(dict.fromkeys(known))
     registry[name]
 
-_recipe_fields = [field.name for cls in (Recipe, Stage) for field in fields(cls)]
-_not_axes = ('name', 'description', 'source')  # they change nothing in a training
-
-# %% ../nbs/08_experiments.ipynb #676986b4
 def _check_axis(name):
     "Reject what is not a field of a recipe or of a stage"
-    arguments = [argument for argument in signature(run_grid).parameters if argument != 'axes']
-    _check_known(name, [*_recipe_fields, *arguments], 'axis', 'The page on recipes')
-    if name in _not_axes: raise ValueError(f'{name} is not an axis: it has no effect on training. '
-                                           'To compare recipes of your own, pass `recipes` a list of them.')
+    known = [*(field.name for cls in (Recipe, Stage) for field in fields(cls)), *signature(run_grid).parameters]
+    known.remove('axes')
+    _check_known(name.rpartition('.')[2], known, 'axis', 'The page on recipes')
+    if name in no_settings: raise ValueError(f'{name} is not an axis: it has no effect on training. '
+                                             'To compare recipes of your own, pass `recipes` a list of them.')
 
 # %% ../nbs/08_experiments.ipynb #3b92b3f3
 def _seeds(seeds):
@@ -90,23 +80,13 @@ def _recipes(recipes):
         raise ValueError('recipes is empty, so there is nothing to train. Give a recipe, its name, or a list of them.')
     return [get_recipe(r) if isinstance(r, str) else r for r in recipes]
 
-# %% ../nbs/08_experiments.ipynb #aea72e8c
-def _as_json(recipe):
-    "Give a recipe as it looks when read from its file"
-    return parse_json(recipe.to_json(), 'This recipe')
-
 # %% ../nbs/08_experiments.ipynb #c7e65575
 def _choice(recipe, axis):
-    "Look up a field of a recipe or its stages (a list if there are several), or of one stage: `stage2.augment`"
-    one_stage = re.fullmatch(r'stage(\d+)\.(\w+)', axis)
-    if one_stage:
-        number, field = one_stage.groups()
-        stages = dict(enumerate(recipe['stages'], 1))
-        value = stages.get(int(number), {}).get(field)
-    elif axis in recipe: value = recipe[axis]
-    else:
-        values = [stage.get(axis) for stage in recipe['stages']]
-        value = values[0] if len(values) == 1 else values
+    "Look up a setting of a recipe (a list if several stages have it), or of one stage: `stage2.augment`"
+    choices = parse_json(recipe.to_json(), 'This recipe')
+    of_stages = [stage.get(axis) for stage in choices['stages']]
+    if len(of_stages) == 1: of_stages = of_stages[0]
+    value = choices[axis] if axis in choices else recipe.settings.get(axis, of_stages)
     return value if isinstance(value, (str, int, float)) else json.dumps(value)
 
 # %% ../nbs/08_experiments.ipynb #699c2f54
@@ -123,10 +103,8 @@ def _safe(value):
 # %% ../nbs/08_experiments.ipynb #89d5c65e
 def _run_name(recipe, changed, axes, seed):
     "Name the folder of a combination"
-    before = _as_json(recipe)
-    after = _as_json(changed)
-    differing = [a for a in sorted(axes) if _choice(after, a) != _choice(before, a)]
-    name = '-'.join([_safe(recipe.name), *[f'{a}={_safe(_choice(after, a))}' for a in differing]])
+    differing = [a for a in sorted(axes) if _choice(changed, a) != _choice(recipe, a)]
+    name = '-'.join([_safe(recipe.name), *[f'{a}={_safe(_choice(changed, a))}' for a in differing]])
     if len(name) > 150: name = f'{name[:140]}_{_checksum(name)}'
     return f'{name}-seed{seed}'
 
@@ -146,7 +124,7 @@ def _check_augmentations(recipe):
     for name in (recipe.augment, *[stage.augment for stage in recipe.stages]): augmentation(name or 'none')
 
 # %% ../nbs/08_experiments.ipynb #f9c4498d
-def _combinations(recipes, axes, seeds):
+def _combinations(recipes, axes, seeds): # -> name -> combination
     "List every recipe with every value and every seed, each combination once"
     found = {}
     for recipe,values in product(recipes, product(*axes.values())):
@@ -157,7 +135,7 @@ def _combinations(recipes, axes, seeds):
             first = found.setdefault(name, _Combination(changed, seed, name))
             if first.recipe != changed: raise ValueError(f'Two different recipes would both be trained as {name}. '
                                                          'Give one another name: recipe.change(name=...)')
-    return list(found.values())
+    return found
 
 # %% ../nbs/08_experiments.ipynb #fc99461b
 _columns = ('run', 'recipe', 'seed', 'valid_accuracy', 'test_accuracy', 'epochs_run', 'seconds', 'parameters',
@@ -168,38 +146,6 @@ def _axes(columns):
     "List the columns that are choices"
     return [c for c in columns if c not in _columns]
 
-# %% ../nbs/08_experiments.ipynb #0c1d632a
-def _to_csv(rows):
-    "Write rows, of which some may lack a column"
-    axes = _axes(dict.fromkeys(column for row in rows for column in row))
-    text = StringIO()
-    writer = csv.DictWriter(text, [*_columns[:2], *axes, *_columns[2:]], restval='', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-# %% ../nbs/08_experiments.ipynb #3983dd90
-def _read_rows(path):
-    "Read the rows of a results file, without incomplete ones"
-    if not path.exists(): return []
-    text = path.read_text(encoding='utf-8', errors='replace').replace('\0', '')
-    try: rows = [r for r in csv.DictReader(text.splitlines()) if None not in r and None not in r.values()]
-    except csv.Error as e: raise ValueError(f'{path} is damaged: {e}') from None
-    if rows and not {'run', 'status'} <= rows[0].keys():
-        raise ValueError(f'{path} is not what run_grid writes: it has no columns run and status. '
-                         'Choose another save_to.')
-    return rows
-
-# %% ../nbs/08_experiments.ipynb #6d9088b5
-def _mend(save_to):
-    "Remove incomplete rows from the results file"
-    path = save_to/'results.csv'
-    with locked(save_to/'.locks'/'results.lock'):
-        rows = _read_rows(path)
-        if not rows: return
-        text = _to_csv(rows)
-        if text != path.read_text(encoding='utf-8', errors='replace'): atomic_write(path, text)
-
 # %% ../nbs/08_experiments.ipynb #a7e026dc
 def _read_or_empty(run, what):
     "Read a property of a run; empty if its file is missing or damaged"
@@ -207,311 +153,93 @@ def _read_or_empty(run, what):
     except (OSError, ValueError): return {}
 
 # %% ../nbs/08_experiments.ipynb #1ad9c5e4
-def _recipe_of(run):
-    "Read the recipe of a run as JSON; fields that are younger than the run have their defaults"
-    recipe = _read_or_empty(run, 'recipe')
-    if recipe: return _as_json(recipe)
-    choices = dict(name='', stages=[]) | _read_or_empty(run, 'choices')  # of another version, or damaged
-    stages = choices['stages']
-    is_recipe = isinstance(choices['name'], str) and isinstance(stages, list) and all(isinstance(s, dict) for s in stages)
-    return choices if is_recipe else dict(stages=[])
-
-# %% ../nbs/08_experiments.ipynb #b68682ca
-def _add_row(save_to, row, recipe):
-    "Add a row to the results file; older rows are filled in for new axes"
-    path = save_to/'results.csv'
-    with locked(save_to/'.locks'/'results.lock'):
-        rows = [*_read_rows(path), row]
-        axes = _axes(dict.fromkeys(column for r in rows for column in r))
-        for r in rows:
-            missing = [a for a in axes if a not in r]
-            if not missing: continue
-            choices = recipe if r is row else _recipe_of(Run(save_to/r['run']))
-            for a in missing: r[a] = _choice(choices, a) if choices['stages'] else ''
-        atomic_write(path, _to_csv(rows))
-
-# %% ../nbs/08_experiments.ipynb #c8cf594a
-_defaults = _as_json(Recipe(name='defaults', model='', stages=Stage(epochs=1, lr=1.)))
-
-def _chosen(choices, defaults):
-    return sorted((k, v) for k,v in choices.items() if k not in (*_not_axes, 'stages') and v != defaults.get(k))
-
-# %% ../nbs/08_experiments.ipynb #e8760b85
-def _with_floats(value):
-    "Make floats of all whole numbers, also of those in lists and dictionaries"
-    if isinstance(value, dict): return {k: _with_floats(v) for k,v in value.items()}
-    if isinstance(value, (list, tuple)): return [_with_floats(v) for v in value]
-    return float(value) if type(value) is int else value
-
-# %% ../nbs/08_experiments.ipynb #27cec9a8
-def _fingerprint(recipe):
-    "Tell recipes apart, given as JSON, by all that they choose"
-    if not recipe['stages']: return ''  # its file is damaged
-    stages = [_chosen(stage, _defaults['stages'][0]) for stage in recipe['stages']]
-    choices = [_chosen(recipe, _defaults), stages]
-    return _checksum(json.dumps(_with_floats(choices)))  # 1 and 1.0 are the same
-
-# %% ../nbs/08_experiments.ipynb #0df26bf8
-def _text(value): return value.encode('utf-8', 'backslashreplace').decode()  # names of folders need not be text
-
-def _one_line(text):
-    "Make one line of an error, of at most 1,000 letters that a file can hold"
-    line = plain_message(text)
-    if len(line) > 1000: line = f'{line[:1000]} ...'
-    return _text(line)
+def _recipe_of(run): # -> Recipe; None if its file is missing or damaged
+    try: return run.recipe
+    except (OSError, ValueError): return
 
 # %% ../nbs/08_experiments.ipynb #665ac8c4
 def _row(run, recipe, axes, **more):
-    "Make the line of a run for the results file; `more` replaces what its folder says"
+    "Make the line of a run; `more` replaces what its folder says"
     info = _read_or_empty(run, 'info')
     metrics = _read_or_empty(run, 'metrics')
     data = info.get('data', {})
-    limit = data.get('limit')
     row = dict(
-        run=run.folder.name, recipe=recipe.get('name', ''), seed=info.get('seed', ''),
-        valid_accuracy=metrics.get('valid', {}).get('accuracy', ''),
-        test_accuracy=metrics.get('test', {}).get('accuracy', ''),
-        epochs_run=info.get('epochs', ''), seconds=info.get('seconds', ''),
-        parameters=sum(info['parameters'].values()) if 'parameters' in info else '',
-        variant=_text(data.get('variant', '')), limit='' if limit is None else limit,
-        data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=_fingerprint(recipe),
-        device=info.get('device', ''), status=info.get('status', ''), error=_one_line(info.get('error', '')))
-    return row | {a: _choice(recipe, a) for a in axes} | more
+        run=one_line(str(run.folder)), recipe=recipe.name if recipe else '', seed=info.get('seed'),
+        valid_accuracy=metrics.get('valid', {}).get('accuracy'), test_accuracy=metrics.get('test', {}).get('accuracy'),
+        epochs_run=info.get('epochs'), seconds=info.get('seconds'),
+        parameters=sum(info['parameters'].values()) if 'parameters' in info else None,
+        variant=one_line(data.get('variant', '')), limit=data.get('limit'),
+        data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=recipe.fingerprint() if recipe else '',
+        device=info.get('device', ''), status=info.get('status', ''), error=one_line(info.get('error', '')))
+    return row | {a: _choice(recipe, a) if recipe else '' for a in axes} | more
 
 # %% ../nbs/08_experiments.ipynb #a34e7281
-def _frame(rows, parent):
-    "Make a table of rows, with numeric columns; of several rows of a run, the last counts"
-    last = {row['run']: row for row in rows}.values()
+def _read_table(text):
+    "Read a table of runs, with numeric columns, and without incomplete rows; of several rows of a run, the last counts"
     numbers = [c for c in _columns if c not in _texts]
-    df = pd.read_csv(StringIO(_to_csv(last)), dtype=dict.fromkeys(_texts, str),
-                     keep_default_na=False, na_values=dict.fromkeys(numbers, ['']))
-    return df.assign(run=[str(parent/name) for name in df.run])
+    df = pd.read_csv(StringIO(text), dtype=dict.fromkeys(_texts, str), keep_default_na=False, na_values=dict.fromkeys(numbers, ['']),
+                     on_bad_lines='skip')
+    if 'status' in df: df = df[df.status.fillna('') != '']
+    return df.drop_duplicates('run', keep='last', ignore_index=True) if 'run' in df else df
 
-# %% ../nbs/08_experiments.ipynb #32eaa577
-class _Grid(NamedTuple):
-    "What all runs of a grid share"
-    save_to: Path
-    axes: list
-    test: bool|str
-    data: DataInfo
-    options: dict # for `train`
-    rows_before: int # lines in the results file when this session began
-
-# %% ../nbs/08_experiments.ipynb #c63c027a
-def _is_finished(run): return _read_or_empty(run, 'info').get('status') == 'finished'
-
-def _choices(recipe): return _flatten({k: v for k,v in recipe.items() if k not in _not_axes})
-
-def _of_other_seeds(grid, c):
-    "List the runs that are named like `c`, but for the seed"
-    stem = f'{c.configuration}-seed'
-    return [Run(f) for f in sorted(grid.save_to.glob(f'{escape(stem)}*')) if f.name.removeprefix(stem).isdigit()]
-
-# %% ../nbs/08_experiments.ipynb #ed486800
-def _then_and_now(grid, c, run): # -> two dictionaries that must be equal
-    "List the choices of a finished run and those of `c`, with seed and data if it is the run of `c`"
-    then = _choices(_recipe_of(run))
-    now = _choices(_as_json(c.recipe))
-    if run.folder.name == c.name:
-        info = run.info
-        data = info['data']
-        then |= dict(seed=info.get('seed'), variant=data['variant'], limit=data['limit'])
-        now |= dict(seed=c.seed, variant=grid.data.variant, limit=grid.options['limit'])
-        if 'fingerprint' in data:  # older runs have none
-            then['data_fingerprint'] = data['fingerprint']
-            now['data_fingerprint'] = grid.data.fingerprint
-    return then, now
-
-# %% ../nbs/08_experiments.ipynb #c5923bfb
-def _check_same(grid, c, run):
-    "Reject a finished run with other settings than `c`"
-    if not _is_finished(run): return
-    then, now = _then_and_now(grid, c, run)
-    changed = [f'{k} was {then.get(k)!r} and is now {now.get(k)!r}' for k in now | then if then.get(k) != now.get(k)]
-    if not changed: return
-    if len(changed) > 5: changed = [*changed[:5], '...']
-    raise ValueError(f'{run.folder} holds a finished run with other settings: {", ".join(changed)}. '
-                     'Nothing was changed. '
-                     'Choose another save_to, rename the recipe, or move that folder away.')
+def _table(rows, axes):
+    "Make a table of rows"
+    return _read_table(pd.DataFrame(rows, columns=[*_columns[:2], *axes, *_columns[2:]]).to_csv(index=False))
 
 # %% ../nbs/08_experiments.ipynb #23c1da8e
-def _check_there(grid, combinations):
-    "Reject finished runs with other settings under names of this grid, with any seed"
-    for c in combinations: _check_same(grid, c, Run(grid.save_to/c.name))
-    for c in {c.configuration: c for c in combinations}.values():  # one of each
-        for run in _of_other_seeds(grid, c): _check_same(grid, c, run)
-
-# %% ../nbs/08_experiments.ipynb #9c379a3e
-def _flatten(d, prefix=''):
-    "Make one dictionary of nested ones: the stages' fields as stage1.lr, others' as data.variant"
-    flat = {}
-    for k,v in d.items():
-        if k == 'stages':
-            for i,stage in enumerate(v, 1): flat |= _flatten(stage, f'stage{i}.')
-        elif isinstance(v, dict) and v: flat |= _flatten(v, f'{prefix}{k}.')
-        else: flat[prefix + k] = v
-    return flat
-
-# %% ../nbs/08_experiments.ipynb #eed10603
-def _set_aside(folder):
-    "Move what is left of a run that did not finish; nothing is deleted"
-    if Run(folder).is_free(): return
-    parent = folder.parent/'unfinished'
-    parent.mkdir(exist_ok=True)
-    n = 1
-    while (parent/f'{folder.name}-{n}').exists(): n += 1
-    folder.rename(parent/f'{folder.name}-{n}')
-
-# %% ../nbs/08_experiments.ipynb #30ccff23
-class _Ticks(Callback):
-    "Count epochs on the grid's bar, in the place of fastai's own progress"
-    order = 52
-    def __init__(self, tick): self.tick = tick
-    def after_create(self):
-        self.learn.logger = noop
-        if hasattr(self.learn, 'progress'): self.learn.remove_cb(self.learn.progress)
-    def after_epoch(self): self.tick()
-
-# %% ../nbs/08_experiments.ipynb #15dc731b
-def _resume(grid, c, tick): # -> the Learner, or None
-    "Go on with a run of `c` that was stopped, if there is one with the same settings"
-    run = Run(grid.save_to/c.name)
-    options = {k: v for k,v in grid.options.items() if k != 'limit'}
-    try:
-        then,now = _then_and_now(grid, c, Run.open(run.folder))
-        if run.status in ('training', 'interrupted', 'failed') and then == now:
-            return train(resume=run.folder, cbs=[_Ticks(tick)], **options)
-    except (FileNotFoundError, ValueError): return # nothing is there, it is damaged, or packages have changed
-
-def _train_anew(grid, c, tick):
-    _set_aside(grid.save_to/c.name)
-    return train(c.recipe, seed=c.seed, run_dir=grid.save_to/c.name, cbs=[_Ticks(tick)], **grid.options)
-
-def _train(grid, c, tick): # -> the Learner or None, and what went wrong
-    "Train one combination; an error becomes a line of text"
-    try: learn = _resume(grid, c, tick) or _train_anew(grid, c, tick)
-    except Exception as e: return None, _one_line(f'{type(e).__name__}: {e}')
-    return learn, ''
+def _check_there(save_to, combinations, data, limit):
+    "Reject runs with other settings under names of this grid, with any seed"
+    of_any_seed = {c.configuration: c for c in combinations.values()}
+    for run in list_runs(save_to):
+        name = run.folder.name
+        configuration,_,seed = name.rpartition('-seed')
+        if c := combinations.get(name): check_same(run, c.recipe, seed=c.seed, limit=limit, variant=data.variant, fingerprint=data.fingerprint)
+        elif seed.isdigit() and (c := of_any_seed.get(configuration)): check_same(run, c.recipe)
 
 # %% ../nbs/08_experiments.ipynb #d61680ba
-def _tests(test): # -> name of the figures: test-time augmentation
-    tests = {}
-    if test: tests['test'] = ''
+def _missing_tests(run, test): # -> name of the figures: test-time augmentation
+    "List the evaluations on the test images that a run does not have yet"
+    tests = {'test': ''} if test else {}
     if isinstance(test, str): tests[f'test {test}'] = test
-    return tests
+    known = _read_or_empty(run, 'metrics')
+    return {name: tta for name,tta in tests.items() if name not in known}
 
 # %% ../nbs/08_experiments.ipynb #f3ba6238
-def _add_test(grid, c, learn): # -> what went wrong
-    "Run the evaluations on the test images that are still missing, and save the metrics in the run folder"
-    run = Run(grid.save_to/c.name)
-    known = _read_or_empty(run, 'metrics')
-    missing = {name: tta for name,tta in _tests(grid.test).items() if name not in known}
-    try:
-        if missing and learn is None:
-            learn = load_run(run.folder, **{k: v for k,v in grid.options.items() if k != 'limit'})
-        for name,tta in missing.items():
-            start = time.perf_counter()
-            figures = evaluate(learn, 'test', tta=tta).to_dict()
-            run.add_metrics(name, figures | dict(seconds=round(time.perf_counter() - start, 2)))
-    except Exception as e: return _one_line(f'test: {type(e).__name__}: {e}')
-    return ''
-
-# %% ../nbs/08_experiments.ipynb #d5632136
-def _settle(grid, c, tick): # -> what went wrong
-    "Complete one combination, whatever exists of it already"
-    run = Run(grid.save_to/c.name)
-    recipe = _as_json(c.recipe)
-    rows = _read_rows(grid.save_to/'results.csv')
-    learn = None
-    if _is_finished(run): _check_same(grid, c, run)
-    else:
-        since = rows[grid.rows_before:]
-        if any(r['run'] == c.name and r['status'] == 'failed' for r in since): return ''  # another process tried
-        learn, error = _train(grid, c, tick)
-        if error:
-            _add_row(grid.save_to, _row(run, recipe, grid.axes, seed=c.seed, status='failed', error=error), recipe)
-            return error
-    error = _add_test(grid, c, learn)
-    row = _row(run, recipe, grid.axes, error=error)
-    written = {r['run']: r for r in rows}.get(c.name, {})  # the last line counts
-    if any(written.get(k) != str(row[k]) for k in _columns): _add_row(grid.save_to, row, recipe)
-    return error
-
-# %% ../nbs/08_experiments.ipynb #7df635d2
-class _Busy(Exception):
-    "Another process is working on this combination"
-
-def _attempt(grid, c, tick): # -> whether it is settled, and what went wrong
-    "Complete one combination, unless another process is working on it"
-    def busy(): raise _Busy
-    try:
-        with locked(grid.save_to/'.locks'/f'{c.name}.lock', busy): return True, _settle(grid, c, tick)
-    except _Busy: return False, ''
-
-# %% ../nbs/08_experiments.ipynb #7d2b8f44
-class _Progress:
-    "Count the epochs of the runs that have to be trained, on a bar"
-    def __init__(self, bar, epochs): # of each run, by its name; changed
-        self.bar = bar
-        self.epochs = epochs
-        self.n = len(epochs)
-
-    def begin(self, name):
-        if name not in self.epochs: return
-        self.bar.set_description_str(f'run {self.n - len(self.epochs) + 1} of {self.n}, {name}:')
-
-    def tick(self, name):
-        if not self.epochs.get(name): return
-        self.epochs[name] -= 1
-        self.bar.update(1)
-
-    def end(self, name): # early stopping may have left epochs
-        if name in self.epochs: self.bar.update(self.epochs.pop(name))
-
-# %% ../nbs/08_experiments.ipynb #48065e74
-def _settle_all(grid, combinations, progress): # -> those that another process is at
-    waiting = []
-    for c in combinations:
-        progress.begin(c.name)
-        settled, error = _attempt(grid, c, partial(progress.tick, c.name))
-        if error: progress.bar.write(f'{c.name}: {error}', file=sys.stderr)
-        if settled: progress.end(c.name)
-        else: waiting.append(c)
-    return waiting
-
-# %% ../nbs/08_experiments.ipynb #0fe58dd7
-def _work(grid, combinations):
-    "Complete all combinations; wait for those of other processes, and take them over if a process ends early"
-    epochs = {c.name: c.recipe.epochs for c in combinations if not _is_finished(Run(grid.save_to/c.name))}
-    form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left'
-    with tqdm(total=sum(epochs.values()), smoothing=0, bar_format=form, disable=not epochs) as bar:
-        progress = _Progress(bar, epochs)
-        left = list(combinations)
-        while left:
-            waiting = _settle_all(grid, left, progress)
-            if len(waiting) == len(left):
-                bar.set_description_str(f'waiting for another process at {waiting[0].name}:')
-                time.sleep(1)
-            left = waiting
-
-# %% ../nbs/08_experiments.ipynb #187c2a24
-def _start(save_to, axes, test, options, combinations): # -> _Grid
-    "Check the data and existing runs before anything is trained"
-    limit = options['limit']
-    if limit is not None and type(limit) is not int:
-        raise ValueError(f'limit must be one integer for the whole grid, got {limit!r}')
-    data = describe_data(find_data(options['source']))
-    if isinstance(test, str): tta_views(test)  # a wrong name is told now
-    if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True is not possible.')
-    rows = _read_rows(save_to/'results.csv')
-    grid = _Grid(save_to, axes, test, data, options | dict(source=data.path), len(rows))
-    _check_there(grid, combinations)
-    (save_to/'.locks').mkdir(parents=True, exist_ok=True)
-    remove_leftovers(save_to)
-    _mend(save_to)
-    return grid
+def _add_tests(run, learn, missing, options):
+    "Evaluate a run on the test images; `learn` may be None"
+    if missing and learn is None: learn = load_run(run.folder, **options)
+    for name,tta in missing.items():
+        start = time.perf_counter()
+        try: figures = evaluate(learn, 'test', tta=tta).to_dict()
+        except Exception as e: raise RuntimeError(f'on the test images: {type(e).__name__}: {e}') from e
+        run.add_metrics(name, figures | dict(seconds=round(time.perf_counter() - start, 2)))
 
 # %% ../nbs/08_experiments.ipynb #1578e4fe
+def _prepare(save_to, combinations, source, limit, test): # -> DataInfo
+    "Check the data and existing runs before anything is trained"
+    if limit is not None and type(limit) is not int:
+        raise ValueError(f'limit must be one integer for the whole grid, got {limit!r}')
+    data = describe_data(find_data(source))
+    if isinstance(test, str): tta_views(test)  # a wrong name is told now
+    if test and not data.n_test: raise ValueError(f'{data.path} has no test images, so test=True is not possible.')
+    if (save_to/'results.csv').exists(): _read_results(save_to/'results.csv')  # which may be of somebody else
+    _check_there(save_to, combinations, data, limit)
+    return data
+
+def _results(study, save_to, combinations, axes): # -> their rows
+    "Write the table of all runs in the folder of a grid"
+    errors = {name: t.user_attrs['error'] for name,t in latest_trials(study).items() if 'error' in t.user_attrs}
+    def row(c):
+        more = dict(error=errors[c.name]) if c.name in errors else {}
+        if more and not is_run(save_to/c.name): more |= dict(seed=c.seed, status='failed')
+        return _row(Run(save_to/c.name), c.recipe, axes, **more)
+    table = _table([row(c) for c in combinations.values()], axes)
+    others = [run for run in list_runs(save_to) if run.folder.name not in combinations]
+    everything = pd.concat([_read_folders(others), table]) if others else table
+    atomic_write(save_to/'results.csv', everything.assign(run=[Path(run).name for run in everything.run]).to_csv(index=False))
+    return table
+
+# %% ../nbs/08_experiments.ipynb #bfeab352
 def run_grid(
     recipes:Recipe|str|list, # a recipe, its name, or a list of them
     seeds:int|list=3, # number of seeds, or a list of them
@@ -528,33 +256,35 @@ def run_grid(
     recipes = _recipes(recipes)
     values = {name: _values(name, given) for name,given in axes.items()}
     combinations = _combinations(recipes, values, _seeds(seeds))
-    options = dict(source=source, limit=limit, num_workers=num_workers, device=device)
-    grid = _start(Path(save_to), list(axes), test, options, combinations)
-    try: _work(grid, combinations)
-    except (KeyboardInterrupt, Terminated):
-        done = sum(_is_finished(Run(grid.save_to/c.name)) for c in combinations)
-        print(f'Stopped: {done} of {len(combinations)} runs are finished, in {grid.save_to}. '
-              'Repeat the call to resume.', file=sys.stderr)
-        raise
-    asked_for = [str(grid.save_to/c.name) for c in combinations]
-    return read_runs(grid.save_to).set_index('run').loc[asked_for].reset_index()
+    save_to = Path(save_to)
+    data = _prepare(save_to, combinations, source, limit, test)
+    options = dict(source=data.path, num_workers=num_workers, device=device)
+    def train_one(trial, folder, bar):
+        run,c = Run(folder),combinations[folder.name]
+        learn = train_trial(trial, folder, bar, c.recipe, c.seed, limit, **options)
+        _add_tests(run, learn, _missing_tests(run, test), options)
+        return run.metrics['valid']['accuracy']
+    def is_done(run): return _read_or_empty(run, 'info').get('status') == 'finished' and not _missing_tests(run, test)
+    study = open_study(save_to, f'grid-{_checksum(repr((sorted(combinations), limit, test)))}')
+    add_trials(study, save_to, {name: {} for name in combinations if not is_done(Run(save_to/name))}, again=True)
+    work(study, save_to, train_one)
+    return _results(study, save_to, combinations, list(axes))
 
 # %% ../nbs/08_experiments.ipynb #37931b92
 def _axis_of(name): # flattened, `stage1.lr` -> the axis that it belongs to
     in_stage = re.fullmatch(r'stage\d+\.(.+)', name)
     if not in_stage: return name.split('.')[0]
     field = in_stage[1]
-    return name if field in _defaults else field  # a recipe has an `augment` too
+    return name if hasattr(Recipe, field) else field  # a recipe has an `augment` too
 
 # %% ../nbs/08_experiments.ipynb #31760157
 def _read_folders(runs):
-    "Make rows of run folders"
+    "Make a table of run folders; its settings are those that differ between runs of the same recipe"
     recipes = [_recipe_of(run) for run in runs]
-    choices = [{k: str(v) for k,v in _choices(r).items()} | dict(recipe=r.get('name', '')) for r in recipes]
-    varies = pd.DataFrame(choices).groupby('recipe').nunique(dropna=False).max() > 1
+    settings = [{k: str(v) for k,v in r.settings.items()} | dict(recipe=r.name) if r else dict(recipe='') for r in recipes]
+    varies = pd.DataFrame(settings).groupby('recipe').nunique(dropna=False).max() > 1
     axes = list(dict.fromkeys(_axis_of(name) for name in varies.index[varies]))
-    rows = [_row(run, recipe, axes) | dict(run=str(run.folder)) for run,recipe in zip(runs, recipes)]
-    return _frame(rows, Path())
+    return _table([_row(run, recipe, axes) for run,recipe in zip(runs, recipes)], axes)
 
 # %% ../nbs/08_experiments.ipynb #7e8a0acc
 def _check_table(df):
@@ -567,9 +297,11 @@ def _check_table(df):
 # %% ../nbs/08_experiments.ipynb #b25480da
 def _read_results(path):
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist. `run_grid` writes results.csv.')
-    rows = _read_rows(path)
-    if not rows: raise ValueError(f'{path} has no rows yet.')
-    return _frame(rows, path.parent)
+    try: df = _read_table(path.read_text(encoding='utf-8', errors='replace').replace('\0', ''))
+    except ValueError as e: raise ValueError(f'{path} has no rows yet, or is damaged: {e}') from None
+    if not {'run', 'status'} <= set(df): raise ValueError(f'{path} is not what run_grid writes: it has no columns run and status. '
+                                                          'Choose another folder.')
+    return df.assign(run=[str(path.parent/name) for name in df.run])
 
 # %% ../nbs/08_experiments.ipynb #36e3bf78
 def _read_several(runs):
@@ -586,9 +318,9 @@ def read_runs(
     if isinstance(runs, (list, tuple)): return _read_several(runs)
     path = Path(runs)
     if path.suffix == '.csv': return _read_results(path)
-    if (path/'results.csv').is_file(): return _read_results(path/'results.csv')
     found = list_runs(path)
     if found: return _read_folders(found)
+    if (path/'results.csv').is_file(): return _read_results(path/'results.csv')
     raise FileNotFoundError(f'There are no runs in {path}. Give a grid folder, its results.csv, '
                             'or the folders that `train` wrote.')
 
@@ -687,7 +419,7 @@ def _facts(run):
     ending = {k: info.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in info}
     figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))}
                for split,m in _read_or_empty(run, 'metrics').items()}
-    return dict(run=str(run.folder)) | _flatten(_recipe_of(run)) | _flatten(info) | ending | _flatten(figures)
+    return dict(run=str(run.folder)) | flatten(run.choices) | flatten(info) | ending | flatten(figures)
 
 # %% ../nbs/08_experiments.ipynb #22f4b5a2
 def diff_runs(
