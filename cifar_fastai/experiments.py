@@ -265,7 +265,7 @@ def run_grid(
         _add_tests(run, learn, _missing_tests(run, test), options)
         return run.metrics['valid']['accuracy']
     def is_done(run): return _read_or_empty(run, 'info').get('status') == 'finished' and not _missing_tests(run, test)
-    study = open_study(save_to, f'grid-{_checksum(repr((sorted(combinations), limit, test)))}')
+    study = open_study(save_to, name=f'grid-{_checksum(repr((sorted(combinations), limit, test)))}')
     add_trials(study, save_to, {name: {} for name in combinations if not is_done(Run(save_to/name))}, again=True)
     work(study, save_to, train_one)
     return _results(study, save_to, combinations, list(axes))

@@ -110,15 +110,16 @@ def _own(recipe, space): # -> setting -> value
 _beat = 10 # seconds between two signs of life
 
 def open_study(
-    folder:Path, # of the run folders; created if needed
-    name:str, # of the study in the database
+    folder:str|Path='tune', # of the run folders; created if needed
     storage:str|None=None, # URL of a database; None: a file in the folder
+    name:str|None=None, # of the study in the database; None: that of the folder
     prune:bool=False, # end trials early that are worse than the median
 ):# -> optuna.Study
     "Open a study, or begin one"
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning) # heartbeats are
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=1) if prune else optuna.pruners.NopPruner()
     engine = {} if storage else dict(connect_args=dict(timeout=60)) # for other processes that write into the file
@@ -128,7 +129,8 @@ def open_study(
         except Exception as e: # of SQLAlchemy, or of the driver
             raise ValueError(f'The storage cannot be opened: {error_line(e)} Give the URL of a database that runs, such as '
                              'postgresql+psycopg://user:password@host/name, and install its driver: pip install psycopg[binary]') from e
-        return optuna.create_study(storage=database, study_name=name, pruner=pruner, direction='maximize', load_if_exists=True)
+        return optuna.create_study(storage=database, study_name=name or folder.resolve().name, pruner=pruner, direction='maximize',
+                                   load_if_exists=True)
 
 def _choosing(folder): return locked(folder/'.study.lock') # one worker at a time chooses a trial
 
@@ -353,7 +355,7 @@ def tune(
     runs = _runs(recipe, space, sampler, trials)
     data = describe_data(find_data(source))
     folder = Path(out)
-    study = open_study(folder, folder.resolve().name, storage, prune)
+    study = open_study(folder, storage, prune=prune)
     settings = recipe.settings | {f'space of {name}': str(d) for name,d in space.items()} | dict(
         recipe=recipe.name, sampler=sampler, seed=seed, limit=limit, data=data.fingerprint)
     changes = differences(study.user_attrs.get('settings', settings), parse_json(json.dumps(settings), 'settings'))
@@ -403,7 +405,7 @@ def _draw_setting(ax, trials, name, d):
     elif d.log: ax.set_xscale('log')
 
 def plot_tuning(
-    study, # of `tune`, as `optuna.load_study` returns it
+    study, # of `tune`, as `open_study` returns it
     axes:Sequence[Axes]|None=None, # two, and one for each setting; None: a new figure
 )->np.ndarray: # of axes
     "Plot the trials and the best so far, the importance of each setting, and the accuracy over each setting"
