@@ -170,17 +170,18 @@ def _row(run, recipe, axes, **more):
         parameters=sum(info['parameters'].values()) if 'parameters' in info else None,
         variant=one_line(data.get('variant', '')), limit=data.get('limit'),
         data_fingerprint=data.get('fingerprint', ''), recipe_fingerprint=recipe.fingerprint() if recipe else '',
-        device=info.get('device', ''), status=info.get('status', ''), error=one_line(info.get('error', '')))
+        device=info.get('device', ''), status=info.get('status', 'damaged'), error=one_line(info.get('error', '')))
     return row | {a: _choice(recipe, a) if recipe else '' for a in axes} | more
 
 # %% ../nbs/08_experiments.ipynb #a34e7281
 def _read_table(text):
     "Read a table of runs, with numeric columns, and without incomplete rows; of several rows of a run, the last counts"
+    rows = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False, on_bad_lines='skip').fillna('')
+    if 'status' in rows: rows = rows[rows.status != '']
+    if 'run' in rows: rows = rows.drop_duplicates('run', keep='last')
     numbers = [c for c in _columns if c not in _texts]
-    df = pd.read_csv(StringIO(text), dtype=dict.fromkeys(_texts, str), keep_default_na=False, na_values=dict.fromkeys(numbers, ['']),
-                     on_bad_lines='skip')
-    if 'status' in df: df = df[df.status.fillna('') != '']
-    return df.drop_duplicates('run', keep='last', ignore_index=True) if 'run' in df else df
+    return pd.read_csv(StringIO(rows.to_csv(index=False)), dtype=dict.fromkeys(_texts, str), keep_default_na=False,
+                       na_values=dict.fromkeys(numbers, ['']))
 
 def _table(rows, axes):
     "Make a table of rows"

@@ -121,7 +121,7 @@ def open_study(
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning) # heartbeats are
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=1) if prune else optuna.pruners.NopPruner()
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if prune else optuna.pruners.NopPruner()
     engine = {} if storage else dict(connect_args=dict(timeout=60)) # for other processes that write into the file
     url = storage or f'sqlite:///{folder.resolve()/"study.db"}'
     with _choosing(folder):
@@ -252,13 +252,15 @@ class _Report(Callback):
         if hasattr(self.learn, 'progress'): self.learn.remove_cb(self.learn.progress)
 
     def after_epoch(self):
+        from optuna.exceptions import UpdateFinishedTrialError
         history = Run(self.learn.run_dir).history
         new = history[self.so_far.epochs:] # of a resumed run, several
-        for row in new.itertuples(): self.trial.report(row.accuracy, int(row.epoch))
-        self.bar.update(len(new)/self.of)
         self.so_far.epochs = len(history)
-        if len(history) < self.of and self.trial.should_prune():
-            raise Pruned(f'{row.accuracy:.2%} after {len(history)} of {self.of} epochs is less than the median of other trials')
+        self.bar.update(len(new)/self.of)
+        with suppress(UpdateFinishedTrialError): # this worker was taken for dead; the next trial of this run will find it finished
+            for row in new.itertuples(): self.trial.report(row.accuracy, int(row.epoch))
+            if len(history) < self.of and self.trial.should_prune():
+                raise Pruned(f'{row.accuracy:.2%} after {len(history)} of {self.of} epochs is less than the median of the other trials')
 
 # %% ../nbs/07_tuning.ipynb #a7c00014
 def differences(
