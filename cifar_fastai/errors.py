@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/errors.html.md"""
 
 # %% auto #0
 __all__ = ['NonFiniteLossError', 'Pruned', 'Terminated', 'raising_terminated', 'deferring_signals', 'error_line', 'plain_message',
-           'install_command']
+           'one_line', 'install_command']
 
 # %% ../nbs/00_errors.ipynb #6ecb4d03
 import os
@@ -104,6 +104,14 @@ def plain_message(
         text = text.strip().splitlines()[-1].partition(': ')[2]
     text = re.sub(r'Exception occured in `.*?` when calling event `.*?`:', '', text)
     return ' '.join(text.split())
+
+def one_line(
+    text:str, # an error message
+)->str: # at most 1,000 letters that a file can hold
+    "Make one line of a message, for a table"
+    line = plain_message(text)
+    if len(line) > 1000: line = f'{line[:1000]} ...'
+    return line.encode('utf-8', 'backslashreplace').decode()
 
 # %% ../nbs/00_errors.ipynb #93e52f61
 _repository = 'https://github.com/cifar-fastai/cifar_fastai'

@@ -287,6 +287,16 @@ class Recipe:
         choices = parse_json(self.to_json(), 'This recipe')
         return flatten({name: value for name,value in choices.items() if name not in no_settings})
 
+    def setting(self,
+        name:str, # of a field of the recipe or of its stages; 'stage2.lr' for one of several
+    )->str|int|float: # JSON for all else; of several stages, a list
+        "Look up a setting, as it is shown in a table"
+        choices = parse_json(self.to_json(), 'This recipe')
+        of_stages = [stage.get(name) for stage in choices['stages']]
+        if len(of_stages) == 1: of_stages = of_stages[0]
+        value = choices[name] if name in choices else self.settings.get(name, of_stages)
+        return value if isinstance(value, (str, int, float)) else json.dumps(value)
+
     def fingerprint(self)->str: # 8 hexadecimal digits
         "Tell recipes apart by the settings that are not at their defaults: fields of later versions do not change it"
         def chosen(choices, defaults): return sorted((k, v) for k,v in choices.items() if k not in (*no_settings, 'stages') and v != defaults.get(k))

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ import scipy.stats
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from cifar_fastai import experiments, tuning
+from cifar_fastai import experiments, summaries, tuning
 from cifar_fastai import runs as runs_module
 from cifar_fastai.sources import train_files
 from cifar_fastai.evaluation import evaluate
@@ -109,7 +110,7 @@ def test_folder_names_are_safe(fake, go):
     stages = [Stage(epochs=n, lr=.1) for n in (1, 2)]
     runs = go(tiny.change(name='..my: recipe?'), seeds=1, stages=stages, stats=['cifar10', ((.5,)*3, (.25,)*3)])
     assert len(set(names(runs))) == 4
-    for folder in map(experiments.Path, runs.run):
+    for folder in map(Path, runs.run):
         assert folder.is_dir() and folder.parent.name == 'grid' and len(folder.name) < 180 and not set(folder.name) & set('/\\:*?"<>| ()')
 
 def test_many_axes_still_make_a_folder(fake, go):
@@ -239,7 +240,7 @@ def test_columns(fake, go, grid):
     assert (row.variant, row.limit, row.device, row.status, row.error) == ('synthetic', 50, 'cpu', 'finished', '') and math.isnan(row.test_accuracy)
 
 def test_no_column_has_the_name_of_a_choice():
-    assert not set(experiments._columns) & {f.name for cls in (Recipe, Stage) for f in fields(cls)}
+    assert not set(summaries._columns) & {f.name for cls in (Recipe, Stage) for f in fields(cls)}
 
 def test_values_come_back_as_they_are(fake, go):
     runs = go(seeds=1, valid=['test', .1], keras=[True, False], augment='none')
@@ -549,8 +550,8 @@ def bar_ends(container):
 
 def test_figures_take_axes_and_by(fake, go):
     runs = go([tiny, tiny.change(name='other')], lr=[.1, .2], seeds=2)
-    ax = experiments.plt.figure().subplots()
-    assert plot_accuracies(runs, ax=ax) is ax and plot_learning_curves(runs, ax=experiments.plt.figure().subplots()) is not ax
+    ax = summaries.plt.figure().subplots()
+    assert plot_accuracies(runs, ax=ax) is ax and plot_learning_curves(runs, ax=summaries.plt.figure().subplots()) is not ax
     assert {t.get_text() for t in ax.get_yticklabels()} == {'tiny, lr 0.1 (2)', 'tiny, lr 0.2 (2)', 'other, lr 0.1 (2)', 'other, lr 0.2 (2)'}
     assert {t.get_text() for t in plot_accuracies(runs, by='recipe').get_yticklabels()} == {'tiny (4)', 'other (4)'}
 
