@@ -163,8 +163,9 @@ def _results(save_to, combinations, axes, errors): # -> the rows of these combin
         if more and not is_run(save_to/c.name): more |= dict(seed=c.seed, status='failed')
         return run_row(Run(save_to/c.name), c.recipe, axes, **more)
     table = runs_table([row(c) for c in combinations.values()], axes)
-    others = [run.folder for run in list_runs(save_to) if run.folder.name not in combinations]
-    everything = pd.concat([read_runs(others), table]) if others else table
+    folders = [run.folder for run in list_runs(save_to)]
+    without = table[~table.run.isin(map(str, folders))] # those that failed before they had a folder
+    everything = pd.concat([read_runs(folders), without]) if folders else table
     atomic_write(save_to/'results.csv', everything.assign(run=[Path(run).name for run in everything.run]).to_csv(index=False))
     return table
 

@@ -29,13 +29,14 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.basics import noop
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
 from .augmentation import augmentation
 from .callbacks import HistoryWriter
 from .errors import NonFiniteLossError, Pruned, Terminated, error_line, one_line
 from .files import atomic_write, locked, parse_json
-from .plotting import bar_color, blue, gray, orange, percent_axis, plain_axes
+from .plotting import blue, gray, orange, percent_axis, plain_axes
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, is_run
 from .sources import describe_data, find_data
@@ -198,7 +199,7 @@ def _train_next(study, folder, train, seed, bar): # -> whether a trial waited
         waiting = _queue_again(study, folder)
         if not waiting: return False
         first = waiting[0]
-        study.sampler = TPESampler(seed=seed + first.number, constant_liar=True)
+        study.sampler = TPESampler(seed=(10_000*seed + first.number) % 2**32, constant_liar=True)
         study._storage.record_heartbeat(first._trial_id) # before it runs: a trial that never had one is never missed
         def objective(trial):
             choosing.close() # it runs: others may choose
@@ -301,7 +302,7 @@ def train_trial(
 # %% ../nbs/07_tuning.ipynb #a7c00017
 def _runs(recipe, space, sampler, n): # -> name of a run folder -> settings that are fixed
     "The trials that a study should have"
-    if sampler == 'tpe': fixed = [_own(recipe, space), *[{}]*((20 if n is None else n) - 1)]
+    if sampler == 'tpe': fixed = [_own(recipe, space), *[{}]*19] if n is None else [_own(recipe, space), *[{}]*(n - 1)][:n]
     elif sampler != 'grid': raise ValueError(f"sampler must be 'tpe' or 'grid', got {sampler!r}")
     elif ranges := [name for name,d in space.items() if not hasattr(d, 'choices')]:
         raise ValueError(f'A grid needs values, and {ranges[0]} has a range. Write {ranges[0]}=A,B,C, or use the sampler tpe.')
@@ -383,7 +384,7 @@ def _draw_importances(ax, study):
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     names = list(shares)[::-1] # the most important one on top
-    ax.barh(names, [shares[name] for name in names], color=bar_color)
+    ax.barh(names, [shares[name] for name in names], height=.5, color=blue)
     ax.set(xlabel='share of the variance of the accuracy (%)', ylabel='setting')
     percent_axis(ax.xaxis)
     plain_axes(ax, 'x')
@@ -394,7 +395,7 @@ def _draw_setting(ax, trials, name, d):
     choices = list(getattr(d, 'choices', ()))
     _draw_trials(ax, trials, lambda t: choices.index(t.params[name]) if choices else t.params[name],
                  _labels.get(name.rpartition('.')[2], name))
-    if choices: ax.set_xticks(range(len(choices)), list(map(str, choices)))
+    if choices: ax.set(xticks=range(len(choices)), xticklabels=list(map(str, choices)), xlim=(-.5, len(choices) - .5))
     elif d.log: ax.set_xscale('log')
 
 def plot_tuning(
@@ -411,6 +412,7 @@ def plot_tuning(
     for ax in axes[n:]: ax.remove()
     _draw_trials(axes[0], trials, lambda t: t.number, 'trial')
     _draw_best(axes[0], trials)
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _draw_importances(axes[1], study)
     for ax,(name,d) in zip(axes[2:], distributions.items()): _draw_setting(ax, trials, name, d)
     return np.array(axes[:n])

@@ -58,7 +58,8 @@ class FakeTrain:
                    parameters=dict(trainable=90, frozen=10), device='cpu', versions=dict(torch='2.9'), hardware=dict(gpu=None))
         (run_dir/'recipe.json').write_text(recipe.to_json())
         (run_dir/'run.json').write_text(json.dumps(run))
-        try: self.then(recipe, seed)
+        try:
+            with Run(run_dir).alone(): self.then(recipe, seed)
         except Exception as e:
             (run_dir/'run.json').write_text(json.dumps(run | dict(status='failed', error=f'{type(e).__name__}: {e}')))
             raise
@@ -387,7 +388,7 @@ def test_test_images_only_when_asked_for_and_without_training_again(trained, pra
     assert runs.test_accuracy.isna().all() and 'test' not in read(grid/'tiny-seed0'/'metrics.json')
     monkeypatch.setattr(tuning, 'train', None)
     tested = run_grid(tiny, seeds=2, bs=16, limit=60, source=practice, save_to=grid, test=True)
-    assert tested.test_accuracy.tolist() == [evaluate(load_run(o), 'test').accuracy for o in tested.run] and len(lines(grid)) == 7
+    assert tested.test_accuracy.tolist() == [evaluate(load_run(o), 'test').accuracy for o in tested.run] and len(lines(grid)) == 5
     assert tested.valid_accuracy.tolist() == runs[runs.bs == 16].valid_accuracy.tolist()
     assert read(grid/'tiny-seed0'/'metrics.json')['test']['n'] == 50
     table = summarize(grid)
