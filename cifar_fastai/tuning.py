@@ -71,6 +71,8 @@ def _values_of(distribution): # of a range, its ends
     return getattr(distribution, 'choices', None) or (distribution.low, distribution.high)
 
 # %% ../nbs/07_tuning.ipynb #a7c00009
+def _sentence(e): return error_line(e).rstrip('.') + '.'
+
 def _space(recipe, given): # -> setting -> distribution of Optuna
     "Understand a space, before anything is trained"
     if not given: raise ValueError("The space is empty, so there is nothing to search. Give it a setting, such as lr='1e-3..1e-1 log'.")
@@ -82,7 +84,7 @@ def _space(recipe, given): # -> setting -> distribution of Optuna
                 changed = recipe.change(**_chosen({name: value}))
                 for augment in (changed.augment, *[stage.augment for stage in changed.stages]): augmentation(augment or 'none')
         except (TypeError, ValueError) as e:
-            raise ValueError(f'The space of {name} cannot be {what!r}: {error_line(e)} Write a range (1e-4..1e-1 log, 5..20 or '
+            raise ValueError(f'The space of {name} cannot be {what!r}: {_sentence(e)} Write a range (1e-4..1e-1 log, 5..20 or '
                              '64..512 step 64), or values (sgd,adamw).') from None
     return space
 
@@ -127,7 +129,7 @@ def open_study(
     with _choosing(folder):
         try: database = optuna.storages.RDBStorage(url, engine, heartbeat_interval=_beat, grace_period=3*_beat)
         except Exception as e: # of SQLAlchemy, or of the driver
-            raise ValueError(f'The storage cannot be opened: {error_line(e)} Give the URL of a database that runs, such as '
+            raise ValueError(f'The storage cannot be opened: {_sentence(e)} Give the URL of a database that runs, such as '
                              'postgresql+psycopg://user:password@host/name, and install its driver: pip install psycopg[binary]') from e
         return optuna.create_study(storage=database, study_name=name or folder.resolve().name, pruner=pruner, direction='maximize',
                                    load_if_exists=True)
