@@ -454,7 +454,8 @@ def is_training(self:Run)->bool:
 @patch
 def was_killed(self:Run)->bool:
     "Tell whether the process that trained this run ended without a word"
-    return is_run(self.folder) and self.info.get('status') == 'training' and not self.is_training()
+    try: return self.status == 'training' and not self.is_training()
+    except (OSError, ValueError): return False  # there is no run, or it is damaged
 
 # %% ../nbs/02_runs.ipynb #7e14a54f
 @patch

@@ -124,8 +124,8 @@ def open_study(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if prune else optuna.pruners.NopPruner()
-    engine = {} if storage else dict(connect_args=dict(timeout=60)) # for other processes that write into the file
     url = storage or f'sqlite:///{folder.resolve()/"study.db"}'
+    engine = dict(connect_args=dict(timeout=60)) if url.startswith('sqlite') else {} # other processes write into the file too
     with _choosing(folder):
         try: database = optuna.storages.RDBStorage(url, engine, heartbeat_interval=_beat, grace_period=3*_beat)
         except Exception as e: # of SQLAlchemy, or of the driver
@@ -174,13 +174,13 @@ def _queue_again(study, folder): # -> the trials that wait
     return [t for t in study.get_trials(deepcopy=False) if t.state.name == 'WAITING']
 
 # %% ../nbs/07_tuning.ipynb #a7c0002a
-def _train(trial, folder, train, bar): # -> accuracy
+def _train(trial, folder, train_one, bar): # -> accuracy
     "Train a trial; an error becomes a line of text"
     from optuna.trial import TrialState
     from optuna.exceptions import TrialPruned
     name = _run_name(trial)
     bar.set_description_str(f'run {round(bar.n) + 1} of {bar.total}, {name}:')
-    try: return train(trial, folder/name, bar)
+    try: return train_one(trial, folder/name, bar)
     except Pruned: raise TrialPruned from None
     except Terminated:
         trial.study.tell(trial, state=TrialState.FAIL) # without an error: it is queued again
@@ -193,7 +193,7 @@ def _train(trial, folder, train, bar): # -> accuracy
         raise
 
 # %% ../nbs/07_tuning.ipynb #a7c0002b
-def _train_next(study, folder, train, seed, bar): # -> whether a trial waited
+def _train_next(study, folder, train_one, seed, bar): # -> whether a trial waited
     "Train the trial that has waited longest"
     from optuna.samplers import TPESampler
     with ExitStack() as choosing:
@@ -201,11 +201,12 @@ def _train_next(study, folder, train, seed, bar): # -> whether a trial waited
         waiting = _queue_again(study, folder)
         if not waiting: return False
         first = waiting[0]
+        # a seed for each trial: workers choose differently, and a search that was stopped goes on as it would have
         study.sampler = TPESampler(seed=(10_000*seed + first.number) % 2**32, constant_liar=True)
         study._storage.record_heartbeat(first._trial_id) # before it runs: a trial that never had one is never missed
         def objective(trial):
             choosing.close() # it runs: others may choose
-            return _train(trial, folder, train, bar)
+            return _train(trial, folder, train_one, bar)
         try: study.optimize(objective, n_trials=1, catch=Exception)
         except Exception:
             if not study.trials[first.number].state.is_finished(): raise # otherwise another worker has taken it over
@@ -214,7 +215,7 @@ def _train_next(study, folder, train, seed, bar): # -> whether a trial waited
 def work(
     study, # of Optuna
     folder:Path, # of its run folders
-    train:Callable, # takes a trial, its run folder, and a progress bar on which a run is 1; returns the accuracy
+    train_one:Callable, # takes a trial, its run folder, and a progress bar on which a run is 1; returns the accuracy
     seed:int=0, # of the sampler
 )->None:
     "Train until all trials have ended, those of workers that die meanwhile too"
@@ -224,7 +225,7 @@ def work(
         try:
             while left := _unfinished(study):
                 bar.update(total - len(left) - bar.n)
-                if _train_next(study, folder, train, seed, bar): continue
+                if _train_next(study, folder, train_one, seed, bar): continue
                 bar.set_description_str(f'waiting for another process at {left[0]}:')
                 time.sleep(1)
             bar.update(total - bar.n)
