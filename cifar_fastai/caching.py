@@ -8,17 +8,22 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/caching.html.md"""
 __all__ = ['Rows', 'ItemCache', 'ShuffleDL', 'CachedDL', 'Features']
 
 # %% ../nbs/01_caching.ipynb #f2003136
+import json
+import os
 import shutil
+import struct
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastai.data.core import TfmdDL
-from fastai.torch_core import to_device
+from fastai.torch_core import to_detach, to_device
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +31,7 @@ from torch.utils.data import get_worker_info
 
 from .files import atomic_file, remove_leftovers
 from .limits import free_disk
+from .processes import share_size, shares
 
 # %% ../nbs/01_caching.ipynb #f5467c28
 class Rows:
@@ -33,12 +39,11 @@ class Rows:
     def __init__(self,
         t:Tensor, # an example
         n:int, # how many
-        rows:Tensor|None=None, # existing storage to use instead of allocating it
     ):
         order = sorted(range(t.ndim), key=t.stride, reverse=True)
         self.type = type(t)
         self.axes = 0,*(1 + order.index(d) for d in range(t.ndim))
-        self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor) if rows is None else rows
+        self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor)
 
     def __setitem__(self, i, t):
         row = self.rows.permute(self.axes)[i]
@@ -85,6 +90,35 @@ def _on_accelerator(parts, device):
     for c in copies: c.rows = c.rows.to(device)
     return copies
 
+def _lay_out(parts, about): # -> the beginning of a safetensors file with the rows, without their checksum; and where each begins behind it
+    "Describe the content of the file"
+    starts = [0, *accumulate(p.rows.nbytes for p in parts)]
+    tensors = {str(k): dict(dtype=_dtypes[p.rows.dtype], shape=list(p.rows.shape), data_offsets=[a, b])
+               for k,(p,a,b) in enumerate(zip(parts, starts, starts[1:]))}
+    def head(crc):
+        text = json.dumps(dict(__metadata__=dict(about=about, crc32=crc)) | tensors).encode()
+        text += b' '*(-len(text) % 8)
+        return struct.pack('<Q', len(text)) + text
+    return head,starts
+
+_dtypes = {torch.uint8: 'U8', torch.int64: 'I64', torch.float32: 'F32', torch.int32: 'I32', torch.float16: 'F16', torch.bool: 'BOOL'}
+
+def _map_into(part, parts, about): # -> `finish()`, which adds the checksum
+    "Keep the rows in a file while they are read, so that the system can take their memory back"
+    head,starts = _lay_out(parts, about)
+    size = len(head('0'*8))
+    with part.open('rb+') as f: _reserve(f.fileno(), size + starts[-1])
+    for p,start in zip(parts, starts):
+        dtype = torch.empty((), dtype=p.rows.dtype).numpy().dtype
+        p.rows = torch.from_numpy(np.memmap(part, dtype, 'r+', size + start, tuple(p.rows.shape)))
+    def finish():
+        with part.open('rb+') as f: f.write(head(_crc([p.rows for p in parts])))
+    return finish
+
+def _reserve(f, size): # at once: a full disk later would end the process
+    if hasattr(os, 'posix_fallocate'): os.posix_fallocate(f, 0, size)
+    else: os.ftruncate(f, size)
+
 class ItemCache:
     "Cache of `n` items: each is read once, and each part of the items is stored in one tensor"
     def __init__(self,
@@ -92,9 +126,10 @@ class ItemCache:
         read:Callable|None=None, # `read(i)` -> the parts of item `i`, a tuple of tensors; a subclass has a method of this name
         file:str|Path|None=None, # safetensors file to save the cache to, and to load it from
         about:str='', # identifies the source of the items
+        on_disk:bool=False, # items are in `file` from the start, for more of them than memory holds
     ):
         if read is not None: self.read = read
-        self.file = file and Path(file)
+        self.file,self.on_disk = file and Path(file),on_disk and bool(file)
         self.about,self.n = about,n
         self.parts = [] # until an item was read
         self.known = bytearray(n) # 1 for each item that was read
@@ -125,7 +160,23 @@ class ItemCache:
             self.keep(i)
             self.known[i] = 1
             self.left -= 1
-            if not self.left and self.file: _save(self.parts, self.file, self.about)
+            if not self.left and self.file: self._keep_file()
+
+    def _keep_file(self):
+        if not self.on_disk: return _save(self.parts, self.file, self.about)
+        self.finish()
+        self.unfinished.close() # which gives it its name
+
+    def share(self)->None:
+        "Read all items, and from now on the file: processes on one machine then share the memory, which the file is mapped into"
+        if not self.file: return
+        if self.left: self._learn(range(self.n))
+        self._open()
+
+    def _open(self): # -> whether there is such a file
+        found = _load(self.parts, self.file, self.about)
+        for part,rows in zip(self.parts, found or ()): part.rows = rows
+        return bool(found)
 
     def _begin(self, i):
         item = self.read(i)
@@ -134,24 +185,67 @@ class ItemCache:
             if isinstance(item, tuple): kind += f' of {[type(t).__name__ for t in item]}'
             raise TypeError(f'Item {i} is a {kind}, but only a tuple of tensors can be cached.')
         self.parts = [Rows(t, self.n) for t in item]
-        if self.file and (found := _load(self.parts, self.file, self.about)):
-            self.parts = [Rows(t, self.n, rows) for t,rows in zip(item, found)]
+        if self.file and self._open():
             self.left = 0
             self.known = bytearray(b'\1'*self.n)
+        elif self.on_disk:
+            self.unfinished = ExitStack()
+            self.finish = _map_into(self.unfinished.enter_context(atomic_file(self.file)), self.parts, self.about)
 
     def _parts(self, device):
         if self.left or device is None or device.type == 'cpu': return self.parts
         if device not in self.copies: self.copies[device] = _on_accelerator(self.parts, device)
         return self.copies[device] or self.parts
 
-    def __getstate__(self): return vars(self) | dict(copies={})
+    def __getstate__(self): return {k: v for k,v in vars(self).items() if k not in ('unfinished', 'finish')} | dict(copies={})
 
 # %% ../nbs/01_caching.ipynb #324fcef9
 class ShuffleDL(TfmdDL):
-    "A fastai `TfmdDL` that shuffles with `torch.randperm`, which is much faster than Python's shuffle"
+    """A fastai `TfmdDL` that shuffles with `torch.randperm`, which is much faster than Python's shuffle.
+
+    Of several processes that train together, each can load its share of every batch."""
+    divided = None # rank, number of processes, pad: in a block of `dividing`
+
     def shuffle_fn(self, idxs):
         order = torch.randperm(len(idxs), generator=torch.Generator().manual_seed(self.rng.getrandbits(63)))
         return [idxs[i] for i in order.tolist()]
+
+    @contextmanager
+    def dividing(self,
+        rank:int, # of this process
+        processes:int, # their number; it divides `bs`, else batches are smaller
+        pad:bool=False, # see `shares`
+    )->Iterator[None]:
+        "Within the block, batches are a process' shares of the batches, and `bs` is the size of a share"
+        bs = self.bs
+        self.divided,self.bs = (rank, processes, pad),max(1, bs//processes)
+        try: yield
+        finally: self.divided,self.bs = None,bs
+
+    def get_idxs(self):
+        idxs = super().get_idxs()
+        if not self.divided: return idxs
+        rank,processes,pad = self.divided
+        bs = self.bs*processes
+        if self.drop_last: idxs = idxs[:len(idxs)//bs*bs]
+        return shares(idxs, bs, rank, processes, pad)
+
+    def __len__(self):
+        if not self.divided: return super().__len__()
+        full,rest = divmod(self.n, self.bs*self.divided[1])
+        return full + (rest > 0 and not self.drop_last)
+
+    def share(self,
+        i:int, # number of a batch in an epoch, from 0
+    )->tuple[int, int]: # images in the share of this process, and in the batch
+        "Size of a share, within a block of `dividing`"
+        rank,processes,_ = self.divided
+        bs = self.bs*processes
+        n = min(bs, self.n - i*bs)
+        return share_size(n, rank, processes),n
+
+    def to_detach(self, b, cpu=True, gather=True): # fastai would gather every batch of all processes
+        return to_detach(b, cpu, gather=False)
 
     def __getstate__(self): # for worker processes, where an iterator that a loop left early cannot go
         return {k: v for k,v in vars(self).items() if k != 'it'}

@@ -8,9 +8,10 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/callbacks.html.md"""
 __all__ = ['PlainTensors', 'PlainLosses', 'AlternatingFlips', 'compile_whole', 'CompileModel', 'training_precision',
            'BFloat16OnCPU', 'MixedPrecisionOnCUDA', 'L2Penalty', 'PenalizedLoss', 'check_class_weights',
            'WeightedCrossEntropy', 'TrainingLoss', 'ProgressiveResizing', 'Lookahead', 'LowerLROnPlateau', 'KeepBest',
-           'KeepInitial', 'StopOnNonFiniteLoss', 'HistoryWriter']
+           'KeepInitial', 'StopOnNonFiniteLoss', 'HistoryWriter', 'SharedTraining']
 
 # %% ../nbs/04_callbacks.ipynb #c54af6b0
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from math import isfinite
 
@@ -18,14 +19,18 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
-from fastai.learner import AvgLoss, AvgSmoothLoss
+from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.metrics import AccumMetric
 from fastai.torch_core import to_float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
+from .caching import ShuffleDL
 from .data import device_of, random_tfms
 from .errors import NonFiniteLossError
+from .processes import combined, from_first, gathered, n_processes, process_rank, synchronized
 from .recipes import Recipe
 from .runs import Run, has_avx512_bf16
 
@@ -70,7 +75,7 @@ class PlainLosses(Callback):
 
     def after_train(self):
         if not self.behind or self.fetched == len(self.recorder.losses): return
-        self.recorder.losses[self.fetched:] = torch.stack(self.recorder.losses[self.fetched:]).tolist()
+        self.recorder.losses[self.fetched:] = combined(torch.stack(self.recorder.losses[self.fetched:]), 'mean').tolist()
         self.fetched = len(self.recorder.losses)
 
 # %% ../nbs/04_callbacks.ipynb #f2604d8a
@@ -198,7 +203,7 @@ class _WeightedCrossEntropy(nn.Module):
         weights = shares.sum(1)
         smoothed = torch.lerp(shares, weights[:, None]/n_classes, self.label_smoothing)
         losses = F.cross_entropy(pred, smoothed, reduction='none')
-        divisors = dict(mean=weights.sum(), batchmean=len(pred), sum=1)
+        divisors = dict(mean=weights.sum().clamp(min=1e-12), batchmean=len(pred), sum=1)
         return losses if self.reduction == 'none' else losses.sum()/divisors[self.reduction]
 
 class WeightedCrossEntropy(CrossEntropyLossFlat):
@@ -333,7 +338,7 @@ class StopOnNonFiniteLoss(Callback):
     def after_loss(self):
         if not self.training: return
         if _works_behind(device_of(self.dls)): return self._note()
-        loss = self.loss.item()
+        loss = combined(self.loss, 'mean').item() # so that all processes stop
         if not isfinite(loss): raise self._error(f'loss became {loss} in', self.epoch, self._lr(), self.iter)
 
     def after_train(self):
@@ -365,7 +370,7 @@ class StopOnNonFiniteLoss(Callback):
         if self.train_iter % self.every == self.every - 1: self._look()
 
     def _look(self):
-        n = self.first.item()
+        n = combined(self.first, 'min').item()
         if not isfinite(n): return
         epoch,batch = divmod(int(n), self.n_iter)
         lr = self.recorder.lrs[int(n)] if int(n) < len(self.recorder.lrs) else self._lr()
@@ -398,9 +403,13 @@ class HistoryWriter(Callback):
         counts = self.trained if self.training else self.validated
         counts.index_add_(1, targ, torch.stack((right, torch.ones_like(right))).to(counts.dtype))
 
+    def after_train(self): self.trained = combined(self.trained)
+    def after_validate(self): self.validated = combined(self.validated)
+
     def after_epoch(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.epochs += 1
+        if process_rank(): return # the first process writes
         train_loss,valid_loss,accuracy,*_ = [f'{v:.6f}' for v in self.recorder.values[-1]] + ['', ''] # if validation was canceled
         train_accuracy = _share(*self.trained.sum(1).tolist())
         lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
@@ -410,3 +419,77 @@ class HistoryWriter(Callback):
         if self.validated is None: return
         recalls = [_share(right, n) for right,n in zip(*self.validated.tolist())]
         self.target.add_recalls(self.stage, self.epochs, dict(zip(self.dls.vocab, recalls)))
+
+# %% ../nbs/04_callbacks.ipynb #2bc19d97
+class SharedTraining(Callback):
+    "Compute a process' share of each batch, and average the gradients over all processes"
+    order = 11 # like fastai's `DistributedTrainer`: with loss and metrics as they are, before they are used
+    engine = None
+
+    def __init__(self,
+        sync_bn:bool=True, # BatchNorm's statistics are of the whole batch, not of a share
+    ):
+        self.sync_bn = sync_bn
+        self.blocks = ExitStack() # of a fit
+
+    def before_fit(self):
+        for dl in self.dls.loaders: _check_divisible(dl)
+        for i,dl in enumerate(self.dls.loaders):
+            dl.rng.setstate(from_first(dl.rng.getstate()))
+            self.blocks.enter_context(dl.dividing(process_rank(), n_processes(), pad=i == 0))
+        if self.sync_bn: self.blocks.enter_context(synchronized(self.learn.model))
+
+    def before_batch(self):
+        if not self.training: return
+        if not self.engine: # frozen parameters are known by now, and weights restored
+            on = [device_of(self.dls)] if _works_behind(device_of(self.dls)) else None
+            self.engine = DistributedDataParallel(self.learn.model, device_ids=on)
+        self.learn.model = self.engine
+
+    def after_pred(self): self._unwrap()
+    def after_cancel_batch(self): self._unwrap()
+    def _unwrap(self):
+        if self.learn.model is self.engine: self.learn.model = self.engine.module
+
+    def after_loss(self):
+        if not self.training: return
+        factor = self._factor()
+        self.learn.loss,self.learn.loss_grad = self.loss*factor,self.loss_grad*factor
+
+    def _factor(self): # of a mean over the share, so that the mean over processes is that over the batch
+        mine,n = self.dl.share(self.iter)
+        if isinstance(self.loss_func, WeightedCrossEntropy) and self.loss_func.func.reduction == 'mean':
+            mine = self.loss_func.func.weight[self.y].sum()*(mine > 0)
+            n = combined(mine)
+        return n_processes()*mine/n
+
+    def after_train(self):
+        loss = self.recorder.smooth_loss
+        loss.val = combined(loss.val.to(_meeting_place()), 'mean').to(loss.val)
+
+    def after_validate(self):
+        for metric in (self.recorder.loss, *self.learn.metrics): _combine(metric)
+
+    def after_fit(self): self.leave()
+
+    def leave(self)->None:
+        "Undo what `before_fit` did; after an error too"
+        self._unwrap()
+        self.blocks.close()
+        self.engine = None
+
+def _check_divisible(dl):
+    if isinstance(dl, ShuffleDL): return
+    raise TypeError(f'Several processes cannot share the batches of a {type(dl).__name__}. Use the loaders of cifar10_dataloaders, '
+                    'or make yours with dl_type=ShuffleDL (see caching).')
+
+def _combine(metric):
+    "Make a metric of the images of all processes out of one of their shares"
+    if isinstance(metric, (AvgLoss, AvgMetric)):
+        total = combined(torch.tensor([float(metric.total), metric.count], dtype=torch.float64, device=_meeting_place()))
+        metric.total,metric.count = total[0].cpu(),int(total[1])
+    elif isinstance(metric, AccumMetric):
+        metric.preds,metric.targs = ([t for part in gathered(parts) for t in part] for parts in (metric.preds, metric.targs))
+
+def _meeting_place(): return 'cuda' if distributed.get_backend() == 'nccl' else 'cpu'
+

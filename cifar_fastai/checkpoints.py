@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .caching import Features
 from .data import device_of, random_tfms
 from .errors import error_line
+from .processes import process_rank
 from .runs import Run
 
 # %% ../nbs/04_checkpoints.ipynb #3f47631e
@@ -287,6 +288,7 @@ class Checkpoints(Callback):
         batch:int, # batches of this epoch that were trained on
     )->None:
         "Write a checkpoint; if that fails, warn and go on"
+        if process_rank(): return # the first process writes for all
         started = time.perf_counter()
         tensors = {}
         place = dict(recipe=self.target.choices, stage=self.stage, epoch=self.epoch, batch=batch, epochs=self.history_writer.epochs,

@@ -47,8 +47,11 @@ def _fail(e):
     "Say what went wrong, and return the exit code"
     if os.environ.get('CIFAR_FASTAI_DEBUG', '0') not in ('', '0'): sys.excepthook(type(e), e, e.__traceback__)
     text,code = describe_error(e)
-    print(text if code in _stopped else f'Error: {text}', file=sys.stderr)
-    return code
+    if _is_first(): print(text if code in _stopped else f'Error: {text}', file=sys.stderr)
+    elif code not in (2, *_stopped): print(f'Error in process {int(os.environ["RANK"]) + 1}: {text}', file=sys.stderr)
+    return code # 2 is a user's error, which the first process tells
+
+def _is_first(): return os.environ.get('RANK', '0') == '0' # of the processes that `torchrun` started
 
 # %% ../nbs/10_cli.ipynb #28f4b151
 _UsageError,_ClickException = typer.BadParameter.__mro__[1:3]  # typer has no public names for them
@@ -92,7 +95,7 @@ def _own_warnings_only():
     "Show what this package warns about, in one line, and hide the rest"
     shown = set()
     def show(message, category, filename, lineno, file=None, line=None):
-        if str(message) not in shown: print(f'Warning: {message}', file=sys.stderr)
+        if str(message) not in shown and _is_first(): print(f'Warning: {message}', file=sys.stderr)
         shown.add(str(message))
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')
     with warnings.catch_warnings():
@@ -147,6 +150,7 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # file names need not be text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     _let_threads_sleep()
+    if not _is_first(): sys.stdout = open(os.devnull, 'w')
     with _own_warnings_only(): return _run([_at_home(a) for a in (sys.argv[1:] if args is None else args)])
 
 # %% ../nbs/10_cli.ipynb #ed3039a5
@@ -473,18 +477,23 @@ def _data_to_split(source): # -> its folder
                        'training folder. Leave out --valid, or move that folder out of the data set.', 2)
 
 # %% ../nbs/10_cli.ipynb #a58cf6f7
-def _resume(run, given, data, workers, device, force, minutes, test, report):
-    "Train a run that was stopped to its end"
-    if given:
-        names = ', '.join('--' + name.replace('_', '-') for name in given)
-        raise CommandError(f'--resume takes the settings of the run: leave out {names}.', 2)
+def _check_free(given):
+    "Refuse options that a run which is resumed has already"
+    if not given: return
+    names = ', '.join('--' + name.replace('_', '-') for name in given)
+    raise CommandError(f'--resume takes the settings of the run: leave out {names}.', 2)
+
+def _train(test, changed, report, **options):
+    "Train with the options of `train`, evaluate and report; of several processes, only the first one does more than train"
     with loading(): from cifar_fastai.training import train
-    _check_device(device)
+    _check_device(options['device'])
+    if not _is_first():
+        train(**options)
+        return
     with follow_training() as progress:
-        learn = train(source=data, num_workers=workers, device=device, cbs=[progress.callback()], resume=run, force=force,
-                      checkpoint_minutes=minutes)
+        learn = train(cbs=[progress.callback()], **options)
         progress.stop()
-        _finish(learn, test, _changed(learn), report)
+        _finish(learn, test, _changed(learn) if changed is None else changed, report)
 
 def _changed(learn): # -> texts
     "How a run differs from the recipe of its name"
@@ -541,6 +550,8 @@ def train_command(
         '--force', help='With --resume: go on also if the recipe, the data or a package changed.')]=False,
     checkpoint_minutes:Annotated[float, typer.Option(
         metavar='N', min=0, help='Minutes between checkpoints within an epoch; there are others between epochs.')]=10,
+    sync_bn:Annotated[bool, typer.Option(
+        '--sync-bn/--no-sync-bn', help="With several processes: take BatchNorm's statistics from the whole batch, or from each process' share of it.")]=True,
 )->None:
     """Train a network with a recipe, and write a run folder.
 
@@ -549,7 +560,9 @@ def train_command(
     if resume is not None:
         given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,
                      image_size=image_size, valid=valid, limit=limit)
-        return _resume(resume, [name for name,value in given.items() if value], data, workers, device, force, checkpoint_minutes, test, report)
+        _check_free([name for name,value in given.items() if value])
+        return _train(test, None, report, resume=resume, force=force, source=data, num_workers=workers, device=device,
+                      checkpoint_minutes=checkpoint_minutes, sync_bn=sync_bn)
     if force: raise CommandError('--force is for --resume only.', 2)
     options = dict(epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights, image_size=image_size,
                    valid=int(valid) if valid is not None and valid.is_integer() else valid)
@@ -557,12 +570,8 @@ def train_command(
     chosen = _find_recipe(recipe, changes)
     if valid is not None: data = _data_to_split(data)
     changed = [*changes] if limit is None else [*changes, 'limit']
-    with loading(): from cifar_fastai.training import train
-    _check_device(device)
-    with follow_training() as progress:
-        learn = train(chosen, seed, data, out, limit, workers, device, cbs=[progress.callback()], checkpoint_minutes=checkpoint_minutes)
-        progress.stop()
-        _finish(learn, test, [f'--{name.replace("_", "-")}' for name in changed], report)
+    _train(test, [f'--{name.replace("_", "-")}' for name in changed], report, recipe=chosen, seed=seed, source=data, run_dir=out, limit=limit,
+           num_workers=workers, device=device, checkpoint_minutes=checkpoint_minutes, sync_bn=sync_bn)
 
 # %% ../nbs/10_cli.ipynb #5f57f322
 def _state(run): # -> facts

@@ -16,6 +16,7 @@ import hashlib
 import operator
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -264,7 +265,7 @@ class ImageCache(ItemCache):
         size:tuple[int, int], # height and width in pixels that they are resized to
         numbers:Mapping[str, int], # class -> index
         root:Path|None=None, # see `class_of`
-        **kwargs, # `file` and `about`, see `ItemCache`
+        **kwargs, # `file`, `about` and `on_disk`, see `ItemCache`
     ):
         super().__init__(len(files), **kwargs)
         self.files = list(files)
@@ -307,15 +308,16 @@ class ImageCaches(dict):
         size:tuple[int, int], # as in `ImageCache`
         numbers:Mapping[str, int], # as in `ImageCache`
         whole:bool=True, # cache all images of a folder, even those that are not in use
+        on_disk:bool=False, # they do not fit into memory, see `ItemCache`
     ):
         super().__init__()
         self.path = path.absolute()
         self.how = image,size,dict(numbers)
-        self.whole = whole
+        self.whole,self.on_disk = whole,on_disk
 
     def __missing__(self, folder):
         files = image_files(self.path/folder) if folder and self.whole and (self.path/folder).is_dir() else []
-        kept = self._file(folder, files) if len(files) >= _worth_keeping else {}
+        kept = self._file(folder, files) if files and (self.on_disk or len(files) >= _worth_keeping) else {}
         self[folder] = ImageCache(files, *self.how, self.path, **kept)
         return self[folder]
 
@@ -324,7 +326,7 @@ class ImageCaches(dict):
         place = hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]
         name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
         state = _state(files, self.path, 'plain_image with bit depths', image.__name__, size, numbers)
-        return dict(file=cache_folder()/'decoded'/name, about=state)
+        return dict(file=cache_folder()/'decoded'/name, about=state, on_disk=self.on_disk)
 
     def give(self,
         dataset, # fastai `Datasets` of image files
@@ -372,11 +374,17 @@ def _room():
     except (AttributeError, ValueError, OSError): machine = float('inf')  # Windows does not say
     return memory_share*min(machine, _group_limit())
 
-def _check_room(n_bytes):
-    if n_bytes > _room():
-        raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
-                         f"{_room()/2**30:.1f} GiB ({memory_share:.0%} of this machine's memory, or of what its container may use). "
-                         'Use in_memory=False, or limit=... to use fewer images.')
+def _only_on_disk(n_bytes, whole): # `whole` folders are cached in files
+    "Whether decoded images fit on disk, but not into memory; an error if they fit nowhere"
+    if n_bytes <= _room(): return False
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if whole and n_bytes < free: return True
+    raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
+                     f"{_room()/2**30:.1f} GiB ({memory_share:.0%} of this machine's memory, or of what its container may use), "
+                     f'and {free/2**30:.1f} GiB of disk space are free in {folder}. '
+                     'Use in_memory=False, or limit=... to use fewer images.')
 
 def reading_size(
     size:tuple[int, int]|None, # height and width of all images; None: they differ
@@ -410,7 +418,7 @@ def cifar10_dataloaders(
     gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only this many training images, the same fraction of each class
     drop_last:bool=True, # leave out the last batch of an epoch if it is not full; one of a single image always, for BatchNorm
-    in_memory:bool|None=None, # read each image once and cache it; None: only if `num_workers` is None and they need less than 1 GiB
+    in_memory:bool|None=None, # read each image once and cache it, on disk if memory is too small; None: only if `num_workers` is None and they need less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"
     bs = _positive('bs', bs)
@@ -421,7 +429,8 @@ def cifar10_dataloaders(
     item_size = reading_size(info.size, image_size)
     n_bytes = _n_bytes(info, item_size, limit, gray)
     if in_memory is None: in_memory = num_workers is None and n_bytes < min(small_in_memory, _room())
-    if in_memory: _check_room(n_bytes)
+    whole = limit is None or _n_bytes(info, item_size, None, gray) < small_in_memory
+    on_disk = in_memory and _only_on_disk(n_bytes, whole)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
@@ -429,8 +438,7 @@ def cifar10_dataloaders(
     n = len(dls.train_ds)
     dls.train.drop_last = n >= bs and (drop_last or n % bs == 1)
     if in_memory:
-        whole = limit is None or _n_bytes(info, item_size, None, gray) < small_in_memory
-        caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole)
+        caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole, on_disk)
         for d in (dls.train_ds, dls.valid_ds): caches.give(d)
     dls.data_info = info
     return dls

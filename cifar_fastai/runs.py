@@ -225,7 +225,7 @@ def _are_dicts(value): return isinstance(value, list) and len(value) > 0 and all
 _of_run = dict(status=(_is_text, 'text'), seed=(_is_whole, 'a whole number'), data=(_is_dict, 'an object'),
                epochs=(_is_whole, 'a whole number'), seconds=(_is_number, 'a number'), cpu_seconds=(_is_number, 'a number'),
                checksums=(_is_dict, 'an object'), versions=(_is_dict, 'an object'), hardware=(_is_dict, 'an object'),
-               device=(_is_text, 'text'), error=(_is_text, 'text'), callbacks=(_is_texts, 'a list of text'),
+               device=(_is_text, 'text'), processes=(_is_whole, 'a whole number'), error=(_is_text, 'text'), callbacks=(_is_texts, 'a list of text'),
                parameters=(lambda value: _is_dict(value) and all(map(_is_whole, value.values())), 'whole numbers'),
                resumed=(lambda value: _are_dicts(value) and all(_is_dict(v.get('versions', {})) for v in value), 'a list of objects, and not empty'))
 _of_data = dict(variant=(_is_text, 'text'), path=(_is_text, 'text'), valid_digest=(_is_text, 'text'), classes=(_is_texts, 'a list of text'),

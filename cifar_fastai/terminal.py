@@ -200,6 +200,7 @@ def _header(learn, seconds): # -> one line
     at_most = 'at most ' if any(s.early_stopping for s in recipe.stages) else ''
     images = f'{data["n_train"]:,} training, {data["n_valid"]:,} validation images'
     if data.get('valid_folder'): images += f' of {data["valid_folder"]}/'
+    if run.get('processes', 1) > 1: processor += f', {run["processes"]} processes'
     return (f'{recipe.name} on {data["variant"]} ({images}), {run["device"]} ({processor}): '
             f'{at_most}{counted(recipe.epochs, "epoch")}, {_roughly(seconds)}')
 

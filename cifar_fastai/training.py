@@ -25,7 +25,7 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelEpochException, event
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.progress import CSVLogger, ShowGraphCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.callback.schedule import Learner
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
@@ -36,6 +36,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed, to_device
+from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import nn
 
@@ -43,7 +44,7 @@ from .augmentation import augmentation
 from .callbacks import (
     AlternatingFlips, BFloat16OnCPU, CompileModel, HistoryWriter, KeepBest, KeepInitial, L2Penalty, Lookahead,
     LowerLROnPlateau, MixedPrecisionOnCUDA, PenalizedLoss, PlainLosses, PlainTensors, ProgressiveResizing,
-    StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
+    SharedTraining, StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
 from .checkpoints import Checkpoints
 from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
 from .errors import deferring_signals
@@ -51,6 +52,8 @@ from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parame
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
+from .processes import (
+    ProcessLostError, differ_by_rank, first_one_first, from_first, is_first_process, is_lost, join_processes, n_processes, process_rank)
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, create_run_dir, versions
 from .sources import split_of_folder, split_path
@@ -216,6 +219,7 @@ class QuickLearner(Learner):
         self.n_iter = len(self.dl)
         batches = enumerate(self.dl)
         if _has_checkpoints(self) and self.training: batches = self.checkpoints.pass_over(batches)
+        if process_rank() and self.training: differ_by_rank(self.dl.rng.getstate()) # which is the same in all, and another in each epoch
         for o in batches: self.one_batch(*o)
 
     def create_opt(self):
@@ -228,6 +232,21 @@ class QuickLearner(Learner):
         for cb in self.cbs.sorted('order'):
             if event_name == 'before_fit' and isinstance(cb, TrackerCallback): _check_monitor(cb)
             if event_name == 'after_fit' or _listens(cb, event_name): cb(event_name)
+
+    def to_distributed(self, sync_bn=True):
+        "Train together with other processes, as in fastai's `distrib_ctx`"
+        join_processes(device_of(self.dls).type)
+        self.add_cb(SharedTraining(sync_bn))
+        if process_rank():
+            self.remove_cb(ProgressCallback)
+            self.logger = noop
+        return self
+
+    def detach_distributed(self):
+        if hasattr(self, 'shared_training'):
+            self.shared_training.leave()
+            self.remove_cb(SharedTraining)
+        return self
 
 def _has_checkpoints(learn): return isinstance(vars(learn).get('checkpoints'), Checkpoints) and learn.checkpoints.run
 
@@ -461,19 +480,31 @@ def train(
     resume:str|Path|None=None, # run folder of a training that was stopped, to go on with; it has the recipe, seed and limit
     force:bool=False, # resume also if the recipe, the data or a package changed
     checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
+    sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process' share
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
     "Train a network with `recipe` and write a run folder, or go on with one; the test images are not read"
     _check_logs(cbs or [])
+    join_processes(device)
     if resume is not None:
         if (recipe, seed, run_dir, limit) != (None, 0, None, None):
             raise ValueError('resume goes on with the recipe, seed and limit of the run, in its folder: leave out recipe, seed, run_dir and limit.')
-        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes)
+        return _resume(Run.open(resume, check=not force), source, num_workers, device, cbs, force, checkpoint_minutes, sync_bn)
     if recipe is None: raise ValueError('Name a recipe, or a run folder to resume.')
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     learn = _prepare(recipe, seed, source, cbs, None, limit=limit, num_workers=num_workers, device=device)
-    if run_dir is None: run_dir = create_run_dir(recipe, seed)
-    run = Run.create(run_dir, recipe, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs)))
-    with run.alone(): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes))
+    run = _create_run(learn, run_dir, _describe_run(learn, seed, limit) | dict(callbacks=_callback_names(cbs)) | _together(sync_bn))
+    with _alone(run): return _train(learn, run, Checkpoints(run, learn.model, checkpoint_minutes), sync_bn)
+
+def _together(sync_bn): return dict(processes=n_processes(), sync_bn=sync_bn) if n_processes() > 1 else {}
+
+def _create_run(learn, folder, info):
+    "Create the run folder; the first process does, and the others learn its name"
+    if is_first_process():
+        if folder is None: folder = create_run_dir(learn.recipe, info['seed'])
+        Run.create(folder, learn.recipe, info)
+    return Run(from_first(folder))
+
+def _alone(run): return run.alone() if is_first_process() else nullcontext()
 
 def _callback_names(cbs): # of those that may change the training, not of those that show progress
     names = [type(cb).__name__ for cb in cbs or [] if type(cb) is not Callback]
@@ -481,26 +512,53 @@ def _callback_names(cbs): # of those that may change the training, not of those 
 
 def _prepare(recipe, seed, source, cbs, model, **kwargs):
     "The data and a learner, as they are before the first epoch"
+    if recipe.bs % n_processes():
+        raise ValueError(f'The batch size {recipe.bs} cannot be divided equally among {n_processes()} processes. '
+                         f'Use a multiple of {n_processes()} (--bs), or another number of processes.')
     set_seed(seed)
-    dls = _dataloaders(recipe, source, seed, **kwargs)
+    with first_one_first():
+        dls = _dataloaders(recipe, source, seed, **kwargs)
+        if n_processes() > 1: _share_caches(dls)
     return create_learner(recipe, dls, cbs=[StopOnNonFiniteLoss(), *(cbs or [])], model=model)
 
-def _train(learn, run, checkpoints):
+def _share_caches(dls):
+    "Let the processes of a machine share the memory of decoded images"
+    caches = [vars(ds).get('cache') for ds in (dls.train_ds, dls.valid_ds)]
+    for cache in dict.fromkeys(caches):
+        if cache: cache.share()
+
+def _train(learn, run, checkpoints, sync_bn):
     "Train through the stages, from the checkpoint on if there is one"
     learn.run_dir = learn.path = run.folder
-    with run.training(learn.model):
+    writes = is_first_process()
+    with run.training(learn.model) if writes else nullcontext(), _with_others(learn, sync_bn):
         with learn.added_cbs([HistoryWriter(run), checkpoints]): _fit_stages(learn, checkpoints)
-        run.save_weights(learn.model)
-        run.add_metrics('valid', _validate(learn))
-    run.remove_checkpoints()
+        if writes: run.save_weights(learn.model)
+        figures = _validate(learn)
+        if writes: run.add_metrics('valid', figures)
+    if writes: run.remove_checkpoints()
     _set_record(learn, checkpoints.records)
     if checkpoints.stop: raise checkpoints.stop # it came in the last validation
     return learn
 
+@contextmanager
+def _with_others(learn, sync_bn):
+    "Train together with the other processes, if there are any; when one of them ends, the first one says so"
+    if n_processes() == 1: return (yield)
+    try:
+        learn.to_distributed(sync_bn)
+        yield
+    except RuntimeError as e:
+        if not is_lost(e): raise
+        if not is_first_process(): raise SystemExit(1) from None
+        raise ProcessLostError('Another process of this training ended, so this one had to stop') from e
+    finally: learn.detach_distributed()
+
 def _fit_stages(learn, checkpoints):
     first = checkpoints.stage
+    wait = checkpoints.stop_later if is_first_process() else lambda e: True # the others end when the first one has
     try:
-        with deferring_signals(checkpoints.stop_later):
+        with deferring_signals(wait):
             for n,stage in enumerate(learn.recipe.stages, 1):
                 if n >= first:
                     learn.history_writer.stage = checkpoints.stage = n
@@ -597,7 +655,7 @@ def _dataloaders_of(run, recipe, info, source, **kwargs):
     return dls
 
 # %% ../nbs/05_training.ipynb #980baf4e
-def _changes(run, learn, choices): # -> texts; `choices` are those of the recipe when the checkpoint was written
+def _changes(run, learn, choices, together): # -> texts; `choices` are those of the recipe when the checkpoint was written
     "What is not as it was when a run was stopped"
     info,here = run.info,run.choices
     pairs = [(f"the recipe's {name}", before, now) for name,before,now in _differences(choices, here)]
@@ -605,6 +663,7 @@ def _changes(run, learn, choices): # -> texts; `choices` are those of the recipe
     pairs += [(f'{name} of the data', data.get(name), found[name]) for name in ('fingerprint', 'classes', 'n_train', 'n_valid', 'valid_digest')]
     last = info.get('resumed', [info])[-1].get('versions', {})
     pairs += [(name, last.get(name), version) for name,version in versions().items()]
+    if 'sync_bn' in together: pairs.append(('sync_bn', info.get('sync_bn', together['sync_bn']), together['sync_bn']))
     return [f'{name} was {before!r} and is {now!r}' for name,before,now in pairs if before != now]
 
 def _differences(before, now, name=''): # -> the innermost values that differ: (their place, before, now)
@@ -620,8 +679,8 @@ def _check_callbacks(run, info, cbs):
     if not missing: return
     warnings.warn(f'{run.folder} was begun with cbs=[{", ".join(missing.elements())}], which are not passed now, so it may end differently.')
 
-def _check_unchanged(run, learn, choices, force):
-    changes = _changes(run, learn, choices)
+def _check_unchanged(run, learn, choices, together, force):
+    changes = _changes(run, learn, choices, together)
     if not changes: return
     text = f'{run.folder} would not end as it would have without the stop: {"; ".join(changes)}.'
     path = run.info['data']['path']
@@ -634,10 +693,10 @@ def _check_unfinished(run):
     run.remove_checkpoints() # of a process that was killed right at its end
     raise ValueError(f'{run.folder} is finished, so there is nothing to resume.')
 
-def _resume(run, source, num_workers, device, cbs, force, minutes):
+def _resume(run, source, num_workers, device, cbs, force, minutes, sync_bn):
     "Train a run that was stopped to its end"
     _check_unfinished(run)
-    with run.alone():
+    with _alone(run):
         _check_unfinished(run) # by another process, meanwhile
         info,recipe = _complete_info(run),run.recipe
         _check_callbacks(run, info, cbs)
@@ -647,6 +706,6 @@ def _resume(run, source, num_workers, device, cbs, force, minutes):
         model = build_model(recipe, len(data['classes']), data['channels'], pretrained=False) if found else None
         learn = _prepare(recipe, info['seed'], source or _source_of(run, data), cbs, model, limit=data['limit'],
                          num_workers=num_workers, device=device)
-        _check_unchanged(run, learn, state['recipe'], force)
-        run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
-        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found))
+        _check_unchanged(run, learn, state['recipe'], _together(sync_bn), force)
+        if is_first_process(): run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
+        return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found), sync_bn)

@@ -7,9 +7,9 @@ from string import Template
 modules = {  # part of the reference: modules
     'Data': 'data sources augmentation images caching synthetic archives limits',
     'Models and recipes': 'models recipes weights optimizers registry',
-    'Training': 'training finetuning callbacks checkpoints runs experiments tuning summaries',
+    'Training': 'training finetuning callbacks checkpoints runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
-    'Use': 'cli inference all',
+    'Use': 'cli main inference all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 
 words = {  # heading: what readers type who look for what is below it; the more alike, the higher it comes

@@ -29,6 +29,7 @@ import interpretation
 import loaders
 import near_copies
 import plain_fastai
+import processes
 import record_run
 import reproduce
 import scaling
@@ -255,6 +256,12 @@ def test_checkpoints_are_timed(practice, monkeypatch, tmp_path):
     monkeypatch.setattr(training, 'Checkpoints', training.Checkpoints)  # which the script replaces
     row, = run_benchmark(checkpoints, monkeypatch, tmp_path, 'small_cnn', '--epochs', '2', '--data', str(practice))
     assert int(row['checkpoints']) == 1 and 0 < float(row['share']) < 1 and 0 < float(row['weights_mib']) < float(row['checkpoint_mib'])
+
+@pytest.mark.slow
+def test_processes_are_compared(practice, monkeypatch, tmp_path):
+    row, = run_benchmark(processes, monkeypatch, tmp_path, 'tiny_cnn', '--data', str(practice), '--bs', '16', '--steps', '2', '--processes', '2', '--device', 'cpu')
+    assert (row['recipe'], row['bs'], row['processes'], row['device']) == ('tiny_cnn', '16', '2', 'cpu') and 0 < float(row['gradient_mib']) < 10
+    assert float(row['ratio']) == pytest.approx(float(row['all_images_per_second'])/float(row['one_images_per_second']), abs=.01)
 
 @pytest.mark.slow
 def test_sizes_are_compared(practice, monkeypatch, tmp_path):

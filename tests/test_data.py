@@ -574,4 +574,29 @@ def test_the_memory_of_a_container_is_a_limit(tmp_path, monkeypatch, files, want
     assert data._group_limit(tmp_path) == want
     monkeypatch.setattr(data, '_group_limit', lambda: 3000)
     assert data._room() == 2400
-    with pytest.raises(ValueError, match='container'): data._check_room(2401)
+    monkeypatch.setattr(data.shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(9000, 6000, 3000))
+    assert [data._only_on_disk(n, whole) for n,whole in ((2400, True), (2400, False), (2401, True))] == [False, False, True]
+    for n,whole in ((2401, False), (3000, True)):
+        with pytest.raises(ValueError, match=r'container.* GiB of disk space are free in .*Use in_memory=False'): data._only_on_disk(n, whole)
+
+
+def test_images_that_memory_does_not_hold_are_cached_on_disk(practice, tmp_path, monkeypatch):
+    "The same batches; and the file is one for the next run"
+    def batch(**kwargs):
+        set_seed(0)
+        dls = data.cifar10_dataloaders(practice, bs=20, augment='none', device='cpu', **kwargs)
+        return dls.train_ds.cache,[b for b in dls.train]
+    _,whole = batch()
+    monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
+    monkeypatch.setattr(data, '_room', lambda: 1000)
+    kept = None
+    for _ in range(2):
+        cache,found = batch(in_memory=True)
+        assert all(a.equal(b) for x,y in zip(whole, found, strict=True) for a,b in zip(x, y)) and cache.on_disk and not cache.left
+        file, = tmp_path.rglob('*.safetensors')
+        kept = kept or cache.file.stat().st_mtime_ns
+        assert file == cache.file and cache.file.stat().st_mtime_ns == kept and not list(tmp_path.rglob('*.part'))
+    monkeypatch.setattr(data, '_room', lambda: 10**9)
+    monkeypatch.setattr(data, '_worth_keeping', 100)
+    cache,_ = batch()
+    assert not cache.on_disk and cache.file.stat().st_mtime_ns == kept

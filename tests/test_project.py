@@ -75,7 +75,7 @@ class Cell:
 notebooks = [Notebook(o) for o in sorted(sources(root)) if o.endswith('.ipynb')]
 of_modules = [o for o in notebooks if o.module]
 layers = {o.module: o.layer for o in of_modules}
-modules = sorted(o for o in sources(root) if o.endswith('.py') and not Path(o).name.startswith('_'))
+modules = sorted(o for o in sources(root) if o.endswith('.py') and Path(o).stem not in ('__init__', '_modidx'))
 
 
 def form_problems(nb):
