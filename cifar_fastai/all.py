@@ -15,15 +15,14 @@ __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_aug
            'features', 'grad_cam', 'list_corruptions', 'plot_embedding', 'plot_grad_cam', 'plot_robustness',
            'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes', 'register_recipe',
            'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates', 'test_files',
-           'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights', 'list_backbones',
-           'load_weights']
+           'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'open_study', 'plot_tuning', 'tune',
+           'find_weights', 'list_backbones', 'load_weights']
 
 # %% ../nbs/10_all.ipynb #749422e9
 from .augmentation import augmentation, list_augmentations
 from .data import cifar10_dataloaders, set_augmentation
 from .evaluation import Comparison, Evaluation, compare, evaluate, list_tta, load_evaluation
-from .experiments import (
-    diff_runs, out_of_fold, plot_accuracies, plot_learning_curves, read_runs, run_grid, summarize)
+from .experiments import out_of_fold, run_grid
 from .finetuning import freeze_to
 from .inference import Classifier, load_classifier, save_classifier
 from cifar_fastai.interpretation import (
@@ -37,7 +36,9 @@ from .recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_rec
 from .report import write_report
 from .runs import Run, list_runs
 from .sources import describe_data, find_data, find_duplicates, test_files, train_files
+from .summaries import diff_runs, plot_accuracies, plot_learning_curves, read_runs, summarize
 from .training import create_learner, fit_stage, load_run, train
+from .tuning import open_study, plot_tuning, tune
 from .weights import find_weights, list_backbones, load_weights
 
 # %% ../nbs/10_all.ipynb #76c62bd3
@@ -52,5 +53,5 @@ _all_ = [
     'register_model', 'corrupt', 'embed', 'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
     'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe',
     'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
-    'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'find_weights',
-    'list_backbones', 'load_weights']
+    'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'open_study', 'plot_tuning', 'tune',
+    'find_weights', 'list_backbones', 'load_weights']

@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
-           'Split', 'evaluate_command', 'report_command', 'predict_command', 'course_command']
+           'Sampler', 'tune_command', 'Split', 'evaluate_command', 'report_command', 'predict_command',
+           'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import json
@@ -605,7 +606,8 @@ def runs_command(
 )->None:
     """List runs: their status, accuracy, and how to go on.
 
-    A run is `finished`, `training` now, `interrupted` by you or the system, `failed` with an error, or was `killed`."""
+    A run is `finished`, `training` now, `interrupted` by you or the system, `pruned` by tune, `failed` with an error,
+    or was `killed`."""
     with loading(): from cifar_fastai.runs import list_runs
     if not folder.is_dir(): raise CommandError(f'There is no folder {folder}. `cifar-fastai train` writes runs to runs/.', 2)
     states = [_state(run) for run in list_runs(folder)]
@@ -616,6 +618,82 @@ def runs_command(
         if 'error' in facts: print(f'\n{facts["run"]}: {facts["error"]}')
     resumable = [facts['resume'] for facts in states if facts['resume']]
     if resumable: print('\nTo go on:', *resumable, sep='\n')
+
+# %% ../nbs/10_cli.ipynb #e8be19d2
+class Sampler(str, Enum):
+    "How the settings of a trial are chosen"
+    tpe,grid = 'tpe','grid'
+
+def _read_space(texts): # -> setting -> text
+    "Read `--space SETTING=VALUES`"
+    space = {}
+    for text in texts:
+        name,equals,values = text.partition('=')
+        if not (name.strip() and equals and values.strip()):
+            raise CommandError(f"--space {text}: it must be a setting and its values, such as 'lr=1e-3..1e-1 log' or optimizer=sgd,adamw.", 2)
+        if name.strip() in space: raise CommandError(f'--space: {name.strip()} was given twice. Give each setting once.', 2)
+        space[name.strip()] = values.strip()
+    return space
+
+def _print_search(found, space, out, storage):
+    "The best trials, where everything is, and the next command"
+    from cifar_fastai.tuning import open_study, plot_tuning
+    best = found.sort_values('valid_accuracy', ascending=False, kind='stable')[:10]
+    def cell(value): return f'{value:.4g}' if isinstance(value, float) else value
+    rows = [[Path(t['run']).name, *(cell(t[name]) for name in space), '' if t['valid_accuracy'] != t['valid_accuracy'] else f'{t["valid_accuracy"]:.2%}',
+             t['status']] for t in best.to_dict('records')]
+    print_table(['trial', *space, 'valid', 'status'], rows)
+    finished = int((found.status == 'finished').sum())
+    if not finished: raise CommandError(f'None of the {len(found)} trials was finished. {out/"results.csv"} says why.')
+    if finished > 1:
+        study = open_study(out, storage)
+        n = 2 + len({name for t in study.get_trials(deepcopy=False) for name in t.params})
+        _keep_picture(out/'tune.png', lambda axes: plot_tuning(study, axes), (4.4*n, 3.6), n)
+    print()
+    facts = {'best recipe': out/'best.json', 'table': out/'results.csv'} | ({'plots': out/'tune.png'} if finished > 1 else {})
+    print_facts(**facts, next=f'cifar-fastai train --recipe {shlex.quote(str(out/"best.json"))} --seed 1')
+    print('\nThe validation images chose these settings, so their accuracy is too optimistic. The test images were not read: '
+          'evaluate on them once, at the end, by hand.')
+
+# %% ../nbs/10_cli.ipynb #57d64448
+@app.command('tune', short_help='Search for better settings of a recipe.', epilog=_examples(
+    "cifar-fastai tune --space 'lr=1e-3..1e-1 log'                      # 20 trials of small_cnn",
+    "cifar-fastai tune --space 'lr=1e-3..1e-1 log' --space optimizer=muon,adamw --trials 40",
+    'cifar-fastai tune --space lr=.02,.04 --space bs=64,128 --sampler grid # all combinations',
+    'cifar-fastai train --recipe tune/best.json --seed 1                # the best, with another seed'))
+def tune_command(
+    space:Annotated[list[str], typer.Option(
+        metavar='SETTING=VALUES', help="A setting of the recipe (stage2.lr for one of several stages), and a range ('1e-4..1e-1 log', 5..20, "
+                                       "'64..512 step 64') or values (sgd,adamw). Repeat it for more settings.")],
+    recipe:Annotated[str, typer.Option(
+        metavar='NAME|FILE', help='Recipe, or a JSON file with one.', autocompletion=_recipes_like)]='small_cnn',
+    trials:Annotated[int|None, typer.Option(
+        metavar='N', min=1, help='Trials in all, with those of earlier calls. Default: 20; all combinations of a grid.')]=None,
+    out:Annotated[Path, typer.Option(
+        metavar='FOLDER', help='Folder of the study and its runs; an existing study is continued.')]=Path('tune'),
+    storage:Annotated[str|None, typer.Option(
+        metavar='URL', help='Database that workers on several machines share. Default: study.db in the folder.')]=None,
+    sampler:Annotated[Sampler, typer.Option(
+        metavar='NAME', help='tpe looks where good results were found before; grid tries all combinations.')]=Sampler.tpe,
+    prune:Annotated[bool, typer.Option(
+        '--prune/--no-prune', help='End trials early that are worse than the median of the others.')]=True,
+    seed:Annotated[int, typer.Option(metavar='N', min=0, help='Seed of each training, and of the search.')]=0,
+    limit:Annotated[int|None, typer.Option(
+        metavar='N', min=1, help='Train on only this many images, for a quick test.')]=None,
+    data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help)]=None,
+    workers:_Workers=None,
+    device:_Device=None,
+)->None:
+    """Search for better settings of a recipe: those with the highest accuracy on the validation images.
+
+    The same command again continues the search, or shares it: start it in several terminals. Each trial is a run folder.
+    The test images are not read."""
+    chosen = _find_recipe(recipe, {})
+    settings = _read_space(space)
+    with loading(): from cifar_fastai.tuning import tune
+    _check_device(device)
+    found = tune(chosen, settings, trials, out, storage, sampler.value, prune, seed, data, limit, workers, device)
+    _print_search(found, settings, out, storage)
 
 # %% ../nbs/10_cli.ipynb #1126bc79
 class Split(str, Enum):

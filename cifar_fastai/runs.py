@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .errors import Terminated, error_line, raising_terminated
+from .errors import Pruned, Terminated, error_line, raising_terminated
 from .files import atomic_file, file_digest, is_part, locked, read_json, write_json
 from .recipes import Recipe
 
@@ -249,7 +249,7 @@ def info(self:Run)->dict: # seed, data, device, versions, hardware, status, seco
     return _checked_info(read_json(self.info_file), self.info_file)
 
 @patch(as_prop=True)
-def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C, SIGTERM or SIGHUP) or 'failed'
+def status(self:Run)->str: # 'training', 'finished', 'interrupted' (by Ctrl-C, SIGTERM or SIGHUP), 'pruned' (by `tune`) or 'failed'
     "The status of the run; a run that was killed stays 'training'"
     try: return self.info['status']
     except KeyError: raise ValueError(f'{self.info_file} is damaged: it lacks status') from None
@@ -429,7 +429,8 @@ def training(self:Run,
             kept = self.weights_file.exists() or isinstance(e, WeightsElsewhereError)
             if not kept: self.save_weights(model)
         finally:
-            status = 'interrupted' if isinstance(e, (KeyboardInterrupt, Terminated)) else 'failed'
+            stopped = isinstance(e, (KeyboardInterrupt, Terminated))
+            status = 'interrupted' if stopped else 'pruned' if isinstance(e, Pruned) else 'failed'
             with suppress(OSError, ValueError): end(status, error=f'{type(e).__name__}: {e}')
         raise
 
@@ -449,6 +450,12 @@ def is_training(self:Run)->bool:
         with FileLock(self._lock).acquire(timeout=0): return False
     except Timeout: return True
     except OSError: return False # a copy on a read-only disk
+
+@patch
+def was_killed(self:Run)->bool:
+    "Tell whether the process that trained this run ended without a word"
+    try: return self.status == 'training' and not self.is_training()
+    except (OSError, ValueError): return False  # there is no run, or it is damaged
 
 # %% ../nbs/02_runs.ipynb #7e14a54f
 @patch

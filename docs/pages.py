@@ -7,7 +7,7 @@ from string import Template
 modules = {  # part of the reference: modules
     'Data': 'data sources augmentation images caching synthetic archives formats downloads limits',
     'Models and recipes': 'models recipes weights optimizers registry',
-    'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments',
+    'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
     'Use': 'cli main inference all',
     'Tools': 'course exercises grading plotting terminal files errors'}
@@ -27,7 +27,9 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'How do I fix an "out of memory" error?': 'out of memory; OOM; memory error',
     'What do I do if the loss is nan?': 'nan; loss is nan',
     'inference': 'export; export a model; save a model; deploy',
-    'experiments': 'grid search; hyperparameters; tuning; cross-validation'}
+    'experiments': 'grid search; hyperparameters; cross-validation',
+    'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
+    'How do I find good settings for my data?': 'hyperparameters; find a learning rate'}
 
 def findable(text):
     "Below a heading, the words by which the search finds it as well"

@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # processes are forked, which threads do not survive
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
-from cifar_fastai import course, data, evaluation, experiments, inference, report, sources, synthetic, training
+from cifar_fastai import course, data, evaluation, experiments, inference, report, sources, synthetic, training, tuning
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.runs import is_run
 from small_runs import kinds, small
@@ -40,6 +40,8 @@ def go_on(recipe, folder, practice):
             if 'is finished' not in str(e): raise
 
 def grid(folder, practice): experiments.run_grid(small, 2, folder/'grid', source=practice, limit=96)
+
+def search(folder, practice): tuning.tune(small, dict(lr='1e-3..1e-1 log'), 2, folder/'search', source=practice, limit=96)
 
 def practice_set(folder, practice): synthetic.make_synthetic(folder/'set', n_train=10, n_test=5)
 
@@ -60,9 +62,11 @@ def evaluated(folder, practice):
 
 def tutorials(folder, practice): course.copy_tutorials(folder/'course')
 
-writers = dict(grid=grid, synthetic=practice_set, archive=archive, cache=cache, classifier=classifier, evaluation=evaluated, course=tutorials)
+writers = dict(grid=grid, search=search, synthetic=practice_set, archive=archive, cache=cache, classifier=classifier, evaluation=evaluated, course=tutorials)
 jobs = {f'train {name}': partial(go_on, recipe) for name,(recipe,_) in kinds.items()} | writers
 
+
+tuning._beat = 1  # seconds, after which a worker that was killed is noticed
 
 # --- killing
 

@@ -36,6 +36,7 @@ import scaling
 import side_by_side
 import speedruns
 import steps
+import tune_lr
 import tutorials
 from cifar_fastai import recipes, training
 from cifar_fastai.data import cifar10_dataloaders
@@ -479,6 +480,17 @@ def test_few_images_have_a_row_a_seed_and_choices_none(practice, tmp_path, monke
     found = rows(tmp_path/'few_images.csv')
     assert [(r['images_a_class'], r['recipe'], r['seed'], r['n_train'], r['n_valid']) for r in found] == [('10', 'frozen', str(seed), '100', '50') for seed in (0, 1)]
     assert all(0 <= float(r['test_accuracy']) <= 1 and r['cpu'] for r in found)
+
+def test_a_search_for_a_learning_rate_has_a_row(practice, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    monkeypatch.setattr(tune_lr, 'get_recipe', lambda name: two_stages.change(name=name, stages=Stage(epochs=1, lr=1e-2)))
+    monkeypatch.setattr(sys, 'argv', ['tune_lr.py', 'quick', '--trials', '3', '--seeds', '2', '--data', str(practice), '--limit', '64', '--out', str(tmp_path/'out'), '--device', 'cpu'])
+    for _ in range(2): tune_lr.main()
+    row, = rows(tmp_path/'tune_lr.csv')
+    assert (row['recipe'], row['trials'], row['seeds'], row['own_lr']) == ('quick', '3', '2', '0.01') and .0025 <= float(row['best_lr']) <= .04
+    assert float(row['difference']) == pytest.approx(float(row['best_accuracy']) - float(row['own_accuracy']), abs=2e-5)
+    assert tune_lr.interval([.01, .02, .03])[1:] == pytest.approx((-.00484, .04484), abs=1e-4)
+    assert not list(tmp_path.glob('out/*/*/test*.npz'))
 
 def test_the_recipes_of_few_images_are_of_four_kinds():
     for n in 10, 25, 100, 500: assert [r.name for r in few_images.recipes(n)] == ['tiny_cnn from scratch', 'small_cnn from scratch', 'frozen', 'fine-tuned']

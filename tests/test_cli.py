@@ -38,7 +38,7 @@ from small_sets import picture
 from small_sets import tiny_set
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'runs', 'evaluate', 'report', 'predict', 'course']
+names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'evaluate', 'report', 'predict', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)
@@ -775,6 +775,38 @@ def test_a_reader_that_has_gone_does_not_end_training(recipe, practice, monkeypa
     with open(writer, 'w', buffering=1, closefd=False) as gone, redirect_stdout(gone): cli.main(['train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0'])
     os.close(writer)
     assert len(pd.read_csv('run/history.csv')) == 2 and read('run/run.json')['status'] == 'finished'
+
+# tune
+
+def tune(*args): return run('tune', '--workers', 0, *args)
+
+def test_tune(recipe, practice):
+    args = '--recipe', recipe, '--data', practice, '--space', 'lr=1e-3..1e-1 log', '--space', 'bs=16,32', '--limit', 60
+    result = tune(*args, '--trials', 3)
+    assert result.code == 0 and 'run 3 of 3, trial-002' in result.err, result.err
+    assert re.search(r'^trial +lr +bs +valid +status *$', result.out, re.M) and len(re.findall(r'^trial-00\d .*% +finished *$', result.out, re.M)) == 3
+    assert re.search(r'^next +cifar-fastai train --recipe tune/best.json --seed 1$', result.out, re.M)
+    assert 'The test images were not read: evaluate on them once, at the end, by hand.' in result.out and not list(Path('tune').glob('*/test*'))
+    assert {p.name for p in Path('tune').iterdir() if p.is_file()} == {'best.json', 'results.csv', 'study.db', 'tune.png'}
+    best = Recipe.from_json(Path('tune/best.json').read_text())
+    table = pd.read_csv('tune/results.csv')
+    assert best.name == 'tiny_tuned' and best.stages[0].lr == pytest.approx(table.lr[table.valid_accuracy.idxmax()])
+    assert '4 of' not in (again := tune(*args, '--trials', 4)).err and again.out.count('finished') == 4
+    assert run('runs', 'tune').out.count('finished') == 4
+    fails(tune(*args, '--seed', 1), 'tune holds a study with other settings: seed was 0 and is now 1. Choose another folder (--out).')
+
+@pytest.mark.parametrize('args, texts', [
+    ([], ["Missing option '--space'"]), (['--space', 'lr'], ['--space lr: it must be a setting and its values', 'lr=1e-3..1e-1 log']),
+    (['--space', '=1..2'], ['--space =1..2']), (['--space', 'lr=1..2', '--space', 'lr=2..3'], ['lr was given twice']),
+    (['--space', 'lrs=1..2'], ["Did you mean 'lr'?", 'Write a range']), (['--space', 'lr=1..2', '--sampler', 'random'], ['--sampler', 'random']),
+    (['--space', 'lr=1..2', '--sampler', 'grid'], ['A grid needs values']), (['--space', 'lr=1..2', '--trials', '0'], ['--trials']),
+    (['--space', 'lr=1..2', '--recipe', 'smal_cnn'], ["Did you mean 'small_cnn'"]), (['--space', 'lr=1..2', '--storage', 'x'], ['The storage cannot be opened']),
+    (['--recipe', 'resnet34_finetuned', '--space', 'lr=1..2'], ['3 stages, so lr is not clear', 'such as stage1.lr'])])
+def test_tune_mistakes(practice, args, texts): fails(tune(*args, '--data', practice), *texts)
+
+def test_tune_without_a_single_finished_trial(recipe, practice):
+    result = tune('--recipe', recipe, '--data', practice, '--space', 'bs=3,5', '--space', 'model=no_such', '--sampler', 'grid')
+    assert result.code == 1 and 'None of the 2 trials was finished. tune/results.csv says why.' in result.err and 'no_such' in result.err
 
 # evaluate
 

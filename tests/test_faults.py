@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.slow
 def test_killed_at_random_moments():
     script = Path(__file__).with_name('faults.py')
-    done = subprocess.run([sys.executable, script, '--kills', '10', '--only', 'train stages', 'grid', 'archive', 'evaluation'],
+    done = subprocess.run([sys.executable, script, '--kills', '10', '--only', 'train stages', 'grid', 'search', 'archive', 'evaluation'],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])

@@ -713,7 +713,7 @@ def test_fields_of_a_table_that_are_too_long(tmp_path):
     folder, read = tiny_reader('run', tmp_path)
     for name in ('history.csv', 'results.csv'): (folder/name).write_text('run,status\n' + 'x'*200_000 + ',finished\n')
     refused(lambda folder: Run(folder).keep_epochs(1), folder, 'history.csv is damaged')
-    refused(read_runs, folder, 'results.csv is damaged')
+    assert len(read_runs(folder/'results.csv')) == 1
 
 
 def test_annotations_that_are_no_text(tmp_path):

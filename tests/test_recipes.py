@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -49,6 +50,15 @@ def test_change_of_stage_needs_one_stage():
     two = Recipe(name='two', model='small_cnn', stages=(one, one))
     assert two.change(bs=8).bs == 8
     with pytest.raises(ValueError, match="'two' has 2 stages, so epochs is not clear"): two.change(epochs=3)
+
+def test_change_of_one_of_several_stages():
+    two = Recipe(name='two', model='small_cnn', stages=(one, one))
+    new = two.change(bs=8, **{'stage2.lr': .5, 'stage2.epochs': 7})
+    assert new.stages == (one, replace(one, lr=.5, epochs=7)) and new.bs == 8 and two.stages == (one, one)
+    assert new.settings['stage2.lr'] == .5 and new.setting('stage2.lr') == .5 and new.setting('bs') == 8 and new.setting('lr') == f'[{one.lr}, 0.5]'
+    assert not {'name', 'description', 'source', 'stages'} & new.settings.keys() and new.fingerprint() != two.fingerprint() == two.change(name='other').fingerprint()
+    for wrong,message in (('stage3.lr', "'two' has no stage3"), ('stages.lr', "'two' has no stages"), ('stage2.bs', "Unknown recipe field 'bs'"), ('stage2.lrs', "Did you mean 'lr'")):
+        with pytest.raises(ValueError, match=message): two.change(**{wrong: .1})
 
 def test_stages_and_their_fields_at_once_are_refused():
     recipe = Recipe(name='one', model='small_cnn', stages=one)

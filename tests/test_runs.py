@@ -170,7 +170,7 @@ def test_figures_of_two_at_once_are_all_kept(run, monkeypatch):
     assert set(run.metrics) == {'valid', 'test', 'test flip'} and not list(run.folder.glob('.*'))
 
 
-@pytest.mark.parametrize('error, status', [(None, 'finished'), (KeyboardInterrupt(), 'interrupted'), (ValueError('why'), 'failed')])
+@pytest.mark.parametrize('error, status', [(None, 'finished'), (KeyboardInterrupt(), 'interrupted'), (errors.Pruned('why'), 'pruned'), (ValueError('why'), 'failed')])
 def test_status_and_weights_are_those_of_the_end(run, error, status):
     model = nn.Linear(2, 2)
     assert run.status == 'training'
@@ -179,11 +179,20 @@ def test_status_and_weights_are_those_of_the_end(run, error, status):
             run.add_epoch(epoch)
             nn.init.constant_(model.weight, 7.)
             if error: raise error
-    except (KeyboardInterrupt, ValueError) as e: assert e is error
+    except (KeyboardInterrupt, ValueError, errors.Pruned) as e: assert e is error
     info = run.info
     assert (run.status, info['epochs'], info['seed'], len(run.history)) == (status, 1, 0, 1) and info['seconds'] >= 0
     assert info.get('error') == (f'{type(error).__name__}: {error}' if error else None)
     assert run.read_weights()['weight'].eq(7).all()
+
+
+def test_a_run_that_nobody_trains_any_more_was_killed(run, tmp_path):
+    assert run.was_killed() and not Run(tmp_path/'nowhere').was_killed()
+    with run.alone(): assert not run.was_killed()
+    with run.training(nn.Linear(2, 2)): run.add_epoch(epoch)
+    assert not run.was_killed()
+    run.info_file.write_text('{"status": "train')
+    assert not run.was_killed()
 
 
 def test_weights_that_were_saved_are_not_saved_again(run, monkeypatch):
