@@ -41,6 +41,7 @@ from .evaluation import evaluable_loader, evaluate
 from .formats import corruption_files, read_arrays
 from .plotting import blue, gray, green, labels_apart, orange, plain_axes, wine
 from .registry import Registry
+from .runs import Run
 from .synthetic import cifar10_classes
 from .training import load_run_for
 
@@ -345,8 +346,8 @@ def _known_files(folder, corruptions): # -> name -> file
     return {name: files[name] for name in names}
 
 def evaluate_corruptions(
-    run_dir:str|Path, # run folder of a network that knows the classes of CIFAR-10
-    folder:str|Path, # CIFAR-10-C, or other files like its own
+    run_dir:str|Path, # run folder of a network that knows the classes of CIFAR-10, or was trained on CIFAR-100
+    folder:str|Path, # CIFAR-10-C or CIFAR-100-C, or other files like theirs
     corruptions:Sequence|None=None, # names of files without `.npy`; None: all
     levels:Sequence=(1, 2, 3, 4, 5), # severities
     num_workers:int|None=None, # as in `load_run_for`
@@ -355,7 +356,9 @@ def evaluate_corruptions(
     "Evaluate a run on published corrupted images, with one pass for each corruption and severity."
     levels = _levels(levels)
     folder = Path(folder)
-    arrays = {name: read_arrays(file, folder/'labels.npy', cifar10_classes) for name, file in _known_files(folder, corruptions).items()}
+    data = Run.open(run_dir).info.get('data', {})
+    classes = data['classes'] if data.get('variant') == 'cifar100' else cifar10_classes
+    arrays = {name: read_arrays(file, folder/'labels.npy', classes) for name, file in _known_files(folder, corruptions).items()}
     parts = [(name, level, images.part(level - 1, 5)) for name, images in arrays.items() for level in levels]
     learn = load_run_for(run_dir, parts[0][2], num_workers, device)
     rows = []

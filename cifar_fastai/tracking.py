@@ -143,8 +143,10 @@ def _wandb(run):
     from fastai.callback.wandb import WandbCallback
     own = wandb.run is None # a sweep, or a notebook, may have begun a run of wandb already
     if own:
-        wandb.init(project=os.environ.get('WANDB_PROJECT') or 'cifar_fastai', name=run.folder.name, id=_run_id(run), resume='allow',
-                   dir=run.folder, settings=wandb.Settings(console='off'))
+        project = os.environ.get('WANDB_PROJECT') or 'cifar_fastai'
+        try: wandb.init(project=project, name=run.folder.name, id=_run_id(run), resume='allow', dir=run.folder, settings=wandb.Settings(console='off'))
+        except wandb.errors.UsageError as e: # without an account
+            raise ValueError(f'wandb does not begin a log: {error_line(e)} To log to the run folder instead, set WANDB_MODE=offline.') from e
     wandb.config.update(run_parameters(run), allow_val_change=True)
 
     class WandbLog(Watcher, WandbCallback):

@@ -101,3 +101,19 @@ def test_wrong_files_of_corruptions(run_dir, corrupted, change, error, text):
 
 def test_an_unknown_corruption(run_dir, corrupted):
     with pytest.raises(ValueError, match="no corruption 'rain'. It has: fog, snow"): evaluate_corruptions(run_dir, corrupted, ['rain'])
+
+
+def test_corruptions_of_cifar100(tmp_path, monkeypatch):
+    "Labels are numbers of the hundred classes of the run"
+    from cifar_fastai.files import read_json, write_json
+    from small_sets import tiny_set
+    data = tiny_set(tmp_path/'set', classes=[f'class_{i:02}' for i in range(20)])
+    learn = train(tiny.shorten(1), source=data, run_dir=tmp_path/'run', num_workers=0)
+    folder = tmp_path/'CIFAR-100-C'
+    folder.mkdir()
+    np.save(folder/'labels.npy', np.tile(np.arange(20), 5))
+    np.save(folder/'fog.npy', np.zeros((100, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match='the label 10, expected 0 to 9'): evaluate_corruptions(learn.run_dir, folder)
+    info = read_json(file := Run(learn.run_dir).info_file)
+    write_json(file, info | dict(data=info['data'] | dict(variant='cifar100')))
+    assert evaluate_corruptions(learn.run_dir, folder, num_workers=0).n.tolist() == [20]*5

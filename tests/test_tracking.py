@@ -76,6 +76,7 @@ def test_a_missing_package_is_told_before_the_training(go, tmp_path, monkeypatch
     assert not (tmp_path/'run').exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_unless_asked_for():
     unwanted = {'tensorboard', 'mlflow', 'pyarrow.parquet', 'fastai.callback.tensorboard', 'fastai.callback.wandb'}  # timm imports wandb where it is
     code = f'import sys, cifar_fastai.all, cifar_fastai.tracking; print(sorted({unwanted} & sys.modules.keys()))'
@@ -93,6 +94,7 @@ def test_parameters(go):
 
 # --- what they leave
 
+@pytest.mark.slow
 def test_they_change_nothing(go, tmp_path):
     plain, logged = go(name='plain'), go(name='logged', log='csv,tensorboard,wandb')
     assert weights(plain) == weights(logged)
@@ -124,6 +126,7 @@ def test_csv_has_the_epochs_of_all_stages(go):
     assert table.valid_loss.round(5).tolist() == history.valid_loss.round(5).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('place', [(1, 1, 2), (2, 0, 3), (1, 0, 1)])
 def test_csv_goes_on_when_a_run_is_resumed(go, place):
     whole = pd.read_csv(go(name='whole', log='csv').run_dir/'log.csv')
@@ -147,6 +150,7 @@ def test_tensorboard_counts_the_steps_of_all_stages(go):
     assert found['final_valid/accuracy'] == [(n_steps, pytest.approx(final['accuracy'], abs=1e-5))] and 'parameters/text_summary' in tags['tensors']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('place', [(1, 1, 2), (2, 0, 3), (1, 0, 1)])
 def test_tensorboard_goes_on_when_a_run_is_resumed(go, place):
     whole, _ = scalars(go(name='whole', log='tensorboard').run_dir)
@@ -205,6 +209,14 @@ def test_wandb_goes_on_when_a_run_is_resumed(go):
     history, _, _, ids = offline(learn.run_dir)
     assert len(list(learn.run_dir.glob('wandb/offline-run-*'))) == 2 and len({run_id for run_id, *_ in ids}) == 1
     assert len([row for row in history.values() if 'train_loss' in row]) == n_steps and len([row for row in history.values() if 'accuracy' in row]) == 3
+
+
+def test_wandb_without_an_account(go, monkeypatch, tmp_path):
+    import wandb
+    def refuse(**kwargs): raise wandb.errors.UsageError('No API key configured. Use `wandb login` to log in.')
+    monkeypatch.setattr(wandb, 'init', refuse)
+    with pytest.raises(ValueError, match='wandb does not begin a log: .*wandb login.* set WANDB_MODE=offline'): go(log='csv,wandb')
+    assert Run(tmp_path/'run').status == 'failed' and len(pd.read_csv(go(resume=True, log='csv').run_dir/'log.csv')) == 3
 
 
 def test_a_run_of_wandb_that_is_there_is_used(go, tmp_path):
