@@ -37,6 +37,7 @@ from .callbacks import HistoryWriter
 from .errors import NonFiniteLossError, Pruned, Terminated, error_line, one_line
 from .files import atomic_write, locked, parse_json
 from .plotting import blue, gray, orange, percent_axis, plain_axes
+from .processes import check_single
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, is_run
 from .sources import describe_data, find_data
@@ -118,6 +119,7 @@ def open_study(
     prune:bool=False, # end trials early that are worse than the median
 ):# -> optuna.Study
     "Open a study, or begin one"
+    check_single('a search or a grid')
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning) # heartbeats are

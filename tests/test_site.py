@@ -183,7 +183,7 @@ def test_reference_tells_what_the_source_tells(site):
     assert page['models'].index('id="small_cnn"') < page['models'].index('id="medium_cnn"') < page['models'].index('id="airbench94"'), 'in the order of the source'
     assert 'H / 2**len(widths)' in words['models'], 'stars that are no markdown'
     assert 'class PlainTensors(Callback)' in words['callbacks'] and 'after_create' not in words['callbacks'], 'nothing that is inherited'
-    assert not any('__main__' in o.read_text(encoding='utf-8') for o in site.glob('*.html'))
+    assert not any('__main__' in o.read_text(encoding='utf-8') for o in site.glob('*.html') if o.stem != 'main')
 
 
 def test_colab_opens_only_notebooks_that_install_what_they_need(site):

@@ -66,6 +66,11 @@ def test_what_is_no_space_is_told_before_anything_is_trained(fake, search, out, 
     with pytest.raises(ValueError) as e: search(space, recipe=recipe)
     assert message in str(e.value) and not fake.calls and not out.exists()
 
+def test_workers_are_not_started_together(fake, search, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='torchrun started 2 processes .* Start each worker by its own command'): search()
+    assert not fake.calls
+
 def test_other_bad_input(fake, search, out, practice):
     with pytest.raises(ValueError, match="sampler must be 'tpe' or 'grid'"): search(sampler='random')
     with pytest.raises(ValueError, match='A grid needs values, and lr has a range. Write lr=A,B,C'): search(sampler='grid')
