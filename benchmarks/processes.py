@@ -36,7 +36,7 @@ def measure(args):
         dls = steps.dataloaders(args, recipe)
         for dl in dls.loaders: dl.dataset.cache.share()
     learn = create_learner(recipe, dls, cbs=[clock := steps.Clock(args.steps)])
-    if n_processes() > 1: learn.to_distributed()
+    if n_processes() > 1: learn.to_distributed(sync_bn=args.sync_bn)
     with learn.no_bar(), learn.no_logging(): learn.fit(10**6, 1e-4)
     mib = combined(torch.tensor(shared_memory(), device=dls.device)).item()
     gradients = sum(p.numel()*4 for p in learn.model.parameters() if p.requires_grad)/2**20
@@ -49,8 +49,8 @@ def side(args, n):
         found = measure(args)
         if is_first_process(): print('\n' + json.dumps(found))
         return
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}', *sys.argv]
-    subprocess.run(run, check=True, env=dict(OMP_NUM_THREADS='1') | os.environ)
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}', __file__, *sys.argv[1:]]
+    print(subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, env=dict(OMP_NUM_THREADS='1') | os.environ).stdout, end='')
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,6 +59,7 @@ def main():
     parser.add_argument('--processes', type=count, metavar='N', help='default: as many as a single process has threads, or GPUs')
     parser.add_argument('--bs', type=count, metavar='N', help="images in a batch of all processes (default: the recipe's)")
     parser.add_argument('--steps', type=count, default=40, metavar='N', help='default: 40')
+    parser.add_argument('--no-sync-bn', dest='sync_bn', action='store_false', help="BatchNorm's statistics are of a share, not of the whole batch")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
@@ -69,10 +70,10 @@ def main():
     found = in_turns(__file__, sys.argv[1:], ['1', str(n)])
     of = medians(found, 'images_per_second', 'mib')
     add_row('processes', dict(
-        recipe=args.recipe, bs=args.bs or get_recipe(args.recipe).bs, processes=n, one_images_per_second=of['1_images_per_second'],
+        recipe=args.recipe, bs=args.bs or get_recipe(args.recipe).bs, processes=n, sync_bn=args.sync_bn, one_images_per_second=of['1_images_per_second'],
         all_images_per_second=of[f'{n}_images_per_second'], ratio=round(of[f'{n}_images_per_second']/of['1_images_per_second'], 3),
         gradient_mib=round(found['1'][0]['gradient_mib'], 2), one_mib=of['1_mib'], all_mib=of[f'{n}_mib'], runs=3, steps=args.steps, variant=info.variant,
         device=args.device, gpu=gpu_name(args.device), **machine(), command=shlex.join(['python', 'benchmarks/processes.py', *sys.argv[1:]])),
-        instead_of=('recipe', 'bs', 'processes', 'device', 'gpu', 'cpu'))
+        instead_of=('recipe', 'bs', 'processes', 'sync_bn', 'device', 'gpu', 'cpu'))
 
 if __name__ == '__main__': run_script(main)

@@ -796,7 +796,7 @@ _hub_counts = 50_000, 10_000
 def _hub_cache(name): # -> the newest folder in the hub's cache that holds training images; None
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
     try: repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except (CacheNotFound, OSError, ValueError): return None
+    except (CacheNotFound, OSError, ValueError, RuntimeError): return None # the last one where there is no home
     revisions = [r for repo in repos if (repo.repo_type, repo.repo_id) == ('dataset', name) for r in repo.revisions]
     for r in sorted(revisions, key=lambda r: r.last_modified, reverse=True):
         if {'train', 'test'} <= _parquet_files(r.snapshot_path).keys(): return r.snapshot_path

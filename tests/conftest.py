@@ -2,6 +2,7 @@
 server on this machine, and a browser."""
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -114,6 +115,13 @@ def nothing_is_left():
 def practice(tmp_path_factory):
     "A practice set with 20 training and 5 test images a class. Tests only read it."
     return make_synthetic(tmp_path_factory.mktemp('data')/'practice', n_train=20, n_test=5)
+
+@pytest.fixture
+def interruptible():
+    "As in a shell's foreground: its background jobs ignore Ctrl-C"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 @pytest.fixture
 def go(practice, tmp_path):

@@ -398,7 +398,7 @@ def test_the_others_end_quietly_with_the_first_one(practice, tmp_path, together)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_a_checkpoint(practice, tmp_path, together):
+def test_ctrl_c_keeps_a_checkpoint(practice, tmp_path, together, interruptible):
     "The others get it too, and leave the decision to the first one"
     first,other = together(2, go, plain, practice, tmp_path/'run', [Die(0, 1, 3, interrupt), Die(1, 1, 2, interrupt)])
     assert isinstance(first, KeyboardInterrupt) and isinstance(other, SystemExit)

@@ -451,14 +451,6 @@ class Signals(Callback):
             signal.raise_signal(self.number)
 
 
-@pytest.fixture
-def interruptible():
-    "As in a shell's foreground: its background jobs ignore Ctrl-C"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 @pytest.mark.parametrize('name, at, place', [('SIGINT', (0, 3), (0, 4)), ('SIGTERM', (1, 5), (1, 6)), ('SIGINT', (0, 1, False), (1, 0))])
 @pytest.mark.slow
