@@ -101,7 +101,8 @@ def _lay_out(parts, about): # -> the beginning of a safetensors file with the ro
         return struct.pack('<Q', len(text)) + text
     return head,starts
 
-_dtypes = {torch.uint8: 'U8', torch.int64: 'I64', torch.float32: 'F32', torch.int32: 'I32', torch.float16: 'F16', torch.bool: 'BOOL'}
+_dtypes = {torch.bool: 'BOOL', torch.uint8: 'U8', torch.int8: 'I8', torch.int16: 'I16', torch.int32: 'I32', torch.int64: 'I64',
+           torch.float16: 'F16', torch.float32: 'F32', torch.float64: 'F64'} # of safetensors
 
 def _map_into(part, parts, about): # -> `finish()`, which adds the checksum
     "Keep the rows in a file while they are read, so that the system can take their memory back"
@@ -235,10 +236,10 @@ class ShuffleDL(TfmdDL):
         full,rest = divmod(self.n, self.bs*self.divided[1])
         return full + (rest > 0 and not self.drop_last)
 
-    def share(self,
+    def share_sizes(self,
         i:int, # number of a batch in an epoch, from 0
     )->tuple[int, int]: # images in the share of this process, and in the batch
-        "Size of a share, within a block of `dividing`"
+        "Count the images of a batch, within a block of `dividing`"
         rank,processes,_ = self.divided
         bs = self.bs*processes
         n = min(bs, self.n - i*bs)

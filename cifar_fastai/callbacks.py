@@ -433,7 +433,7 @@ class SharedTraining(Callback):
         self.blocks = ExitStack() # of a fit
 
     def before_fit(self):
-        for dl in self.dls.loaders: _check_divisible(dl)
+        for dl in self.dls.loaders: _check_kind(dl)
         for i,dl in enumerate(self.dls.loaders):
             dl.rng.setstate(from_first(dl.rng.getstate()))
             self.blocks.enter_context(dl.dividing(process_rank(), n_processes(), pad=i == 0))
@@ -457,7 +457,7 @@ class SharedTraining(Callback):
         self.learn.loss,self.learn.loss_grad = self.loss*factor,self.loss_grad*factor
 
     def _factor(self): # of a mean over the share, so that the mean over processes is that over the batch
-        mine,n = self.dl.share(self.iter)
+        mine,n = self.dl.share_sizes(self.iter)
         if isinstance(self.loss_func, WeightedCrossEntropy) and self.loss_func.func.reduction == 'mean':
             mine = self.loss_func.func.weight[self.y].sum()*(mine > 0)
             n = combined(mine)
@@ -478,7 +478,7 @@ class SharedTraining(Callback):
         self.blocks.close()
         self.engine = None
 
-def _check_divisible(dl):
+def _check_kind(dl):
     if isinstance(dl, ShuffleDL): return
     raise TypeError(f'Several processes cannot share the batches of a {type(dl).__name__}. Use the loaders of cifar10_dataloaders, '
                     'or make yours with dl_type=ShuffleDL (see caching).')

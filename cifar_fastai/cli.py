@@ -51,7 +51,7 @@ def _fail(e):
     elif code not in (2, *_stopped): print(f'Error in process {int(os.environ["RANK"]) + 1}: {text}', file=sys.stderr)
     return code # 2 is a user's error, which the first process tells
 
-def _is_first(): return os.environ.get('RANK', '0') == '0' # of the processes that `torchrun` started
+def _is_first(): return os.environ.get('RANK', '0') == '0' # of the processes that `torchrun` started, without loading PyTorch
 
 # %% ../nbs/10_cli.ipynb #28f4b151
 _UsageError,_ClickException = typer.BadParameter.__mro__[1:3]  # typer has no public names for them

@@ -148,8 +148,8 @@ def test_loaders_divide_their_batches(workers, drop_last):
         with dl.dividing(rank, 3):
             assert dl.bs == 2 and len(dl) == len(whole)
             batches = [b[0].tolist() for b in dl]
-            assert [dl.share(i)[0] for i in range(len(batches))] == list(map(len, batches))
-            assert [dl.share(i)[1] for i in range(len(whole))] == list(map(len, whole))
+            assert [dl.share_sizes(i)[0] for i in range(len(batches))] == list(map(len, batches))
+            assert [dl.share_sizes(i)[1] for i in range(len(whole))] == list(map(len, whole))
         assert dl.bs == 6 and len(dl) == len(whole)
         parts.append(batches)
     assert [sorted(sum(shared, [])) for shared in zip(*parts)] == whole and len(whole) == (3 if drop_last else 4)
@@ -157,8 +157,8 @@ def test_loaders_divide_their_batches(workers, drop_last):
 
 def test_a_process_without_a_share_gets_an_image():
     dl = ShuffleDL(Datasets(list(range(13))), bs=6, num_workers=0)
-    with dl.dividing(0, 3, pad=True): assert [b[0].tolist() for b in dl] == [[0, 1], [6, 7], [12]] and dl.share(2) == (0, 1)
-    with dl.dividing(2, 3, pad=True): assert [b[0].tolist() for b in dl] == [[4, 5], [10, 11], [12]] and dl.share(2) == (1, 1)
+    with dl.dividing(0, 3, pad=True): assert [b[0].tolist() for b in dl] == [[0, 1], [6, 7], [12]] and dl.share_sizes(2) == (0, 1)
+    with dl.dividing(2, 3, pad=True): assert [b[0].tolist() for b in dl] == [[4, 5], [10, 11], [12]] and dl.share_sizes(2) == (1, 1)
     with dl.dividing(0, 3): assert [b[0].tolist() for b in dl] == [[0, 1], [6, 7]]
 
 
