@@ -48,7 +48,7 @@ from .callbacks import (
     SharedTraining, StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
 from .checkpoints import Checkpoints
 from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
-from .errors import deferring_signals
+from .errors import deferring_signals, ignore_sigterm
 from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
@@ -548,12 +548,13 @@ def _train(learn, run, checkpoints, loggers, sync_bn):
 
 @contextmanager
 def _with_others(learn, sync_bn):
-    "Train together with the other processes, if there are any; when one of them ends, the first one says so"
+    "Train together with the other processes, if there are any; when one of them fails, the first one says so"
     if n_processes() == 1: return (yield)
     try:
         learn.to_distributed(sync_bn)
         yield
-    except RuntimeError as e:
+    except Exception as e:
+        if is_first_process(): ignore_sigterm() # `torchrun` sends it now, but the run folder and the message come first
         if not is_lost(e): raise
         if not is_first_process(): raise SystemExit(1) from None
         raise ProcessLostError('Another process of this training ended, so this one had to stop') from e
@@ -570,8 +571,8 @@ def _fit_stages(learn, checkpoints):
                     fit_stage(learn, stage)
                     checkpoints.records.append(_record(learn))
                 elif stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
-    except Exception:
-        if checkpoints.stop: raise checkpoints.stop from None # Ctrl-C ended the workers of a loader too
+    except Exception as e:
+        if checkpoints.stop and not is_lost(e): raise checkpoints.stop from None # Ctrl-C ended the workers of a loader too
         raise
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c

@@ -427,23 +427,36 @@ def test_torchrun(practice, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dying_worker_ends_torchrun(practice, tmp_path):
-    "In seconds, with one message and the command to go on"
+@pytest.mark.parametrize('busy', ['learn.one_batch', 'Run.save_weights'])
+def test_a_dying_worker_ends_torchrun(practice, tmp_path, busy):
+    "In seconds, with one message and the command to go on, whatever the first process does when `torchrun` tells it to end"
     script = tmp_path/'script.py'
-    script.write_text(
-        'import os, signal, sys\nfrom fastai.callback.core import Callback\nfrom cifar_fastai import cli, training\n'
-        'class Die(Callback):\n    def before_batch(self):\n'
-        '        if self.training and os.environ["RANK"] == "1" and (self.epoch, self.iter) == (1, 2): os.kill(os.getpid(), signal.SIGKILL)\n'
-        'before = training.create_learner\n'
-        'training.create_learner = lambda *args, cbs=None, **kwargs: before(*args, cbs=[*cbs, Die()], **kwargs)\n'
-        'sys.exit(cli.main())\n')
+    script.write_text(f'''import os, signal, sys, time
+from fastai.callback.core import Callback
+from cifar_fastai import cli, training
+from cifar_fastai.runs import Run
+
+class Die(Callback):
+    def before_batch(self):
+        if not self.training or (self.epoch, self.iter) != (1, 2): return
+        if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)
+        if {busy!r} == 'learn.one_batch': wait()
+        else: Run.save_weights = lambda self, model: (wait(), save(self, model))
+
+def wait(): time.sleep(2) # `torchrun` looks ten times a second
+save = Run.save_weights
+before = training.create_learner
+training.create_learner = lambda *args, cbs=None, **kwargs: before(*args, cbs=[*cbs, Die()], **kwargs)
+sys.exit(cli.main())
+''')
     recipe = tmp_path/'plain.json'
     recipe.write_text(plain.change(stages=Stage(epochs=30, lr=1e-3)).to_json())
     out = subprocess.run(torchrun(2, script, 'train', '--recipe', recipe, '--data', practice, '--out', tmp_path/'run', '--device', 'cpu', '--checkpoint-minutes', '0'),
                          capture_output=True, text=True, timeout=200, env=os.environ | dict(OMP_NUM_THREADS='1'))
     assert out.returncode == 1
     assert out.stderr.count('Another process of this training ended') == 1 and f'cifar-fastai train --resume {tmp_path}/run' in out.stderr
-    assert Run.open(tmp_path/'run').checkpoints()
+    run = Run.open(tmp_path/'run')
+    assert run.status == 'failed' and run.info['error'].startswith('ProcessLostError') and run.checkpoints()
 
 
 def in_fastais_context(practice):
