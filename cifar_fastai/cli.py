@@ -906,9 +906,11 @@ def _print_prediction(path, prediction, top, as_json):
     from cifar_fastai.images import printable_name
     likeliest = prediction.top(top)
     if as_json:
-        facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))
-        print(json.dumps(facts), flush=True)
-    else: print(printable_name(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
+        facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest),
+                     score=prediction.score, none_of_these=prediction.none_of_these)
+        return print(json.dumps(facts), flush=True)
+    doubt = ['none of these?'] if prediction.none_of_these else []
+    print(printable_name(path), *(f'{label} {p:.1%}' for label,p in likeliest), *doubt, sep='  ', flush=True)
 
 # %% ../nbs/10_cli.ipynb #b7386505
 @app.command('predict', short_help='Classify images.', epilog=_examples(
@@ -925,6 +927,7 @@ def predict_command(
 )->None:
     """Classify images: the most likely classes with their predicted probabilities.
 
+    "none of these?" marks images that are less like the training images than 95% of the validation images are.
     Files that cannot be read are listed on stderr with the reason, and the exit code is then 1."""
     with loading(): from cifar_fastai.inference import Prediction, load_classifier
     _check_device(device)

@@ -38,9 +38,11 @@ from .images import plain_image
 from .errors import error_line, install_command
 from .evaluation import Comparison, Evaluation, compare, evaluate, load_evaluation
 from .files import atomic_write
+from .inference import create_classifier
 from .interpretation import (plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
                                          plot_history, plot_per_class, plot_reliability)
 from .metrics import wilson_interval
+from .outliers import builtin_outliers, ood_score, ood_table, plot_ood_scores
 from .plotting import percent
 from .probing import embed, features, grad_cam, plot_embedding
 from .robustness import plot_robustness, robustness
@@ -514,6 +516,30 @@ def _robustness(page):
     alt = (f'Accuracy against severity level; the lowest is that of {worst.corruption}, '
            f'with {worst.accuracy:.1%} at level {worst.level}.')
     return chart(lambda ax: plot_robustness(frame, ax), alt, (5.6, 4)) + table(_in_points(frame), {'accuracy'})
+
+# %% ../nbs/09_report.ipynb #8da45f76
+def _outliers_for(page): # -> name -> images that are unlike those of the run
+    kinds = builtin_outliers(200, min(page.recipe.image_size, 64))
+    if page.info['data']['variant'] == 'synthetic': del kinds['practice drawings'] # which the network knows
+    return kinds
+
+@_section('Images of other kinds',
+          'A classifier names one of its classes for every image. A score (the log-sum-exp of the logits) is lower for images that are unlike the training '
+          'images; below a threshold, which 95% of the validation images reach, `predict` says "none of these?". '
+          'AUROC is the probability that an image of this run scores higher than an outlier: 100% if the score separates them, 50% if it is chance.')
+def _outliers(page):
+    result = page.result
+    if page.valid is None: raise _Skip('Choosing the threshold needs validation images.')
+    known,threshold = result.ood_scores,page.valid.ood_threshold()
+    classifier = create_classifier(page.learn)
+    scores = {name: ood_score(classifier.logits(images)).numpy() for name,images in _outliers_for(page).items()}
+    name = f'{page.split} images'
+    frame = ood_table(known, scores, threshold, name)
+    worst = frame[1:].sort_values('auroc').iloc[0]
+    alt = (f'Histograms of the scores of {name} and of {" and ".join(scores)}. {frame.below[0]:.1%} of the {name} are below the threshold; '
+           f'the lowest AUROC is that of {worst.images}, with {worst.auroc:.1%}.')
+    picture = chart(lambda ax: plot_ood_scores(known, scores, threshold, name, ax), alt, (6.4, 3.6))
+    return picture + table(frame.rename(columns={'below': 'below the threshold', 'auroc': 'AUROC'}), {'below the threshold', 'AUROC'})
 
 # %% ../nbs/09_report.ipynb #5f622a5e
 @_section('Feature embedding',

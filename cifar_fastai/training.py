@@ -36,7 +36,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import CastToTensor
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.metrics import AccumMetric, accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed, to_device
 from fastcore.basics import noop
@@ -56,6 +56,7 @@ from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parame
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
+from .outliers import ood_score, ood_threshold
 from .processes import (
     ProcessLostError, differ_by_rank, first_one_first, from_first, is_first_process, is_lost, join_processes, n_processes, process_rank)
 from .recipes import Recipe, Stage, get_recipe
@@ -406,16 +407,23 @@ def _fit(learn, stage, cbs):
                             moms=stage.moms, cbs=cbs)
 
 # %% ../nbs/05_training.ipynb #f528eca9
+def _threshold(logits, targets): return ood_threshold(ood_score(logits).numpy())
+
 def _validate(learn):
-    "Final loss and accuracy on the validation images"
+    "Final loss and accuracy on the validation images, and the threshold that `predict` needs"
     of_epochs = TrackerCallback, CSVLogger, ShowGraphCallback # this is none: they would miss columns, or begin anew
     others = [cb for cb in learn.cbs if isinstance(cb, of_epochs)]
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): values = learn.validate()
+    metrics = learn.metrics
+    learn.metrics = [*metrics, AccumMetric(_threshold, flatten=False)] # which gathers the images of all processes
+    try:
+        with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): values = learn.validate()
+    finally: learn.metrics = metrics
     if not values:
         raise ValueError('A callback canceled the validation after the last epoch (CancelValidException), so the run has no final metrics. '
                          'Its weights are saved, and `evaluate` measures them.')
-    loss,acc,*_ = values
-    return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
+    loss,acc,*_,threshold = values
+    figures = dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
+    return figures | (dict(ood_threshold=threshold) if isfinite(threshold) else {})
 
 # %% ../nbs/05_training.ipynb #5380b3e4
 _recorded = ('lrs', 'losses', 'values', 'iters')

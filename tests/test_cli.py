@@ -1078,6 +1078,22 @@ def test_predict_json(trained, practice):
     for r in rows: assert len(r['top']) == 2 and r['label'] == list(r['top'])[0] and r['top'][r['label']] == r['probability']
     assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '5 images read, 1 not.'
 
+def test_predict_marks_what_may_be_none_of_the_classes(trained, folder, practice):
+    pictures = sorted((practice/'test').rglob('*.png'))[:9]
+    scores = [json.loads(line)['score'] for line in run('predict', folder, *pictures, '--json').out.splitlines()]
+    metrics = read(folder/'metrics.json')
+    assert metrics['valid']['ood_threshold'] == load_evaluation(folder/'valid.npz').ood_threshold()
+    metrics['valid']['ood_threshold'] = sorted(scores)[3]
+    write_json(folder/'metrics.json', metrics)
+    write_json(folder/'run.json', read(folder/'run.json') | dict(checksums={}))
+    lines = run('predict', folder, *pictures).out.splitlines()[:-1]
+    assert [line.endswith('%  none of these?') for line in lines] == [score < sorted(scores)[3] for score in scores]
+    answers = [json.loads(line) for line in run('predict', folder, *pictures, '--json').out.splitlines()]
+    assert [a['none_of_these'] for a in answers] == [score < sorted(scores)[3] for score in scores]
+    del metrics['valid']['ood_threshold']
+    write_json(folder/'metrics.json', metrics)
+    assert json.loads(run('predict', folder, pictures[0], '--json').out)['none_of_these'] is None
+
 def test_predict_agrees_with_evaluate(trained, practice):
     rows = [json.loads(l) for l in run('predict', trained.folder, practice/'test', '--json').out.splitlines()]
     right = sum(Path(r['file']).parent.name == r['label'] for r in rows)
