@@ -9,7 +9,7 @@ __all__ = ['ood_score', 'ood_threshold', 'auroc', 'noise_images', 'practice_draw
            'plot_ood_scores']
 
 # %% ../nbs/02_outliers.ipynb #51c30196
-from collections.abc import Callable
+from itertools import cycle
 
 from matplotlib.axes import Axes
 import matplotlib.pyplot as plt
@@ -103,16 +103,21 @@ def plot_ood_scores(
     name:str='images', # of the known images
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot histograms of the scores."
+    "Plot histograms of the scores, each scaled to its highest bar, since the scores of some outliers are nearly equal."
     if ax is None: ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')[1]
     together = np.concatenate([known, *outliers.values()])
-    bins = np.linspace(together.min(), together.max() + 1e-6, 50)
-    def shares(scores): return 100*np.histogram(scores, bins)[0]/len(scores)
-    ax.stairs(shares(known), bins, fill=True, color=blue, alpha=.35, label=name)
-    for (what, scores), (color, style) in zip(outliers.items(), _looks):
-        ax.stairs(shares(scores), bins, color=color, ls=style, lw=1.8, label=what)
+    bins = np.linspace(together.min(), together.max() + 1e-6, 35)
+    ax.stairs(*_bars(known, bins), fill=True, color=blue, alpha=.35, label=name)
+    for (what, scores), (color, style) in zip(outliers.items(), cycle(_looks)):
+        ax.stairs(*_bars(scores, bins), color=color, ls=style, lw=1.8, label=what)
     if threshold is not None: ax.axvline(threshold, color=gray, lw=1.2, label=f'threshold ({threshold:.2f})')
-    ax.set(xlabel='score (log-sum-exp of the logits)', ylabel='images (% of each kind)')
+    ax.set(xlabel='score (log-sum-exp of the logits)', ylabel='images (% of the highest bar)', ylim=(0, 104))
     plain_axes(ax)
     ax.legend(edgecolor='none', framealpha=.9)
     return ax
+
+def _bars(scores, bins): # -> heights, edges
+    "A histogram without its empty ends"
+    counts = np.histogram(scores, bins)[0]
+    first,last = np.flatnonzero(counts)[[0, -1]]
+    return 100*counts[first:last + 1]/counts.max(),bins[first:last + 2]

@@ -525,11 +525,15 @@ def _outliers_for(page): # -> name -> images that are unlike those of the run
 
 @_section('Images of other kinds',
           'A classifier names one of its classes for every image. A score (the log-sum-exp of the logits) is lower for images that are unlike the training '
-          'images; below a threshold, which 95% of the validation images reach, `predict` says "none of these?". '
+          'images; below a threshold, which 95% of the validation images reach, predictions are marked "none of these?". '
           'AUROC is the probability that an image of this run scores higher than an outlier: 100% if the score separates them, 50% if it is chance.')
 def _outliers(page):
     result = page.result
     if page.valid is None: raise _Skip('Choosing the threshold needs validation images.')
+    for o in (result, page.valid):
+        if o.logsumexp is None:
+            raise _Skip(f'The evaluation of the {_split_name(o)} images was saved by an older version, which kept no scores. To make it again: '
+                        f'cifar-fastai evaluate {page.run.folder} --split {o.split}')
     known,threshold = result.ood_scores,page.valid.ood_threshold()
     classifier = create_classifier(page.learn)
     scores = {name: ood_score(classifier.logits(images)).numpy() for name,images in _outliers_for(page).items()}
