@@ -10,13 +10,13 @@ __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_aug
            'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier', 'load_classifier',
            'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes',
            'plot_confusion_matrix', 'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors',
-           'plot_per_class', 'plot_predictions', 'plot_reliability', 'plot_top_losses', 'count_parameters',
-           'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed', 'evaluate_corruptions',
-           'features', 'grad_cam', 'list_corruptions', 'plot_embedding', 'plot_grad_cam', 'plot_robustness',
-           'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes', 'register_recipe',
-           'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates', 'test_files',
-           'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'open_study', 'plot_tuning', 'tune',
-           'find_weights', 'list_backbones', 'load_weights']
+           'plot_lr_search', 'plot_per_class', 'plot_predictions', 'plot_reliability', 'plot_top_losses',
+           'count_parameters', 'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed',
+           'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding', 'plot_grad_cam',
+           'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes',
+           'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
+           'test_files', 'train_files', 'create_learner', 'find_lr', 'fit_stage', 'load_run', 'train', 'open_study',
+           'plot_tuning', 'tune', 'find_weights', 'list_backbones', 'load_weights']
 
 # %% ../nbs/10_all.ipynb #749422e9
 from .augmentation import augmentation, list_augmentations
@@ -27,7 +27,7 @@ from .finetuning import freeze_to
 from .inference import Classifier, load_classifier, save_classifier
 from cifar_fastai.interpretation import (
     plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
-    plot_history, plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability,
+    plot_history, plot_images, plot_label_errors, plot_lr_search, plot_per_class, plot_predictions, plot_reliability,
     plot_top_losses)
 from .models import count_parameters, create_model, list_models, multiply_adds, register_model
 from .probing import embed, features, grad_cam, plot_embedding, plot_grad_cam
@@ -37,7 +37,7 @@ from .report import write_report
 from .runs import Run, list_runs
 from .sources import describe_data, find_data, find_duplicates, test_files, train_files
 from .summaries import diff_runs, plot_accuracies, plot_learning_curves, read_runs, summarize
-from .training import create_learner, fit_stage, load_run, train
+from .training import create_learner, find_lr, fit_stage, load_run, train
 from .tuning import open_study, plot_tuning, tune
 from .weights import find_weights, list_backbones, load_weights
 
@@ -48,10 +48,10 @@ _all_ = [
     'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier', 'load_classifier',
     'save_classifier',
     'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
-    'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_per_class', 'plot_predictions',
+    'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_lr_search', 'plot_per_class', 'plot_predictions',
     'plot_reliability', 'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds',
     'register_model', 'corrupt', 'embed', 'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
     'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe',
     'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
-    'test_files', 'train_files', 'create_learner', 'fit_stage', 'load_run', 'train', 'open_study', 'plot_tuning', 'tune',
+    'test_files', 'train_files', 'create_learner', 'find_lr', 'fit_stage', 'load_run', 'train', 'open_study', 'plot_tuning', 'tune',
     'find_weights', 'list_backbones', 'load_weights']

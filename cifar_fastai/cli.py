@@ -6,8 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
-           'Sampler', 'tune_command', 'Split', 'evaluate_command', 'report_command', 'Format', 'export_command',
-           'predict_command', 'course_command']
+           'Sampler', 'tune_command', 'lr_find_command', 'Split', 'evaluate_command', 'report_command', 'Format',
+           'export_command', 'compare_command', 'predict_command', 'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import csv
@@ -697,6 +697,55 @@ def tune_command(
     found = tune(chosen, settings, trials, out, storage, sampler.value, prune, seed, data, limit, workers, device)
     _print_search(found, settings, out, storage)
 
+# %% ../nbs/10_cli.ipynb #1665fd74
+def _rate_of(stage):
+    "The learning rate of a stage, in words"
+    lrs = [f'{lr:.3g}' for lr in (stage.lr if isinstance(stage.lr, tuple) else [stage.lr]) if lr]
+    return ' to '.join(lrs) + (', the highest of its one-cycle schedule' if stage.schedule == 'one_cycle' else '')
+
+def _print_next_rate(name, recipe, lr, data):
+    "How to train with a suggested rate; there is no option for one of several stages"
+    data = f' --data {shlex.quote(data)}' if data else ''
+    if len(recipe.stages) == 1: return print_facts(next=f'cifar-fastai train --recipe {shlex.quote(name)} --lr {lr}{data}')
+    file = name if name.endswith('.json') else 'my.json'
+    if file != name: print_facts(next=f'cifar-fastai recipes {name} --json > {file}')
+    print(f'Set lr of the first of the {len(recipe.stages)} stages in {file} to {lr}, then: cifar-fastai train --recipe {shlex.quote(file)}{data}')
+
+def _check_picture(path):
+    "Refuse a file that cannot be written, before a long computation"
+    if path.suffix.lower() != '.png' or path.is_dir(): raise CommandError(f'--out {path}: the plot must be a file that ends in .png.', 2)
+    if not path.parent.is_dir(): raise CommandError(f'--out {path}: there is no folder {path.parent}. Create it first.', 2)
+
+@app.command('lr-find', short_help="Find a learning rate for a recipe, with fastai's lr_find.", epilog=_examples(
+    'cifar-fastai lr-find                                    # small_cnn on CIFAR-10',
+    'cifar-fastai lr-find --recipe finetune --data my_photos # your own images',
+    'cifar-fastai lr-find --recipe my.json --out rates.png'))
+def lr_find_command(
+    recipe:Annotated[str, typer.Option(
+        metavar='NAME|FILE', help='Recipe, or a JSON file with one; the rate is that of its first stage.', autocompletion=_recipes_like)]='small_cnn',
+    data:Annotated[str|None, typer.Option(metavar='SOURCE', help=_source_help)]=None,
+    limit:Annotated[int|None, typer.Option(metavar='N', min=1, help='Use only this many training images.')]=None,
+    seed:Annotated[int, typer.Option(
+        metavar='N', min=0, max=2**32 - 1, help='Random seed, as in `train`.')]=0,
+    out:Annotated[Path, typer.Option(metavar='FILE', help='Plot of the loss, a .png file.')]=Path('lr_find.png'),
+    device:_Device=None,
+)->None:
+    """Find a learning rate for a recipe, with fastai's lr_find.
+
+    The rate grows from batch to batch until the loss explodes, or for 100 batches. The network is not kept."""
+    chosen = _find_recipe(recipe, {})
+    _check_picture(out)
+    with loading():
+        from cifar_fastai.interpretation import plot_lr_search
+        from cifar_fastai.training import find_lr
+    _check_device(device)
+    found = find_lr(chosen, seed, data, limit, device=device)
+    _keep_picture(out, lambda ax: plot_lr_search(found, ax), (6.4, 4))
+    rates = {name: f'{lr:.2g}' for name,lr in found.suggestions.items()}
+    print_facts(**rates, recipe=_rate_of(chosen.stages[0]), plot=out)
+    print()
+    _print_next_rate(recipe, chosen, rates['valley'], data)
+
 # %% ../nbs/10_cli.ipynb #1126bc79
 class Split(str, Enum):
     "Images that a run can be evaluated on"
@@ -817,6 +866,58 @@ def export_command(
                 accuracy=f'{made.file_accuracy:.2%} (of the run: {made.accuracy:.2%})')
     if format is not Format.torch: print(f'\nTo use it: cifar-fastai predict {shlex.quote(str(made.file))} frog.png')
 
+# %% ../nbs/10_cli.ipynb #b0e322d9
+def _p_text(p): return '<0.001' if p < .001 else f'{p:.3f}'
+
+def _change_row(name, change):
+    "The difference between a run and the first one"
+    low,high = change.interval()
+    return [name, f'{change.after.accuracy:.2%}', f'{100*change.change:+.2f}', f'{100*low:+.2f} to {100*high:+.2f}', _p_text(change.p_value),
+            f'{len(change.fixed):,}', f'{len(change.broken):,}']
+
+def _print_classes(name, change, most=3):
+    "The classes whose recall changed most, with p-values corrected for the number of classes"
+    table = change.per_class().sort_values('change', key=lambda change: -change.abs(), kind='stable')
+    table = table[table.fixed + table.broken > 0][:most]
+    if table.empty: return
+    rows = [[o['class'], f'{o.before:.1%}', f'{o.after:.1%}', f'{100*o.change:+.1f}', f'{o.fixed:,}', f'{o.broken:,}', _p_text(o.p_corrected)]
+            for _,o in table.iterrows()]
+    print()
+    print_table(['class', 'before', 'after', 'change', 'fixed', 'broken', 'p'], rows, f'recall of the classes that changed most: {name}')
+
+def _compared(first, second, before, after):
+    from cifar_fastai.evaluation import compare
+    try: return compare(before, after)
+    except ValueError as e: raise CommandError(f'{first} and {second} cannot be compared. {e}', 2) from e
+
+@app.command('compare', short_help='Compare runs on the same images, with a test of the difference.', epilog=_examples(
+    'cifar-fastai compare runs/small_cnn-seed0 runs/tiny_cnn-seed0',
+    'cifar-fastai compare runs/small_cnn-seed* --split valid       # each with the first'))
+def compare_command(
+    runs:Annotated[list[Path], typer.Argument(metavar='RUN RUN...', help='Run folders; each is compared with the first.')],
+    split:Annotated[str|None, typer.Option(
+        metavar='NAME', help='test or valid. Default: test if all runs were evaluated on it, else valid.')]=None,
+    data:_Source=None,
+    device:_Device=None,
+)->None:
+    """Compare runs on the same images, with a test of the difference.
+
+    Changes are in percentage points, with 95% intervals; p is that of McNemar's exact test, corrected (Holm) for classes.
+    Evaluations that the run folders hold are used; others are made and saved there."""
+    if len(runs) < 2: raise CommandError(f'compare needs at least two runs, got {runs[0]} alone.', 2)
+    with loading(): from cifar_fastai.report import evaluate_runs
+    _check_device(device)
+    before,*others = evaluate_runs(runs, split, data, device)
+    first,*names = map(str, runs)
+    changes = {name: _compared(first, name, before, after) for name,after in zip(names, others)}
+    why = '' if split or before.split == 'test' else '; not all runs were evaluated on the test images'
+    print(f'{before.split} images: {len(before):,} of {before.variant}{why}\n')
+    rows = [[first, f'{before.accuracy:.2%}', *['']*5], *(_change_row(name, change) for name,change in changes.items())]
+    print_table(['run', 'accuracy', 'change', '95% interval', 'p', 'fixed', 'broken'], rows)
+    for name,change in changes.items(): _print_classes(name, change)
+    print()
+    print_facts(next=f'cifar-fastai report {shlex.quote(names[-1])} --against {shlex.quote(first)}')
+
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files; what is wrong with folders, in lines
     "The files that were asked for, and the images in folders"
@@ -834,17 +935,22 @@ def _pictures(paths): # -> files; what is wrong with folders, in lines
 # %% ../nbs/10_cli.ipynb #0235799c
 def _as_text(path, prediction, top):
     from cifar_fastai.images import printable_name
-    return '  '.join([printable_name(path), *(f'{label} {p:.1%}' for label,p in prediction.top(top))])
+    doubt = ['none of these?'] if prediction.none_of_these else []
+    return '  '.join([printable_name(path), *(f'{label} {p:.1%}' for label,p in prediction.top(top)), *doubt])
 
 def _as_json(path, prediction, top):
-    return json.dumps(dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(prediction.top(top))))
+    facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(prediction.top(top)),
+                 score=prediction.score, none_of_these=prediction.none_of_these)
+    return json.dumps(facts)
 
 def _csv_line(values):
     line = io.StringIO()
     csv.writer(line, lineterminator='').writerow(values)
     return line.getvalue().encode('utf-8', 'backslashreplace').decode() # a file's name may be no text
 
-def _as_csv(path, prediction, top): return _csv_line([path, prediction.label, *(f'{p:.6f}' for p in (prediction.probability, *prediction.probabilities.values()))])
+def _as_csv(path, prediction, top):
+    probabilities = [f'{p:.6f}' for p in (prediction.probability, *prediction.probabilities.values())]
+    return _csv_line([path, prediction.label, prediction.none_of_these, *probabilities])
 
 def _class_folders(folder, paths, vocab): # -> class -> folder
     "Where copies go; an error for a place among the pictures, and for classes that cannot be names of folders"
@@ -875,6 +981,7 @@ def predict_command(
 )->None:
     """Classify images: the most likely classes with their predicted probabilities.
 
+    "none of these?" marks images that are less like the training images than 95% of the validation images are.
     Files that cannot be read are listed on stderr with the reason, and the exit code is then 1."""
     with loading():
         from cifar_fastai.files import copy_new
@@ -889,7 +996,7 @@ def predict_command(
     folders = _class_folders(sort_into, paths, network.vocab) if sort_into else {}
     pictures,wrong = _pictures(paths)
     read = failed = 0
-    if as_csv: print(_csv_line(['file', 'label', 'probability', *(f'p({c})' for c in network.vocab)]))
+    if as_csv: print(_csv_line(['file', 'label', 'none_of_these', 'probability', *(f'p({c})' for c in network.vocab)]))
     for path,said in network.iter_predictions(pictures):
         if isinstance(said, Prediction):
             read += 1

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import metrics
+from . import metrics, outliers
 from .data import (augment_loader, dataset_fingerprint, file_names, loader_in_order, random_tfms,
                                split_loader, split_name)
 from .errors import install_command
@@ -52,6 +52,7 @@ def _check_lengths(evaluation):
     n = len(evaluation.files)
     if not n: raise ValueError('An Evaluation needs at least one image, got none. Check that the split is not empty.')
     lengths = {name: len(getattr(evaluation, name)) for name in ('probs', 'targets', 'losses', 'files')}
+    if evaluation.logsumexp is not None: lengths['logsumexp'] = evaluation.logsumexp.size
     if set(lengths.values()) != {n}:
         raise ValueError(f'An Evaluation needs one row per image in every field, got {lengths}.')
 
@@ -71,6 +72,7 @@ def _check_vocab(evaluation):
 def _check_values(evaluation):
     probs = evaluation.probs
     bad = ~(np.isfinite(probs).all(1) & np.isfinite(evaluation.losses))
+    if evaluation.logsumexp is not None: bad |= ~np.isfinite(evaluation.logsumexp)
     if bad.any():
         raise ValueError(f'{bad.sum()} of {len(bad)} images have NaN or infinite probabilities or losses, '
                          f'starting with {evaluation.files[bad.argmax()]}. '
@@ -87,7 +89,8 @@ def _ratio(part, whole): # -> 0 where there is nothing to divide by
 # %% ../nbs/06_evaluation.ipynb #77754af7
 def _freeze(evaluation):
     "Make the arrays read-only, and the names lists of strings"
-    for name,dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32)):
+    for name,dtype in (('probs', np.float32), ('targets', np.int64), ('losses', np.float32), ('logsumexp', np.float32)):
+        if name == 'logsumexp' and evaluation.logsumexp is None: continue
         array = np.array(getattr(evaluation, name), dtype=dtype) + dtype(0)  # so that no loss is -0.00
         array.setflags(write=False)
         object.__setattr__(evaluation, name, array)
@@ -110,6 +113,7 @@ class Evaluation:
     temperature:float=1. # divisor of the logits, see `with_temperature`
     fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are not files
     trained_on:bool|None=None # whether the model was trained on some of these images; None: if the split is `train`
+    logsumexp:np.ndarray|None=None # (N,) float32, of the logits, see `ood_scores`; None in files of older versions
 
     def __post_init__(self):
         _freeze(self)
@@ -356,6 +360,24 @@ def coverage_at(
     if curve.empty: return 0.,1.
     return tuple(curve[['coverage', 'threshold']].iloc[-1].astype(float))
 
+# %% ../nbs/06_evaluation.ipynb #b134b1bd
+@patch(as_prop=True)
+def ood_scores(self:Evaluation)->np.ndarray: # (N,) float32; the higher, the more like the training images
+    "How much each image is like those that the model was trained on, by `outliers.ood_score`."
+    if self.logsumexp is None: raise ValueError('These predictions were saved by an older version, which kept no scores. Evaluate again.')
+    return self.logsumexp
+
+@patch
+def ood_threshold(
+    self:Evaluation, # of validation images
+    share:float=.95, # of the images that reach the threshold, between 0 and 1
+)->float: # a score
+    "The threshold below which an image may be of none of the classes."
+    if self.split in ('train', 'test'):
+        raise ValueError(f'A threshold must be chosen on validation images, got the {self.split} images. '
+                         "Use evaluate(learn, 'valid').ood_threshold().")
+    return outliers.ood_threshold(self.ood_scores, share)
+
 # %% ../nbs/06_evaluation.ipynb #7ba23b0d
 def _estimate_label_errors(targets, probs): # -> number of images
     try: from cleanlab.count import num_label_issues
@@ -383,8 +405,10 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
 def to_dict(self:Evaluation)->dict: # JSON-serializable
-    "All metrics, without the data of single images."
-    return dict(
+    "All metrics, without the data of single images; of validation images with the threshold for outliers, as `train` keeps it."
+    chooses = self.split == 'valid' and not self.tta and self.logsumexp is not None
+    threshold = dict(ood_threshold=self.ood_threshold()) if chooses else {}
+    return threshold | dict(
         split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
         n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss,
         vocab=self.vocab, per_class=self.per_class().to_dict('records'),
@@ -392,6 +416,11 @@ def to_dict(self:Evaluation)->dict: # JSON-serializable
 
 # %% ../nbs/06_evaluation.ipynb #7500bfc2
 _arrays = ('probs', 'targets', 'losses')
+_newer = ('logsumexp',) # which older files lack
+
+def _arrays_of(evaluation): # -> {name: array}
+    return {name: array for name in _arrays + _newer if (array := getattr(evaluation, name)) is not None}
+
 _format = 'cifar_fastai evaluation 1'
 
 @patch
@@ -402,9 +431,9 @@ def save(
     "Write the evaluation to a file."
     path = Path(path)
     if path.suffix != '.npz': raise ValueError(f'The file name must end in .npz, got {path.name!r}.')
-    rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays}
+    rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays + _newer}
     about = json.dumps({'format': _format} | rest)
-    arrays = {name: getattr(self, name) for name in _arrays}
+    arrays = _arrays_of(self)
     with atomic_file(path) as part, part.open('wb') as f:
         np.savez_compressed(f, about=np.frombuffer(about.encode(), np.uint8), **arrays)
     return path
@@ -426,7 +455,7 @@ def _read_evaluation(path):
         about = parse_json(saved['about'].tobytes(), path)
         if about.pop('format', None) != _format: raise ValueError('unknown format')
         _check_types(about)
-        return Evaluation(**about, **{name: saved[name] for name in _arrays})
+        return Evaluation(**about, **{name: saved[name] for name in _arrays + _newer if name in _arrays or name in saved})
 
 _damage = (BadZipFile, zlib.error, LZMAError, TokenError, KeyError, IndexError, EOFError, OSError, TypeError, ValueError, AttributeError,
            OverflowError, MemoryError, SyntaxError, RuntimeError)
@@ -506,6 +535,8 @@ def make_view(
     return x.flip(-1) if mirrored else x
 
 # %% ../nbs/06_evaluation.ipynb #cd5d5f09
+def _mean_logsumexp(logits, weights): return sum(w*torch.logsumexp(l.float(), 1) for l,w in zip(logits, weights))
+
 def _log_mean(logits, weights):
     "The logarithm of the weighted mean of the probabilities; the logits of a single view are returned unchanged"
     if len(logits) == 1: return logits[0]
@@ -514,14 +545,15 @@ def _log_mean(logits, weights):
 
 # %% ../nbs/06_evaluation.ipynb #8f4cf1bf
 class _Gather(Callback):
-    "Collect logits and targets on the device, so that nothing synchronizes with the GPU before the end."
+    "Collect logits, their logsumexp and targets on the device, so that nothing synchronizes with the GPU before the end."
     order = 100
     def __init__(self, weights): self.weights = weights  # of the views, in the order in which they come
-    def before_fit(self): self.views, self.logits, self.targets = [], [], []
+    def before_fit(self): self.views, self.logits, self.sums, self.targets = [], [], [], []
     def after_pred(self):
         self.views.append(self.pred.detach().as_subclass(torch.Tensor))
         if len(self.views) < len(self.weights): return
         self.logits.append(_log_mean(self.views, self.weights))
+        self.sums.append(_mean_logsumexp(self.views, self.weights))
         self.targets.append(self.y.as_subclass(torch.Tensor))
         self.views = []
 
@@ -555,7 +587,7 @@ def _views_of(batch, names): # -> the batch once for each view
 
 # %% ../nbs/06_evaluation.ipynb #1ca9a6b2
 @torch.no_grad()
-def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on the CPU
+def _one_pass(learn, dl, views): # -> logits (N, C) float32, their logsumexp (N,), targets (N,), on the CPU
     gathered = _Gather(list(views.values()))
     borrowed = _borrow(learn, gathered)
     with eval_mode(learn.model):
@@ -568,7 +600,7 @@ def _one_pass(learn, dl, views): # -> logits (N, C) float32, targets (N,), on th
                 borrowed('after_cancel_batch') # a callback may need to exit autocast
                 raise
         borrowed('after_fit')
-    return torch.cat(gathered.logits).float().cpu(),torch.cat(gathered.targets).cpu()
+    return torch.cat(gathered.logits).float().cpu(),torch.cat(gathered.sums).cpu(),torch.cat(gathered.targets).cpu()
 
 # %% ../nbs/06_evaluation.ipynb #1c3a10e7
 def _check_augmented(dl, tfms):
@@ -584,12 +616,12 @@ def _random_passes(learn, dl): # -> as `_one_pass`
     _check_augmented(dl, tfms)
     views = tta_views('fastai')
     image_alone = tta_views('')
-    logits,targets = _one_pass(learn, dl, image_alone)
-    passes = [logits]
+    passes = [_one_pass(learn, dl, image_alone)]
     augmented = augment_loader(dl, tfms)
     with dl.dataset.set_split_idx(0):
-        while len(passes) < len(views): passes.append(_one_pass(learn, augmented, image_alone)[0])
-    return _log_mean(passes, views.values()),targets
+        while len(passes) < len(views): passes.append(_one_pass(learn, augmented, image_alone))
+    logits,sums,targets = zip(*passes)
+    return _log_mean(logits, views.values()),sum(w*s for w,s in zip(views.values(), sums)),targets[0]
 
 # %% ../nbs/06_evaluation.ipynb #87763944
 def _plain(dl, bs):
@@ -672,7 +704,7 @@ def evaluate(
     with no_random():
         dl = _plain(evaluable_loader(learn, split, bs), bs)
         vocab = _common_vocab(learn, dl)
-        logits,targets = _random_passes(learn, dl) if tta == 'fastai' else _one_pass(learn, dl, views)
+        logits,sums,targets = _random_passes(learn, dl) if tta == 'fastai' else _one_pass(learn, dl, views)
     if logits.shape[1:] != (len(vocab),):
         raise ValueError(f'The model returns {tuple(logits.shape[1:])} logits per image, '
                          f'but vocab has {len(vocab)} classes.')
@@ -681,7 +713,7 @@ def evaluate(
     name = split if isinstance(split, str) else split_name(learn.dls, split)
     return Evaluation(
         probs=F.softmax(logits, 1).numpy(), targets=targets.numpy(),
-        losses=F.cross_entropy(logits, targets, reduction='none').numpy(),
+        losses=F.cross_entropy(logits, targets, reduction='none').numpy(), logsumexp=sums.numpy(),
         files=file_names(dl.dataset, root), vocab=vocab,
         split=name, trained_on=_trained_on(learn, dl, name),
         variant=getattr(data_info, 'variant', root.name), root=root.as_posix(), tta=tta,
@@ -745,7 +777,7 @@ def _match(before, after): # -> positions in `after` of the images of `before`
 
 # %% ../nbs/06_evaluation.ipynb #d9732716
 def _reorder(evaluation, order):
-    arrays = {name: getattr(evaluation, name)[order] for name in _arrays}
+    arrays = {name: array[order] for name,array in _arrays_of(evaluation).items()}
     return replace(evaluation, files=[evaluation.files[i] for i in order], **arrays)
 
 def compare(

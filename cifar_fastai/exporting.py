@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/exporting.html.md"""
 # %% auto #0
 __all__ = ['formats', 'Exported', 'export_run']
 
-# %% ../nbs/08_exporting.ipynb #8b42de3a
+# %% ../nbs/08_exporting.ipynb #ee0897fd
 import io
 import json
 import os
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import MissingPackageError, one_line
+from .errors import MissingPackageError
 from .files import atomic_write
 from .inference import load_classifier, save_classifier, to_bytes
 from .training import load_run
 
-# %% ../nbs/08_exporting.ipynb #01b03e50
+# %% ../nbs/08_exporting.ipynb #6cd7e89f
 def _plain(model): return deepcopy(model).to(memory_format=torch.contiguous_format)
 
 class _FromImages(nn.Module):
@@ -55,7 +55,7 @@ class _FromTensor(nn.Module):
 
     def forward(self, tensor): return self.network(tensor).float()
 
-# %% ../nbs/08_exporting.ipynb #9245d6d9
+# %% ../nbs/08_exporting.ipynb #de28116c
 def _to_export(classifier, preprocessing):
     "The module, an example of its input, the dimensions of it that may differ, and the names of the outputs"
     info = classifier.info
@@ -72,7 +72,7 @@ def _program(module, example, free):
     for node in program.graph.nodes: node.meta.pop('stack_trace', None)
     return program
 
-# %% ../nbs/08_exporting.ipynb #c3f9dc52
+# %% ../nbs/08_exporting.ipynb #73e0a382
 def _need(*packages):
     for package in packages:
         if find_spec(package) is None: raise MissingPackageError('Export to ONNX', package, 'export')
@@ -88,14 +88,14 @@ def _onnx(classifier, preprocessing):
     for o in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info): del o.metadata_props[:]
     return model
 
-# %% ../nbs/08_exporting.ipynb #2199876e
-def _with_facts(model, facts):
-    "The bytes of an ONNX model with metadata: each fact as JSON"
+# %% ../nbs/08_exporting.ipynb #9c055857
+def _with_facts(model, info):
+    "The bytes of an ONNX model with metadata: everything that `load_classifier` needs, and the classes again"
     from onnx.helper import set_model_props
-    set_model_props(model, {name: json.dumps(value) for name,value in facts.items()})
+    set_model_props(model, {'classifier.json': json.dumps(info.to_dict()), 'classes': json.dumps(info.vocab)})
     return model.SerializeToString()
 
-# %% ../nbs/08_exporting.ipynb #df3614f9
+# %% ../nbs/08_exporting.ipynb #3dc081b1
 _n_calibration = 200 # images
 
 def _quantized(model, inputs):
@@ -114,7 +114,7 @@ def _quantized(model, inputs):
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         return load(file)
 
-# %% ../nbs/08_exporting.ipynb #fdb70946
+# %% ../nbs/08_exporting.ipynb #d582ecb4
 @dataclass(frozen=True)
 class Exported:
     "A file that was exported, and how its answers compare with those of the run"
@@ -125,7 +125,7 @@ class Exported:
     file_accuracy:float # of the file
     n_bytes:int # of the file
 
-# %% ../nbs/08_exporting.ipynb #64fc88ba
+# %% ../nbs/08_exporting.ipynb #49bc1f10
 def _validation_images(learn, n): # -> (n, C, H, W) from 0 to 1, (n,)
     "Validation images at the size they are read, in random order"
     dl = learn.dls.valid
@@ -138,7 +138,7 @@ def _probabilities(scores, pixels): # -> (n, classes)
     "Of images in batches of 50, where `scores` gives logits"
     return torch.cat([scores(some).float().softmax(1) for some in pixels.split(50)])
 
-# %% ../nbs/08_exporting.ipynb #04309bee
+# %% ../nbs/08_exporting.ipynb #78afc774
 formats = 'onnx','torch','classifier'
 
 def _check_choices(format, preprocessing, int8):
@@ -155,20 +155,18 @@ def _check_free(file):
     if file.exists() and not (file.is_file() and b'cifar_fastai classifier' in file.read_bytes()):
         raise FileExistsError(f'{file} exists already and is not an export of a run. Nothing was written; choose another name.')
 
-# %% ../nbs/08_exporting.ipynb #b4b1a513
-def _facts(classifier): return classifier.info.to_dict() | dict(vocab=list(classifier.vocab))
-
+# %% ../nbs/08_exporting.ipynb #750f92ed
 def _onnx_bytes(classifier, preprocessing, int8, pixels):
     model = _onnx(classifier, preprocessing)
     if int8:
         some = pixels[-_n_calibration:]
         model = _quantized(model, (to_bytes(some) if preprocessing else classifier.normalized(some)).numpy())
-    return _with_facts(model, _facts(classifier))
+    return _with_facts(model, classifier.info)
 
 def _torch_bytes(classifier, preprocessing):
     module,example,free,_ = _to_export(classifier, preprocessing)
     data = io.BytesIO()
-    torch.export.save(_program(module, example, free), data, extra_files={'classifier.json': json.dumps(_facts(classifier))})
+    torch.export.save(_program(module, example, free), data, extra_files={'classifier.json': json.dumps(classifier.info.to_dict())})
     return data.getvalue()
 
 def _scores_of(data, format, preprocessing, classifier):
@@ -179,9 +177,9 @@ def _scores_of(data, format, preprocessing, classifier):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/'model.onnx'
         file.write_bytes(data)
-        return load_classifier(file).scores
+        return load_classifier(file).forward
 
-# %% ../nbs/08_exporting.ipynb #736af8f1
+# %% ../nbs/08_exporting.ipynb #0ff142a1
 def export_run(
     run_dir:str|Path, # run folder that `train` wrote
     file:str|Path|None=None, # to write; None: `model.onnx`, `model-int8.onnx`, `model.pt2`, `classifier` ... in the run folder
@@ -197,12 +195,12 @@ def export_run(
     learn = load_run(run_dir, source, num_workers=0, device='cpu')
     classifier = load_classifier(run_dir, 'cpu')
     pixels,labels = _validation_images(learn, n)
-    if format == 'classifier': scores = load_classifier(save_classifier(learn, file), 'cpu').scores
+    if format == 'classifier': scores = load_classifier(save_classifier(learn, file), 'cpu').forward
     else:
         _check_free(file)
         data = _torch_bytes(classifier, preprocessing) if format == 'torch' else _onnx_bytes(classifier, preprocessing, int8, pixels)
         scores = _scores_of(data, format, preprocessing, classifier)
-    ours,theirs = (_probabilities(f, pixels) for f in (classifier.scores, scores))
+    ours,theirs = (_probabilities(f, pixels) for f in (classifier.forward, scores))
     difference = (ours - theirs).abs().max().item()
     if not (int8 or difference < 1e-4): # `not <`, for NaN
         raise ValueError(f'The exported network answers differently (a probability differs by {difference:.2g}), so it was not saved. '

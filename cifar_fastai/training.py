@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/training.html.md"""
 
 # %% auto #0
 __all__ = ['optimizer_function', 'reuse_memory', 'fit_stem', 'build_model', 'QuickLearner', 'create_learner', 'fit_stage',
-           'train', 'load_run', 'load_run_for']
+           'train', 'LRSearch', 'find_lr', 'load_run', 'load_run_for']
 
 # %% ../nbs/05_training.ipynb #75c5f231
 import ctypes
@@ -16,30 +16,33 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
+from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, CancelEpochException, event
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException, event
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
-from fastai.callback.schedule import Learner
+from fastai.callback.schedule import Learner, LRFinder, minimum, slide, steep, valley
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import CastToTensor
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.metrics import AccumMetric, accuracy
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed, to_device
 from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import nn
+from tqdm import tqdm
 
 from .augmentation import augmentation
 from .callbacks import (
@@ -48,11 +51,12 @@ from .callbacks import (
     SharedTraining, StopOnNonFiniteLoss, TrainingLoss, check_class_weights, training_precision)
 from .checkpoints import Checkpoints
 from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloaders, loader_at, random_tfms, set_augmentation
-from .errors import deferring_signals, ignore_sigterm
+from .errors import NonFiniteLossError, deferring_signals, ignore_sigterm
 from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
 from .limits import small_in_memory
 from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
+from .outliers import ood_score, ood_threshold
 from .processes import (
     ProcessLostError, differ_by_rank, first_one_first, from_first, is_first_process, is_lost, join_processes, n_processes, process_rank)
 from .recipes import Recipe, Stage, get_recipe
@@ -368,47 +372,58 @@ def fit_stage(
     stage:Stage, # what to do
 )->None:
     "Train `learn` through one stage of a recipe"
+    _run_stage(learn, stage, _fit)
+
+def _run_stage(learn, stage, fit):
+    "Call `fit(learn, stage, cbs)` with the images, the optimizer, the frozen layers and the loss of a stage"
     if stage.augment is not None: learn.dls = set_augmentation(learn.dls, stage.augment)
-    if stage.optimizer: return _fit_with_another_optimizer(learn, stage)
+    if stage.optimizer: return _run_with_another_optimizer(learn, stage, fit)
     if stage.reset_opt or learn.opt is None: learn.create_opt()
     freezing = freeze_to(learn, stage.freeze_to, stage.bn) # changes what learns, and gives what keeps it so
     cbs = freezing + _stage_cbs(stage)
-    features = features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext()
     plain_loss = learn.loss_func # callbacks may wrap it
     if not hasattr(learn, 'training_loss'): learn.add_cb(TrainingLoss()) # a learner that fastai made
     learn.training_loss.class_weights = dict(stage.class_weights)
     try:
-        with features, _weights_restored(learn, cbs): _fit(learn, stage, cbs)
+        with _weights_restored(learn, cbs): fit(learn, stage, cbs)
     finally:
         if stage.discard: learn.opt = None
         learn.loss_func = plain_loss
         learn.training_loss.class_weights = {}
 
-def _fit_with_another_optimizer(learn, stage):
+def _run_with_another_optimizer(learn, stage, fit):
     if not hasattr(learn, 'recipe'):
         raise ValueError(f'The optimizer {stage.optimizer!r} of a stage needs the other choices of a recipe. '
                          'Make the learner with create_learner, or leave `optimizer` out of the stage.')
     before = learn.opt_func
     learn.opt_func = optimizer_function(replace(learn.recipe, optimizer=stage.optimizer))
-    try: fit_stage(learn, replace(stage, optimizer=None, reset_opt=True))
+    try: _run_stage(learn, replace(stage, optimizer=None, reset_opt=True), fit)
     finally: learn.opt_func,learn.opt = before,None # the next stage starts with a new one
 
 def _fit(learn, stage, cbs):
-    if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
-    learn.fit_one_cycle(stage.epochs, _lr(stage), div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start,
-                        moms=stage.moms, cbs=cbs)
+    with features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext():
+        if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
+        learn.fit_one_cycle(stage.epochs, _lr(stage), div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start,
+                            moms=stage.moms, cbs=cbs)
 
 # %% ../nbs/05_training.ipynb #f528eca9
+def _threshold(logits, targets): return ood_threshold(ood_score(logits).numpy())
+
 def _validate(learn):
-    "Final loss and accuracy on the validation images"
+    "Final loss and accuracy on the validation images, and the threshold that `predict` needs"
     of_epochs = TrackerCallback, CSVLogger, ShowGraphCallback # this is none: they would miss columns, or begin anew
     others = [cb for cb in learn.cbs if isinstance(cb, of_epochs)]
-    with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): values = learn.validate()
+    metrics = learn.metrics
+    learn.metrics = [*metrics, AccumMetric(_threshold, flatten=False)] # which gathers the images of all processes
+    try:
+        with learn.no_bar(), learn.no_logging(), learn.removed_cbs(others): values = learn.validate()
+    finally: learn.metrics = metrics
     if not values:
         raise ValueError('A callback canceled the validation after the last epoch (CancelValidException), so the run has no final metrics. '
                          'Its weights are saved, and `evaluate` measures them.')
-    loss,acc,*_ = values
-    return dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
+    loss,acc,*_,threshold = values
+    figures = dict(loss=round(float(loss), 6), accuracy=round(float(acc), 6), n=len(learn.dls.valid_ds))
+    return figures | (dict(ood_threshold=threshold) if isfinite(threshold) else {})
 
 # %% ../nbs/05_training.ipynb #5380b3e4
 _recorded = ('lrs', 'losses', 'values', 'iters')
@@ -574,6 +589,67 @@ def _fit_stages(learn, checkpoints):
     except Exception as e:
         if checkpoints.stop and not is_lost(e): raise checkpoints.stop from None # Ctrl-C ended the workers of a loader too
         raise
+
+# %% ../nbs/05_training.ipynb #d3e8b644
+@dataclass(frozen=True)
+class LRSearch:
+    "How the loss of a recipe changes while the learning rate grows"
+    recipe:Recipe
+    lrs:tuple[float, ...] # the learning rate of each batch
+    losses:tuple[float, ...] # nats, smoothed by fastai; only finite ones
+    suggestions:dict[str, float] # learning rates, by the names of fastai's methods: `valley`, `slide`, `minimum` and `steep`
+
+# %% ../nbs/05_training.ipynb #e25d877e
+class _FollowSearch(Callback):
+    "Show the progress of a search, and end it when the loss is not finite"
+    order = LRFinder.order + 1
+    def __init__(self, num_it): self.num_it = num_it
+    def before_fit(self): self.bar = tqdm(total=self.num_it, desc='find_lr', unit='batch', leave=False, disable=None)
+    def after_batch(self):
+        self.bar.update()
+        if not isfinite(self.loss.item()): raise CancelFitException
+    def after_fit(self): self.bar.close()
+
+def _search(learn, stage, cbs, num_it=100, end_lr=10):
+    "What fastai's `lr_find` does, without a plot"
+    n_epochs = num_it//len(learn.dls.train) + 1
+    search = [LRFinder(end_lr=end_lr, num_it=num_it), _FollowSearch(num_it)]
+    with learn.no_bar(), learn.no_logging(): learn.fit(n_epochs, _lr(stage), cbs=[*cbs, *search])
+
+def _suggest(lrs, losses, num_it=100): # -> name -> rate
+    "The suggestions of fastai's `lr_find`"
+    lrs,losses = (torch.tensor(values[num_it//10:-5]) for values in (lrs, losses))
+    return {f.__name__: f(lrs, losses, num_it)[0] for f in (valley, slide, minimum, steep)}
+
+# %% ../nbs/05_training.ipynb #f23ddcee
+_fewest = 40 # batches from which fastai's methods make a suggestion
+
+def find_lr(
+    recipe:Recipe|str, # or its name; the rate is that of its first stage
+    seed:int=0, # as in `train`
+    source:str|Path|None=None, # data, as in `train`
+    limit:int|None=None, # as in `train`
+    num_workers:int|None=None, # as in `train`
+    device:str|None=None, # as in `train`
+)->LRSearch: # 100 batches, or fewer if the loss explodes before
+    "Train a recipe with a growing learning rate, as fastai's `lr_find` does, and suggest a rate; a `NonFiniteLossError` if there is none"
+    if isinstance(recipe, str): recipe = get_recipe(recipe)
+    learn = _prepare(recipe, seed, source, None, None, limit=limit, num_workers=num_workers, device=device)
+    learn.remove_cb(StopOnNonFiniteLoss) # here such a loss is the end, not an error
+    with TemporaryDirectory() as folder:
+        learn.path = Path(folder) # where fastai puts the initial weights
+        _run_stage(learn, recipe.stages[0], _search)
+    lrs,losses = learn.recorder.lrs,[float(loss) for loss in learn.recorder.losses]
+    n = next((i for i,loss in enumerate(losses) if not isfinite(loss)), len(losses))
+    if n < _fewest: raise _no_suggestion(n, len(losses) > n, lrs[n - 1])
+    return LRSearch(recipe, tuple(lrs[:n]), tuple(losses[:n]), _suggest(lrs[:n], losses[:n]))
+
+def _no_suggestion(n, is_nan, lr):
+    "The error of a search that ended too early; `n` is the number of batches with a finite loss"
+    check = 'check for corrupted images, wrong labels and damaged weights.'
+    if is_nan and not n: return NonFiniteLossError(f'The loss is nan or infinite from the first batch on, so no learning rate can be found: {check}')
+    became = 'became nan or infinite' if is_nan else 'rose to four times its lowest value'
+    return NonFiniteLossError(f'The loss {became} after {n} batches already, at learning rate {lr:.3g}, which is too early for a suggestion: {check}')
 
 # %% ../nbs/05_training.ipynb #ac0c2b8c
 def load_run(

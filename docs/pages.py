@@ -8,7 +8,7 @@ modules = {  # part of the reference: modules
     'Data': 'data sources augmentation images caching synthetic archives formats downloads limits',
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
-    'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
+    'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness outliers report',
     'Use': 'cli main inference exporting all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 

@@ -38,7 +38,7 @@ from small_sets import picture
 from small_sets import tiny_set
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'evaluate', 'report', 'export', 'predict', 'course']
+names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'lr-find', 'evaluate', 'report', 'compare', 'predict', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def examples(command):
 def test_help_lists_all_commands():
     for args in ([], ['--help'], ['-h']):
         result = run(*args)
-        assert result.code == 0 and re.findall(r'^  (\w+)  +\S', result.out.split('Commands:')[1], re.M) == names
+        assert result.code == 0 and re.findall(r'^  ([\w-]+)  +\S', result.out.split('Commands:')[1], re.M) == names
     assert list(commands()) == names
 
 @pytest.mark.parametrize('name', names)
@@ -809,6 +809,34 @@ def test_tune_without_a_single_finished_trial(recipe, practice):
     result = tune('--recipe', recipe, '--data', practice, '--space', 'bs=3,5', '--space', 'model=no_such', '--sampler', 'grid')
     assert result.code == 1 and 'None of the 2 trials was finished. tune/results.csv says why.' in result.err and 'no_such' in result.err
 
+# lr-find
+
+def lr_find(recipe, data, *args): return run('lr-find', '--recipe', recipe, '--data', data, '--limit', 40, *args)
+
+def test_lr_find(recipe, practice, tmp_path):
+    result = lr_find(recipe, practice, '--out', 'rates.png')
+    assert result.code == 0 and not result.err, result.err
+    rates = dict(re.findall(r'^(valley|slide|minimum|steep) +([\d.e-]+)$', result.out, re.M))
+    assert len(rates) == 4 and re.search(r'^recipe +0.01, the highest of its one-cycle schedule$', result.out, re.M)
+    assert result.out.endswith(f'next  cifar-fastai train --recipe {recipe} --lr {rates["valley"]} --data {practice}\n')
+    with Image.open('rates.png') as image: assert min(image.size) > 300
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != 'cache') == ['rates.png']
+
+def test_lr_find_of_several_stages(practice):
+    stages = Stage(epochs=1, lr=(None, .1), freeze_to='head', bn='frozen'),Stage(epochs=1, lr=.01)
+    Path('two.json').write_text(Recipe(name='two', model='ladder_0', stages=stages, groups=('head',), bs=32).to_json())
+    result = lr_find('two.json', practice)
+    assert result.code == 0 and re.search(r'^Set lr of the first of the 2 stages in two.json to [\d.e-]+, then: cifar-fastai train --recipe two.json', result.out, re.M)
+    assert Path('lr_find.png').exists()
+
+@pytest.mark.parametrize('args, texts', [
+    (['--recipe', 'smal_cnn'], ["Did you mean 'small_cnn'?"]), (['--out', 'lr.pdf'], ['--out lr.pdf', 'ends in .png']),
+    (['--out', 'no/such/lr.png'], ['no folder no/such']), (['--data', 'nowhere'], ['No such path', 'nowhere']),
+    (['--device', 'gpu'], ['--device gpu']), (['--limit', '0'], ['--limit'])], ids=' '.join)
+def test_lr_find_mistakes(args, texts, tmp_path):
+    fails(run('lr-find', *args), *texts)
+    assert not list(tmp_path.iterdir())
+
 # evaluate
 
 @pytest.mark.parametrize('split', ['test', 'valid', 'train'])
@@ -946,6 +974,49 @@ def test_report_refuses(folder, practice):
     fails(run('report', folder), 'test.npz is not a saved Evaluation')
     fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'Folder no/such does not exist, so the report cannot be written')
 
+# compare
+
+def change_predictions(folder, split, n):
+    "Another class for the first `n` images"
+    from dataclasses import replace
+    kept = load_evaluation(folder/f'{split}.npz')
+    probs = kept.probs.copy()
+    probs[:n] = np.roll(probs[:n], 1, axis=1)
+    replace(kept, probs=probs).save(folder/f'{split}.npz')
+    return kept,load_evaluation(folder/f'{split}.npz')
+
+def test_compare(trained, folder):
+    from cifar_fastai.evaluation import compare
+    change = compare(*change_predictions(folder, 'test', 30))
+    result = run('compare', trained.folder, folder)
+    assert result.code == 0 and not result.err and 'test images: 50 of synthetic\n' in result.out, result.err
+    low,high = change.interval()
+    row = re.search(r'^run +([\d.]+)% +(\S+) +(\S+) to (\S+) +(\S+) +(\d+) +(\d+) *$', result.out, re.M)
+    shown = [float(o) for o in row.groups()]
+    want = [100*change.after.accuracy, 100*change.change, 100*low, 100*high, change.p_value, len(change.fixed), len(change.broken)]
+    assert shown == pytest.approx(want, abs=.006) and len(change.fixed) and len(change.broken)
+    most = change.per_class().set_index('class').change.abs().max()
+    assert f'{100*most:.1f}' in result.out.split('changed most: run')[1].splitlines()[3]
+    assert result.out.endswith(f'next  cifar-fastai report run --against {trained.folder}\n')
+
+def test_compare_evaluates_what_is_missing_on_the_split_that_all_have(trained, folder):
+    shutil.copytree(folder, 'other')
+    for name in ('test.npz', 'valid.npz'): Path('other', name).unlink()
+    metrics = read('other/metrics.json')
+    del metrics['test']
+    write_json(Path('other/metrics.json'), metrics)
+    result = run('compare', trained.folder, 'other', folder)
+    assert result.code == 0 and 'valid images: 20 of synthetic; not all runs were evaluated on the test images' in result.out
+    assert len(re.findall(r' \+0.00 .* 1.000 +0 +0 *$', result.out, re.M)) == 2 and 'changed most' not in result.out
+    assert Path('other/valid.npz').exists() and not Path('other/test.npz').exists()
+
+def test_compare_refuses(trained, folder, recipe, practice):
+    fails(run('compare', folder), 'compare needs at least two runs, got run alone')
+    fails(run('compare', folder, practice), 'run.json')
+    fails(run('compare', folder, trained.folder, '--split', 'train'), "Unknown split 'train'. Allowed: 'test', 'valid'")
+    assert train(recipe, practice, '--seed', 4, '--epochs', 1, '--out', 'seed4').code == 0
+    fails(run('compare', folder, 'seed4'), 'run and seed4 cannot be compared. compare needs two evaluations of the same images')
+
 def test_evaluations_are_kept_whole(trained, folder):
     for split, n in (('valid', 20), ('test', 50)):
         kept = load_evaluation(trained.folder/f'{split}.npz')
@@ -1007,53 +1078,21 @@ def test_predict_json(trained, practice):
     for r in rows: assert len(r['top']) == 2 and r['label'] == list(r['top'])[0] and r['top'][r['label']] == r['probability']
     assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '5 images read, 1 not.'
 
-def test_predict_csv(trained, practice):
-    files = sorted((practice/'test'/'frog').iterdir())
-    strange = Path(os.fsdecode(b'caf\xe9,\n.png') if sys.platform == 'linux' else 'a,b.png')
-    shutil.copy(files[0], strange)
-    result = run('predict', trained.folder, practice/'test'/'frog', strange, 'missing.png', '--csv')
-    table = pd.read_csv(io.StringIO(result.out))
-    classes = read(trained.folder/'run.json')['data']['classes']
-    assert result.code == 1 and list(table.columns) == ['file', 'label', 'probability', *(f'p({c})' for c in classes)]
-    assert list(table.file[:-1]) == list(map(str, files)) and table.file.iloc[-1] in (str(strange), 'caf\\udce9,\n.png')
-    assert np.allclose(table.iloc[:, 3:].sum(1), 1, atol=1e-4) and np.allclose(table.iloc[:, 3:].max(axis=1), table.probability)
-    assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '6 images read, 1 not.'
-    fails(run('predict', trained.folder, strange, '--csv', '--json'), 'choose one of --json and --csv')
-
-def test_predict_sorts(trained, practice):
-    shutil.copytree(practice/'test', 'photos')
-    for _ in range(2): # nothing is copied twice
-        result = run('predict', trained.folder, 'photos', '--sort-into', 'sorted', '--json')
-        assert result.code == 0
-        rows = [json.loads(l) for l in result.out.splitlines()]
-        copies = [p for p in Path('sorted').rglob('*') if p.is_file()]
-        assert len(copies) == len(rows) == 50
-    for row in rows: # files of several classes have the same name
-        same = [p for p in (Path('sorted')/row['label']).iterdir() if p.read_bytes() == Path(row['file']).read_bytes()]
-        assert len(same) == 1
-    fails(run('predict', trained.folder, 'photos', '--sort-into', 'photos/sorted'), '--sort-into photos/sorted lies in photos', 'Choose a folder outside')
-    assert not Path('photos/sorted').exists()
-
-def test_predict_sorts_only_into_folders(trained, monkeypatch):
-    from cifar_fastai import inference
-    Path('cat.png').write_bytes(png())
-    before = inference.load_classifier
-    def load(*args):
-        classifier = before(*args)
-        object.__setattr__(classifier.info, 'vocab', ('../../x', *classifier.vocab[1:]))
-        return classifier
-    monkeypatch.setattr(inference, 'load_classifier', load)
-    fails(run('predict', trained.folder, 'cat.png', '--sort-into', 'sorted'), "the class '../../x' cannot be the name", code=1)
-    assert not Path('sorted').exists()
-
-def test_export(folder, practice):
-    pytest.importorskip('onnxscript')
-    result = run('export', 'run')
-    assert result.code == 0 and 'size' in result.out and 'cifar-fastai predict run/model.onnx frog.png' in result.out
-    pictures = practice/'test'/'cat'
-    def labels(what): return [json.loads(l)['label'] for l in run('predict', what, pictures, '--json').out.splitlines()]
-    assert labels('run/model.onnx') == labels('run')
-    fails(run('export', 'run', '--format', 'torch', '--int8'), "for the format 'onnx'", code=1)
+def test_predict_marks_what_may_be_none_of_the_classes(trained, folder, practice):
+    pictures = sorted((practice/'test').rglob('*.png'))[:9]
+    scores = [json.loads(line)['score'] for line in run('predict', folder, *pictures, '--json').out.splitlines()]
+    metrics = read(folder/'metrics.json')
+    assert metrics['valid']['ood_threshold'] == load_evaluation(folder/'valid.npz').ood_threshold()
+    metrics['valid']['ood_threshold'] = sorted(scores)[3]
+    write_json(folder/'metrics.json', metrics)
+    write_json(folder/'run.json', read(folder/'run.json') | dict(checksums={}))
+    lines = run('predict', folder, *pictures).out.splitlines()[:-1]
+    assert [line.endswith('%  none of these?') for line in lines] == [score < sorted(scores)[3] for score in scores]
+    answers = [json.loads(line) for line in run('predict', folder, *pictures, '--json').out.splitlines()]
+    assert [a['none_of_these'] for a in answers] == [score < sorted(scores)[3] for score in scores]
+    del metrics['valid']['ood_threshold']
+    write_json(folder/'metrics.json', metrics)
+    assert json.loads(run('predict', folder, pictures[0], '--json').out)['none_of_these'] is None
 
 def test_predict_agrees_with_evaluate(trained, practice):
     rows = [json.loads(l) for l in run('predict', trained.folder, practice/'test', '--json').out.splitlines()]

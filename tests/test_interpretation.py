@@ -13,7 +13,10 @@ from torch import nn
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import Evaluation, compare, evaluate
 from cifar_fastai.interpretation import (plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
-                                         plot_history, plot_images, plot_label_errors, plot_per_class, plot_predictions, plot_reliability, plot_top_losses)
+                                         plot_history, plot_images, plot_label_errors, plot_lr_search, plot_per_class, plot_predictions, plot_reliability,
+                                         plot_top_losses)
+from cifar_fastai.recipes import Recipe, Stage
+from cifar_fastai.training import LRSearch
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
@@ -480,3 +483,22 @@ def test_captions_of_long_names_lie_apart(pictures):
 def test_title_of_a_cooled_reliability_is_whole():
     found, whole = boxes([plot_reliability(many(200, [f'c{i}' for i in range(10)], 3).with_temperature(10)).title])
     assert found[0].x0 >= 0 and found[0].x1 <= whole.x1
+
+
+# ---------------------------------------------------------------------------------------------------- learning rates
+
+@pytest.mark.parametrize('lr, schedule, rates, says', [(.01, 'one_cycle', [.01], "recipe's highest (0.01)"), ((.001, .1), 'constant', [.001, .1], 'recipe (0.001 to 0.1)'),
+                                                       ((None, .002), 'constant', [.002], 'recipe (0.002)')])
+def test_rates_are_marked(lr, schedule, rates, says):
+    recipe = Recipe(name='a', model='ladder_0', stages=Stage(epochs=1, lr=lr, schedule=schedule))
+    lrs = np.geomspace(1e-7, 10, 50)
+    losses = 2 + .1*(np.log10(lrs) + 2)**2
+    found = LRSearch(recipe, tuple(lrs), tuple(losses), dict(valley=1e-3, slide=1e-2, minimum=1e-4, steep=1e-5))
+    own = plt.subplots()[1]
+    ax = plot_lr_search(found, own)
+    assert ax is own and (ax.get_xscale(), ax.get_xlabel()) == ('log', 'learning rate') and 'loss (nats' in ax.get_ylabel()
+    lines = {line.get_label(): line for line in ax.lines}
+    assert lines['valley (0.001)'].get_xydata().ravel() == pytest.approx([1e-3, 2.1], rel=1e-2)
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == '--'] == rates and says in lines
+    low, high = ax.get_ylim()
+    assert low < min(losses) and losses[0] < high

@@ -49,7 +49,7 @@ def section(text, name): return re.search(f'<section id="{name}">(.*?)</section>
 def rows(html): return [[re.sub('<[^>]*>', '', cell) for cell in re.findall('<td[^>]*>(.*?)</td>', row)] for row in re.findall('<tr>(.*?)</tr>', html)][1:]
 
 
-every_section = ['summary', 'curves', 'classes', 'confusion', 'confused', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness',
+every_section = ['summary', 'curves', 'classes', 'confusion', 'confused', 'sure', 'attention', 'calibration', 'coverage', 'labels', 'robustness', 'outliers',
                  'features', 'changes', 'how', 'left-out']  # no image of the practice set is there twice
 
 

@@ -28,13 +28,14 @@ from safetensors.torch import load_file, save_file
 
 from cifar_fastai import callbacks, models, runs, training
 from cifar_fastai.data import cifar10_dataloaders
+from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.files import write_json
 from cifar_fastai.sources import count_classes
 from cifar_fastai.models import create_model, register_model
 from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe
 from cifar_fastai.runs import Run, create_run_dir
-from cifar_fastai.training import create_learner, fit_stage, fit_stem, load_run, train
+from cifar_fastai.training import create_learner, find_lr, fit_stage, fit_stem, load_run, train
 from small_runs import At, history, history_of, overfitting, read, tiny
 
 # The result depends on the seed and on nothing else
@@ -609,3 +610,55 @@ def test_a_last_batch_of_one_is_explained(practice):
     dls.c,dls.vocab = len(folder.classes),folder.classes
     learn = create_learner(Recipe(name='my', model='resnet18', stages=Stage(epochs=1, lr=.01)), dls)
     with pytest.raises(ValueError, match='and drop_last=True in loaders of your own'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+
+# A learning rate for a recipe
+
+search_stages = dict(
+    frozen=tiny.change(stages=(Stage(epochs=3, lr=(None, 1e-2), freeze_to='head', bn='frozen', early_stopping=2), Stage(epochs=1, lr=1e-3)), groups=('head',)),
+    keras=tiny.change(stages=(Stage(epochs=2, lr=1e-3, schedule='reduce_on_plateau', class_weights={'cat': 3.}, augment='flip_crop', discard=True),),
+                      optimizer='adam', keras=True),
+    other_optimizer=tiny.change(stages=(Stage(epochs=1, lr=1e-2, optimizer='rmsprop', lookahead=5),)))
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', search_stages)
+def test_a_search_for_a_rate_trains_as_the_first_stage(name, practice, monkeypatch, tmp_path):
+    "The frozen body stays, class weights and optimizer are those of the stage, and nothing is left"
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+    class Look(Callback):
+        def after_step(self):
+            seen['weights'] = dict(getattr(self.learn.training_loss, 'class_weights', {}))
+            seen['body'] = any(p.requires_grad for p in self.learn.model.body.parameters())
+            seen['lr'] = {h['lr'] for h in self.opt.hypers}
+    prepare = training._prepare
+    def prepared(*args, **kwargs):
+        learn = prepare(*args, **kwargs)
+        learn.add_cb(Look())
+        return learn
+    monkeypatch.setattr(training, '_prepare', prepared)
+    recipe = search_stages[name]
+    found = find_lr(recipe, source=practice, num_workers=0)
+    assert list(found.suggestions) == ['valley', 'slide', 'minimum', 'steep'] and found.recipe == recipe
+    assert 40 <= len(found.lrs) == len(found.losses) <= 100 and np.isfinite(found.losses).all() and found.lrs[0] == pytest.approx(1e-7)
+    assert seen['weights'] == dict(recipe.stages[0].class_weights) and seen['body'] == (name != 'frozen') and len(seen['lr']) == 1
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.slow
+def test_a_search_is_the_same_with_the_same_seed(practice):
+    a,b,c = (find_lr(tiny, seed, practice, limit=64, num_workers=0) for seed in (1, 1, 2))
+    assert a.losses == b.losses != c.losses
+
+def test_a_search_that_ends_too_early_says_why(practice, monkeypatch):
+    "A network that is damaged gives no finite loss at all; one that explodes at once, too few"
+    build = training.build_model
+    def damaged(*args, **kwargs):
+        model = build(*args, **kwargs)
+        torch.nn.init.constant_(list(model.parameters())[-1], float('nan'))
+        return model
+    monkeypatch.setattr(training, 'build_model', damaged)
+    with pytest.raises(NonFiniteLossError, match='nan or infinite from the first batch on, so no learning rate can be found: check for corrupted images'):
+        find_lr(tiny, source=practice, num_workers=0)
+    monkeypatch.setattr(training, 'build_model', build)
+    search = training._search
+    monkeypatch.setattr(training, '_search', lambda *args: search(*args, end_lr=1e30))
+    with pytest.raises(NonFiniteLossError, match='batches already, at learning rate .* too early'): find_lr(tiny.change(optimizer='sgd'), source=practice, num_workers=0)
