@@ -5,9 +5,10 @@ import json
 import os
 import re
 import sys
+import tarfile
 from contextlib import redirect_stdout
 from functools import partial
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ import few_images
 import interpretation
 import loaders
 import near_copies
+import outliers
 import plain_fastai
 import processes
 import record_run
@@ -41,11 +43,15 @@ import tutorials
 from cifar_fastai import recipes, training
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
+from cifar_fastai.inference import create_classifier
 from cifar_fastai.models import create_model
+from cifar_fastai.outliers import auroc, builtin_outliers
 from cifar_fastai.recipes import Recipe, Stage, get_recipe
 from cifar_fastai.callbacks import training_precision
 from cifar_fastai.runs import Run
+from cifar_fastai.synthetic import cifar10_classes
 from cifar_fastai.training import optimizer_function, train
+from small_sets import picture
 
 two_stages = Recipe(name='two_stages', model='ladder_0', stages=(Stage(epochs=20, lr=1e-2), Stage(epochs=1, lr=1e-3)), augment='none', bs=32)
 
@@ -550,6 +556,38 @@ def test_near_copies_are_counted_as_the_page_says(practice, monkeypatch, tmp_pat
     call(near_copies, monkeypatch, '--data', str(practice), '--images', '8')
     again = {r['what']: r for r in rows(tmp_path/'near_copies.csv')}
     assert set(again) == set(found) and again['half the size']['found'] == '8' and again['shifted by two pixels in both directions']['found'] < '4'
+
+def test_the_score_is_the_one_that_tells_outliers_best_on_validation_images():
+    "As the page says; figures of the test images came later, and only of that choice"
+    page = (notebooks/'02_outliers.ipynb').read_text(encoding='utf-8')
+    valid,test = ([r for r in rows(side_by_side.results/'outliers.csv') if r['split'] == split] for split in ('valid', 'test'))
+    mean = {score: sum(float(r['auroc']) for r in valid if r['score'] == score) for score in outliers.scores}
+    assert max(mean, key=mean.get) == 'energy' and {r['threshold'] for r in valid if r['score'] == 'energy'} == {r['threshold'] for r in test if r['score'] == 'energy'}
+    for r in valid: assert f'{float(r["auroc"]):.3f}' in page
+    for r in test:
+        if r['score'] == 'energy': assert f'{float(r["auroc"]):.3f}' in page and f'{float(r["outliers_below"]):.0%}' in page and f'{float(r["images_below"]):.1%}' in page
+
+def test_outliers_have_a_row_for_each_score_and_kind(practice, monkeypatch, tmp_path):
+    learn = train(two_stages.change(stages=Stage(epochs=1, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
+    with tarfile.open(tmp_path/'tiny.tgz', 'w:gz') as tar: # an acorn, twice; a poodle, which CIFAR-10's dogs are left out for; and a training image
+        for i,name in enumerate(('val/n12267677/a.png', 'val/n12267677/b.png', 'val/n02113799/c.png', 'train/n12267677/d.png')):
+            file = BytesIO()
+            picture(i, (64, 64)).save(file, 'png')
+            member = tarfile.TarInfo(f'tiny-imagenet-200/{name}')
+            member.size = file.tell()
+            tar.addfile(member, BytesIO(file.getvalue()))
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    for split in ('valid', 'valid', 'test'): call(outliers, monkeypatch, str(learn.run_dir), '--tiny', str(tmp_path/'tiny.tgz'), '--images', '6', '--split', split)
+    found = rows(tmp_path/'outliers.csv')
+    kinds = {'noise': '6', 'practice drawings': '6', 'Tiny ImageNet, 1 classes': '2'}
+    assert [(r['split'], r['score'], r['outliers'], r['n_outliers']) for r in found] == [
+        (split, score, kind, n) for split in ('valid', 'test') for score in outliers.scores for kind,n in kinds.items()]
+    valid = evaluate(learn, 'valid')
+    scores = create_classifier(learn).logits(builtin_outliers(6, learn.recipe.image_size)['noise']).logsumexp(1)
+    assert float(found[0]['threshold']) == pytest.approx(valid.ood_threshold(), abs=1e-3) and found[0]['threshold'] == found[9]['threshold']
+    assert float(found[0]['auroc']) == pytest.approx(auroc(valid.ood_scores, scores), abs=1e-3) and float(found[0]['images_below']) <= .05
+    left_out = ' '.join(outliers.shows_cifar10.values()).split()
+    assert len(set(left_out)) == len(left_out) and set(outliers.shows_cifar10) == set(cifar10_classes) and all(re.fullmatch(r'n\d{8}', o) for o in left_out)
 
 def test_the_readme_shows_what_the_default_run_confuses(practice, monkeypatch, tmp_path):
     cells = json.loads((notebooks/'index.ipynb').read_text(encoding='utf-8'))['cells']

@@ -306,7 +306,8 @@ def test_validation_images_count_once(practice, tmp_path, together):
     found = fine(together(3, go, plain.change(bs=9, valid=25, stages=Stage(epochs=1, lr=3e-3)), practice, tmp_path/'run'))
     run = Run.open(found[0]['folder'])
     result = evaluate(load_run(run.folder), 'valid')
-    assert run.metrics['valid'] == dict(loss=pytest.approx(result.loss, abs=2e-5), accuracy=pytest.approx(result.accuracy, abs=1e-6), n=25)
+    assert run.metrics['valid'] == dict(loss=pytest.approx(result.loss, abs=2e-5), accuracy=pytest.approx(result.accuracy, abs=1e-6), n=25,
+                                        ood_threshold=pytest.approx(result.ood_threshold(), abs=1e-4))
     assert run.history.accuracy.iloc[-1] == pytest.approx(result.accuracy, abs=1e-6)
     assert len({str(f['values']) for f in found}) == 1
 
