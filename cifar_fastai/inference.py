@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from fastai.data.transforms import Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, default_device, to_device
 from fastcore.basics import chunked, patch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import ResizeBatch, channel_stats, reading_size
-from .errors import install_command
+from .errors import error_line, install_command
 from .images import FixedSize, UnreadableImageError, image_pixels
 from .files import atomic_write, is_part, read_json, write_json
 from .limits import max_side
@@ -39,6 +41,7 @@ from .recipes import Recipe
 from .registry import UnknownNameError
 from .runs import Run, is_run, versions
 from .training import build_model
+from .weights import hub_file
 
 # %% ../nbs/07_inference.ipynb #bae5ead7
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def _read_info(path):
         recipe = Recipe.from_json(json.dumps(said['recipe']))
         info = ClassifierInfo(recipe=recipe, **{k: said[k] for k in _fields})
         name = said['weights']
-        if Path(name).name != name: raise ValueError(f"weights must be a file name without a folder, got {name!r}")
+        if Path(name).name != name or not name.endswith('.safetensors'):
+            raise ValueError(f"weights must be a .safetensors file without a folder, got {name!r}")
         return info,name,said['sha256']
 
 # %% ../nbs/07_inference.ipynb #2058b7d8
@@ -394,21 +398,27 @@ def _write(folder, info, weights):
         if old.name != name: old.unlink(missing_ok=True)
 
 # %% ../nbs/07_inference.ipynb #8e74eb49
+def _state(model): return {k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}
+
+def _classifier(learn):
+    "The classifier of a learner, after a check that both predict the same"
+    _check_learner(learn)
+    items,batch = _sample(learn)
+    info = _describe(learn, items[0], batch)
+    classifier = Classifier(info, _trained_network(info, _state(learn.model), 'The learner'), learn.dls.device)
+    _check_answers(learn, classifier, items, batch)
+    return classifier
+
 def save_classifier(
-    learn:Learner, # from `train`, `create_learner` or `load_run`
+    learn:Learner|Classifier, # from `train`, `create_learner` or `load_run`; or from `load_classifier`, which needs no data
     folder:str|Path, # new, empty, or an existing classifier, which is replaced
 )->Path: # `folder`
     "Export the network of `learn`, with everything needed for inference, to a folder"
-    _check_learner(learn)
     folder = Path(os.path.expanduser(folder))
-    items,batch = _sample(learn)
-    info = _describe(learn, items[0], batch)
-    state = {k: v.detach().cpu().clone().contiguous() for k,v in learn.model.state_dict().items()}
-    model = _trained_network(info, state, 'The learner')
-    _check_answers(learn, Classifier(info, model, learn.dls.device), items, batch)
-    weights = save(state)
+    classifier = learn if isinstance(learn, Classifier) else _classifier(learn)
+    weights = save(_state(classifier.model))
     _claim(folder)
-    _write(folder, info, weights)
+    _write(folder, classifier.info, weights)
     return folder
 
 # %% ../nbs/07_inference.ipynb #387e8718
@@ -434,13 +444,39 @@ def _is_run(folder):
     raise FileNotFoundError(f'{folder} is not a classifier or run folder: it has no {_json_name} (from save_classifier) '
                             'and no run.json (from train).')
 
+# %% ../nbs/07_inference.ipynb #12cd5f03
+def _hub_folder(name, repo_id, revision):
+    "The folder of a classifier in the hub's cache; `name` is for messages"
+    file = _json_name
+    try:
+        path = hub_file(repo_id, file, revision)
+        file = _read_info(path)[1]
+        return hub_file(repo_id, file, path.parent.name).parent
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f'{name}: the Hugging Face hub has no such model, or it is private. Check the name; '
+                                'for a private model, run `hf auth login` or set HF_TOKEN.') from None
+    except RevisionNotFoundError: raise FileNotFoundError(f'{name}: the model has no branch, tag or commit {revision!r}.') from None
+    except Exception as e: # the hub's client raises the errors of several libraries
+        if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+            raise FileNotFoundError(f'{name}: the model has no file {file}, so it is none that `cifar-fastai push` wrote.') from None
+        if isinstance(e, ValueError): raise
+        raise ConnectionError(f'{name} was not downloaded: {error_line(e)[:200]}. Without a connection, '
+                              'only what was downloaded before can be loaded.') from None
+
+def _local_folder(name):
+    "A folder on this machine: for hf://user/name or hf://user/name@revision, one in the hub's cache"
+    found = re.fullmatch('hf:/+([^@]+)(?:@(.+))?', Path(name).as_posix()) # a Path has one slash
+    if not found: return Path(os.path.expanduser(name))
+    repo_id,revision = found.groups()
+    return _hub_folder(f'hf://{repo_id}', repo_id, revision)
+
 # %% ../nbs/07_inference.ipynb #0469357a
 def load_classifier(
-    folder:str|Path, # a folder from `save_classifier`, or a run folder from `train`
+    folder:str|Path, # a folder from `save_classifier`, a run folder from `train`, or 'hf://user/name' for one of the Hugging Face hub
     device:str|torch.device|None=None, # 'cpu' or 'cuda'; None: the best available
 )->Classifier: # ready to `predict`
     "Load a trained classifier; the data set is not needed"
-    folder = Path(os.path.expanduser(folder))
+    folder = _local_folder(folder)
     if _is_run(folder):
         run = Run.open(folder)
         info = _run_info(run)

@@ -9,7 +9,7 @@ modules = {  # part of the reference: modules
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
-    'Use': 'cli main inference all',
+    'Use': 'cli main inference hub all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 
 words = {  # heading: what readers type who look for what is below it; the more alike, the higher it comes
@@ -27,6 +27,7 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'How do I fix an "out of memory" error?': 'out of memory; OOM; memory error',
     'What do I do if the loss is nan?': 'nan; loss is nan',
     'inference': 'export; export a model; save a model; deploy',
+    'hub': 'Hugging Face; model card; publish a model; share a model; upload',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
     'How do I find good settings for my data?': 'hyperparameters; find a learning rate'}
