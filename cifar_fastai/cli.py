@@ -801,7 +801,7 @@ def _print_prediction(path, prediction, top, as_json):
     'cifar-fastai predict runs/small_cnn-seed0 frog.png',
     'cifar-fastai predict runs/small_cnn-seed0 photos/ --top 1   # all images below a folder',
     'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # from save_classifier',
-    'cifar-fastai predict hf://user/name frog.png                # from the Hugging Face hub, see `cifar-fastai push --help`'))
+    'cifar-fastai predict hf://user/name frog.png                # from the Hugging Face hub'))
 def predict_command(
     classifier:Annotated[Path, typer.Argument(
         metavar='RUN', help='Run folder, a folder that save_classifier wrote, or hf://user/name.')],

@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -247,7 +246,8 @@ def model_card(
     run = _finished(run)
     classifier = load_classifier(run.folder, 'cpu')
     try: return _model_card(run, classifier, _checked_name(repo_id), license)
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        if str(run.folder) in str(e): raise # it names the file
         raise ValueError(f'{run.folder} is damaged, or an old version wrote it, so it has no model card: {error_line(e)}') from None
 
 # %% ../nbs/08_hub.ipynb #08a00030
@@ -276,7 +276,7 @@ def save_for_hub(
 _login = 'run `hf auth login`, or set HF_TOKEN to a token with write access from https://huggingface.co/settings/tokens'
 
 @contextmanager
-def _uploading(repo_id:str)->Iterator[None]:
+def _uploading(repo_id):
     "Say what to do about the errors of the hub's client"
     try: yield
     except HfHubHTTPError as e:
