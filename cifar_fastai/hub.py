@@ -59,7 +59,8 @@ _splits = dict(test='test', valid='validation')
 def _result(name, figures, data):
     "One evaluation; `name` is its key among the metrics"
     split,_,rest = name.partition(' ')
-    accuracy = float(figures['accuracy'])
+    accuracy = figures['accuracy']
+    if not 0 <= accuracy <= 1: raise ValueError(f'the accuracy of {name} is {accuracy}, and has to be between 0 and 1')
     n = figures.get('n', data.get(f'n_{name}')) # `train` keeps no number
     interval = figures.get('accuracy_interval')
     if interval is None and n and name in _splits: interval = wilson_interval(round(accuracy*n), n)
@@ -82,7 +83,7 @@ def _hub_data(variant): # -> name of the data set on the hub, or None
 def _eval_result(r):
     return EvalResult(
         task_type='image-classification', task_name='Image classification', dataset_type=_hub_data(r.variant) or r.variant,
-        dataset_name=f'{r.variant}, {r.images}', dataset_split=r.split, metric_type='accuracy', metric_name='Accuracy',
+        dataset_name=f'{r.variant}, {r.n:,} {r.images}' if r.n else f'{r.variant}, {r.images}', dataset_split=r.split, metric_type='accuracy', metric_name='Accuracy',
         metric_value=round(r.accuracy, 4))
 
 def _metadata(run, title, license, results):
@@ -169,6 +170,8 @@ def _evaluations(run, results):
             *_per_class(results[0]), *_confused(results[0])]
 
 # %% ../nbs/08_hub.ipynb #08a00021
+_docs = 'https://cifar-fastai.github.io/cifar_fastai'
+
 def _file_name(weights): return re.split(r'[/\\]', weights)[-1] # a path may name the home directory
 
 def _hardware(info):
@@ -201,18 +204,18 @@ def _choices(recipe):
 
 def _training(run):
     recipe = run.recipe
-    about = f'The recipe `{recipe.name}`' + (f': {_plain(recipe.description).rstrip(".")}.' if recipe.description else ' chose:')
-    return ['## Training', _table(['', ''], _facts(run)), about, _table(['choice', 'value'], _choices(recipe))]
+    about = f'The recipe is `{recipe.name}`' + (f': {_plain(recipe.description).rstrip(".")}.' if recipe.description else '.')
+    about += f' [What its choices mean]({_docs}/recipes.html#recipe)'
+    return ['## Training', _table(['fact', 'value'], _facts(run)), about, _table(['choice', 'value'], _choices(recipe))]
 
 # %% ../nbs/08_hub.ipynb #08a00023
 def _calibration(run, results):
     "What is known of the probabilities"
-    text = 'Its probabilities are not calibrated.'
     file = run.evaluation_file(results[0].name) if results else None
-    if file is None or not file.exists(): return text
-    error = load_evaluation(file).calibration_error()
-    return f'{text} On the {results[0].images}, they differ by {100*error:.1f} percentage points on average from the share of correct answers ' \
-           '(expected calibration error, 15 bins).'
+    if file is None or not file.exists(): return 'Its probabilities are not calibrated.'
+    result = load_evaluation(file)
+    return f'Its probabilities are not calibrated: on the {results[0].images}, those of its answers are {result.confidence.mean():.1%} on average, ' \
+           f'and {result.accuracy:.1%} of the answers are correct (expected calibration error {100*result.calibration_error():.1f} percentage points, 15 bins).'
 
 def _limits(run, classifier, results, license):
     height,width = classifier.info.item_size
@@ -246,7 +249,7 @@ def model_card(
     run = _finished(run)
     classifier = load_classifier(run.folder, 'cpu')
     try: return _model_card(run, classifier, _checked_name(repo_id), license)
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         if str(run.folder) in str(e): raise # it names the file
         raise ValueError(f'{run.folder} is damaged, or an old version wrote it, so it has no model card: {error_line(e)}') from None
 
