@@ -232,6 +232,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if file not in files: return self.reply(404, dict(error='EntryNotFound'), X_Error_Code='EntryNotFound', X_Repo_Commit=revision)
         content = files[file]
         cut = self.server.cut if file.endswith('.safetensors') else None
+        if self.command == 'GET' and self.server.next: repo['commits'].append(self.server.next.pop())
         self.reply(200, content[:cut] if self.command == 'GET' else content, length=len(content), ETag=f'"{hashlib.sha256(content).hexdigest()}"', X_Repo_Commit=revision)
 
     def do_GET(self):
@@ -290,7 +291,7 @@ def no_hub(monkeypatch, tmp_path):
 def server(no_hub, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
     with serving(HubHandler) as server:
-        server.models, server.asked, server.refuse, server.cut = {}, [], 403, None
+        server.models, server.asked, server.refuse, server.cut, server.next = {}, [], 403, None, []
         no_hub.at(f'http://127.0.0.1:{server.server_port}')
         server.stop = lambda: no_hub.at('http://127.0.0.1:9')
         server.files = lambda name: server.models[name]['commits'][-1][1]
@@ -336,6 +337,8 @@ def test_a_second_push_replaces_the_first(server, folder, go):
     revision = server.models['jane/cnn']['commits'][1][0]
     first, second = (next(load_classifier(name, 'cpu').model.parameters()) for name in (f'hf://jane/cnn@{revision}', 'hf://jane/cnn'))
     assert not first.equal(second)
+    push_to_hub(learn, 'jane/cnn')  # nothing is new
+    assert set(server.files('jane/cnn')) == after
 
 
 @needs_server
@@ -400,6 +403,14 @@ def test_revisions(server, saved):
     load_classifier('hf://jane/cnn@' + 'a'*40)
     with pytest.raises(FileNotFoundError, match='hf://jane/cnn: the model has no file classifier.json, so it is none that `cifar-fastai push` wrote'): load_classifier('hf://jane/cnn')
     with pytest.raises(FileNotFoundError, match="hf://jane/cnn: the model has no branch, tag or commit 'v9'"): load_classifier('hf://jane/cnn@v9')
+
+
+@needs_server
+def test_a_model_that_is_replaced_meanwhile(server, saved):
+    put(server, saved)
+    server.next = [('b'*40, {'README.md': b''})]
+    load_classifier('hf://jane/cnn')
+    assert not server.next
 
 
 @needs_server
