@@ -6,10 +6,12 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
-           'Sampler', 'tune_command', 'Split', 'evaluate_command', 'report_command', 'predict_command', 'push_command',
-           'course_command']
+           'Sampler', 'tune_command', 'Split', 'evaluate_command', 'report_command', 'Format', 'export_command',
+           'predict_command', 'push_command', 'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
+import csv
+import io
 import json
 import os
 import shlex
@@ -773,6 +775,35 @@ def report_command(
     _check_device(device)
     print(f'Written: {write_report(run, against, split, out, data, device)}')
 
+# %% ../nbs/10_cli.ipynb #92bdd8d7
+class Format(str, Enum):
+    "What a run can be exported to"
+    onnx,torch,classifier = 'onnx','torch','classifier'
+
+@app.command('export', short_help='Export a run to one file that other programs run.', epilog=_examples(
+    'cifar-fastai export runs/small_cnn-seed0                # runs/small_cnn-seed0/model.onnx',
+    'cifar-fastai export runs/small_cnn-seed0 --int8         # with 8-bit integers: smaller, and often faster',
+    'cifar-fastai export runs/small_cnn-seed0 --format torch # for torch.export.load'))
+def export_command(
+    run:_RunFolder,
+    format:Annotated[Format, typer.Option(metavar='NAME', help='onnx, torch or classifier.')]=Format.onnx,
+    out:Annotated[Path|None, typer.Option(metavar='FILE', help='Default: model.onnx, model.pt2 or classifier in the run folder.')]=None,
+    tensor:Annotated[bool, typer.Option('--tensor', help='Leave the preprocessing out: the input is a normalized tensor.')]=False,
+    int8:Annotated[bool, typer.Option('--int8', help='8-bit integers (ONNX), calibrated on validation images.')]=False,
+    images:Annotated[int, typer.Option(metavar='N', min=1, help='Validation images to compare the file with the run on.')]=1000,
+    data:_Source=None,
+)->None:
+    """Export a run to one file that other programs run.
+
+    An ONNX file takes 8-bit images of any size and gives probabilities; ONNX Runtime runs it without PyTorch.
+    Its answers are compared with those of the run on validation images before it is written."""
+    with loading(): from cifar_fastai.exporting import export_run
+    made = export_run(run, out, format.value, not tensor, int8, images, data)
+    print_facts(file=made.file, size=f'{made.n_bytes/1e6:.1f} MB', compared=f'with the run on {counted(made.n, "validation image")}',
+                difference=f'at most {made.difference:.1e} between two probabilities',
+                accuracy=f'{made.file_accuracy:.2%} (of the run: {made.accuracy:.2%})')
+    if format is not Format.torch: print(f'\nTo use it: cifar-fastai predict {shlex.quote(str(made.file))} frog.png')
+
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files; what is wrong with folders, in lines
     "The files that were asked for, and the images in folders"
@@ -788,47 +819,75 @@ def _pictures(paths): # -> files; what is wrong with folders, in lines
     return pictures,wrong
 
 # %% ../nbs/10_cli.ipynb #0235799c
-def _print_prediction(path, prediction, top, as_json):
+def _as_text(path, prediction, top):
     from cifar_fastai.images import printable_name
-    likeliest = prediction.top(top)
-    if as_json:
-        facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(likeliest))
-        print(json.dumps(facts), flush=True)
-    else: print(printable_name(path), *(f'{label} {p:.1%}' for label,p in likeliest), sep='  ', flush=True)
+    return '  '.join([printable_name(path), *(f'{label} {p:.1%}' for label,p in prediction.top(top))])
+
+def _as_json(path, prediction, top):
+    return json.dumps(dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(prediction.top(top))))
+
+def _csv_line(values):
+    line = io.StringIO()
+    csv.writer(line, lineterminator='').writerow(values)
+    return line.getvalue().encode('utf-8', 'backslashreplace').decode() # a file's name may be no text
+
+def _as_csv(path, prediction, top): return _csv_line([path, prediction.label, *(f'{p:.6f}' for p in (prediction.probability, *prediction.probabilities.values()))])
+
+def _class_folders(folder, paths, vocab): # -> class -> folder
+    "Where copies go; an error for a place among the pictures, and for classes that cannot be names of folders"
+    for p in paths:
+        if os.path.isdir(p) and folder.resolve().is_relative_to(Path(p).resolve()):
+            raise CommandError(f'--sort-into {folder} lies in {p}, whose pictures are read. Choose a folder outside.', 2)
+    wrong = [c for c in vocab if Path(c).name != c or c == '..']
+    if wrong: raise CommandError(f'--sort-into makes a folder for each class, and the class {wrong[0]!r} cannot be the name of one.')
+    return {c: folder/c for c in vocab}
 
 # %% ../nbs/10_cli.ipynb #b7386505
 @app.command('predict', short_help='Classify images.', epilog=_examples(
     'cifar-fastai predict runs/small_cnn-seed0 frog.png',
     'cifar-fastai predict runs/small_cnn-seed0 photos/ --top 1   # all images below a folder',
     'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # from save_classifier',
-    'cifar-fastai predict hf://user/name frog.png                # from the Hugging Face hub'))
+    'cifar-fastai predict model.onnx photos/ --csv > out.csv     # from export; all probabilities',
+    'cifar-fastai predict hf://user/name frog.png                # from the Hugging Face hub',
+    'cifar-fastai predict runs/small_cnn-seed0 photos/ --sort-into sorted'))
 def predict_command(
     classifier:Annotated[Path, typer.Argument(
-        metavar='RUN', help='Run folder, a folder that save_classifier wrote, or hf://user/name.')],
+        metavar='RUN', help='Run folder, a folder that save_classifier wrote, an ONNX file, or hf://user/name.')],
     paths:Annotated[list[str], typer.Argument(metavar='PATH...', help='Images, and folders of images.')],
     top:Annotated[int, typer.Option(metavar='N', min=1, help='Number of classes to show.')]=3,
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')]=False,
+    as_csv:Annotated[bool, typer.Option('--csv', help='Print a CSV table with the probability of every class.')]=False,
+    sort_into:Annotated[Path|None, typer.Option(
+        metavar='DIR', help='Copy each image to DIR/CLASS. Nothing is overwritten.')]=None,
     device:_Device=None,
 )->None:
     """Classify images: the most likely classes with their predicted probabilities.
 
     Files that cannot be read are listed on stderr with the reason, and the exit code is then 1."""
-    with loading(): from cifar_fastai.inference import Prediction, load_classifier
+    with loading():
+        from cifar_fastai.files import copy_new
+        from cifar_fastai.inference import Prediction, load_classifier
     _check_device(device)
     if '' in paths:
         raise typer.BadParameter("got an empty path ''; perhaps a shell variable is not set.",
                                  param_hint='PATH...')
+    if as_json and as_csv: raise typer.BadParameter('choose one of --json and --csv.')
+    line = _as_json if as_json else _as_csv if as_csv else _as_text
+    network = load_classifier(classifier, device)
+    folders = _class_folders(sort_into, paths, network.vocab) if sort_into else {}
     pictures,wrong = _pictures(paths)
     read = failed = 0
-    for path,said in load_classifier(classifier, device).iter_predictions(pictures):
+    if as_csv: print(_csv_line(['file', 'label', 'probability', *(f'p({c})' for c in network.vocab)]))
+    for path,said in network.iter_predictions(pictures):
         if isinstance(said, Prediction):
             read += 1
-            _print_prediction(path, said, top, as_json)
+            print(line(path, said, top), flush=True)
+            if folders: copy_new(path, folders[said.label])
         else:
             failed += 1
             print(said, file=sys.stderr)
-    for line in wrong: print(line, file=sys.stderr)
-    print(f'{counted(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json else sys.stdout)
+    for text in wrong: print(text, file=sys.stderr)
+    print(f'{counted(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json or as_csv else sys.stdout)
     if failed or wrong: raise typer.Exit(1)
 
 # %% ../nbs/10_cli.ipynb #cfc3eddc

@@ -48,6 +48,7 @@ from .formats import ImageArrays
 from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
 from .limits import memory_share, small_in_memory
+from .runs import available_cores
 from .sources import (DataInfo, class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
 
@@ -354,8 +355,7 @@ def default_workers(
 )->int:
     "Number of worker processes: one per available core, at most eight; 0 for fewer than 1,000 images"
     if n_images < 1000: return 0  # starting processes takes longer
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, available_cores())
 
 # %% ../nbs/03_data.ipynb #ba06e12d
 def _n_bytes(info, item_size, limit, gray):

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +26,7 @@ from . import __version__
 from .errors import error_line, install_command, one_line
 from .evaluation import load_evaluation
 from .files import atomic_write
-from .inference import Classifier, load_classifier, save_classifier
+from .inference import load_classifier, save_classifier
 from .metrics import wilson_interval
 from .recipes import choices_in_effect
 from .runs import Run
@@ -129,7 +128,8 @@ def _usage(repo_id, classifier, onnx):
     "How to use it, in a terminal and in Python"
     height,width = classifier.info.item_size
     gray = ' in gray' if classifier.info.channels == 1 else ''
-    others = ''.join(f' [`{name}`]({name}) has the network in the ONNX format, for other programs.' for name in onnx)
+    others = ''.join(f' [`{name}`]({name}) is the network for ONNX Runtime.' for name in onnx)
+    if any('int8' in name for name in onnx): others += ' The numbers below are not those of 8-bit integers.'
     return f'''## How to use it
 
 ```sh
@@ -172,19 +172,18 @@ def _evaluations(run, results):
 # %% ../nbs/08_hub.ipynb #08a00021
 _docs = 'https://cifar-fastai.github.io/cifar_fastai'
 
-def _file_name(weights): return re.split(r'[/\\]', weights)[-1] # a path may name the home directory
-
 def _hardware(info):
     hardware = info['hardware']
     if 'cuda' in info['device']: return hardware['gpu']
     return f'{hardware["cpu"]}, {hardware["threads"]} thread{"s" if hardware["threads"] > 1 else ""}'
 
-def _facts(run):
+def _facts(run, classifier):
     "What was trained on what, where and how long"
-    info,recipe = run.info,run.recipe
+    weights = classifier.info.to_dict()['recipe']['weights'] # without the path
+    info = run.info
     data,n,seconds = info['data'],info['parameters'],info['seconds']
     yield 'parameters', f'{n["trainable"] + n["frozen"]:,}'
-    yield 'initial weights', f'`{_file_name(recipe.weights)}`' if recipe.weights else 'random'
+    yield 'initial weights', f'`{weights}`' if weights else 'random'
     yield 'images', f'{data["n_train"]:,} for training, {data["n_valid"]:,} for validation' + (', a part of the data' if data.get('limit') else '')
     yield 'epochs', info['epochs']
     yield 'seed', info['seed']
@@ -202,11 +201,11 @@ def _choices(recipe):
         before = f'stage {i}: ' if len(recipe.stages) > 1 else ''
         for name,value in choices_in_effect(stage).items(): yield f'{before}{name}',f'`{value}`'
 
-def _training(run):
+def _training(run, classifier):
     recipe = run.recipe
     about = f'The recipe is `{recipe.name}`' + (f': {_plain(recipe.description).rstrip(".")}.' if recipe.description else '.')
     about += f' [What its choices mean]({_docs}/recipes.html#recipe)'
-    return ['## Training', _table(['fact', 'value'], _facts(run)), about, _table(['choice', 'value'], _choices(recipe))]
+    return ['## Training', _table(['fact', 'value'], _facts(run, classifier)), about, _table(['choice', 'value'], _choices(recipe))]
 
 # %% ../nbs/08_hub.ipynb #08a00023
 def _calibration(run, results):
@@ -236,7 +235,7 @@ def _model_card(run, classifier, repo_id, license):
     results = _results(run)
     title = repo_id.split('/')[1]
     onnx = [file.name for file in _onnx_files(run) if file.suffix == '.onnx']
-    text = [f'# {title}', _summary(run, results), _usage(repo_id, classifier, onnx), *_evaluations(run, results), *_training(run),
+    text = [f'# {title}', _summary(run, results), _usage(repo_id, classifier, onnx), *_evaluations(run, results), *_training(run, classifier),
             _limits(run, classifier, results, license)]
     return ModelCard(f'---\n{_metadata(run, title, license, results).to_yaml()}\n---\n\n' + '\n\n'.join(text) + '\n')
 
@@ -254,10 +253,6 @@ def model_card(
         raise ValueError(f'{run.folder} is damaged, or an old version wrote it, so it has no model card: {error_line(e)}') from None
 
 # %% ../nbs/08_hub.ipynb #08a00030
-def _without_paths(classifier): # that of the initial weights may name the home directory
-    recipe = classifier.info.recipe
-    return Classifier(replace(classifier.info, recipe=recipe.change(weights=_file_name(recipe.weights))), classifier.model, classifier.device)
-
 def save_for_hub(
     run:str|Path|Learner, # a run folder from `train`, or its `Learner`
     folder:str|Path, # new or empty
@@ -270,7 +265,7 @@ def save_for_hub(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f'{folder} already exists and is not an empty folder. Nothing was written; choose another folder.')
     card = model_card(run.folder, repo_id, license)
-    save_classifier(_without_paths(load_classifier(run.folder, 'cpu')), folder)
+    save_classifier(load_classifier(run.folder, 'cpu'), folder)
     for file in _onnx_files(run): shutil.copyfile(file, folder/file.name)
     atomic_write(folder/'README.md', str(card).encode())
     return folder

@@ -9,7 +9,7 @@ modules = {  # part of the reference: modules
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness report',
-    'Use': 'cli main inference hub all',
+    'Use': 'cli main inference exporting hub all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 
 words = {  # heading: what readers type who look for what is below it; the more alike, the higher it comes
@@ -26,7 +26,8 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'Can I resume an interrupted run?': 'resume; resume training; continue training; interrupted',
     'How do I fix an "out of memory" error?': 'out of memory; OOM; memory error',
     'What do I do if the loss is nan?': 'nan; loss is nan',
-    'inference': 'export; export a model; save a model; deploy',
+    'inference': 'save a model; deploy; predict',
+    'exporting': 'export; export a model; ONNX; ONNX Runtime; int8; quantization; deploy',
     'hub': 'Hugging Face; model card; publish a model; share a model; upload',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',

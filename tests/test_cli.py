@@ -38,7 +38,7 @@ from small_sets import picture
 from small_sets import tiny_set
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'evaluate', 'report', 'predict', 'push', 'course']
+names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'evaluate', 'report', 'export', 'predict', 'push', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)
@@ -1006,6 +1006,54 @@ def test_predict_json(trained, practice):
     assert result.code == 1 and [r['file'] for r in rows] == list(map(str, files))
     for r in rows: assert len(r['top']) == 2 and r['label'] == list(r['top'])[0] and r['top'][r['label']] == r['probability']
     assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '5 images read, 1 not.'
+
+def test_predict_csv(trained, practice):
+    files = sorted((practice/'test'/'frog').iterdir())
+    strange = Path(os.fsdecode(b'caf\xe9,\n.png') if sys.platform == 'linux' else 'a,b.png')
+    shutil.copy(files[0], strange)
+    result = run('predict', trained.folder, practice/'test'/'frog', strange, 'missing.png', '--csv')
+    table = pd.read_csv(io.StringIO(result.out))
+    classes = read(trained.folder/'run.json')['data']['classes']
+    assert result.code == 1 and list(table.columns) == ['file', 'label', 'probability', *(f'p({c})' for c in classes)]
+    assert list(table.file[:-1]) == list(map(str, files)) and table.file.iloc[-1] in (str(strange), 'caf\\udce9,\n.png')
+    assert np.allclose(table.iloc[:, 3:].sum(1), 1, atol=1e-4) and np.allclose(table.iloc[:, 3:].max(axis=1), table.probability)
+    assert 'missing.png: no such file' in result.err and result.err.splitlines()[-1] == '6 images read, 1 not.'
+    fails(run('predict', trained.folder, strange, '--csv', '--json'), 'choose one of --json and --csv')
+
+def test_predict_sorts(trained, practice):
+    shutil.copytree(practice/'test', 'photos')
+    for _ in range(2): # nothing is copied twice
+        result = run('predict', trained.folder, 'photos', '--sort-into', 'sorted', '--json')
+        assert result.code == 0
+        rows = [json.loads(l) for l in result.out.splitlines()]
+        copies = [p for p in Path('sorted').rglob('*') if p.is_file()]
+        assert len(copies) == len(rows) == 50
+    for row in rows: # files of several classes have the same name
+        same = [p for p in (Path('sorted')/row['label']).iterdir() if p.read_bytes() == Path(row['file']).read_bytes()]
+        assert len(same) == 1
+    fails(run('predict', trained.folder, 'photos', '--sort-into', 'photos/sorted'), '--sort-into photos/sorted lies in photos', 'Choose a folder outside')
+    assert not Path('photos/sorted').exists()
+
+def test_predict_sorts_only_into_folders(trained, monkeypatch):
+    from cifar_fastai import inference
+    Path('cat.png').write_bytes(png())
+    before = inference.load_classifier
+    def load(*args):
+        classifier = before(*args)
+        object.__setattr__(classifier.info, 'vocab', ('../../x', *classifier.vocab[1:]))
+        return classifier
+    monkeypatch.setattr(inference, 'load_classifier', load)
+    fails(run('predict', trained.folder, 'cat.png', '--sort-into', 'sorted'), "the class '../../x' cannot be the name", code=1)
+    assert not Path('sorted').exists()
+
+def test_export(folder, practice):
+    pytest.importorskip('onnxscript')
+    result = run('export', 'run')
+    assert result.code == 0 and 'size' in result.out and 'cifar-fastai predict run/model.onnx frog.png' in result.out
+    pictures = practice/'test'/'cat'
+    def labels(what): return [json.loads(l)['label'] for l in run('predict', what, pictures, '--json').out.splitlines()]
+    assert labels('run/model.onnx') == labels('run')
+    fails(run('export', 'run', '--format', 'torch', '--int8'), "for the format 'onnx'", code=1)
 
 def test_predict_agrees_with_evaluate(trained, practice):
     rows = [json.loads(l) for l in run('predict', trained.folder, practice/'test', '--json').out.splitlines()]

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from cifar_fastai import files
-from cifar_fastai.files import (DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, file_digest, is_part, locked, make_once, parse_json,
+from cifar_fastai.files import (DiskError, atomic_file, atomic_folder, atomic_write, cache_folder, copy_new, file_digest, is_part, locked, make_once, parse_json,
                                 read_json, user_folder, write_json, writing)
 
 forks = pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
@@ -346,3 +346,21 @@ def test_json_that_is_damaged_is_one_error(text):
 
 
 def test_json_keeps_the_largest_seed(): assert parse_json(b'{"a": [-18446744073709551615, 1e308]}', 'x') == dict(a=[-2**64 + 1, 1e308])
+
+
+# --- copies
+
+def test_copies_overwrite_nothing(tmp_path):
+    for name,text in (('a', 'one'), ('b', 'two'), ('c', 'one')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'x.tar.gz').write_text(text)
+    copies = [copy_new(tmp_path/name/'x.tar.gz', tmp_path/'new') for name in 'abcb']
+    assert [c.name for c in copies] == ['x.tar.gz', 'x.tar-2.gz', 'x.tar.gz', 'x.tar-2.gz']
+    assert [c.read_text() for c in copies] == ['one', 'two', 'one', 'two'] and len(list((tmp_path/'new').iterdir())) == 2
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path/'x').write_text('one')
+    monkeypatch.setattr(files.shutil, 'copy2', lambda *args: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    with pytest.raises(OSError, match='No space'): copy_new(tmp_path/'x', tmp_path/'new')
+    assert not list((tmp_path/'new').iterdir())

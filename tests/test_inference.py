@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -767,6 +768,28 @@ def test_the_network_is_for_answers_only(classifier):
     assert not any(m.training for m in classifier.model.modules()) and not any(p.requires_grad for p in classifier.model.parameters())
     probs = classifier.probabilities(picture())
     assert not probs.requires_grad and not probs.is_inference()
+
+
+def test_files_are_read_ahead_but_not_all(classifier, practice, monkeypatch):
+    "In order, however long each takes, and no more of them than two batches ahead"
+    files = sources.test_files(practice)
+    asked = []
+    def paths():
+        for n in range(100):
+            asked.append(n)
+            yield files[n % len(files)] if n % 7 else f'missing-{n}.png'
+    before = inference._pixels
+    def slow(classifier, path):
+        time.sleep(.02*(str(path)[-5] in '13579'))
+        return before(classifier, path)
+    monkeypatch.setattr(inference, '_pixels', slow)
+    predictions = classifier.iter_predictions(paths(), bs=4)
+    wanted = classifier.predict(files)
+    for n,(path,said) in zip(range(60), predictions):
+        assert len(asked) <= n + 3*4 + 1
+        if n % 7: assert path == files[n % len(files)] and said.label == wanted[n % len(files)].label
+        else: assert isinstance(said, UnreadableImageError) and f'missing-{n}.png' in str(said)
+    predictions.close() # and the rest is not read
 
 
 def test_threads_may_ask_at_once(classifier, practice):
