@@ -7,16 +7,16 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/all.html.md"""
 # %% auto #0
 __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation', 'compare',
            'evaluate', 'list_tta', 'load_evaluation', 'diff_runs', 'out_of_fold', 'plot_accuracies',
-           'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier', 'load_classifier',
-           'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes',
-           'plot_confusion_matrix', 'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors',
-           'plot_lr_search', 'plot_per_class', 'plot_predictions', 'plot_reliability', 'plot_top_losses',
-           'count_parameters', 'create_model', 'list_models', 'multiply_adds', 'register_model', 'corrupt', 'embed',
-           'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding', 'plot_grad_cam',
-           'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage', 'get_recipe', 'list_recipes',
-           'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data', 'find_data', 'find_duplicates',
-           'test_files', 'train_files', 'create_learner', 'find_lr', 'fit_stage', 'load_run', 'train', 'open_study',
-           'plot_tuning', 'tune', 'find_weights', 'list_backbones', 'load_weights']
+           'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'push_to_hub', 'Classifier',
+           'load_classifier', 'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison',
+           'plot_confusion_changes', 'plot_confusion_matrix', 'plot_coverage', 'plot_history', 'plot_images',
+           'plot_label_errors', 'plot_lr_search', 'plot_per_class', 'plot_predictions', 'plot_reliability',
+           'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds', 'register_model',
+           'corrupt', 'embed', 'evaluate_corruptions', 'features', 'grad_cam', 'list_corruptions', 'plot_embedding',
+           'plot_grad_cam', 'plot_robustness', 'robustness', 'show_corruptions', 'Head', 'Recipe', 'Stage',
+           'get_recipe', 'list_recipes', 'register_recipe', 'write_report', 'Run', 'list_runs', 'describe_data',
+           'find_data', 'find_duplicates', 'test_files', 'train_files', 'create_learner', 'find_lr', 'fit_stage',
+           'load_run', 'train', 'open_study', 'plot_tuning', 'tune', 'find_weights', 'list_backbones', 'load_weights']
 
 # %% ../nbs/10_all.ipynb #749422e9
 from .augmentation import augmentation, list_augmentations
@@ -24,6 +24,7 @@ from .data import cifar10_dataloaders, set_augmentation
 from .evaluation import Comparison, Evaluation, compare, evaluate, list_tta, load_evaluation
 from .experiments import out_of_fold, run_grid
 from .finetuning import freeze_to
+from .hub import push_to_hub
 from .inference import Classifier, load_classifier, save_classifier
 from cifar_fastai.interpretation import (
     plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
@@ -45,7 +46,7 @@ from .weights import find_weights, list_backbones, load_weights
 _all_ = [
     'augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation',
     'compare', 'evaluate', 'list_tta', 'load_evaluation', 'diff_runs', 'out_of_fold', 'plot_accuracies',
-    'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'Classifier', 'load_classifier',
+    'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'push_to_hub', 'Classifier', 'load_classifier',
     'save_classifier',
     'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
     'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_lr_search', 'plot_per_class', 'plot_predictions',

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
            'Sampler', 'tune_command', 'lr_find_command', 'Split', 'evaluate_command', 'report_command', 'Format',
-           'export_command', 'compare_command', 'predict_command', 'course_command']
+           'export_command', 'compare_command', 'predict_command', 'push_command', 'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import csv
@@ -325,25 +325,12 @@ def _print_recipes(recipes):
 
 def _print_one(recipe, as_json):
     "Every choice, the stages last"
+    from cifar_fastai.recipes import choices_in_effect
     if as_json: return print(recipe.to_json())
-    print_facts(**_chosen(recipe, ['stages'] if recipe.l2 else ['stages', 'l2_on']))
+    print_facts(**choices_in_effect(recipe))
     for i,stage in enumerate(recipe.stages, 1):
         print(f'\nstage {i} of {len(recipe.stages)}')
-        print_facts(**{f'  {name}': value for name,value in _chosen(stage, _unused(stage)).items()})
-
-def _chosen(x, unused):
-    "The fields of a recipe or a stage, without what is off"
-    return {name: value for name,value in vars(x).items() if name not in unused and value}
-
-def _unused(stage):
-    "The fields that this stage does not use"
-    unused = []
-    if stage.schedule != 'one_cycle': unused += ['pct_start', 'div', 'div_final', 'moms']
-    if stage.schedule != 'reduce_on_plateau':
-        unused += ['plateau_monitor', 'plateau_patience', 'plateau_factor', 'min_lr']
-    if not stage.early_stopping: unused += ['early_stopping_monitor']
-    if stage.bn == 'train' and not stage.freeze_to: unused += ['bn']
-    return unused
+        print_facts(**{f'  {name}': value for name,value in choices_in_effect(stage).items()})
 
 # %% ../nbs/10_cli.ipynb #9a3b4aa0
 def _read_recipe(path):
@@ -967,10 +954,11 @@ def _class_folders(folder, paths, vocab): # -> class -> folder
     'cifar-fastai predict runs/small_cnn-seed0 photos/ --top 1   # all images below a folder',
     'cifar-fastai predict my_classifier *.jpg --json > out.jsonl # from save_classifier',
     'cifar-fastai predict model.onnx photos/ --csv > out.csv     # from export; all probabilities',
+    'cifar-fastai predict hf://user/name frog.png                # from the Hugging Face hub',
     'cifar-fastai predict runs/small_cnn-seed0 photos/ --sort-into sorted'))
 def predict_command(
     classifier:Annotated[Path, typer.Argument(
-        metavar='RUN', help='Run folder, a folder that save_classifier wrote, or an ONNX file.')],
+        metavar='RUN', help='Run folder, a folder that save_classifier wrote, an ONNX file, or hf://user/name.')],
     paths:Annotated[list[str], typer.Argument(metavar='PATH...', help='Images, and folders of images.')],
     top:Annotated[int, typer.Option(metavar='N', min=1, help='Number of classes to show.')]=3,
     as_json:Annotated[bool, typer.Option('--json', help='Print one JSON object per line.')]=False,
@@ -1008,6 +996,32 @@ def predict_command(
     for text in wrong: print(text, file=sys.stderr)
     print(f'{counted(read, "image")} read, {failed:,} not.', file=sys.stderr if as_json or as_csv else sys.stdout)
     if failed or wrong: raise typer.Exit(1)
+
+# %% ../nbs/10_cli.ipynb #cfc3eddc
+@app.command('push', short_help='Upload a run to the Hugging Face hub, with a model card.', epilog=_examples(
+    'cifar-fastai push runs/small_cnn-seed0 --to user/name --dir card    # look at card/README.md first',
+    'cifar-fastai push runs/small_cnn-seed0 --to user/name --license mit # log in before: hf auth login',
+    'cifar-fastai predict hf://user/name frog.png                        # then anyone can do this'))
+def push_command(
+    run:_RunFolder,
+    to:Annotated[str, typer.Option(metavar='USER/NAME', help='Name of the model on the hub; created if it does not exist.')],
+    folder:Annotated[Path|None, typer.Option(
+        '--dir', metavar='FOLDER', help='Write the files to this folder, new or empty, and upload nothing.')]=None,
+    private:Annotated[bool, typer.Option('--private', help='Only you and your organization see it.')]=False,
+    license:Annotated[str, typer.Option(
+        metavar='NAME', help='License of the weights, as the hub names it: mit, apache-2.0, cc-by-4.0.')]='unknown',
+)->None:
+    """Upload a run to the Hugging Face hub, with a model card.
+
+    Uploads the weights (safetensors), classifier.json, the ONNX files of the run folder, and a README.md made from the run.
+    Evaluate the run first: the card shows what metrics.json has."""
+    with loading(): from cifar_fastai.hub import push_to_hub, save_for_hub
+    if folder is None:
+        url = push_to_hub(run, to, private, license)
+        return print_facts(model=url, next=f'cifar-fastai predict hf://{to.removeprefix("hf://")} IMAGE...')
+    save_for_hub(run, folder, to, license)
+    for file in sorted(folder.iterdir()): print(file)
+    print('\nNothing was uploaded. To upload it, repeat the command without --dir.')
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from fastai.data.transforms import Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, default_device, to_device
 from fastcore.basics import chunked, patch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import ResizeBatch, channel_stats, reading_size
-from .errors import MissingPackageError, install_command, one_line
+from .errors import MissingPackageError, error_line, install_command, one_line
 from .images import FixedSize, UnreadableImageError, image_pixels
 from .files import atomic_write, is_part, parse_json, read_json, write_json
 from .limits import max_side
@@ -44,6 +46,7 @@ from .recipes import Recipe
 from .registry import UnknownNameError
 from .runs import Run, available_cores, is_run, versions
 from .training import build_model
+from .weights import hub_file
 
 # %% ../nbs/07_inference.ipynb #bae5ead7
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ class ClassifierInfo:
 
     def to_dict(self)->dict: # JSON-serializable
         "The contents of `classifier.json`"
-        return dict(format=_format, format_version=_version) | asdict(self)
+        about = dict(format=_format, format_version=_version) | asdict(self)
+        about['recipe']['weights'] = re.split(r'[/\\]', self.recipe.weights)[-1] # a path may name the home directory
+        return about
 
 # %% ../nbs/07_inference.ipynb #c4ca25ae
 @contextmanager
@@ -147,7 +152,8 @@ def _read_info(path):
     info = _parse_info(said, path)
     with _damaged(path):
         name = said['weights']
-        if Path(name).name != name: raise ValueError(f"weights must be a file name without a folder, got {name!r}")
+        if Path(name).name != name or not name.endswith('.safetensors'):
+            raise ValueError(f"weights must be a .safetensors file without a folder, got {name!r}")
         return info,name,said['sha256']
 
 # %% ../nbs/07_inference.ipynb #2058b7d8
@@ -449,28 +455,28 @@ def _write(folder, info, weights):
         if old.name != name: old.unlink(missing_ok=True)
 
 # %% ../nbs/07_inference.ipynb #8e74eb49
-def _classifier_of(learn): # -> Classifier, and the weights as in `learn`
-    _check_learner(learn)
-    items,batch = _sample(learn)
-    info = _describe(learn, items[0], batch)
-    state = {k: v.detach().cpu().clone().contiguous() for k,v in learn.model.state_dict().items()}
-    classifier = Classifier(info, _trained_network(info, state, 'The learner'), learn.dls.device)
-    _check_answers(learn, classifier, items, batch)
-    return classifier,state
+def _state(model): return {k: v.detach().cpu().clone().contiguous() for k,v in model.state_dict().items()}
 
 def create_classifier(
     learn:Learner, # from `train`, `create_learner` or `load_run`; stays unchanged
 )->Classifier: # with a copy of the network, on the device of `learn`
-    "Make a classifier of the network of `learn`, without a folder"
-    return _classifier_of(learn)[0]
+    "Make a classifier of the network of `learn`, without a folder, and check that both predict the same"
+    _check_learner(learn)
+    items,batch = _sample(learn)
+    info = _describe(learn, items[0], batch)
+    classifier = Classifier(info, _trained_network(info, _state(learn.model), 'The learner'), learn.dls.device)
+    _check_answers(learn, classifier, items, batch)
+    return classifier
 
 def save_classifier(
-    learn:Learner, # from `train`, `create_learner` or `load_run`
+    learn:Learner|Classifier, # from `train`, `create_learner` or `load_run`; or from `load_classifier`, which needs no data
     folder:str|Path, # new, empty, or an existing classifier, which is replaced
 )->Path: # `folder`
     "Export the network of `learn`, with everything needed for inference, to a folder"
     folder = Path(os.path.expanduser(folder))
-    classifier,state = _classifier_of(learn)
+    classifier = learn if isinstance(learn, Classifier) else create_classifier(learn)
+    state = _state(classifier.model)
+    if classifier is learn: _trained_network(learn.info, state, 'The classifier') # that of an ONNX file has no weights
     weights = save(state)
     _claim(folder)
     _write(folder, classifier.info, weights)
@@ -498,6 +504,32 @@ def _is_run(folder):
     if is_run(folder): return True
     raise FileNotFoundError(f'{folder} is not a classifier or run folder: it has no {_json_name} (from save_classifier) '
                             'and no run.json (from train).')
+
+# %% ../nbs/07_inference.ipynb #12cd5f03
+def _hub_folder(name, repo_id, revision):
+    "The folder of a classifier in the hub's cache; `name` is for messages"
+    file = _json_name
+    try:
+        path = hub_file(repo_id, file, revision)
+        file = _read_info(path)[1]
+        return hub_file(repo_id, file, path.parent.name).parent
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f'{name}: the Hugging Face hub has no such model, or it is private. Check the name; '
+                                'for a private model, run `hf auth login` or set HF_TOKEN.') from None
+    except RevisionNotFoundError: raise FileNotFoundError(f'{name}: the model has no branch, tag or commit {revision!r}.') from None
+    except Exception as e: # the hub's client raises the errors of several libraries
+        if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+            raise FileNotFoundError(f'{name}: the model has no file {file}, so it is none that `cifar-fastai push` wrote.') from None
+        if isinstance(e, ValueError): raise
+        raise ConnectionError(f'{name} was not downloaded: {error_line(e)[:200]}. Without a connection, '
+                              'only what was downloaded before can be loaded.') from None
+
+def _local_folder(name):
+    "A folder on this machine: for hf://user/name or hf://user/name@revision, one in the hub's cache"
+    found = re.fullmatch('hf:/+([^@]+)(?:@(.+))?', Path(name).as_posix()) # a Path has one slash
+    if not found: return Path(os.path.expanduser(name))
+    repo_id,revision = found.groups()
+    return _hub_folder(f'hf://{repo_id}', repo_id, revision)
 
 # %% ../nbs/07_inference.ipynb #1fdae73c
 class _OnnxNetwork(nn.Module):
@@ -542,11 +574,11 @@ class ExportedClassifier(Classifier):
 
 # %% ../nbs/07_inference.ipynb #0469357a
 def load_classifier(
-    folder:str|Path, # a folder from `save_classifier`, a run folder from `train`, or an ONNX file from `export_run`
+    folder:str|Path, # a folder from `save_classifier`, a run folder from `train`, an ONNX file from `export_run`, or 'hf://user/name' for a model of the Hugging Face hub
     device:str|torch.device|None=None, # 'cpu' or 'cuda'; None: the best available; ONNX files run on the CPU
 )->Classifier: # ready to `predict`
     "Load a trained classifier; the data set is not needed"
-    folder = Path(os.path.expanduser(folder))
+    folder = _local_folder(folder)
     if folder.suffix == '.onnx' and folder.is_file(): return ExportedClassifier(folder)
     if _is_run(folder):
         run = Run.open(folder)

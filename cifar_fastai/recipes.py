@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['schedules', 'optimizers', 'monitors', 'bn_modes', 'no_settings', 'Stage', 'Head', 'flatten', 'Recipe',
-           'register_recipe', 'get_recipe', 'list_recipes', 'recipes_by_purpose']
+           'choices_in_effect', 'register_recipe', 'get_recipe', 'list_recipes', 'recipes_by_purpose']
 
 # %% ../nbs/01_recipes.ipynb #ef87ce9b
 import json
@@ -340,6 +340,25 @@ def _with_floats(value): # 1 and 1.0 are the same
     if isinstance(value, dict): return {k: _with_floats(v) for k,v in value.items()}
     if isinstance(value, (list, tuple)): return [_with_floats(v) for v in value]
     return float(value) if type(value) is int else value
+
+# %% ../nbs/01_recipes.ipynb #39b0f3aa
+_of_schedule = dict(one_cycle=('pct_start', 'div', 'div_final', 'moms'),
+                    reduce_on_plateau=('plateau_monitor', 'plateau_patience', 'plateau_factor', 'min_lr'))
+
+def _unused(x):
+    "The fields that others make unused; those of the stages are for each stage"
+    if isinstance(x, Recipe): return ['stages'] if x.l2 else ['stages', 'l2_on']
+    unused = [name for schedule,names in _of_schedule.items() if schedule != x.schedule for name in names]
+    if not x.early_stopping: unused += ['early_stopping_monitor']
+    if x.bn == 'train' and not x.freeze_to: unused += ['bn']
+    return unused
+
+def choices_in_effect(
+    x:Recipe|Stage, # a recipe without its stages, or one of them
+)->dict: # field -> value
+    "The choices that are neither off nor unused"
+    unused = _unused(x)
+    return {name: value for name,value in vars(x).items() if name not in unused and value}
 
 # %% ../nbs/01_recipes.ipynb #e4a65238
 _recipes = Registry('recipe', 'list_recipes()')

@@ -31,6 +31,7 @@ from cifar_fastai.evaluation import Evaluation, load_evaluation
 from cifar_fastai.archives import unpack_archive
 from cifar_fastai.experiments import read_runs
 from cifar_fastai.formats import convert_batches, convert_parquet, read_arrays, write_images
+from cifar_fastai.hub import model_card
 from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, read_image, read_size, why_unreadable
 from cifar_fastai.inference import ClassifierInfo, load_classifier
 from cifar_fastai.recipes import Head, Recipe
@@ -468,6 +469,21 @@ def read_run(folder):
     attempt(run.warn_if_killed), attempt(run.read_weights), attempt(run.load_weights, build_model(recipe, 2)), attempt(run.keep_epochs, 1)
     attempt(read_runs, [r.folder for r in list_runs(folder)]), attempt(read_runs, folder)
     attempt(load_classifier, folder, 'cpu'), attempt(find_weights, 'ladder_0', folder), attempt(Run.open, folder)
+
+
+def make_finished(folder):
+    make_run(folder)
+    run = Run(folder)
+    info = json.loads(run.info_file.read_text())
+    data = info['data'] | dict(n_train=4, n_valid=2, n_test=2)
+    run.info_file.write_text(json.dumps(info | dict(status='finished', data=data, parameters=dict(trainable=1, frozen=2))))
+    result = Evaluation(np.full((2, 2), .5, np.float32), np.array([0, 1]), np.ones(2, np.float32), ['a', 'b'], ['cat', 'dog'])
+    run.metrics_file.write_text(json.dumps(dict(valid=dict(accuracy=.5), test=result.to_dict() | dict(most_confused=result.most_confused()))))
+    result.save(run.evaluation_file('test'))
+
+
+@reader('card', make_finished, *both('run.json'), *both('metrics.json'), ('test.npz', edits, edited), share=.5)
+def read_card(folder): str(model_card(folder, 'jane/cnn'))
 
 
 @reader('grid', lambda folder: make_run(folder/'a'), *[way for f in of_run for way in both(f'a/{f}')], share=.5)
