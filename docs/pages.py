@@ -27,9 +27,10 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'How do I fix an "out of memory" error?': 'out of memory; OOM; memory error',
     'What do I do if the loss is nan?': 'nan; loss is nan',
     'inference': 'export; export a model; save a model; deploy',
+    'outliers': 'out-of-distribution; OOD; anomaly detection; unknown class; none of these',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
-    'How do I find good settings for my data?': 'hyperparameters; find a learning rate'}
+    'How do I find good settings for my data?': 'hyperparameters; find a learning rate; lr_find'}
 
 def findable(text):
     "Below a heading, the words by which the search finds it as well"
