@@ -408,11 +408,11 @@ def to_dict(self:Evaluation)->dict: # JSON-serializable
     "All metrics, without the data of single images; of validation images with the threshold for outliers, as `train` keeps it."
     chooses = self.split == 'valid' and not self.tta and self.logsumexp is not None
     threshold = dict(ood_threshold=self.ood_threshold()) if chooses else {}
-    return threshold | dict(
+    return dict(
         split=self.split, variant=self.variant, fingerprint=self.fingerprint, tta=self.tta, temperature=self.temperature,
         n=len(self), accuracy=self.accuracy, accuracy_interval=list(self.accuracy_interval()), loss=self.loss,
         vocab=self.vocab, per_class=self.per_class().to_dict('records'),
-        confusion_matrix=self.confusion_matrix().tolist())
+        confusion_matrix=self.confusion_matrix().tolist()) | threshold
 
 # %% ../nbs/06_evaluation.ipynb #7500bfc2
 _arrays = ('probs', 'targets', 'losses')

@@ -29,9 +29,10 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'inference': 'save a model; deploy; predict',
     'exporting': 'export; export a model; ONNX; ONNX Runtime; int8; quantization; deploy',
     'hub': 'Hugging Face; model card; publish a model; share a model; upload',
+    'outliers': 'out-of-distribution; OOD; anomaly detection; unknown class; none of these',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
-    'How do I find good settings for my data?': 'hyperparameters; find a learning rate'}
+    'How do I find good settings for my data?': 'hyperparameters; find a learning rate; lr_find'}
 
 def findable(text):
     "Below a heading, the words by which the search finds it as well"

@@ -174,7 +174,7 @@ def test_the_first_cells_print_no_warning():
 # --- saved outputs
 
 # A cell with one of these words trains, reads a run folder, measures time, or shows the machine. A cell below it that needs what it makes fails, and is left out too.
-not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|run_grid|tune|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]|\bruns/')
+not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|find_lr|lr-find|run_grid|tune|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]|\bruns/')
 
 
 def saved_text(outputs):

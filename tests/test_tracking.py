@@ -262,7 +262,8 @@ def test_mlflow_gets_metrics_and_parameters(go, client):
     assert name == 'cifar_fastai run' and found['status'] == 'FINISHED' and found['params'] == {k: v for k, v in tracking.run_parameters(Run(learn.run_dir)).items() if k in found['params']}
     accuracies = [(value, step) for key, value, step in found['metrics'] if key == 'accuracy']
     assert accuracies == [(pytest.approx(a, abs=1e-5), i) for i, a in enumerate(Run(learn.run_dir).history.accuracy, 1)]
-    assert {key for key, *_ in found['metrics']} == {'train_loss', 'valid_loss', 'accuracy', 'lr', 'final_valid_loss', 'final_valid_accuracy', 'final_valid_n'}
+    assert {key for key, *_ in found['metrics']} == {'train_loss', 'valid_loss', 'accuracy', 'lr', 'final_valid_loss', 'final_valid_accuracy', 'final_valid_n',
+                                                      'final_valid_ood_threshold'}
     assert client.uri == f'sqlite:///{learn.run_dir}/mlflow.db' and {'recipe.name', 'seed', 'device'} <= found['params'].keys()
 
 
