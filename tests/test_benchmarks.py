@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 benchmarks = Path(__file__).resolve().parent.parent/'benchmarks'
 sys.path.insert(0, str(benchmarks))
@@ -25,9 +26,11 @@ import changes
 import checkpoints
 import confusions
 import epochs
+import exports
 import few_images
 import interpretation
 import loaders
+import many_pictures
 import near_copies
 import outliers
 import plain_fastai
@@ -588,6 +591,25 @@ def test_outliers_have_a_row_for_each_score_and_kind(practice, monkeypatch, tmp_
     assert float(found[0]['auroc']) == pytest.approx(auroc(valid.ood_scores, scores), abs=1e-3) and float(found[0]['images_below']) <= .05
     left_out = ' '.join(outliers.shows_cifar10.values()).split()
     assert len(set(left_out)) == len(left_out) and set(outliers.shows_cifar10) == set(cifar10_classes) and all(re.fullmatch(r'n\d{8}', o) for o in left_out)
+
+def test_exported_files_and_many_pictures_have_rows(practice, monkeypatch, tmp_path):
+    pytest.importorskip('onnxscript')
+    learn = train(two_stages.change(stages=Stage(epochs=2, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    for _ in range(2): call(exports, monkeypatch, str(learn.run_dir), '--images', '8', '--turns', '1') # the second replaces the first
+    found = rows(tmp_path/'exports.csv')
+    assert [(r['program'], r['precision'], r['n']) for r in found] == [
+        ('PyTorch', 'fp32', '8'), ('PyTorch', 'bf16', '8'), ('ONNX Runtime', 'fp32', '8'), ('ONNX Runtime', 'int8', '8')]
+    assert found[0]['accuracy'] == found[2]['accuracy'] and float(found[3]['megabytes']) < float(found[2]['megabytes'])
+    monkeypatch.setattr(many_pictures, 'write_photographs', lambda folder, n: many_pictures.shutil.copytree(practice/'test'/'cat', folder, dirs_exist_ok=True))
+    call(many_pictures, monkeypatch, str(learn.run_dir), '--files', str(practice/'test'/'dog'), '--turns', '1')
+    found = rows(tmp_path/'many_pictures.csv')
+    assert [(r['pictures'].split()[0], r['side'], r['n']) for r in found] == [(kind, side, '5') for kind in ('small', 'photographs') for side in many_pictures.sides]
+    assert {r['ratio'] for r in found if r['side'] == 'loop'} == {'1.0'}
+
+def test_photographs_are_of_12_megapixels(tmp_path):
+    many_pictures.write_photographs(tmp_path, 2, different=1)
+    with Image.open(tmp_path/'0001.jpg') as photograph: assert photograph.size == (4000, 3000)
 
 def test_the_readme_shows_what_the_default_run_confuses(practice, monkeypatch, tmp_path):
     cells = json.loads((notebooks/'index.ipynb').read_text(encoding='utf-8'))['cells']
