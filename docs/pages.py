@@ -9,7 +9,7 @@ modules = {  # part of the reference: modules
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness outliers report',
-    'Use': 'cli main inference exporting all',
+    'Use': 'cli main inference exporting app all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 
 words = {  # heading: what readers type who look for what is below it; the more alike, the higher it comes
@@ -28,6 +28,7 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'What do I do if the loss is nan?': 'nan; loss is nan',
     'inference': 'save a model; deploy; predict',
     'exporting': 'export; export a model; ONNX; ONNX Runtime; int8; quantization; deploy',
+    'app': 'web app; demo; gradio; upload; browser; Docker; serve; calibrated probabilities',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
     'How do I find good settings for my data?': 'hyperparameters; find a learning rate'}
