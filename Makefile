@@ -39,7 +39,7 @@ build: env ## wheel and sdist, in dist/
 constraints: env ## constraints.txt with the newest versions of everything that is installed
 	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(BIN)/uv pip compile --quiet --upgrade --universal --no-python-downloads \
 	    --python-version $$(sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml) \
-	    --extra course --extra dev --extra interpret --extra heic --extra weights --extra parquet --extra track --extra tune --extra export --strip-extras --no-annotate --output-file constraints.txt pyproject.toml
+	    --extra course --extra dev --extra interpret --extra heic --extra weights --extra parquet --extra track --extra tune --extra export --extra app --strip-extras --no-annotate --output-file constraints.txt pyproject.toml
 
 clean: ## remove what make made, .venv too; runs/ stays
 	@rm -rf .venv build dist *.egg-info _proc _site .pytest_cache

@@ -18,6 +18,7 @@ packages = find_packages(here)
 lib, = [o for o in packages if '.' not in o]  # the only package in this folder
 extras = {key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')}
 extras['course'] += extras['interpret']  # the tutorials end with a report, which has a section for each of these packages
+extras['app'] += extras['interpret']  # for heatmaps
 repository = found(r'^Repository *= *"(.+)"', read('pyproject.toml'))
 
 def absolute(m):

@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
            'Sampler', 'tune_command', 'lr_find_command', 'Split', 'evaluate_command', 'report_command', 'Format',
-           'export_command', 'compare_command', 'predict_command', 'push_command', 'course_command']
+           'export_command', 'compare_command', 'predict_command', 'push_command', 'app_command', 'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import csv
@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import warnings
 from contextlib import contextmanager
 from enum import Enum
@@ -1022,6 +1023,31 @@ def push_command(
     save_for_hub(run, folder, to, license)
     for file in sorted(folder.iterdir()): print(file)
     print('\nNothing was uploaded. To upload it, repeat the command without --dir.')
+
+# %% ../nbs/10_cli.ipynb #053fa3df
+@app.command('app', short_help='Try a run in the browser, on pictures of your own.', epilog=_examples(
+    'cifar-fastai app runs/small_cnn-seed0                   # drop, paste or photograph a picture',
+    'cifar-fastai app runs/small_cnn-seed0 runs/my_resnet    # both answers side by side',
+    'cifar-fastai app model.onnx --port 8000 --host 0.0.0.0  # for everybody in your network'))
+def app_command(
+    runs:Annotated[list[Path], typer.Argument(
+        metavar='RUN', help='Run folder, a folder that save_classifier wrote, or an ONNX file. Two of them answer side by side.')],
+    port:Annotated[int|None, typer.Option(metavar='N', min=1, max=65535, help='Default: the first free one from 7860 on.')]=None,
+    host:Annotated[str, typer.Option(metavar='ADDRESS', help='0.0.0.0: everybody who reaches this machine can use the page.')]='127.0.0.1',
+    device:_Device=None,
+)->None:
+    """Try a run in the browser, on pictures of your own.
+
+    Shows calibrated probabilities and a heatmap, and "not sure" where validation images say so. Needs the extra `app`.
+    The page asks no other host for anything. Ctrl-C stops it, and deletes what was uploaded."""
+    if len(runs) > 2: raise CommandError(f'app takes one or two runs, got {len(runs)}.', 2)
+    with loading(): from cifar_fastai.app import AppNetwork, serving_app
+    from cifar_fastai.errors import raising_terminated
+    _check_device(device)
+    networks = [AppNetwork(run, device) for run in runs]
+    with raising_terminated(), serving_app(networks, host, port) as address:
+        print(f'Open {address} in a browser. Ctrl-C stops the page.', flush=True)
+        while True: time.sleep(3600)
 
 # %% ../nbs/10_cli.ipynb #5c0e1a02
 @app.command('course', short_help='List the tutorials and exercises, or copy them to a folder.', epilog=_examples(

@@ -25,7 +25,7 @@ from zlib import crc32
 from fastai.learner import Learner
 from jinja2 import Environment
 from markupsafe import Markup
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ from .interpretation import (plot_comparison, plot_confusion_changes, plot_confu
 from .metrics import wilson_interval
 from .outliers import builtin_outliers, ood_score, ood_table, plot_ood_scores
 from .plotting import percent
-from .probing import embed, features, grad_cam, plot_embedding
+from .probing import embed, features, grad_cam, heated_image, plot_embedding
 from .robustness import plot_robustness, robustness
 from .runs import Run
 from .sources import duplicates_by_kind, find_duplicates, split_folders
@@ -376,19 +376,11 @@ def _need(*packages):
     missing = [name for name in packages if not find_spec(name)]
     if missing: raise _Skip(f'Needs {" and ".join(missing)}: {install_command("interpret")}')
 
-# %% ../nbs/09_report.ipynb #67ee2beb
-def _heated(image, heat): # the image in gray with the heatmap over it
-    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-    gray = np.asarray(image.convert('L').convert('RGB')) / 255
-    colors = colormaps['inferno'](heat)[..., :3]
-    alpha = .3 + .45 * heat[..., None]
-    return Image.fromarray(np.uint8(255 * ((1 - alpha) * gray + alpha * colors)))
-
 # %% ../nbs/09_report.ipynb #c7fe5efd
 def _attention_tiles(result, i, image, heat_of_predicted, heat_of_actual): # -> the image and both heatmaps
     actual = result.vocab[result.targets[i]]
     predicted = result.vocab[result.predictions[i]]
-    images = [image, _heated(image, heat_of_predicted), _heated(image, heat_of_actual)]
+    images = [image, heated_image(image, heat_of_predicted), heated_image(image, heat_of_actual)]
     captions = [['image'],
                 [f'predicted {predicted} {percent(result.probs[i, result.predictions[i]])}'],
                 [f'actual {actual} {percent(result.probs[i, result.targets[i]])}']]

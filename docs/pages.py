@@ -9,7 +9,7 @@ modules = {  # part of the reference: modules
     'Models and recipes': 'models recipes weights optimizers registry',
     'Training': 'training finetuning callbacks checkpoints tracking runs processes experiments tuning summaries',
     'Evaluation and interpretation': 'evaluation metrics interpretation probing robustness outliers report',
-    'Use': 'cli main inference exporting hub all',
+    'Use': 'cli main inference exporting hub app all',
     'Tools': 'course exercises grading plotting terminal files errors'}
 
 words = {  # heading: what readers type who look for what is below it; the more alike, the higher it comes
@@ -30,6 +30,7 @@ words = {  # heading: what readers type who look for what is below it; the more 
     'exporting': 'export; export a model; ONNX; ONNX Runtime; int8; quantization; deploy',
     'hub': 'Hugging Face; model card; publish a model; share a model; upload',
     'outliers': 'out-of-distribution; OOD; anomaly detection; unknown class; none of these',
+    'app': 'web app; demo; gradio; upload; browser; Docker; serve; calibrated probabilities',
     'experiments': 'grid search; hyperparameters; cross-validation',
     'tuning': 'hyperparameter search; hyperparameter optimization; Optuna; pruning; sweep',
     'How do I find good settings for my data?': 'hyperparameters; find a learning rate; lr_find'}

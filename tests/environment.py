@@ -118,7 +118,7 @@ def fill(wanted):
     build = "PyTorch's CPU build" if backend == 'cpu' else 'PyTorch'
     print(f'Installing into .venv: about {size} GB with {build}; some minutes the first time', flush=True)
     install = (venv / 'bin/uv', 'pip', 'install', '--quiet', '--compile-bytecode', '--python', python) if has_uv else pip  # pip compiles unasked
-    install_all = lambda backend: run(*install, *(['--torch-backend', backend] if backend else []), *versions[wanted], '-e', '.[dev,interpret,heic,weights,parquet,track,tune,export]')
+    install_all = lambda backend: run(*install, *(['--torch-backend', backend] if backend else []), *versions[wanted], '-e', '.[dev,interpret,heic,weights,parquet,track,tune,export,app]')
     failed = install_all(backend)
     if failed and backend and 'UV_TORCH_BACKEND' not in os.environ:
         print("Trying again with PyTorch's default build", flush=True)

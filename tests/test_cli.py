@@ -38,7 +38,7 @@ from small_sets import picture
 from small_sets import tiny_set
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
-names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'lr-find', 'evaluate', 'report', 'compare', 'export', 'predict', 'push', 'course']
+names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'lr-find', 'evaluate', 'report', 'compare', 'export', 'predict', 'push', 'app', 'course']
 program = [sys.executable, '-c', 'import sys; from cifar_fastai.cli import main; sys.exit(main())']
 
 @pytest.fixture(autouse=True)

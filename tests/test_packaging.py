@@ -108,7 +108,7 @@ def test_metadata(metadata):
 
 def test_metadata_requires_what_settings_say(metadata):
     expected = {(o.name, str(o.specifier), None) for o in map(Requirement, lines('requirements'))}
-    brought = {**extras, 'course': [*extras['course'], *extras['interpret']]}  # what the tutorials and a report show
+    brought = {**extras, **{extra: [*extras[extra], *extras['interpret']] for extra in ('course', 'app')}}  # for what the tutorials, a report and the app show
     expected |= {(o.name, str(o.specifier), extra) for extra in extras for o in map(Requirement, brought[extra])}
     extra_of = lambda o: next((extra for extra in extras if o.marker and f'extra == "{extra}"' in str(o.marker)), None)
     assert {(o.name, str(o.specifier), extra_of(o)) for o in metadata.requires_dist} == expected
@@ -227,7 +227,7 @@ def test_requirements_are_what_the_library_imports():
     def listed(*keys): return {canonicalize_name(Requirement(o).name) for key in keys for o in lines(key)}
     by_others = {'alembic', 'sqlalchemy', 'tensorboard', 'onnxscript'}  # MLflow, torch.utils.tensorboard and torch.onnx import them
     needed, optional = listed('requirements'), listed('interpret_requirements', 'heic_requirements', 'parquet_requirements', 'track_requirements',
-                                                       'export_requirements') - by_others
+                                                       'export_requirements', 'app_requirements') - by_others
     assert imported() == needed | optional and not imported(at_once=True) & optional
 
 
