@@ -6,8 +6,9 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'augmentations', 'main', 'data_command', 'models_command', 'recipes_command', 'train_command', 'runs_command',
-           'Sampler', 'tune_command', 'lr_find_command', 'Split', 'evaluate_command', 'report_command', 'Format',
-           'export_command', 'compare_command', 'predict_command', 'push_command', 'app_command', 'course_command']
+           'Sampler', 'tune_command', 'lr_find_command', 'Split', 'evaluate_command', 'report_command',
+           'compare_command', 'Format', 'export_command', 'predict_command', 'push_command', 'app_command',
+           'course_command']
 
 # %% ../nbs/10_cli.ipynb #5186efd1
 import csv
@@ -825,35 +826,6 @@ def report_command(
     _check_device(device)
     print(f'Written: {write_report(run, against, split, out, data, device)}')
 
-# %% ../nbs/10_cli.ipynb #92bdd8d7
-class Format(str, Enum):
-    "What a run can be exported to"
-    onnx,torch,classifier = 'onnx','torch','classifier'
-
-@app.command('export', short_help='Export a run to one file that other programs run.', epilog=_examples(
-    'cifar-fastai export runs/small_cnn-seed0                # runs/small_cnn-seed0/model.onnx',
-    'cifar-fastai export runs/small_cnn-seed0 --int8         # with 8-bit integers: smaller, and often faster',
-    'cifar-fastai export runs/small_cnn-seed0 --format torch # for torch.export.load'))
-def export_command(
-    run:_RunFolder,
-    format:Annotated[Format, typer.Option(metavar='NAME', help='onnx, torch or classifier.')]=Format.onnx,
-    out:Annotated[Path|None, typer.Option(metavar='FILE', help='Default: model.onnx, model.pt2 or classifier in the run folder.')]=None,
-    tensor:Annotated[bool, typer.Option('--tensor', help='Leave the preprocessing out: the input is a normalized tensor.')]=False,
-    int8:Annotated[bool, typer.Option('--int8', help='8-bit integers (ONNX), calibrated on validation images.')]=False,
-    images:Annotated[int, typer.Option(metavar='N', min=1, help='Validation images to compare the file with the run on.')]=1000,
-    data:_Source=None,
-)->None:
-    """Export a run to one file that other programs run.
-
-    An ONNX file takes 8-bit images of any size and gives probabilities; ONNX Runtime runs it without PyTorch.
-    Its answers are compared with those of the run on validation images before it is written."""
-    with loading(): from cifar_fastai.exporting import export_run
-    made = export_run(run, out, format.value, not tensor, int8, images, data)
-    print_facts(file=made.file, size=f'{made.n_bytes/1e6:.1f} MB', compared=f'with the run on {counted(made.n, "validation image")}',
-                difference=f'at most {made.difference:.1e} between two probabilities',
-                accuracy=f'{made.file_accuracy:.2%} (of the run: {made.accuracy:.2%})')
-    if format is not Format.torch: print(f'\nTo use it: cifar-fastai predict {shlex.quote(str(made.file))} frog.png')
-
 # %% ../nbs/10_cli.ipynb #b0e322d9
 def _p_text(p): return '<0.001' if p < .001 else f'{p:.3f}'
 
@@ -905,6 +877,36 @@ def compare_command(
     for name,change in changes.items(): _print_classes(name, change)
     print()
     print_facts(next=f'cifar-fastai report {shlex.quote(names[-1])} --against {shlex.quote(first)}')
+
+# %% ../nbs/10_cli.ipynb #92bdd8d7
+class Format(str, Enum):
+    "What a run can be exported to"
+    onnx,torch,classifier = 'onnx','torch','classifier'
+
+@app.command('export', short_help='Export a run to one file that other programs run.', epilog=_examples(
+    'cifar-fastai export runs/small_cnn-seed0                # runs/small_cnn-seed0/model.onnx',
+    'cifar-fastai export runs/small_cnn-seed0 --int8         # with 8-bit integers: smaller, and often faster',
+    'cifar-fastai export runs/small_cnn-seed0 --format torch # for torch.export.load'))
+def export_command(
+    run:_RunFolder,
+    format:Annotated[Format, typer.Option(metavar='NAME', help='onnx, torch or classifier.')]=Format.onnx,
+    out:Annotated[Path|None, typer.Option(metavar='FILE', help='Default: model.onnx, model.pt2 or classifier in the run folder.')]=None,
+    tensor:Annotated[bool, typer.Option('--tensor', help='Leave the preprocessing out: the input is a normalized tensor.')]=False,
+    int8:Annotated[bool, typer.Option('--int8', help='8-bit integers (ONNX), calibrated on validation images.')]=False,
+    images:Annotated[int, typer.Option(metavar='N', min=1, help='Validation images to compare the file with the run on.')]=1000,
+    data:_Source=None,
+)->None:
+    """Export a run to one file that other programs run.
+
+    An ONNX file takes 8-bit images of any size and gives probabilities; ONNX Runtime runs it without PyTorch.
+    Its answers are compared with those of the run on validation images before it is written."""
+    with loading(): from cifar_fastai.exporting import export_run
+    made = export_run(run, out, format.value, not tensor, int8, images, data)
+    print_facts(file=made.file, size=f'{made.n_bytes/1e6:.1f} MB', compared=f'with the run on {counted(made.n, "validation image")}',
+                difference=f'at most {made.difference:.1e} between two probabilities',
+                accuracy=f'{made.file_accuracy:.2%} (of the run: {made.accuracy:.2%})')
+    use = f'torch.export.load({str(made.file)!r}).module()' if format is Format.torch else f'cifar-fastai predict {shlex.quote(str(made.file))} frog.png'
+    print(f'\nTo use it: {use}')
 
 # %% ../nbs/10_cli.ipynb #0c5985ab
 def _pictures(paths): # -> files; what is wrong with folders, in lines
