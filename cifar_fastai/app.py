@@ -257,7 +257,8 @@ def serving_app(
 )->Iterator[str]: # the address of the page
     "Serve the page while the body runs"
     gr = _gradio()
-    with TemporaryDirectory(prefix='cifar_fastai-app-') as folder, _environment(GRADIO_TEMP_DIR=folder, NO_PROXY='localhost,127.0.0.1'):
+    with TemporaryDirectory(prefix='cifar_fastai-app-') as folder, _environment(
+            GRADIO_TEMP_DIR=folder, NO_PROXY='localhost,127.0.0.1', HF_HUB_DISABLE_TELEMETRY='True'):
         page = _page(gr, networks, Path(folder))
         try: yield _launch(gr, page, host, port)
         finally: page.close(verbose=False)
