@@ -175,7 +175,7 @@ page_style = '''
 .cf-lead { margin-top: .25rem !important }
 .cf-pictures { display: flex; gap: .75rem; margin: 1rem 0 1.25rem }
 .cf-pictures figure { flex: 1 1 0; max-width: 50%; min-width: 0 }
-.cf-pictures img { width: 100%; height: auto; max-height: 20rem; object-fit: contain; border-radius: .375rem; display: block }
+.cf-pictures img { max-width: 100%; height: auto; border-radius: .375rem; display: block; margin: 0 }
 .cf-pictures figcaption { margin-top: .375rem; font-size: .8125rem; opacity: .7 }
 .cf-classes { list-style: none }
 .cf-classes li { display: grid; grid-template-columns: min(8rem, 30%) 1fr 3rem; gap: .75rem; align-items: center; margin: .375rem 0 }
@@ -201,7 +201,7 @@ def _upload(gr):
     "The field for pictures"
     def path(payload): return payload and payload.path
     async def keep(file): return str(file)
-    field = gr.Image(label='Your picture', sources=['upload', 'webcam', 'clipboard'], height=300, buttons=[])
+    field = gr.Image(label='Your picture', placeholder='Drop a picture here, or click to choose one', sources=['upload', 'webcam', 'clipboard'], height=300, buttons=[])
     field.preprocess,field.async_move_resource_to_block_cache = path,keep
     return field
 
@@ -257,7 +257,8 @@ def serving_app(
 )->Iterator[str]: # the address of the page
     "Serve the page while the body runs"
     gr = _gradio()
-    with TemporaryDirectory(prefix='cifar_fastai-app-') as folder, _environment(GRADIO_TEMP_DIR=folder, NO_PROXY='localhost,127.0.0.1'):
+    with TemporaryDirectory(prefix='cifar_fastai-app-') as folder, _environment(
+            GRADIO_TEMP_DIR=folder, NO_PROXY='localhost,127.0.0.1', HF_HUB_DISABLE_TELEMETRY='True'):
         page = _page(gr, networks, Path(folder))
         try: yield _launch(gr, page, host, port)
         finally: page.close(verbose=False)

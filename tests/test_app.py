@@ -3,6 +3,7 @@ import io
 import os
 import re
 import socket
+import time
 from base64 import b64decode
 from copy import copy
 from dataclasses import replace
@@ -207,10 +208,23 @@ def test_nothing_is_left_and_a_taken_port_is_told(gradio, network):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         with pytest.raises(OSError, match='cannot be opened at 127.0.0.1, port [0-9]+: the port is taken'):
             with serving_app([network], port=taken.getsockname()[1]): pass
-    with serving_app([network]):
-        folder = Path(os.environ['GRADIO_TEMP_DIR'])
-        assert len(list(folder.glob('*.png'))) == 10
+    with serving_app([network]): assert (folder := Path(os.environ['GRADIO_TEMP_DIR'])).is_dir()
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_uploads_are_deleted_soon(gradio, network, picture, monkeypatch):
+    from gradio_client import Client, handle_file
+    monkeypatch.setattr(app, '_kept_seconds', 4)
+    with serving_app([network]) as address:
+        folder = Path(os.environ['GRADIO_TEMP_DIR'])
+        drawings = set(folder.glob('*.png'))
+        Client(address, verbose=False, analytics_enabled=False).predict(handle_file(str(picture)), api_name='/classify')
+        def kept(): return {o for o in folder.rglob('*') if o.is_file()}
+        assert len(kept()) == 11
+        until = time.monotonic() + 30
+        while len(kept()) > 10 and time.monotonic() < until: time.sleep(.2)
+        assert kept() == drawings and len(drawings) == 10
 
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (390, 'dark')])
