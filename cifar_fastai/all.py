@@ -7,8 +7,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/all.html.md"""
 # %% auto #0
 __all__ = ['augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation', 'compare',
            'evaluate', 'list_tta', 'load_evaluation', 'diff_runs', 'out_of_fold', 'plot_accuracies',
-           'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'push_to_hub', 'Classifier',
-           'load_classifier', 'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison',
+           'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'export_run', 'push_to_hub',
+           'Classifier', 'load_classifier', 'save_classifier', 'plot_confused', 'plot_changed', 'plot_comparison',
            'plot_confusion_changes', 'plot_confusion_matrix', 'plot_coverage', 'plot_history', 'plot_images',
            'plot_label_errors', 'plot_lr_search', 'plot_per_class', 'plot_predictions', 'plot_reliability',
            'plot_top_losses', 'count_parameters', 'create_model', 'list_models', 'multiply_adds', 'register_model',
@@ -24,6 +24,7 @@ from .data import cifar10_dataloaders, set_augmentation
 from .evaluation import Comparison, Evaluation, compare, evaluate, list_tta, load_evaluation
 from .experiments import out_of_fold, run_grid
 from .finetuning import freeze_to
+from .exporting import export_run
 from .hub import push_to_hub
 from .inference import Classifier, load_classifier, save_classifier
 from cifar_fastai.interpretation import (
@@ -46,7 +47,7 @@ from .weights import find_weights, list_backbones, load_weights
 _all_ = [
     'augmentation', 'list_augmentations', 'cifar10_dataloaders', 'set_augmentation', 'Comparison', 'Evaluation',
     'compare', 'evaluate', 'list_tta', 'load_evaluation', 'diff_runs', 'out_of_fold', 'plot_accuracies',
-    'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'push_to_hub', 'Classifier', 'load_classifier',
+    'plot_learning_curves', 'read_runs', 'run_grid', 'summarize', 'freeze_to', 'export_run', 'push_to_hub', 'Classifier', 'load_classifier',
     'save_classifier',
     'plot_confused', 'plot_changed', 'plot_comparison', 'plot_confusion_changes', 'plot_confusion_matrix',
     'plot_coverage', 'plot_history', 'plot_images', 'plot_label_errors', 'plot_lr_search', 'plot_per_class', 'plot_predictions',
