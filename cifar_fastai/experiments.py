@@ -215,8 +215,10 @@ def _joined(parts, fingerprint): # -> Evaluation in listing order
     "Join the evaluations of all folds"
     files = [f for part in parts for f in part.files]
     order = sorted(range(len(files)), key=files.__getitem__)
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts])[order]
-              for name in ('probs', 'targets', 'losses')}
+    def join(name):
+        arrays = [getattr(part, name) for part in parts]
+        return None if any(a is None for a in arrays) else np.concatenate(arrays)[order] # older files have no logsumexp
+    arrays = {name: join(name) for name in ('probs', 'targets', 'losses', 'logsumexp')}
     return replace(parts[0], files=[files[i] for i in order], split='out-of-fold', fingerprint=fingerprint, **arrays)
 
 # %% ../nbs/08_experiments.ipynb #1779119e

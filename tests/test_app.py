@@ -237,7 +237,8 @@ def test_in_a_browser(tab, address, picture, network, plain, tmp_path, width, sc
     assert page.locator('#answer .cf-headline').all_inner_texts() == headlines(answer_html([network, plain], picture))
     tops = [o['y'] for o in map(lambda o: o.bounding_box(), page.locator('.cf-pictures').all())]
     assert (tops[0] == tops[1]) == (width > 1000)  # side by side, or below each other
+    before = page.locator('.cf-pictures img').first.get_attribute('src')
     page.locator('#drawings button').nth(3).click()
-    page.wait_for_function('before => document.querySelector(".cf-pictures img").src != before', arg=page.locator('.cf-pictures img').first.get_attribute('src'))
+    page.wait_for_function('before => document.querySelector(".cf-pictures img").src != before', arg=before)
     assert page.evaluate('document.documentElement.scrollWidth') == width
     assert [o for o in requests if not o.startswith((address, 'data:', 'blob:'))] == [] and errors == []

@@ -585,6 +585,7 @@ def test_errors_of_any_length_and_letters_are_written_down(go, grid, fake):
 def test_every_training_image_is_predicted_by_a_network_that_did_not_see_it(practice, tmp_path):
     quick = tiny.change(epochs=1)
     result = out_of_fold(quick, 3, source=practice, save_to=tmp_path, num_workers=0)
+    assert len(result.ood_scores) == len(result)
     assert result.files == [o.relative_to(practice).as_posix() for o in train_files(practice)]
     assert (result.split, result.trained_on) == ('out-of-fold', False)
     by_file = dict(zip(result.files, result.probs))

@@ -305,7 +305,7 @@ pictures = dict(
     png=('RGB', dict(exif=1)), palette_png=('P', {}), gray_png=('LA', {}), jpg=('RGB', dict(exif=1)), progressive_jpg=('RGB', dict(progressive=True)),
     cmyk_jpg=('CMYK', {}), gif=('P', {}), bmp=('RGB', {}), tif=('RGB', dict(compression='raw')), lzw_tif=('RGBA', dict(compression='tiff_lzw')),
     jpeg_tif=('RGB', dict(compression='jpeg')), deep_tif=('F', {}), webp=('RGB', {}), lossless_webp=('RGBA', dict(lossless=True)), ppm=('RGB', {}),
-    ico=('RGBA', {}), tga=('RGB', dict(compression='tga_rle')), jp2=('RGB', {}), avif=('RGB', {}), pcx=('P', {}), sgi=('RGB', {}), dds=('RGB', {}),
+    ico=('RGBA', dict(sizes=[(12, 10)])), tga=('RGB', dict(compression='tga_rle')), jp2=('RGB', {}), avif=('RGB', {}), pcx=('P', {}), sgi=('RGB', {}), dds=('RGB', {}),
     im=('RGB', {}), xbm=('1', {}), msp=('1', {}))
 for kind, (mode, options) in pictures.items():
     name = 'a.' + kind.rpartition('_')[2]

@@ -145,7 +145,7 @@ def test_search_finds(tab, address, asked, found):
     assert any(found in o for o in search(tab, address, asked))
 
 
-@pytest.mark.parametrize('asked, first', [('my own images', 'guides/your_own_images.html'), ('resume', 'guides/questions.html'), ('export', 'inference.html'),
+@pytest.mark.parametrize('asked, first', [('my own images', 'guides/your_own_images.html'), ('resume', 'guides/questions.html'), ('export', 'exporting.html'),
                                           ('GPU', 'guides/where_it_runs.html'), ('train', 'training.html#train'),
                                           ('overfitting', 'guides/glossary.html#overfitting')])
 def test_search_puts_first_what_explains(tab, address, asked, first):
