@@ -18,9 +18,9 @@ from cifar_fastai.training import load_run
 from side_by_side import add_row, count, machine, run_script
 
 def validation_images(run, n):
-    "Pixels (n, C, H, W) from 0 to 1, and labels"
+    "Pixels (n, C, H, W) from 0 to 1, and labels, in random order"
     dl = load_run(run, num_workers=0, device='cpu').dls.valid
-    pixels,labels = zip(*[dl.do_item(i)[:2] for i in range(min(n, len(dl.dataset)))])
+    pixels,labels = zip(*[dl.do_item(i)[:2] for i in torch.randperm(len(dl.dataset), generator=torch.Generator().manual_seed(0))[:n].tolist()])
     return torch.stack([x.as_subclass(torch.Tensor) for x in pixels]).float()/255,torch.stack([y.as_subclass(torch.Tensor) for y in labels])
 
 def seconds(classify, batches):
