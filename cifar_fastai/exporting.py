@@ -194,12 +194,13 @@ def export_run(
     file = Path(os.path.expanduser(file)) if file else Path(run_dir)/_file_name(format, preprocessing, int8)
     learn = load_run(run_dir, source, num_workers=0, device='cpu')
     classifier = load_classifier(run_dir, 'cpu')
-    pixels,labels = _validation_images(learn, n)
+    pixels,labels = _validation_images(learn, n + _n_calibration*int8) # if there are so many, no image serves for both
     if format == 'classifier': scores = load_classifier(save_classifier(learn, file), 'cpu').forward
     else:
         _check_free(file)
         data = _torch_bytes(classifier, preprocessing) if format == 'torch' else _onnx_bytes(classifier, preprocessing, int8, pixels)
         scores = _scores_of(data, format, preprocessing, classifier)
+    pixels,labels = pixels[:n],labels[:n]
     ours,theirs = (_probabilities(f, pixels) for f in (classifier.forward, scores))
     difference = (ours - theirs).abs().max().item()
     if not (int8 or difference < 1e-4): # `not <`, for NaN

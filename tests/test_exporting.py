@@ -35,6 +35,7 @@ def run(practice, tmp_path_factory):
 def close(a, b, atol=1e-5): torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_what_is_told(run):
     told = export_run(run, n=7)
     assert told.file == run/'model.onnx' and told.n == 7 and told.n_bytes == told.file.stat().st_size
