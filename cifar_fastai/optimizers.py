@@ -16,6 +16,7 @@ import torch
 from fastai.optimizer import Optimizer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 # %% ../nbs/00_optimizers.ipynb #a2d56f37
 class GroupOptimizer(Optimizer):
@@ -59,21 +60,29 @@ def sum_gradients(
     torch._foreach_add_(sums, _grads(params))
 
 # %% ../nbs/00_optimizers.ipynb #f2c03db4
+def _like(t, p):
+    "`t`, laid out in memory as `p`"
+    return t if t.stride() == p.stride() else torch.empty_like(p).copy_(t)
+
 def nesterov_steps(
     params, # parameters with gradients; changed in place
-    states, # the optimizer state of each, as `sum_gradients` updates it
+    states, # the optimizer state of each, a dictionary; its 'grad_avg' is the running sum of the gradients
     lr, # learning rate
-    mom, # momentum
+    mom, # momentum, by which the sum is multiplied at each step
+    wd=0., # weight decay
     bias_lr_mult=1., # learning rate of biases and norms, as a multiple of `lr`
     **kwargs, # hyperparameters of other step functions
 )->None:
-    "Step against the gradients plus `mom` times their running sums"
-    for is_bias,rate in (False, lr), (True, lr*bias_lr_mult):
-        moved = [(p, p.grad, s['grad_avg']) for p,s in zip(params, states) if (p.ndim < 2) == is_bias]
-        if not moved: continue
-        ps,grads,sums = map(list, zip(*moved))
-        torch._foreach_add_(ps, grads, alpha=-rate)
-        torch._foreach_add_(ps, sums, alpha=-rate*mom)
+    "Step against the gradients plus `mom` times their running sums, in one pass where PyTorch can"
+    alike = {} # parameters with the same learning rate and weight decay
+    for p,s in zip(params, states):
+        s['grad_avg'] = _like(s['grad_avg'], p) if 'grad_avg' in s else torch.zeros_like(p)
+        alike.setdefault((p.ndim < 2, s.get('do_wd', True)), []).append((p, _like(p.grad, p), s['grad_avg']))
+    for (is_bias,decays),together in alike.items():
+        # PyTorch's fused CPU kernel reads memory from start to end: it is wrong, without a word, for tensors of different layouts or with gaps
+        fused = all(p.stride() == g.stride() == s.stride() and p.device.type in ('cpu', 'cuda') for p,g,s in together)
+        sgd(*map(list, zip(*together)), lr=lr*bias_lr_mult if is_bias else lr, momentum=mom, weight_decay=wd if decays else 0., dampening=0.,
+            nesterov=True, maximize=False, foreach=not fused, fused=fused)
 
 # %% ../nbs/00_optimizers.ipynb #41211a2e
 def nesterov_sgd(
@@ -84,8 +93,7 @@ def nesterov_sgd(
     bias_lr_mult:float=1., # learning rate of biases and norms, as a multiple of `lr`
 )->Optimizer: # a fastai optimizer
     "SGD with Nesterov momentum; the same steps as `torch.optim.SGD(nesterov=True)`"
-    steps = partial(nesterov_steps, bias_lr_mult=bias_lr_mult)
-    return GroupOptimizer(params, [add_l2_gradients, sum_gradients, steps], lr=lr, mom=mom, wd=wd)
+    return GroupOptimizer(params, [partial(nesterov_steps, bias_lr_mult=bias_lr_mult)], lr=lr, mom=mom, wd=wd)
 
 # %% ../nbs/00_optimizers.ipynb #83832070
 def average_squares(
@@ -214,7 +222,8 @@ def muon_steps(
     "Update filters by their orthogonalized Nesterov momentum, and all other parameters as `nesterov_steps` does"
     filters,rest = [],[]
     for p,s in zip(params, states): (rest if p.ndim < 4 else filters).append((p, s))
-    if rest: nesterov_steps(*zip(*rest), lr*sgd_lr_mult, mom, bias_lr_mult)
+    if rest: nesterov_steps(*zip(*rest), lr*sgd_lr_mult, mom, bias_lr_mult=bias_lr_mult)
+    if filters: sum_gradients(*zip(*filters), mom)
     on_cuda = filters and filters[0][0].is_cuda
     together = [filters] if on_cuda else [[f] for f in filters] # a processor's cores are busy with one
     for some in together:
@@ -234,4 +243,4 @@ def muon(
 )->Optimizer: # a fastai optimizer
     "Muon for the filters of convolutions, SGD with Nesterov momentum for the rest"
     steps = partial(muon_steps, sgd_lr_mult=sgd_lr_mult, bias_lr_mult=bias_lr_mult)
-    return GroupOptimizer(params, [decoupled_weight_decay, sum_gradients, steps], lr=lr, mom=mom, wd=wd)
+    return GroupOptimizer(params, [decoupled_weight_decay, steps], lr=lr, mom=mom, wd=wd)

@@ -1,5 +1,7 @@
 "Each optimizer does what its formula says, for parameters of every kind."
 
+import itertools
+
 import pytest
 import torch
 
@@ -72,3 +74,18 @@ def test_a_parameter_without_a_gradient_stays_and_gradients_go():
 
 def test_an_optimizer_takes_no_closure():
     with pytest.raises(NotImplementedError, match='closure'): optimizers.nesterov_sgd([torch.nn.Parameter(torch.ones(2))], lr=.1).step(lambda: 0)
+
+@pytest.mark.parametrize('gaps', [False, True])
+@pytest.mark.parametrize('layouts', list(itertools.product([torch.contiguous_format, torch.channels_last], repeat=3)))
+def test_sgd_steps_alike_whatever_the_order_in_memory(layouts, gaps):
+    "PyTorch's fused kernel takes the numbers of all tensors in the order of memory"
+    def kept(t): return t[:, ::2] if gaps else t
+    weight,gradient,average = (torch.randn(4, 6, 3, 3).contiguous(memory_format=layout) for layout in layouts)
+    ours,theirs = torch.nn.Parameter(kept(weight)),torch.nn.Parameter(kept(weight).clone())
+    opt = optimizers.nesterov_sgd([ours], lr=.1, mom=.8, wd=.1)
+    expected = torch.optim.SGD([theirs], lr=.1, momentum=.8, weight_decay=.1, nesterov=True, foreach=False)
+    opt.state[ours]['grad_avg'],expected.state[theirs]['momentum_buffer'] = kept(average),kept(average).clone()
+    for _ in range(2):
+        for p in (ours, theirs): p.grad = kept(gradient).clone()
+        opt.step(); expected.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
