@@ -21,6 +21,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from enum import Enum
+from fnmatch import filter as matching
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
@@ -239,6 +240,49 @@ def _broken(info, verified):
     more = 'Remove or replace them.' if verified else 'Only a sample was checked; --verify checks all.'
     return f'{len(info.unreadable)} of the images cannot be read. {more}'
 
+# %% ../nbs/10_cli.ipynb #50fc6f53
+# parameters, multiply-adds for one 32x32 image, and description: computing them takes seconds, and tests/test_cli.py compares
+_networks = {
+    'small_cnn': (1_073_952, 50_708_640,
+        'Our default: eight convolutions (48, 96, 192) after a whitening stem; 1.07 million parameters'),
+    'tiny_cnn': (481_056, 23_281_184,
+        '`small_cnn`, a third narrower (32, 64, 128): under half the computation; 480 thousand parameters'),
+    'medium_cnn': (1_901_856, 88_752_928,
+        '`small_cnn`, a third wider (64, 128, 256); 1.9 million parameters'),
+    'airbench94': (1_973_944, 118_147_360,
+        'Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 trainable parameters (airbench)'),
+    'airbench95': (4_608_312, 301_560_864,
+        'Three stages of two convolutions (128, 384, 384) after a whitening stem (airbench)'),
+    'airbench96': (9_921_848, 451_967_264,
+        'Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; the placement of its shortcuts is our interpretation)'),
+    'three_block_cnn': (2_397_226, 40_740_864,
+        'Three blocks of two convolutions (32, 64, 128), dense 1024; 2,397,226 parameters (project 1)'),
+    'plain_cnn': (114_634, 10_342_400,
+        'Three convolutions (32, 64, 128), each with BatchNorm, pool and dropout; widths chosen by us (project 2)'),
+    'plain_cnn_dense': (357_706, 10_585_344,
+        'The convolutions of `plain_cnn`, then dense 128 with the third dropout; 357,706 parameters'),
+    'wide_cnn': (1_455_626, 40_600_832,
+        'Three convolutions (64, 128, 256), dense 256 and 128; 1,455,626 parameters (project 3)'),
+    'residual_cnn': (17_001_930, 322_748_928,
+        'Five stages with shortcuts from the input image, dense 1024, 1024, 256; 17,001,930 parameters (project 4)'),
+    'ladder_0': (263_402, 1_147_200,
+        'One convolution (32), pool, dense 32; 263,402 parameters (project 5)'),
+    'ladder_1': (263_402, 1_147_200,
+        'The network of `ladder_0`; the step adds early stopping (project 5)'),
+    'ladder_2': (150_826, 5_734_720,
+        'Two convolutions (32, 64), dense 32; 150,826 parameters (project 5)'),
+    'ladder_3': (282_634, 5_866_112,
+        'Step 2 with BatchNorm before ReLU, dense 64; 282,634 parameters (project 5)'),
+    'ladder_4': (282_634, 5_866_112,
+        'Step 3 with BatchNorm after ReLU, and dropout; 282,634 parameters (project 5)'),
+    'ladder_5': (3_251_786, 154_866_688,
+        'Blocks of two convolutions (64, 128, 256), dense 512, dropout; 3,251,786 parameters (project 5)'),
+    'ladder_6': (3_251_786, 154_866_688,
+        'The network of `ladder_5`; the step changes the batch size (project 5)'),
+    'ladder_7': (1_285_706, 152_900_608,
+        'Step 5 with BatchNorm before ReLU and global average pooling; 1,285,706 parameters (project 5)'),
+}
+
 # %% ../nbs/10_cli.ipynb #e3d60700
 @app.command('models', short_help='List the networks with their size and compute cost.', epilog=_examples(
     'cifar-fastai models                      # those of this package',
@@ -252,10 +296,9 @@ def models_command(
     """List the networks with their parameters, and their multiply-adds for one 32x32 image.
 
     Networks of torchvision and timm are listed by name; one alone, with its published weights."""
-    with loading(): from cifar_fastai import models
-    names = models.list_models(pattern)
-    others = [] if pattern == '*' else _backbones_like(pattern)
-    if names: print_table(['model', 'parameters', 'multiply-adds', 'description'], [_model_row(models, name) for name in names])
+    rows = [[name, *_networks[name]] for name in matching(_networks, pattern)]
+    others = [] if pattern in ('*', *_networks) else _backbones_like(pattern)
+    if rows: print_table(['model', 'parameters', 'multiply-adds', 'description'], rows)
     if others: _print_backbones(others)
     if pattern == '*':
         print("\nA recipe can also name a network of torchvision or timm: `cifar-fastai models 'resnet*'` and "
@@ -263,10 +306,9 @@ def models_command(
 
 def _backbones_like(pattern):
     "Names of torchvision and timm; an error if no network of any kind matches"
-    from cifar_fastai.models import list_models
-    from cifar_fastai.weights import check_model_name, list_backbones
+    with loading(): from cifar_fastai.weights import check_model_name, list_backbones
     names = list_backbones(pattern)
-    if not names and not list_models(pattern): check_model_name(pattern)
+    if not names and not matching(_networks, pattern): check_model_name(pattern)
     return names
 
 def _print_backbones(names):
@@ -274,11 +316,6 @@ def _print_backbones(names):
     from cifar_fastai.weights import list_weights
     if len(names) > 1: print(*names, sep='\n')
     else: print_facts(model=names[0], weights=', '.join(list_weights(names[0])) or 'none are published')
-
-def _model_row(models, name):
-    model = models.create_model(name)
-    doc = (getattr(models, name, None).__doc__ or '').strip()
-    return [name, models.count_parameters(model).total, models.multiply_adds(model), doc.split('\n')[0]]
 
 # %% ../nbs/10_cli.ipynb #1a3cd927
 @app.command('recipes', short_help='Show which recipe is for what, or every choice in one.', epilog=_examples(

@@ -26,7 +26,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
-from cifar_fastai import __version__, cli, terminal
+from cifar_fastai import __version__, cli, models, terminal
 from cifar_fastai.augmentation import list_augmentations
 from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.files import read_json as read, write_json
@@ -121,9 +121,9 @@ def test_version():
     result = run('--version')
     assert result.code == 0 and result.out.startswith(f'cifar_fastai {__version__} (Python {sys.version.split()[0]}, fastai 2.')
 
-@pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes', '--json'], ['train', '--bs', '0'], ['--version']])
+@pytest.mark.parametrize('args', [['--help'], ['train', '--help'], ['recipes', '--json'], ['train', '--bs', '0'], ['--version'], ['models']])
 def test_quick_commands_import_nothing_heavy(args):
-    heavy = {'torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'PIL', 'rich'}
+    heavy = {'torch', 'fastai', 'pandas', 'numpy', 'matplotlib', 'PIL', 'rich'} - ({'rich'} if args == ['models'] else set()) # prints a table
     code = f'import sys; from cifar_fastai.cli import main; main({args}); print(sorted({heavy} & sys.modules.keys()))'
     assert subprocess.check_output([sys.executable, '-c', code], text=True, stderr=subprocess.DEVNULL).splitlines()[-1] == '[]'
 
@@ -557,6 +557,13 @@ def test_models():
     assert re.search(r'^ladder_0 +263,402 +[\d,]+ +One convolution', out, re.M) and 'wide_cnn' not in out
     out = run('models').out
     assert all(re.search(rf'^{name} ', out, re.M) for name in list_models()) and "cifar-fastai models 'timm/*'" in out
+
+def test_the_table_of_networks_is_true():
+    def about(name):
+        model = models.create_model(name)
+        return models.count_parameters(model).total,models.multiply_adds(model),getattr(models, name).__doc__.strip().split('\n')[0]
+    own = [name for name in list_models() if hasattr(models, name)] # without those that other tests registered
+    assert cli._networks == {name: about(name) for name in own}
 
 def test_models_are_those_that_a_recipe_can_name():
     assert run('models', 'resnet18').out == 'model    resnet18\nweights  DEFAULT, IMAGENET1K_V1\n'
