@@ -175,8 +175,11 @@ def _copy(member, write):
     if left: _refuse(member.name, f'holds fewer than the {member.size:,} bytes it states', 'Download or pack it again.')
 
 # %% ../nbs/01_archives.ipynb #90a8b042
+_plain = re.compile(r'(?:\./)?((?:[\w-][\w.-]*/)*[\w-][\w.-]*)/?', re.ASCII)
+
 def _path(name, is_folder):
     "Path of a member below the folder, with '/'; empty for the folder itself"
+    if len(name) < 256 and (plain := _plain.fullmatch(name)): return plain[1]  # as nearly all are
     windows = PureWindowsPath(name)  # knows both kinds of slash, and drives
     if '\0' in name: _refuse(name, 'has a NUL character in its name')
     if windows.anchor or '..' in windows.parts: _refuse(name, 'would be written outside the folder')
@@ -229,8 +232,11 @@ def _write(member, folder):
     try:
         if member.is_folder: to.mkdir(parents=True, exist_ok=True)
         else:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            with to.open('wb') as dst: _copy(member, dst.write)
+            try: dst = to.open('wb')
+            except FileNotFoundError:
+                to.parent.mkdir(parents=True, exist_ok=True)
+                dst = to.open('wb')
+            with dst: _copy(member, dst.write)
     except OSError as e:  # names may be equal or too long on this system only
         if e.errno not in _impossible: raise
         _refuse(member.name, f'cannot be written here ({e.strerror})', 'Rename it, and pack it again.')

@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zipfile
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -106,6 +106,9 @@ def test_tar_formats(tmp_path, format):
     found = contents(unpack_archive(tmp_path/'a.tar', tmp_path/'to'))
     assert {k: v for k, v in found.items() if v} == {long: b'abc', 'train/cat/1.png': b'abc'}
 
+
+@pytest.mark.parametrize('name', ['a', './a', 'a/', './a/b/', 'a.b/-c/d_e', 'a..b', 'c/.hidden', './.x', 'a//b', 'a/./b', 'é', 'x'*255 + '/' + 'y'*255])
+def test_paths_are_those_of_pathlib(name): assert archives._path(name, False) == str(PurePosixPath(name))
 
 def test_the_later_of_two_members_of_one_name_counts(tmp_path):
     "A tar that was appended to"
