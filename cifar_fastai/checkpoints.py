@@ -146,6 +146,7 @@ def _onto(old, new, taken): # -> what takes the place of `old`; `taken` is what 
         return made
     if isinstance(new, deque) and isinstance(old, deque): return deque(new, old.maxlen)
     if isinstance(new, list) and isinstance(old, list) and len(new) == len(old): return [_onto(o, n, taken) for o,n in zip(old, new)]
+    if isinstance(old, (int, float)) and not isinstance(new, (int, float, type(None))): raise TypeError(f'{new!r:.40} instead of a number')
     return new
 
 # %% ../nbs/04_checkpoints.ipynb #76423873

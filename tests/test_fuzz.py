@@ -559,6 +559,16 @@ def resume(folder):
     train(resume=folder/'run', source=folder/'data', num_workers=0, device='cpu', force=True)
 
 
+def test_text_instead_of_a_callback_s_number(tmp_path):
+    make_stopped(tmp_path)
+    file = tmp_path/f'{of_checkpoint}.json'
+    state = json.loads(file.read_text())
+    attributes,number = next((a, k) for _,a in state['callbacks'] for k,v in a.items() if type(v) is int)
+    attributes[number] = 'seven'
+    file.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="do not fit.*'seven' instead of a number"): resume(tmp_path)
+
+
 # --- the fuzzer
 
 @pytest.fixture
