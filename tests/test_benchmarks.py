@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tarfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -26,6 +26,7 @@ import changes
 import checkpoints
 import confusions
 import epochs
+import everyday
 import exports
 import few_images
 import interpretation
@@ -606,6 +607,26 @@ def test_exported_files_and_many_pictures_have_rows(practice, monkeypatch, tmp_p
     found = rows(tmp_path/'many_pictures.csv')
     assert [(r['pictures'].split()[0], r['side'], r['n']) for r in found] == [(kind, side, '5') for kind in ('small', 'photographs') for side in many_pictures.sides]
     assert {r['ratio'] for r in found if r['side'] == 'loop'} == {'1.0'}
+
+@pytest.mark.slow
+def test_everyday_tasks_have_rows(practice, monkeypatch, tmp_path):
+    "Each in this process, where everything is imported already"
+    def measure(code, folder, cold):
+        monkeypatch.chdir(folder)
+        with suppress(SystemExit): exec(code, {})
+        return 2. if 'cifar_fastai' in code else 3., 1.
+    monkeypatch.setattr(everyday, 'measure', measure)
+    monkeypatch.setattr(os, 'environ', dict(os.environ)) # to which fastai adds
+    monkeypatch.setattr(side_by_side, 'results', tmp_path)
+    tasks = ['list the networks', 'first batch, warm', 'classify five images', 'evaluate on the test images'] # the others end the process, or unpack
+    call(everyday, monkeypatch, str(practice), '--turns', '1', '--tasks', *tasks)
+    found = rows(tmp_path/'everyday.csv')
+    assert [(r['task'], r['ours_seconds'], r['fastai_seconds'], r['ratio']) for r in found] == [(task, '2.0', '3.0', '1.5') for task in tasks]
+
+def test_a_cold_cache_is_empty(tmp_path):
+    (tmp_path/'caches').mkdir()
+    wall,cpu = everyday.measure("import os; print(os.environ['CIFAR_FASTAI_HOME']); assert not os.path.exists('caches')", tmp_path, True)
+    assert wall > 0 and 0 < cpu < 10*wall
 
 def test_photographs_are_of_12_megapixels(tmp_path):
     many_pictures.write_photographs(tmp_path, 2, different=1)
