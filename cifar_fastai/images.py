@@ -13,6 +13,7 @@ import io
 import mmap
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,17 +85,22 @@ def _most_pixels():
     return most
 
 def _formats():
-    "Pillow's names of the formats that belong to `image_endings`"
+    "Pillow's names of the formats that belong to `image_endings`, those of most images first"
     Image.init()
+    return _known(tuple(Image.ID))
+
+@lru_cache
+def _known(names):
     known = {Image.EXTENSION.get(ending) for ending in image_endings} | {'HEIF'}
-    return [name for name in Image.ID if name in known]
+    return sorted((name for name in names if name in known), key=lambda name: name not in ('JPEG', 'PNG'))
 
 def _no_file(path):
     "Why there is nothing to open at `path`; None if there is"
-    if not path.exists(): return 'no such file'
-    if path.is_dir(): return 'is a folder, not an image'
-    if not path.is_file(): return 'is not a regular file'
-    n_bytes = path.stat().st_size
+    try: about = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError): return 'no such file'
+    if stat.S_ISDIR(about.st_mode): return 'is a folder, not an image'
+    if not stat.S_ISREG(about.st_mode): return 'is not a regular file'
+    n_bytes = about.st_size
     if not n_bytes: return 'is empty (0 bytes)'
     most = int(max_image_bytes*max(1, _most_pixels()/max_pixels))
     if n_bytes > most: return f'is too large ({n_bytes:,} bytes, the limit is {most:,}). Make it smaller'
@@ -124,11 +130,25 @@ class _Timed(io.BufferedReader):
         if time.monotonic() > self.until: raise TimeoutError(f'it took more than {image_seconds} seconds')
         return super().read(*args)
 
+_small = 2**16 # bytes, which Pillow's decoders take at once
+
+def _open(path):
+    "A file for Pillow: a small one in memory, since Pillow reads a header in dozens of pieces"
+    file = _Timed(path)
+    if os.fstat(file.fileno()).st_size > _small: return file
+    with file: return io.BytesIO(file.read())
+
+@contextmanager
+def _content(file):
+    if isinstance(file, io.BytesIO): yield file.getvalue()
+    else:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data: yield data
+
 _marker = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])') # in JPEG; the others occur within a scan
 
 def _n_scans(file):
     "How often a JPEG goes over all of its pixels, or some colors of them, until it ends"
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _content(file) as data:
         n,end = 0,2
         while (marker := _marker.search(data, end)) and marker[1] != b'\xd9' and n <= max_scans:
             n += marker[1] == b'\xda'
@@ -144,14 +164,14 @@ def open_image(
     "Open an image file; this and whatever goes wrong in the body raises an `UnreadableImageError`"
     most = _most_pixels()
     if not isinstance(path, bytes): path = os.path.expanduser(path)
-    with _named(path): why = _no_file(Path(path))
+    with _named(path): why = _no_file(path)
     if why: raise UnreadableImageError(printable_name(path), why)
-    with _named(path), _Timed(path) as file, Image.open(file, formats=_formats()) as image:
+    with _named(path), _open(path) as file, Image.open(file, formats=_formats()) as image:
         image.filename = path
         if size and image.width*image.height > _huge: image.draft(None, (8*size[1], 8*size[0]))
         n = image.width*image.height
         if n > most: raise Image.DecompressionBombError(f'{image.width}x{image.height} = {n:,} pixels, the limit is {most:,}')
-        may_be_slow = n*os.fstat(file.fileno()).st_size > max_pixels # not of CIFAR's size: there, counting would take longer
+        may_be_slow = n*os.stat(path).st_size > max_pixels # not of CIFAR's size: there, counting would take longer
         if may_be_slow and image.format in ('JPEG', 'MPO') and _n_scans(file) > max_scans: raise ValueError(f'it has more than {max_scans} scans')
         yield image
 
@@ -338,7 +358,7 @@ def _fixed(image, size): return _fixed_size(size)(PILImage(image))
 
 def _image_pixels(image, size, channels):
     "(C, H, W) floats from 0 to 1 of a plain image"
-    image = _fixed(image, size)
+    if image.size != size[::-1]: image = _fixed(image, size)
     return torch.from_numpy(np.array(image)).view(*size, channels).permute(2, 0, 1).float().div_(255)
 
 def _float_pixels(a, size, channels):
