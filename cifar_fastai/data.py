@@ -241,12 +241,13 @@ def cifar10_datablock(
     limit:int|None=None, # keep only this many training images
     item_size:tuple[int, int]|None=None, # height and width every image is resized to when it is read; None: not resized
     root:Path|None=None, # the data set: a file elsewhere has the class that its folder is named after; None: see `class_of`
+    classes:Sequence[str]|None=None, # of the training images; None: look at each of them
 )->DataBlock: # its source is a data set's path
     "A `DataBlock` that turns a data set into batches"
     side = image_size or max(item_size or (32,))
     tfms = augmentation(augment, side) if isinstance(augment, str) else list(augment)
     files = _train_and_test if valid == 'test' else train_files if isinstance(valid, str) else _train_and_valid
-    return _datablock(CategoryBlock, tfms, stats, image_size, gray, item_size, get_items=files, get_y=_ClassOf(root),
+    return _datablock(CategoryBlock(classes), tfms, stats, image_size, gray, item_size, get_items=files, get_y=_ClassOf(root),
                       splitter=_splitter(valid, seed, limit))
 
 def _datablock(categories, augmentation, stats, image_size, gray, item_size, **kwargs):
@@ -436,7 +437,8 @@ def cifar10_dataloaders(
     whole = limit is None or _n_bytes(info, item_size, None, gray) < small_in_memory
     on_disk = in_memory and _only_on_disk(n_bytes, whole)
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
-    block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path)
+    block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path,
+                              info.classes if limit is None else None)
     dls = block.dataloaders(info.path, path=info.path, bs=bs, device=device, num_workers=0 if in_memory else num_workers,
                             dl_type=CachedDL if in_memory else ShuffleDL)
     n = len(dls.train_ds)

@@ -103,10 +103,9 @@ def split_path(
     "Split a file's path into its parts; without the folder of a split the class is the parent folder's name"
     if not isinstance(file, PurePath): file = PurePath(file)
     parts = file.parts
-    splits = [i for i, part in enumerate(parts[:-2]) if split_of_folder(part)]
-    if not splits: return '', parts[-2] if len(parts) > 1 else '', parts[-1]
-    i = splits[-1]
-    return parts[i], parts[i+1], '/'.join(parts[i+2:])
+    for i in range(len(parts) - 3, -1, -1):
+        if split_of_folder(parts[i]): return parts[i], parts[i+1], '/'.join(parts[i+2:])
+    return '', parts[-2] if len(parts) > 1 else '', parts[-1]
 
 # %% ../nbs/02_sources.ipynb #379d24ed
 def class_of(

@@ -607,8 +607,9 @@ def test_a_class_with_a_folder_of_the_name_of_a_split_is_refused(tmp_path, name)
 def test_whatever_a_decoder_raises_the_file_is_named(tmp_path, monkeypatch):
     folder = tiny_set(tmp_path/'set')
     bad, open_image = sorted(folder.rglob('*.png'))[3], Image.open
+    bad.write_bytes(bad.read_bytes() + b'!')  # unlike the others
     def fail(f, *args, **kwargs):
-        if str(f.name) == str(bad): raise RuntimeError('Failed to decode image')
+        if f.getvalue() == bad.read_bytes(): raise RuntimeError('Failed to decode image')
         return open_image(f, *args, **kwargs)
     monkeypatch.setattr(images.Image, 'open', fail)
     assert sources.describe_data(folder, verify=True).unreadable == (bad,)
