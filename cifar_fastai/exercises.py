@@ -523,32 +523,77 @@ def _which_mirrored(flip, x): # -> (N,) bool
 # %% ../nbs/08_exercises.ipynb #a2793965
 @exercise('3.2', 'The epoch to keep')
 def _(best):
-    train_loss = [1.9, 1.4, 1., .7, .4, .2]
-    valid_loss = [1.8, 1.4, 1.5, 1.2, 1.5, 1.9]
-    history = pd.DataFrame(dict(epoch=range(1, 7), train_loss=train_loss, valid_loss=valid_loss))
-    found = call(best, history.copy())
+    tables = [(history,) for history in _histories()]
+    found = [_one_number(call(best, history.copy())) for history, in tables]
+    right = [history.epoch[history.valid_loss.idxmin()] for history, in tables]
+    if found == right: return 'Right. What was learned after that epoch was the training images themselves.'
+    need_no_slip(found, tables, _slips_of_epochs, math.isclose)
+    (history,),yours,wanted = next(o for o in zip(tables, found, right) if o[1] != o[2])
+    raise Hint(f'For the epochs {_list(history.epoch)}, with the validation losses {_list(history.valid_loss)}, '
+               f'you return {yours:.4g}, and the loss is lowest in epoch {wanted}. '
+               'Look for the smallest `valid_loss`, and return the `epoch` of that row.')
+
+def _one_number(found):
+    "Raise `Hint` unless a function returned a number, alone"
     need(not isinstance(found, (pd.Series, pd.DataFrame)),
          f'Return one number, not {kind_of(found)}: `.iloc[0]` takes it out of a column.')
-    near = {
-        6: 'At the last epoch the loss of the training images is smallest. '
-           'That is where it overfits most; which loss tells about new images?',
-        3: 'Nearly: that is the number of the row, which counts from 0. Return what stands under `epoch`.',
-        2: 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.',
-        1.2: 'That is the loss. In which epoch was it?'}
-    need_number(found, 4, 'Look for the smallest `valid_loss`, and return the `epoch` of that row.', near)
-    found = call(best, history.sort_values('epoch', ascending=False).reset_index(drop=True))
-    hint = ('It works only if the rows begin with epoch 1. '
-            'Return what stands under `epoch` in the row of the smallest loss.')
-    need_number(found, 4, hint)
-    valid_loss = [1.9, 1.12, 1.31, 1.24, .74, .71, .8, .9]
-    longer = pd.DataFrame(dict(epoch=range(10, 18), train_loss=.5, valid_loss=valid_loss), index=[*'hgfedcba'])
-    hint = ('It is right for one table, not for another: eight epochs, 10 to 17, with the smallest `valid_loss` '
-            'in epoch 15. Take it from the table.')
-    near = {
-        14: 'The losses of epochs 14 and 15 are .74 and .71. Compare them as they are, not rounded.',
-        11: 'After epoch 11 the loss is higher for two epochs, but it falls lower later on. Look at all epochs.'}
-    need_number(call(best, longer), 15, hint, near)
-    return 'Right. What was learned after that epoch was the training images themselves.'
+    return as_number(found)
+
+
+# %% ../nbs/08_exercises.ipynb #0a645ebf
+def _histories():
+    "Make tables of epochs: in order, the last one first, later epochs of a long training, and without any order"
+    def table(epochs, train_loss, valid_loss, labels):
+        return pd.DataFrame(dict(epoch=epochs, train_loss=train_loss, valid_loss=valid_loss), labels)
+    first = table(range(1, 7), [1.9, 1.4, 1., .7, .4, .2], [1.8, 1.4, 1.5, 1.2, 1.5, 1.9], range(6))
+    later = table(range(10, 22), [.9, .8, .7, .6, .55, .5, .49, .48, .47, .46, .4, .41],
+                  [1.9, 1.12, 1.31, 1.24, 1.15, 1.3, 1.41, 1.2, .74, .71, .8, .9],
+                  [3, 6, 11, 0, 7, 8, 1, 10, 4, 2, 9, 5]) # as if they had been sorted
+    rng = np.random.default_rng(5)
+    def losses(n): return rng.choice(np.arange(.2, 2, .01).round(2), n, replace=False)
+    mixed = [table(rng.permutation(n) + start, losses(n), losses(n), rng.permutation(n))
+             for n,start in ((7, 3), (11, 0))]
+    return [first, first[::-1].reset_index(drop=True), later, *mixed]
+
+def _until_it_rises(history, patience):
+    "Find the epoch that is kept by early stopping, once the loss has not improved in `patience` epochs"
+    best,since = 0,0
+    for row,loss in enumerate(history.valid_loss):
+        if loss <= history.valid_loss.iloc[best]: best,since = row,0
+        else: since += 1
+        if since == patience: break
+    return history.epoch.iloc[best]
+
+_too_early = 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.'
+_labels = ('The rows of a table are not always numbered from 0, in order. `argmin` and `argmax` give a position, '
+           'for `iloc`; `idxmin` and `idxmax` give a label, for `loc`.')
+_slips_of_epochs = [ # pairs of hint and function
+    ('That is where the loss of the training images is lowest, and where it overfits most. '
+     'Which loss tells about new images?', lambda h: h.epoch[h.train_loss.idxmin()]),
+    *[('That is the last epoch, where the network overfits most. Which loss tells about new images?', last)
+      for last in (lambda h: h.epoch.iloc[-1], lambda h: h.epoch.max())],
+    ('That is how many epochs there are. Which one has the lowest loss?', len),
+    ('Nearly: that is the position of the row, which counts from 0. Return what stands under `epoch`.',
+     lambda h: h.valid_loss.argmin()),
+    ('Nearly: that is the label of the row. Return what stands under `epoch`.', lambda h: h.valid_loss.idxmin()),
+    *[('You count rows, which gives the epoch only if they are in order, and begin with the epoch that you count from. '
+       'Return what stands under `epoch`.', counted)
+      for counted in (lambda h: h.valid_loss.argmin() + 1, lambda h: h.valid_loss.idxmin() + 1,
+                      lambda h: h.valid_loss.argmin() + h.epoch.min(),
+                      lambda h: h.valid_loss.argmin() + h.epoch.iloc[0])],
+    (_labels, lambda h: h.epoch[h.valid_loss.argmin()]), (_labels, lambda h: h.epoch.iloc[h.valid_loss.idxmin()]),
+    ('That is the loss. In which epoch was it?', lambda h: h.valid_loss.min()),
+    *[(_too_early, lambda h, n=n: _until_it_rises(h, n)) for n in (1, 2, 3)],
+    *[(_too_early, lambda h, n=n: _until_it_rises(h.sort_values('epoch'), n)) for n in (1, 2, 3)],
+    ('You compare rounded losses. Compare them as they are.', lambda h: h.epoch[h.valid_loss.round(1).idxmin()]),
+    ('There the validation loss is highest.', lambda h: h.epoch[h.valid_loss.idxmax()]),
+    ('There the validation loss is second lowest.', lambda h: h.epoch[h.valid_loss.nsmallest(2).index[1]]),
+    ('There the two losses together are lowest. Only the validation loss tells about new images.',
+     lambda h: h.epoch[(h.train_loss + h.valid_loss).idxmin()]),
+    *[('There the two losses are closest. That is no sign of a good network: a bad one has both high.',
+       lambda h, size=size: h.epoch[size(h.valid_loss - h.train_loss).idxmin()]) for size in (abs, lambda gap: gap)],
+    ('There the loss falls most. Where is it lowest?', lambda h: h.epoch[h.valid_loss.diff().idxmin()])]
+
 
 # %% ../nbs/08_exercises.ipynb #73f333e9
 @exercise('3.3', 'Smooth labels')
@@ -1154,94 +1199,159 @@ check('5.4', p_value)''')
 # %% ../nbs/08_exercises.ipynb #83fae019
 @exercise('6.1', 'Mean and spread of some seeds')
 def _(summary):
-    for accuracies in [.861, .868, .857], [.62, .71, .5, .93, .68, .61, .74]:
-        n = len(accuracies)
-        mean,std = need_numbers(call(summary, list(accuracies)), 2, 'Return two numbers: mean, standard deviation.')
-        right_mean,right = np.mean(accuracies),np.std(accuracies, ddof=1)
-        values = _list(accuracies)
-        def is_(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
-        need(not (is_(mean, right) and is_(std, right_mean)), 'The mean comes first, then the standard deviation.')
-        shown,yours = apart(right_mean, mean)
-        need(is_(mean, right_mean), f'The mean of {values} is {shown}; you have {yours}.')
-        if is_(std, right): continue
-        need(not is_(std, np.std(accuracies)),
-             f'Nearly: you divide by the number of runs. {n} runs lie closer to their own mean than to the true one; '
-             'divide by one less (`ddof=1`).')
-        need(not math.isclose(std, right**2, abs_tol=1e-6), 'That is the variance; take its root.')
-        need(not is_(std, right/n**.5),
-             'That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.')
-        shown,yours = apart(right, std)
-        raise Hint(f'The standard deviation of {values} is {shown}; you have {yours}.')
-    return 'Right. A figure without its spread is half a figure.'
+    given = [([.861, .868, .857],), ([.62, .71, .5, .93, .68, .61, .74],)]
+    what = 'Return two numbers: mean, standard deviation.'
+    found = [need_numbers(call(summary, list(accuracies)), 2, what) for accuracies, in given]
+    right = [(np.mean(accuracies), np.std(accuracies, ddof=1)) for accuracies, in given]
+    def same(a, b): return np.allclose(a, b, rtol=0, atol=.00051) # as good as three digits
+    if all(map(same, found, right)): return 'Right. A figure without its spread is half a figure.'
+    need_no_slip(found, given, _slips_of_spread, lambda a, b: same(a, b) and math.isclose(a[1], b[1], rel_tol=.1))
+    (accuracies,),yours,wanted = next(o for o in zip(given, found, right) if not same(*o[1:]))
+    values = _list(accuracies)
+    for name,mine,other in zip(('mean', 'standard deviation'), wanted, yours):
+        shown,got = apart(mine, other)
+        need(same(mine, other), f'The {name} of {values} is {shown}; you have {got}.')
+
+
+# %% ../nbs/08_exercises.ipynb #91774f0a
+_slips_of_spread = [ # pairs of hint and function
+    ('The mean comes first, then the standard deviation.', lambda a: (np.std(a, ddof=1), np.mean(a))),
+    ('Nearly: you divide by the number of runs. Runs lie closer to their own mean than to the true one; '
+     'divide by one less (`ddof=1`).', lambda a: (np.mean(a), np.std(a))),
+    ('That is the variance; take its root.', lambda a: (np.mean(a), np.var(a, ddof=1))),
+    ('That is the variance, and by the number of runs; divide by one less (`ddof=1`), and take the root.',
+     lambda a: (np.mean(a), np.var(a))),
+    *[('That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.',
+       lambda a, ddof=ddof: (np.mean(a), np.std(a, ddof=ddof)/len(a)**.5)) for ddof in (0, 1)],
+    ('That is the mean distance from the mean. The standard deviation squares these distances first.',
+     lambda a: (np.mean(a), np.abs(a - np.mean(a)).mean())),
+    *[('That is the range, from the lowest to the highest, or half of it. The standard deviation takes in all runs.',
+       lambda a, share=share: (np.mean(a), share*np.ptp(a))) for share in (1, .5)],
+    ('You return the median first. The mean is asked for.', lambda a: (np.median(a), np.std(a, ddof=1)))]
+
 
 # %% ../nbs/08_exercises.ipynb #032d5a61
 @exercise('6.2', 'An interval for the mean of three runs')
 def _(interval):
-    for accuracies in [.861, .868, .857], [.62, .71, .5]: _need_interval(interval, np.array(accuracies))
-    return 'Right, and wide: with three runs a difference of a point can be nothing.'
+    given = [([.861, .868, .857],), ([.62, .71, .5],)]
+    what = 'Return two numbers: the lower and the upper end.'
+    found = [need_numbers(call(interval, list(accuracies)), 2, what) for accuracies, in given]
+    wanted = _interval(lambda std, n: _t()*std/n**.5)
+    right = [wanted(accuracies) for accuracies, in given]
+    def middle(ends): return sum(ends)/2
+    def half(ends): return (ends[1] - ends[0])/2
+    def close(a, b): return math.isclose(a, b, rel_tol=.01, abs_tol=.00051) # as good as three digits
+    def right_middle(a, b): return math.isclose(middle(a), middle(b), abs_tol=.00051)
+    def same(a, b): return right_middle(a, b) and close(half(a), half(b))
+    if all(map(same, found, right)): return 'Right, and wide: with three runs a difference of a point can be nothing.'
+    need_no_slip(found, given, _slips_of_intervals(), lambda a, b: np.allclose(a, b, rtol=0, atol=.01*abs(half(b))))
+    for ends,right_ends in zip(found, right):
+        need(ends[0] < ends[1], f'The lower end comes first; you return {ends[0]:.4f} and {ends[1]:.4f}.')
+        need(right_middle(ends, right_ends),
+             f'The interval lies around the mean, {middle(right_ends):.3f}; the middle of yours is {middle(ends):.4f}.')
+        yours,reach = apart(half(ends), half(right_ends))
+        need(close(half(ends), half(right_ends)),
+             f'Your interval reaches {yours} to either side of the mean, and should reach {reach}: '
+             't x standard deviation / root of the number of runs.')
 
-def _need_interval(interval, a):
-    "Raise `Hint` unless `interval` gives the 95% interval of the mean of the three accuracies `a`"
+
+# %% ../nbs/08_exercises.ipynb #838af1b1
+def _t(share=.975, degrees=2):
     from scipy import stats
-    low,high = need_numbers(call(interval, a.tolist()), 2, 'Return two numbers: the lower and the upper end.')
-    need(not math.isclose(low, a.mean(), abs_tol=1e-6),
-         'You return the mean first. Return the two ends: mean - h, mean + h.')
-    need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
-    def is_(x, y): return math.isclose(x, y, rel_tol=.01)
-    middle = (low + high)/2
-    need(math.isclose(middle, a.mean(), abs_tol=.00051),
-         f'The interval lies around the mean, {a.mean():.3f}; the middle of yours is {middle:.4f}.')
-    half = (high - low)/2
-    std = a.std(ddof=1)
-    t = stats.t.ppf(.975, 2)
-    right = t*std/3**.5
-    if math.isclose(half, right, rel_tol=.01, abs_tol=.00051): return # as good as three digits
-    need(not is_(half, 1.96*std/3**.5) and not is_(half, 2*std/3**.5),
-         'Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
-         'take the value of the t distribution for two degrees of freedom, 4.30.')
-    need(not is_(half, stats.t.ppf(.975, 3)*std/3**.5),
-         'Nearly: that is the t distribution for three degrees of freedom. The mean takes one; two are left.')
-    need(not is_(half, stats.t.ppf(.95, 2)*std/3**.5),
-         'Nearly: 5% are outside on each side, which leaves 90%. Leave 2.5% on each: `t.ppf(.975, 2)`.')
-    need(not is_(half, t*std),
-         'Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.')
-    need(not is_(half, 1.96*std),
-         'That is for one run, and for a spread that is known. '
-         'Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
-    need(not is_(half, t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
-    need(not is_(half, t*std/3), 'Nearly: divide by the *root* of the number of runs.')
-    yours,wanted = apart(half, right)
-    raise Hint(f'Your interval reaches {yours} to either side of the mean, and should reach {wanted}: '
-               't x standard deviation / root of the number of runs.')
+    return stats.t.ppf(share, degrees)
+
+def _interval(half, ddof=1): # -> a function that makes one
+    "`half(std, n)` is how far the interval reaches to either side of the mean"
+    def interval(a):
+        reach = half(np.std(a, ddof=ddof), len(a))
+        return np.mean(a) - reach, np.mean(a) + reach
+    return interval
+
+def _slips_of_intervals(): # pairs of hint and function
+    "Collect wrong ways to an interval"
+    t = _t()
+    right = _interval(lambda std, n: t*std/n**.5)
+    yield 'The lower end comes first.', lambda a: right(a)[::-1]
+    yield ('You return the mean first. Return the two ends: mean - h, mean + h.',
+           lambda a: (np.mean(a), right(a)[1] - np.mean(a)))
+    for z in 1.96, 2:
+        yield ('Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
+               'take the value of the t distribution for two degrees of freedom, 4.30.',
+               _interval(lambda std, n, z=z: z*std/n**.5))
+        yield ('That is for one run, and for a spread that is known. Divide by the root of 3, '
+               'and take the value of the t distribution for two degrees of freedom.',
+               _interval(lambda std, n, z=z: z*std))
+    yield ('Nearly: that is the t distribution for three degrees of freedom. The mean takes one; two are left.',
+           _interval(lambda std, n: _t(degrees=3)*std/n**.5))
+    yield ('Nearly: 5% are outside on each side, which leaves 90%. Leave 2.5% on each: `t.ppf(.975, 2)`.',
+           _interval(lambda std, n: _t(.95)*std/n**.5))
+    yield ('Nearly: 2.5% are outside in all, 1.25% on each side, which leaves 97.5%. `t.interval` takes .95, and '
+           '`t.ppf` .975.', _interval(lambda std, n: _t(.9875)*std/n**.5))
+    yield ('Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.',
+           _interval(lambda std, n: t*std))
+    yield 'Nearly: take the standard deviation with `ddof=1`.', _interval(lambda std, n: t*std/n**.5, ddof=0)
+    yield 'Nearly: divide by the *root* of the number of runs.', _interval(lambda std, n: t*std/n)
+    yield ('Nearly: divide by the root of the number of runs, not of one less.',
+           _interval(lambda std, n: t*std/(n - 1)**.5))
+    yield ('That is the variance. Take its root, the standard deviation.', _interval(lambda std, n: t*std**2/n**.5))
+    yield ('That is the standard error to either side, which leaves out *t*.', _interval(lambda std, n: std/n**.5))
+    yield ('That is the standard deviation to either side: it says where single runs lie. The mean of three is surer.',
+           _interval(lambda std, n: std))
+    yield ('That is the lowest and the highest of the runs. The interval of their mean is asked for.',
+           lambda a: (min(a), max(a)))
+
 
 # %% ../nbs/08_exercises.ipynb #d3672966
 @exercise('6.3', 'Report a choice honestly')
 def _(report):
-    for index,valid,test in ((range(4), [.84, .86, .85, .83], [.86, .851, .849, .842]),
-                             (range(6), [.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92]),
-                             ((3, 0, 2, 1), [.72, .70, .71, .69], [.705, .715, .725, .695])): # as if it were sorted
-        runs = pd.DataFrame(dict(recipe=[*'abcdef'[:len(test)]], valid_accuracy=valid, test_accuracy=test), index)
-        right = test[np.argmax(valid)]
-        found = call(report, runs)
-        need(not isinstance(found, (str, pd.Series, pd.DataFrame)),
-             f'Return the accuracy alone, a number, not {kind_of(found)}.')
-        found = as_number(found)
-        best_test = 'That is either the best of the test accuracies, ' \
-                    'in which case the test images made the choice, or the validation accuracy that made it. ' \
-                    'What is asked for is the test accuracy of the recipe that is best on the *validation* images.'
-        near = {
-            test[np.argsort(valid)[-2]]: 'That is the test accuracy of the second best on the validation images.',
-            test[np.argmin(valid)]:
-                'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.',
-            max(test): best_test,
-            max(valid): best_test,
-            runs.test_accuracy[np.argmax(valid)]:
-                'The rows of a sorted table are not numbered from 0. `argmax` gives a position, for `iloc`; '
-                '`idxmax` gives a label, for `loc`.'}
-        need_number(found, right,
-                    f'For validation accuracies of {_list(valid)} and test accuracies of {_list(test)} you return '
-                    f'{found:.4g}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
-    return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
+    tables = [(runs,) for runs in _tables_of_runs()]
+    found = [_one_number(call(report, runs.copy())) for runs, in tables]
+    right = [runs.test_accuracy[runs.valid_accuracy.idxmax()] for runs, in tables]
+    def same(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
+    if all(map(same, found, right)):
+        return ('Right, also where another would have had more. '
+                'The test images are asked once, about a choice that is made.')
+    need_no_slip(found, tables, _slips_of_reports, same)
+    (runs,),yours = next(o[:2] for o in zip(tables, found, right) if not same(*o[1:]))
+    raise Hint(f'For validation accuracies of {_list(runs.valid_accuracy)} and test accuracies of '
+               f'{_list(runs.test_accuracy)} you return {yours:.4g}. '
+               'Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.')
+
+
+# %% ../nbs/08_exercises.ipynb #dae0983b
+def _tables_of_runs():
+    "Make tables of recipes, with rows in order, as if sorted, and without any order"
+    def table(valid, test, labels):
+        return pd.DataFrame(dict(recipe=[*'abcdefgh'[:len(valid)]], valid_accuracy=valid, test_accuracy=test), labels)
+    rng = np.random.default_rng(2)
+    def accuracies(n): return rng.choice(np.arange(.6, .95, .005).round(3), n, replace=False)
+    return [table([.84, .86, .85, .83], [.86, .851, .849, .842], range(4)),
+            table([.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92], range(6)),
+            table([.72, .70, .71, .69], [.705, .715, .725, .695], [3, 0, 2, 1]),
+            *[table(accuracies(n), accuracies(n), rng.permutation(n)) for n in (5, 8)]]
+
+_slips_of_reports = [ # pairs of hint and function
+    ('That is the best of the test accuracies: the test images made the choice. What is asked for is the test accuracy '
+     'of the recipe that is best on the *validation* images.', lambda runs: runs.test_accuracy.max()),
+    ('That is the validation accuracy that made the choice, and it was chosen for being high. '
+     'Return the test accuracy of the same recipe.', lambda runs: runs.valid_accuracy.max()),
+    ('That is the test accuracy of the second best on the validation images.',
+     lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2]),
+    ('Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.',
+     lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[0]),
+    (_labels, lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()]),
+    (_labels, lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()]),
+    ('You choose by both accuracies, so the test images have a say in it. Choose by `valid_accuracy` alone.',
+     lambda runs: runs.test_accuracy[(runs.valid_accuracy + runs.test_accuracy).idxmax()]),
+    ('That is the lowest of the test accuracies. Choose by the validation accuracy instead.',
+     lambda runs: runs.test_accuracy.min()),
+    ('That is the mean of all test accuracies. Only the recipe that was chosen is to be reported.',
+     lambda runs: runs.test_accuracy.mean()),
+    ('Those are percentages. Return shares: .851, not 85.1.',
+     lambda runs: 100*runs.test_accuracy[runs.valid_accuracy.idxmax()]),
+    *[(f'You return what is in the {name} row, wherever the best recipe is.',
+       lambda runs, row=row: runs.test_accuracy.iloc[row]) for name,row in (('first', 0), ('last', -1))]]
+
 
 # %% ../nbs/08_exercises.ipynb #95d67d07
 add_solution(

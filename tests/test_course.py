@@ -152,6 +152,13 @@ class WithTanh(nn.Module):
 def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
 def coin_of_numpy(x): return np.stack([o[..., ::-1] if np.random.rand() < .5 else o for o in x.numpy()])
 def first_valley(h): return next(epoch for epoch,loss,later in zip(h.epoch, h.valid_loss, h.valid_loss[1:]) if later > loss)
+def kept_by_early_stopping(history, patience):
+    best,waited = (math.inf, None),0
+    for loss,epoch in zip(history.valid_loss, history.epoch):
+        waited = waited + 1 if loss > best[0] else 0
+        if not waited: best = loss,epoch
+        if waited == patience: return best[1]
+    return best[1]
 def coin_in_place(x):
     x[torch.rand(len(x)) < .5] *= -1
     return x
@@ -395,8 +402,9 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '3.3': [(lambda y, eps, n: F.one_hot(y, n)*.8 + .05, 'Is a number fixed'), (lambda y, eps, n: smooth(y, .2, n), 'Is a number fixed'), (lambda y, eps, n: F.one_hot(y, n)*(.85 - .05) + .2/n, 'Is a number fixed'),
             (smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
             (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows'), (lambda y, eps, n: (1 - eps)*F.one_hot(y) + eps/n, 'shape')],
-    '3.2': [(lambda h: 4, 'Take it from the table'), (lambda h: h.valid_loss.idxmin() + 1, 'begin with epoch 1'), (lambda h: h.epoch.iloc[-1], 'overfits most'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
-            (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
+    '3.2': [(lambda h: 4, 'lowest in epoch 19'), (lambda h: 6, 'lowest in epoch 4'), (lambda h: 2, 'lowest in epoch 4'), (lambda h: h.valid_loss.idxmin() + 1, 'You count rows'), (lambda h: h.epoch.iloc[-1], 'the last epoch'),
+            (lambda h: h.epoch[h.train_loss.idxmin()], 'training images is lowest'), (lambda h: kept_by_early_stopping(h, 3), 'lower later on'), (lambda h: h.epoch[h.valid_loss.argmin()], 'a label, for `loc`'), (lambda h: h.epoch.iloc[h.valid_loss.idxmin()], 'a label, for `loc`'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
+            (lambda h: h.valid_loss.argmin() + 1, 'You count rows')],
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: dropout(x.relu(), p, training), 'ReLU'), (lambda x, p, training: unscaled(x, p, training)*(1.33 if training else 1), '1.33 times as large, and with p=0.25 it should be 1.333'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
             (lambda x, p, training: F.dropout(x, .5, training), 'it should be 25%'), (lambda x, p, training: F.dropout(x, .25, training), 'it should be 60%'), (always_the_same, 'same values'),
             (lambda x, p, training: mask_of(x, p, x.shape) if training else x, 'that is the mask'), (lambda x, p, training: torch.full_like(x, 1/(1 - p))*(torch.rand_like(x) >= p) if training else x, 'that is the mask'),
@@ -422,15 +430,16 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '5.4': [(lambda fixed, broken: sum(math.comb(fixed + broken, k)*.5**(fixed + broken) for k in range(fixed + broken + 1) if abs(2*k - fixed - broken) >= abs(fixed - broken)), 'too large for a float'), (lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'approximation'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'exactly this result'), (lambda fixed, broken: stats.binomtest(fixed, fixed + broken), '`pvalue`'), (lambda fixed, broken: [fixed, broken], 'not a list'),
             (lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
             (lambda fixed, broken: .5, '20 tosses of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
-    '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'you have'),
+    '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'the range'), (lambda a: (np.mean(a), .00455), 'you have'), (lambda a: (np.mean(a), np.abs(np.array(a) - np.mean(a)).mean()), 'squares'),
             (lambda a: (sum(a)/3, np.std(a, ddof=1)), 'The mean of'), (lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.00557'), (lambda a: spread(a)[::-1], 'comes first'), (lambda a: (np.mean(a), '0.006'), 'no number'),
             (lambda a: np.mean(a), 'two numbers')],
-    '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'),
+    '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'), (lambda a: (np.mean(a) - .0063, np.mean(a) + .0063), 'either side'), (lambda a: (np.mean(a), interval(a)[1] - np.mean(a)), 'the mean first'), (lambda a: (min(a), max(a)), 'of the runs'),
+           
             (lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
             (lambda a: interval(a)[::-1], 'comes first'), (lambda a: (.5, .9), 'around the mean'), (lambda a: interval(a, 100), 'either side')],
-    '6.3': [(lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()], 'numbered from 0'), (lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()], 'highest'), (lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
-            (lambda runs: .851, 'you return'), (lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'recipe'], 'a number'), (sorted_in_place, 'has changed'), (lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'made the choice'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
-            (lambda runs: runs.test_accuracy.min(), 'highest'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
+    '6.3': [(lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()], 'numbered from 0'), (lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()], 'a label, for `loc`'), (lambda runs: .86, 'you return 0.86'), (lambda runs: .842, 'you return 0.842'), (lambda runs: runs.test_accuracy.iloc[0], 'first row'), (lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
+            (lambda runs: .851, 'you return'), (lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'recipe'], 'a number'), (sorted_in_place, 'has changed'), (lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'test accuracy of the same recipe'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
+            (lambda runs: runs.test_accuracy.min(), 'lowest of the test'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
     '7.1': [(1_179_648//9, '3x3'), (1_179_648//16, '16 channels'), (2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
     '7.4': [(lambda x, epoch, first: alternate(x, 0, first.flip(0) if epoch % 2 else first), 'In epoch 1'), (alternate_in_place, 'has changed'), (Counts(), 'In epoch 7'), (lambda x, epoch, first: alternate(x, min(epoch, 3), first), 'In epoch 4'), (lambda x, epoch, first: some(x, first ^ (torch.arange(len(x)) % 2 == epoch % 2)), 'In epoch 0'),
             (lambda x, epoch, first: coin(x), 'In epoch 0'), (lambda x, epoch, first: torch.where(first[:, None, None, None], x.flip(-1), x), 'In epoch 1'),
