@@ -4,7 +4,7 @@ Each notebook runs from top to bottom in its own process, as with `nbdev-test`, 
 benchmarks/results/tutorials.csv: seconds, CPU seconds, and peak memory of the process. Machines with the same processor name differ, so the
 row also has the GFLOP/s of a large matrix product in 32-bit floats, measured right before. Each network that a notebook trains gets a row
 in tutorial_accuracies.csv: mean, minimum and maximum validation accuracy over the seeds of the notebook's own `run_grid`, or over as many
-runs of a notebook without one. Rows of the same notebook, data and device are replaced."""
+runs of a notebook without one. Rows of the same notebook, data and device are replaced, and those of notebooks that are gone are dropped."""
 import argparse
 import json
 import os
@@ -22,7 +22,8 @@ from fastcore.foundation import working_directory
 from fastcore.nbio import read_nb
 
 from cifar_fastai.sources import describe_data, find_data
-from side_by_side import add_row, count, cpu_seconds, gpu_name, in_turns, machine, run_script
+import side_by_side
+from side_by_side import add_row, count, cpu_seconds, gpu_name, in_turns, machine, read_rows, run_script, write_rows
 
 notebooks = Path(__file__).parents[1]/'nbs'/'tutorials'
 grids = {'03_augmentation': 'runs', '04_transfer': 'found', '06_the_ladder': 'runs'} # the variable that holds what `run_grid` returned
@@ -65,6 +66,12 @@ def measure(path, seed=0, device='cpu'):
                 mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), matrix_gflops=gflops)
     return dict(took=took, accuracies=accuracies(path.stem, found))
 
+def drop_rows_of_what_is_gone():
+    for name in 'tutorials','tutorial_accuracies':
+        path = side_by_side.results/f'{name}.csv'
+        kept = [r for r in read_rows(path) if (notebooks/f"{r['tutorial']}.ipynb").is_file()]
+        if kept: write_rows(path, kept)
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='*', help="of the notebooks' names (default: all)")
@@ -90,5 +97,6 @@ def main():
             each = [a for o in done for a in o['accuracies'][network]]
             add_row('tutorial_accuracies', dict(tutorial=name, network=network, seeds=len(each), mean=round(statistics.mean(each), 5), lowest=round(min(each), 5),
                                                 highest=round(max(each), 5), **about), instead_of=('tutorial', 'network', 'variant', 'device', 'gpu'))
+    drop_rows_of_what_is_gone()
 
 if __name__ == '__main__': run_script(main)

@@ -36,13 +36,15 @@ def _(count):
     right = dict(cat=3, dog=5, ship=1)
     names = ['dog', 'cat', 'dog', 'ship', 'dog', 'cat', 'dog', 'cat', 'dog'] # not in order
     files = [Path('cifar10/train')/c/f'{i}.png' for i,c in enumerate(names)]
-    counts = call(count, files)
+    counts = call(count, files, advice='The files need not exist: count those in the list, not those on the disk.')
     need(isinstance(counts, Mapping), f'Return a dictionary from class to number, not {kind_of(counts)}.')
     need('train' not in counts,
          'You counted the folder `train`. The class is the folder the file is in: `file.parent.name`.')
     need(set(right) <= set(counts),
          f'For files of cat, dog and ship your classes are {sorted(map(str, counts))}. '
-         'Take them from the files that are given.')
+         'Take them from the files that are given: each from the name of the folder it is in, `file.parent.name`.')
+    need(any(counts.values()),
+         'You find no images: do you look on the disk? Count the files in the list, which need not exist.')
     need({c: n for c,n in counts.items() if n} == right, # a class without images may be named or not
          f'For 3 cats, 5 dogs and 1 ship you count {dict(counts)}.')
     elsewhere = [Path('cat/pictures of dogs/ship/1.png'), Path('data/deer/ship.png'), Path('data/new/ship/2.png')]
@@ -160,6 +162,8 @@ def _split_indices(split, pictures): # -> [train, valid], two lists of int
 def _indices(side, n):
     need(not (isinstance(side, tuple) and len(side) == 1 and np.ndim(side[0]) == 1),
          '`np.where` returns a tuple with one array for each dimension; take the first: `np.where(mask)[0]`.')
+    need(not isinstance(side, (set, frozenset)),
+         'A set has no order, and no images can be taken by it. Return two lists.')
     side = listed(side)
     need(side is not None and not any(isinstance(i, str) for i in side),
          'Return positions in the list (0, 1, 2, ...), not names, and in two lists.')
@@ -268,6 +272,8 @@ def _(n):
     all_channels = 'A filter looks at all channels that come in, and there are three.'
     near = {
         432: 'Those are the weights. Each filter has a bias too.',
+        433: 'Each of the 16 filters has a bias of its own.',
+        435: 'There is a bias for each filter, not for each channel that comes in.',
         144: all_channels,
         160: all_channels,
         28: 'That is one filter. How many are there?',
@@ -332,12 +338,15 @@ def _bound(model, x): # -> a hint; '' if there is no bound
     least,most = min(y.min(), strong.min()), max(y.max(), strong.max())
     if least >= 0 and torch.allclose(y.sum(1), torch.ones(len(y)), atol=1e-4):
         return 'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.'
+    if least >= 0 and torch.allclose(y.sum(0), torch.ones(10), atol=1e-4):
+        return ('Your network ends in a softmax over the images (`dim=0`). '
+                'The loss, cross-entropy, has one of its own, over the classes; leave it out.')
     if least >= 0 and most <= 1:
         return ('All scores of your network lie between 0 and 1: does it end in a sigmoid? Cross-entropy begins with a '
                 'softmax of its own and needs scores that can grow as far as they like. End with the linear layer.')
     if least >= 0 or strong.min() > -2 and most > 100:
-        return (f'No score of your network is below {apart(min(float(least), 0))[0]}: does it end in a ReLU? '
-                'Then it cannot give a class a negative score. End with the linear layer.')
+        return (f'No score of your network is below {apart(min(float(least), 0))[0]}: does it end in a ReLU, '
+                'or the like? Then it cannot give a class a negative score. End with the linear layer.')
     if strong.abs().max() <= 1 and (strong.abs() > .99).float().mean() > .5:
         return ('All scores of your network lie between -1 and 1: does it end in a tanh? '
                 'Cross-entropy needs scores that can grow as far as they like. End with the linear layer.')
@@ -404,7 +413,9 @@ def _(pick):
     for best,below,above,n in (1e-3, 1e2, 30, 101), (1e-2, 20, 100, 70), (3e-1, 1e5, 3, 80):
         lrs = np.geomspace(best/below, best*above, n)
         losses = _finder_losses(lrs, best)
-        _need_rate(call(pick, torch.tensor(lrs), torch.tensor(losses)), lrs, lrs[losses.argmin()])
+        rate = call(pick, torch.tensor(lrs), torch.tensor(losses))
+        need(not np.isin(losses, plain(rate)).any(), 'That is a loss. At which learning rate is it?')
+        _need_rate(rate, lrs, lrs[losses.argmin()])
     return ('Right: well below the lowest loss, where it still falls fast. '
             'On single curves such rules differ by a factor of ten; when in doubt, take the smaller rate.')
 
@@ -523,32 +534,77 @@ def _which_mirrored(flip, x): # -> (N,) bool
 # %% ../nbs/08_exercises.ipynb #a2793965
 @exercise('3.2', 'The epoch to keep')
 def _(best):
-    train_loss = [1.9, 1.4, 1., .7, .4, .2]
-    valid_loss = [1.8, 1.4, 1.5, 1.2, 1.5, 1.9]
-    history = pd.DataFrame(dict(epoch=range(1, 7), train_loss=train_loss, valid_loss=valid_loss))
-    found = call(best, history.copy())
+    tables = [(history,) for history in _histories()]
+    found = [_one_number(call(best, history.copy())) for history, in tables]
+    right = [history.epoch[history.valid_loss.idxmin()] for history, in tables]
+    if found == right: return 'Right. What was learned after that epoch was the training images themselves.'
+    need_no_slip(found, tables, _slips_of_epochs, math.isclose)
+    (history,),yours,wanted = next(o for o in zip(tables, found, right) if o[1] != o[2])
+    raise Hint(f'For the epochs {_list(history.epoch)}, with the validation losses {_list(history.valid_loss)}, '
+               f'you return {yours:.4g}, and the loss is lowest in epoch {wanted}. '
+               'Look for the smallest `valid_loss`, and return the `epoch` of that row.')
+
+def _one_number(found):
+    "Raise `Hint` unless a function returned a number, alone"
     need(not isinstance(found, (pd.Series, pd.DataFrame)),
          f'Return one number, not {kind_of(found)}: `.iloc[0]` takes it out of a column.')
-    near = {
-        6: 'At the last epoch the loss of the training images is smallest. '
-           'That is where it overfits most; which loss tells about new images?',
-        3: 'Nearly: that is the number of the row, which counts from 0. Return what stands under `epoch`.',
-        2: 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.',
-        1.2: 'That is the loss. In which epoch was it?'}
-    need_number(found, 4, 'Look for the smallest `valid_loss`, and return the `epoch` of that row.', near)
-    found = call(best, history.sort_values('epoch', ascending=False).reset_index(drop=True))
-    hint = ('It works only if the rows begin with epoch 1. '
-            'Return what stands under `epoch` in the row of the smallest loss.')
-    need_number(found, 4, hint)
-    valid_loss = [1.9, 1.12, 1.31, 1.24, .74, .71, .8, .9]
-    longer = pd.DataFrame(dict(epoch=range(10, 18), train_loss=.5, valid_loss=valid_loss), index=[*'hgfedcba'])
-    hint = ('It is right for one table, not for another: eight epochs, 10 to 17, with the smallest `valid_loss` '
-            'in epoch 15. Take it from the table.')
-    near = {
-        14: 'The losses of epochs 14 and 15 are .74 and .71. Compare them as they are, not rounded.',
-        11: 'After epoch 11 the loss is higher for two epochs, but it falls lower later on. Look at all epochs.'}
-    need_number(call(best, longer), 15, hint, near)
-    return 'Right. What was learned after that epoch was the training images themselves.'
+    return as_number(found)
+
+
+# %% ../nbs/08_exercises.ipynb #0a645ebf
+def _histories():
+    "Make tables of epochs: in order, the last one first, later epochs of a long training, and without any order"
+    def table(epochs, train_loss, valid_loss, labels):
+        return pd.DataFrame(dict(epoch=epochs, train_loss=train_loss, valid_loss=valid_loss), labels)
+    first = table(range(1, 7), [1.9, 1.4, 1., .7, .4, .2], [1.8, 1.4, 1.5, 1.2, 1.5, 1.9], range(6))
+    later = table(range(10, 22), [.9, .8, .7, .6, .55, .5, .49, .48, .47, .46, .4, .41],
+                  [1.9, 1.12, 1.31, 1.24, 1.15, 1.3, 1.41, 1.2, .74, .71, .8, .9],
+                  [3, 6, 11, 0, 7, 8, 1, 10, 4, 2, 9, 5]) # as if they had been sorted
+    rng = np.random.default_rng(5)
+    def losses(n): return rng.choice(np.arange(.2, 2, .01).round(2), n, replace=False)
+    mixed = [table(rng.permutation(n) + start, losses(n), losses(n), rng.permutation(n))
+             for n,start in ((7, 3), (11, 0))]
+    return [first, first[::-1].reset_index(drop=True), later, *mixed]
+
+def _until_it_rises(history, patience):
+    "Find the epoch that is kept by early stopping, once the loss has not improved in `patience` epochs"
+    best,since = 0,0
+    for row,loss in enumerate(history.valid_loss):
+        if loss <= history.valid_loss.iloc[best]: best,since = row,0
+        else: since += 1
+        if since == patience: break
+    return history.epoch.iloc[best]
+
+_too_early = 'After that epoch the loss rises, but it falls lower later on. Look at all epochs.'
+_labels = ('The rows of a table are not always numbered from 0, in order. `argmin` and `argmax` give a position, '
+           'for `iloc`; `idxmin` and `idxmax` give a label, for `loc`.')
+_slips_of_epochs = [ # pairs of hint and function
+    ('That is where the loss of the training images is lowest, and where it overfits most. '
+     'Which loss tells about new images?', lambda h: h.epoch[h.train_loss.idxmin()]),
+    *[('That is the last epoch, where the network overfits most. Which loss tells about new images?', last)
+      for last in (lambda h: h.epoch.iloc[-1], lambda h: h.epoch.max())],
+    ('That is how many epochs there are. Which one has the lowest loss?', len),
+    ('Nearly: that is the position of the row, which counts from 0. Return what stands under `epoch`.',
+     lambda h: h.valid_loss.argmin()),
+    ('Nearly: that is the label of the row. Return what stands under `epoch`.', lambda h: h.valid_loss.idxmin()),
+    *[('You count rows, which gives the epoch only if they are in order, and begin with the epoch that you count from. '
+       'Return what stands under `epoch`.', counted)
+      for counted in (lambda h: h.valid_loss.argmin() + 1, lambda h: h.valid_loss.idxmin() + 1,
+                      lambda h: h.valid_loss.argmin() + h.epoch.min(),
+                      lambda h: h.valid_loss.argmin() + h.epoch.iloc[0])],
+    (_labels, lambda h: h.epoch[h.valid_loss.argmin()]), (_labels, lambda h: h.epoch.iloc[h.valid_loss.idxmin()]),
+    ('That is the loss. In which epoch was it?', lambda h: h.valid_loss.min()),
+    *[(_too_early, lambda h, n=n: _until_it_rises(h, n)) for n in (1, 2, 3)],
+    *[(_too_early, lambda h, n=n: _until_it_rises(h.sort_values('epoch'), n)) for n in (1, 2, 3)],
+    ('You compare rounded losses. Compare them as they are.', lambda h: h.epoch[h.valid_loss.round(1).idxmin()]),
+    ('There the validation loss is highest.', lambda h: h.epoch[h.valid_loss.idxmax()]),
+    ('There the validation loss is second lowest.', lambda h: h.epoch[h.valid_loss.nsmallest(2).index[1]]),
+    ('There the two losses together are lowest. Only the validation loss tells about new images.',
+     lambda h: h.epoch[(h.train_loss + h.valid_loss).idxmin()]),
+    *[('There the two losses are closest. That is no sign of a good network: a bad one has both high.',
+       lambda h, size=size: h.epoch[size(h.valid_loss - h.train_loss).idxmin()]) for size in (abs, lambda gap: gap)],
+    ('There the loss falls most. Where is it lowest?', lambda h: h.epoch[h.valid_loss.diff().idxmin()])]
+
 
 # %% ../nbs/08_exercises.ipynb #73f333e9
 @exercise('3.3', 'Smooth labels')
@@ -712,6 +768,9 @@ def _(new_head):
     _need_new_head(new_head, n_features=7, old=3, new=6)
     return 'Right: a new last layer on what the body has learned.'
 
+_only_the_last_layer = ('All of the head but its last layer has to stay, and nothing comes before the new one: '
+                        '`model.head[-1] = ...`')
+
 def _need_new_head(new_head, n_features, old, new):
     "Raise `Hint` unless a network for `old` classes is given a new last layer for `new` of them, and keeps the rest"
     model = _body_and_head(n_features, old)
@@ -725,6 +784,8 @@ def _need_new_head(new_head, n_features, old, new):
     as_it_came = all(m.training for m in returned.modules())
     try: scores = returned.eval()(x) # a lazy layer learns its size here
     except Exception as e:
+        fits = any(isinstance(m, nn.Linear) and m.in_features == n_features for m in returned.head.modules())
+        if fits: raise Hint(f'{_only_the_last_layer} What you return ends in {type(e).__name__}: {e}') from e
         raise Hint(f'What you return ends in {type(e).__name__}: {e}. The new layer must take as many values '
                    f'as the one that it replaces, here {n_features}: `model.head[-1].in_features`.') from e
     need_tensor(scores, (4, new))
@@ -737,8 +798,7 @@ def _need_new_head(new_head, n_features, old, new):
         scores = returned.train(training)(x)
         seen = _linear_inputs(returned, x)
         need(len(seen) == 1 and seen[0].shape == reached.shape and torch.allclose(seen[0], reached, atol=1e-5),
-             'All of the head but its last layer has to stay, and nothing comes before the new one: '
-             '`model.head[-1] = ...`')
+             _only_the_last_layer)
         new_layer = [m for m in returned.head.modules() if isinstance(m, nn.Linear)][-1]
         need(torch.allclose(scores, new_layer(seen[0]), atol=1e-5),
              'Nothing comes after the new layer: its outputs are the scores.')
@@ -814,6 +874,7 @@ def _(freeze):
 def _(n):
     near = {
         5120: 'Nearly: each class has a bias too.',
+        5632: 'Nearly: there is a bias for each class, not for each feature.',
         21_289_802: 'That is the whole network. Which part of it is not frozen?',
         21_284_672: 'That is the body, which is frozen.',
         513_000: 'That is the head for the thousand classes of ImageNet. How many are there here?',
@@ -827,26 +888,37 @@ def _(n):
 # %% ../nbs/08_exercises.ipynb #d725d680
 @exercise('4.4', 'Discriminative learning rates')
 def _(rates):
-    for n,low,high in (3, 1e-5, 1e-3), (5, 1e-4, 1.), (4, 2e-3, .05), (2, 1e-3, 3e-3):
-        what = f'For {n} groups, return {n} learning rates, which are numbers.'
-        found = need_numbers(call(rates, n, low, high), n, what)
-        right = np.geomspace(low, high, n)
-        need(not np.allclose(found, right[::-1]),
-             'The largest rate is for the head, which is the last group and knows nothing yet; '
-             'the first layers need to change least.')
-        ends_fit = math.isclose(found[0], low, rel_tol=1e-6) and math.isclose(found[-1], high, rel_tol=1e-6)
-        first,wanted_first,last,wanted_last = apart(found[0], low, found[-1], high)
-        need(ends_fit,
-             f'For {n} groups they go from {first} to {last}; from {wanted_first} to {wanted_last} was asked '
-             'for. Is the factor fixed? It follows from the ends and the number of steps between them.')
-        need(n == 2 or not np.allclose(found, np.linspace(low, high, n)),
-             'Nearly: the differences are equal, so that all but the first are about as large as the last. '
-             'Make the *ratios* equal.')
-        need(min(found) > 0, f'Learning rates are larger than 0; yours are {_list(found)}.')
-        factors = [b/a for a,b in zip(found, found[1:])]
-        need(np.allclose(found, right),
-             f'From each group to the next the rate should grow by the same factor; yours grow by {_list(factors)}.')
-    return 'Right: each group learns so many times as fast as the one before it.'
+    given = [(3, 1e-5, 1e-3), (5, 1e-4, 1.), (4, 2e-3, .05), (2, 1e-3, 3e-3)]
+    found = [need_numbers(call(rates, *args), args[0], f'For {args[0]} groups, return {args[0]} learning rates, '
+                          'which are numbers.') for args in given]
+    right = [_equal_ratios(*args) for args in given]
+    def same(a, b): return np.allclose(a, b, rtol=1e-5, atol=0)
+    if all(map(same, found, right)): return 'Right: each group learns so many times as fast as the one before it.'
+    need_no_slip(found, given, _slips_of_rates, same)
+    (n,low,high),yours = next(o[:2] for o in zip(given, found, right) if not same(*o[1:]))
+    first,wanted_first,last,wanted_last = apart(yours[0], low, yours[-1], high)
+    need(same([yours[0], yours[-1]], [low, high]),
+         f'For {n} groups they go from {first} to {last}; from {wanted_first} to {wanted_last} was asked for. '
+         'The factor follows from these ends and the number of steps between them.')
+    need(min(yours) > 0, f'Learning rates are larger than 0; yours are {_list(yours)}.')
+    raise Hint('From each group to the next the rate should grow by the same factor; yours grow by '
+               f'{_list(b/a for a,b in zip(yours, yours[1:]))}.')
+
+def _equal_ratios(n, low, high): return np.geomspace(low, high, n)
+
+_slips_of_rates = [ # pairs of hint and function
+    ('The largest rate is for the head, which is the last group and knows nothing yet; '
+     'the first layers need to change least.', lambda *o: _equal_ratios(*o)[::-1]),
+    ('Nearly: the differences are equal, so that all but the first are about as large as the last. '
+     'Make the *ratios* equal.', lambda n, low, high: np.linspace(low, high, n)),
+    *[('Your factor is fixed. It follows from the ends and the number of steps between them.', fixed)
+      for factor in (2, 3, 10) for fixed in (lambda n, low, high, factor=factor: low*factor**np.arange(n),
+                                             lambda n, low, high, factor=factor: high/factor**np.arange(n)[::-1])],
+    *[('Nearly: between n rates there are n - 1 steps, not n, so that both ends are among them.',
+       lambda n, low, high, first=first: low*(high/low)**((first + np.arange(n))/n)) for first in (0, 1)],
+    ('`np.logspace` and `torch.logspace` take the logarithms of the ends; `np.geomspace` takes the ends.',
+     lambda n, low, high: np.logspace(low, high, n))]
+
 
 # %% ../nbs/08_exercises.ipynb #27d0ce52
 add_solution(
@@ -929,7 +1001,6 @@ def _pair_and_number(found, vocab): # -> the three
     if not (actual in vocab and predicted in vocab):
         raise Hint(f'{order}. For {vocab} the first two are names of these classes (`vocab[i]` is the name of '
                    f'row or column i); yours are {actual!r} and {predicted!r}.')
-    need(actual != predicted, 'What is on the diagonal is right. Leave it out.')
     return actual,predicted,n
 
 # %% ../nbs/08_exercises.ipynb #0bcb7b84
@@ -939,6 +1010,9 @@ def _most_confused(counts, vocab): return *_largest(_mistakes(counts), vocab),_m
 def _of_row(i, counts, vocab): return vocab[i],vocab[_mistakes(counts)[i].argmax()]
 
 _slips_of_pairs = [ # pairs of hint and function
+    ('What is on the diagonal is right. Leave it out.', _largest),
+    ('You return the last class twice, where a loop ends. Keep row and column of the largest number.',
+     lambda counts, vocab: (vocab[-1], vocab[-1])),
     ('Nearly: rows are the actual classes, columns what they are mistaken for.',
      lambda counts, vocab: _largest(_mistakes(counts), vocab)[::-1]),
     ('You return the largest share of a row. The largest number is asked for, which needs no division.',
@@ -1059,8 +1133,7 @@ def _(p_value):
         n = fixed + broken
         shown,yours = apart(wanted, p)
         need(0 <= p <= 1,
-             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you return {yours}. '
-             'If both sides are added up, the middle must not count twice.')
+             f'A probability lies between 0 and 1; for {fixed} fixed and {broken} broken you return {yours}.')
         need(same(p, wanted),
              f'For {fixed} fixed and {broken} broken the probability is {shown}; you return {yours}. It is that of '
              f'{max(fixed, broken)} heads or more, or {min(fixed, broken)} or fewer, in {n} tosses of a coin.')
@@ -1093,6 +1166,10 @@ def _slips_of_chance(stats): # pairs of hint and function
            lambda f, b: min(1, 2*stats.binom.cdf(min(f, b) - 1, f + b, .5)))
     yield ('You count the result itself only by half (the mid-p-value).',
            lambda f, b: 2*stats.binom.cdf(min(f, b), f + b, .5) - stats.binom.pmf(f, f + b, .5))
+    yield ('You count "as many fixed, or more", also where fewer were fixed than broken. Count from the larger '
+           'of the two numbers.', lambda f, b: 2*stats.binom.sf(f - 1, f + b, .5))
+    yield ('You double one side, so that for 5 fixed and 5 broken the middle counts twice, and a probability is '
+           'larger than 1.', lambda f, b: 2*stats.binom.cdf(min(f, b), f + b, .5))
     yield 'That is 1 minus the p-value.', lambda f, b: 1 - stats.binomtest(f, f + b).pvalue
     for correction in 0,1:
         yield ('Nearly: that is an approximation, by the normal or the chi-squared distribution. '
@@ -1154,94 +1231,159 @@ check('5.4', p_value)''')
 # %% ../nbs/08_exercises.ipynb #83fae019
 @exercise('6.1', 'Mean and spread of some seeds')
 def _(summary):
-    for accuracies in [.861, .868, .857], [.62, .71, .5, .93, .68, .61, .74]:
-        n = len(accuracies)
-        mean,std = need_numbers(call(summary, list(accuracies)), 2, 'Return two numbers: mean, standard deviation.')
-        right_mean,right = np.mean(accuracies),np.std(accuracies, ddof=1)
-        values = _list(accuracies)
-        def is_(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
-        need(not (is_(mean, right) and is_(std, right_mean)), 'The mean comes first, then the standard deviation.')
-        shown,yours = apart(right_mean, mean)
-        need(is_(mean, right_mean), f'The mean of {values} is {shown}; you have {yours}.')
-        if is_(std, right): continue
-        need(not is_(std, np.std(accuracies)),
-             f'Nearly: you divide by the number of runs. {n} runs lie closer to their own mean than to the true one; '
-             'divide by one less (`ddof=1`).')
-        need(not math.isclose(std, right**2, abs_tol=1e-6), 'That is the variance; take its root.')
-        need(not is_(std, right/n**.5),
-             'That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.')
-        shown,yours = apart(right, std)
-        raise Hint(f'The standard deviation of {values} is {shown}; you have {yours}.')
-    return 'Right. A figure without its spread is half a figure.'
+    given = [([.861, .868, .857],), ([.62, .71, .5, .93, .68, .61, .74],)]
+    what = 'Return two numbers: mean, standard deviation.'
+    found = [need_numbers(call(summary, list(accuracies)), 2, what) for accuracies, in given]
+    right = [(np.mean(accuracies), np.std(accuracies, ddof=1)) for accuracies, in given]
+    def same(a, b): return np.allclose(a, b, rtol=0, atol=.00051) # as good as three digits
+    if all(map(same, found, right)): return 'Right. A figure without its spread is half a figure.'
+    need_no_slip(found, given, _slips_of_spread, lambda a, b: same(a, b) and math.isclose(a[1], b[1], rel_tol=.1))
+    (accuracies,),yours,wanted = next(o for o in zip(given, found, right) if not same(*o[1:]))
+    values = _list(accuracies)
+    for name,mine,other in zip(('mean', 'standard deviation'), wanted, yours):
+        shown,got = apart(mine, other)
+        need(same(mine, other), f'The {name} of {values} is {shown}; you have {got}.')
+
+
+# %% ../nbs/08_exercises.ipynb #91774f0a
+_slips_of_spread = [ # pairs of hint and function
+    ('The mean comes first, then the standard deviation.', lambda a: (np.std(a, ddof=1), np.mean(a))),
+    ('Nearly: you divide by the number of runs. Runs lie closer to their own mean than to the true one; '
+     'divide by one less (`ddof=1`).', lambda a: (np.mean(a), np.std(a))),
+    ('That is the variance; take its root.', lambda a: (np.mean(a), np.var(a, ddof=1))),
+    ('That is the variance, and by the number of runs; divide by one less (`ddof=1`), and take the root.',
+     lambda a: (np.mean(a), np.var(a))),
+    *[('That is the standard error, of the mean of all runs. How far single runs lie apart is asked for.',
+       lambda a, ddof=ddof: (np.mean(a), np.std(a, ddof=ddof)/len(a)**.5)) for ddof in (0, 1)],
+    ('That is the mean distance from the mean. The standard deviation squares these distances first.',
+     lambda a: (np.mean(a), np.abs(a - np.mean(a)).mean())),
+    *[('That is the range, from the lowest to the highest, or half of it. The standard deviation takes in all runs.',
+       lambda a, share=share: (np.mean(a), share*np.ptp(a))) for share in (1, .5)],
+    ('You return the median first. The mean is asked for.', lambda a: (np.median(a), np.std(a, ddof=1)))]
+
 
 # %% ../nbs/08_exercises.ipynb #032d5a61
 @exercise('6.2', 'An interval for the mean of three runs')
 def _(interval):
-    for accuracies in [.861, .868, .857], [.62, .71, .5]: _need_interval(interval, np.array(accuracies))
-    return 'Right, and wide: with three runs a difference of a point can be nothing.'
+    given = [([.861, .868, .857],), ([.62, .71, .5],)]
+    what = 'Return two numbers: the lower and the upper end.'
+    found = [need_numbers(call(interval, list(accuracies)), 2, what) for accuracies, in given]
+    wanted = _interval(lambda std, n: _t()*std/n**.5)
+    right = [wanted(accuracies) for accuracies, in given]
+    def middle(ends): return sum(ends)/2
+    def half(ends): return (ends[1] - ends[0])/2
+    def close(a, b): return math.isclose(a, b, rel_tol=.01, abs_tol=.00051) # as good as three digits
+    def right_middle(a, b): return math.isclose(middle(a), middle(b), abs_tol=.00051)
+    def same(a, b): return right_middle(a, b) and close(half(a), half(b))
+    if all(map(same, found, right)): return 'Right, and wide: with three runs a difference of a point can be nothing.'
+    need_no_slip(found, given, _slips_of_intervals(), lambda a, b: np.allclose(a, b, rtol=0, atol=.01*abs(half(b))))
+    for ends,right_ends in zip(found, right):
+        need(ends[0] < ends[1], f'The lower end comes first; you return {ends[0]:.4f} and {ends[1]:.4f}.')
+        need(right_middle(ends, right_ends),
+             f'The interval lies around the mean, {middle(right_ends):.3f}; the middle of yours is {middle(ends):.4f}.')
+        yours,reach = apart(half(ends), half(right_ends))
+        need(close(half(ends), half(right_ends)),
+             f'Your interval reaches {yours} to either side of the mean, and should reach {reach}: '
+             't x standard deviation / root of the number of runs.')
 
-def _need_interval(interval, a):
-    "Raise `Hint` unless `interval` gives the 95% interval of the mean of the three accuracies `a`"
+
+# %% ../nbs/08_exercises.ipynb #838af1b1
+def _t(share=.975, degrees=2):
     from scipy import stats
-    low,high = need_numbers(call(interval, a.tolist()), 2, 'Return two numbers: the lower and the upper end.')
-    need(not math.isclose(low, a.mean(), abs_tol=1e-6),
-         'You return the mean first. Return the two ends: mean - h, mean + h.')
-    need(low < high, f'The lower end comes first; you return {low:.4f} and {high:.4f}.')
-    def is_(x, y): return math.isclose(x, y, rel_tol=.01)
-    middle = (low + high)/2
-    need(math.isclose(middle, a.mean(), abs_tol=.00051),
-         f'The interval lies around the mean, {a.mean():.3f}; the middle of yours is {middle:.4f}.')
-    half = (high - low)/2
-    std = a.std(ddof=1)
-    t = stats.t.ppf(.975, 2)
-    right = t*std/3**.5
-    if math.isclose(half, right, rel_tol=.01, abs_tol=.00051): return # as good as three digits
-    need(not is_(half, 1.96*std/3**.5) and not is_(half, 2*std/3**.5),
-         'Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
-         'take the value of the t distribution for two degrees of freedom, 4.30.')
-    need(not is_(half, stats.t.ppf(.975, 3)*std/3**.5),
-         'Nearly: that is the t distribution for three degrees of freedom. The mean takes one; two are left.')
-    need(not is_(half, stats.t.ppf(.95, 2)*std/3**.5),
-         'Nearly: 5% are outside on each side, which leaves 90%. Leave 2.5% on each: `t.ppf(.975, 2)`.')
-    need(not is_(half, t*std),
-         'Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.')
-    need(not is_(half, 1.96*std),
-         'That is for one run, and for a spread that is known. '
-         'Divide by the root of 3, and take the value of the t distribution for two degrees of freedom.')
-    need(not is_(half, t*a.std()/3**.5), 'Nearly: take the standard deviation with `ddof=1`.')
-    need(not is_(half, t*std/3), 'Nearly: divide by the *root* of the number of runs.')
-    yours,wanted = apart(half, right)
-    raise Hint(f'Your interval reaches {yours} to either side of the mean, and should reach {wanted}: '
-               't x standard deviation / root of the number of runs.')
+    return stats.t.ppf(share, degrees)
+
+def _interval(half, ddof=1): # -> a function that makes one
+    "`half(std, n)` is how far the interval reaches to either side of the mean"
+    def interval(a):
+        reach = half(np.std(a, ddof=ddof), len(a))
+        return np.mean(a) - reach, np.mean(a) + reach
+    return interval
+
+def _slips_of_intervals(): # pairs of hint and function
+    "Collect wrong ways to an interval"
+    t = _t()
+    right = _interval(lambda std, n: t*std/n**.5)
+    yield 'The lower end comes first.', lambda a: right(a)[::-1]
+    yield ('You return the mean first. Return the two ends: mean - h, mean + h.',
+           lambda a: (np.mean(a), right(a)[1] - np.mean(a)))
+    for z in 1.96, 2:
+        yield ('Nearly: 1.96 is for many runs. With three, the spread itself is hardly known; '
+               'take the value of the t distribution for two degrees of freedom, 4.30.',
+               _interval(lambda std, n, z=z: z*std/n**.5))
+        yield ('That is for one run, and for a spread that is known. Divide by the root of 3, '
+               'and take the value of the t distribution for two degrees of freedom.',
+               _interval(lambda std, n, z=z: z*std))
+    yield ('Nearly: that is the t distribution for three degrees of freedom. The mean takes one; two are left.',
+           _interval(lambda std, n: _t(degrees=3)*std/n**.5))
+    yield ('Nearly: 5% are outside on each side, which leaves 90%. Leave 2.5% on each: `t.ppf(.975, 2)`.',
+           _interval(lambda std, n: _t(.95)*std/n**.5))
+    yield ('Nearly: 2.5% are outside in all, 1.25% on each side, which leaves 97.5%. `t.interval` takes .95, and '
+           '`t.ppf` .975.', _interval(lambda std, n: _t(.9875)*std/n**.5))
+    yield ('Nearly: that is for one further run. The mean of three is surer: divide by the root of 3.',
+           _interval(lambda std, n: t*std))
+    yield 'Nearly: take the standard deviation with `ddof=1`.', _interval(lambda std, n: t*std/n**.5, ddof=0)
+    yield 'Nearly: divide by the *root* of the number of runs.', _interval(lambda std, n: t*std/n)
+    yield ('Nearly: divide by the root of the number of runs, not of one less.',
+           _interval(lambda std, n: t*std/(n - 1)**.5))
+    yield ('That is the variance. Take its root, the standard deviation.', _interval(lambda std, n: t*std**2/n**.5))
+    yield ('That is the standard error to either side, which leaves out *t*.', _interval(lambda std, n: std/n**.5))
+    yield ('That is the standard deviation to either side: it says where single runs lie. The mean of three is surer.',
+           _interval(lambda std, n: std))
+    yield ('That is the lowest and the highest of the runs. The interval of their mean is asked for.',
+           lambda a: (min(a), max(a)))
+
 
 # %% ../nbs/08_exercises.ipynb #d3672966
 @exercise('6.3', 'Report a choice honestly')
 def _(report):
-    for index,valid,test in ((range(4), [.84, .86, .85, .83], [.86, .851, .849, .842]),
-                             (range(6), [.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92]),
-                             ((3, 0, 2, 1), [.72, .70, .71, .69], [.705, .715, .725, .695])): # as if it were sorted
-        runs = pd.DataFrame(dict(recipe=[*'abcdef'[:len(test)]], valid_accuracy=valid, test_accuracy=test), index)
-        right = test[np.argmax(valid)]
-        found = call(report, runs)
-        need(not isinstance(found, (str, pd.Series, pd.DataFrame)),
-             f'Return the accuracy alone, a number, not {kind_of(found)}.')
-        found = as_number(found)
-        best_test = 'That is either the best of the test accuracies, ' \
-                    'in which case the test images made the choice, or the validation accuracy that made it. ' \
-                    'What is asked for is the test accuracy of the recipe that is best on the *validation* images.'
-        near = {
-            test[np.argsort(valid)[-2]]: 'That is the test accuracy of the second best on the validation images.',
-            test[np.argmin(valid)]:
-                'Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.',
-            max(test): best_test,
-            max(valid): best_test,
-            runs.test_accuracy[np.argmax(valid)]:
-                'The rows of a sorted table are not numbered from 0. `argmax` gives a position, for `iloc`; '
-                '`idxmax` gives a label, for `loc`.'}
-        need_number(found, right,
-                    f'For validation accuracies of {_list(valid)} and test accuracies of {_list(test)} you return '
-                    f'{found:.4g}. Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.', near)
-    return 'Right, also where another would have had more. The test images are asked once, about a choice that is made.'
+    tables = [(runs,) for runs in _tables_of_runs()]
+    found = [_one_number(call(report, runs.copy())) for runs, in tables]
+    right = [runs.test_accuracy[runs.valid_accuracy.idxmax()] for runs, in tables]
+    def same(a, b): return math.isclose(a, b, rel_tol=0, abs_tol=.00051) # as good as three digits
+    if all(map(same, found, right)):
+        return ('Right, also where another would have had more. '
+                'The test images are asked once, about a choice that is made.')
+    need_no_slip(found, tables, _slips_of_reports, same)
+    (runs,),yours = next(o[:2] for o in zip(tables, found, right) if not same(*o[1:]))
+    raise Hint(f'For validation accuracies of {_list(runs.valid_accuracy)} and test accuracies of '
+               f'{_list(runs.test_accuracy)} you return {yours:.4g}. '
+               'Choose the recipe by `valid_accuracy`, and return its `test_accuracy`.')
+
+
+# %% ../nbs/08_exercises.ipynb #dae0983b
+def _tables_of_runs():
+    "Make tables of recipes, with rows in order, as if sorted, and without any order"
+    def table(valid, test, labels):
+        return pd.DataFrame(dict(recipe=[*'abcdefgh'[:len(valid)]], valid_accuracy=valid, test_accuracy=test), labels)
+    rng = np.random.default_rng(2)
+    def accuracies(n): return rng.choice(np.arange(.6, .95, .005).round(3), n, replace=False)
+    return [table([.84, .86, .85, .83], [.86, .851, .849, .842], range(4)),
+            table([.91, .88, .90, .93, .87, .89], [.90, .915, .885, .88, .89, .92], range(6)),
+            table([.72, .70, .71, .69], [.705, .715, .725, .695], [3, 0, 2, 1]),
+            *[table(accuracies(n), accuracies(n), rng.permutation(n)) for n in (5, 8)]]
+
+_slips_of_reports = [ # pairs of hint and function
+    ('That is the best of the test accuracies: the test images made the choice. What is asked for is the test accuracy '
+     'of the recipe that is best on the *validation* images.', lambda runs: runs.test_accuracy.max()),
+    ('That is the validation accuracy that made the choice, and it was chosen for being high. '
+     'Return the test accuracy of the same recipe.', lambda runs: runs.valid_accuracy.max()),
+    ('That is the test accuracy of the second best on the validation images.',
+     lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2]),
+    ('Nearly: return the test accuracy of the recipe whose validation accuracy is *highest*.',
+     lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[0]),
+    (_labels, lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()]),
+    (_labels, lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()]),
+    ('You choose by both accuracies, so the test images have a say in it. Choose by `valid_accuracy` alone.',
+     lambda runs: runs.test_accuracy[(runs.valid_accuracy + runs.test_accuracy).idxmax()]),
+    ('That is the lowest of the test accuracies. Choose by the validation accuracy instead.',
+     lambda runs: runs.test_accuracy.min()),
+    ('That is the mean of all test accuracies. Only the recipe that was chosen is to be reported.',
+     lambda runs: runs.test_accuracy.mean()),
+    ('Those are percentages. Return shares: .851, not 85.1.',
+     lambda runs: 100*runs.test_accuracy[runs.valid_accuracy.idxmax()]),
+    *[(f'You return what is in the {name} row, wherever the best recipe is.',
+       lambda runs, row=row: runs.test_accuracy.iloc[row]) for name,row in (('first', 0), ('last', -1))]]
+
 
 # %% ../nbs/08_exercises.ipynb #95d67d07
 add_solution(
@@ -1285,6 +1427,7 @@ check('6.3', report)''')
 def _(n):
     near = {
         2*1_179_648: 'Those are single operations. One multiplication and one addition together are one multiply-add.',
+        1_179_648 + 8192: 'Nearly: leave out the bias.',
         4608: 'That is one place. The filters are laid at 16x16 of them.',
         1_179_648//16: 'Each filter looks at all 16 channels, at each of 16x16 places. One of the two is missing.',
         1_179_648//32: 'That is one filter of 32.',
@@ -1315,8 +1458,9 @@ def _(size):
         error = type(cause_of(e) or e).__name__
         raise Hint(f'{last_of_ten} stops with {error}. It must work for numbers of steps that do not divide.') from e
     need(last == 32, f'{last_of_ten} returns {last}, and should return 32.')
-    for steps,sizes in (5, sizes), (11, sizes), (10, (8, 16, 24, 32)):
+    for steps,sizes in (5, sizes), (11, sizes), (10, (8, 20, 24, 32)):
         found = [size_at(step, steps, sizes) for step in range(steps)]
+        need(all(s in sizes for s in found), f'In {steps} steps your sizes are {found}; only {sizes} were given.')
         counts = [found.count(s) for s in sizes]
         need(found == sorted(found) and max(counts) - min(counts) <= 1,
              f'Of {steps} steps, {_list(counts)} are for {_list(sizes)} pixels. '
@@ -1365,6 +1509,11 @@ def _need_white(w, patches):
     need(not uncorrelated(swapped),
          'The eigenvectors are the columns of what `eigh` returns, and filters are rows: transpose it. '
          'Then divide each by the root of its eigenvalue.')
+    values = torch.linalg.eigvalsh(torch.cov(patches.T))
+    divided_columns = any(close(covariance(o*values.sqrt()), torch.diag(values)) for o in (w, w.T))
+    need(not divided_columns,
+         'Each eigenvector has to be divided by one root, its own, and you divide each of its values by another. '
+         'Eigenvectors are the columns of what `eigh` returns: divide these, `vectors/values.sqrt()`, then transpose.')
     need(not close(w, torch.linalg.inv(torch.cov(patches.T))),
          'That is the inverse of the covariance, which divides by the variances. Divide by their roots.')
     if close(cov.diag(), torch.ones(len(w))):
@@ -1493,6 +1642,7 @@ def _need_pixels(x, picture, where):
     tolerance = .01 if picture.size == (32, 32) else .05 # ways to resize differ, and so do few colors
     def is_(other): return bool(np.abs(pixels - other).mean() < tolerance)
     if is_(right): return
+    need(np.ptp(pixels) > 0, f'{where} all values are {pixels.flat[0]:.3g}. Divide by `/`; `//` cuts to whole numbers.')
     for hint,other in _slips_of_pixels(right): need(not is_(other), hint)
     need(picture.mode not in ('P', 'CMYK') or not is_(np.atleast_3d(picture.resize((32, 32)))[..., :3]/255),
          f"{where} you return numbers that are not red, green and blue: in mode 'P' they are places in a palette, "
@@ -1522,7 +1672,11 @@ def _slips_of_pixels(right): # pairs of hint and pixels
 # %% ../nbs/08_exercises.ipynb #ab8529a2
 @exercise('8.2', 'Scores to probabilities')
 def _(probabilities):
-    def answer(scores): return need_tensor(call(probabilities, scores, advice=_advice_sum), scores.shape).float()
+    def answer(scores):
+        try: return need_tensor(call(probabilities, scores), scores.shape).float()
+        except Hint as e:
+            advice = next((advice for cause,advice in _advice_softmax.items() if cause in str(e)), '')
+            raise Hint(f'{e} {advice}'.strip()) from e.__cause__
     def is_(y, right): return torch.allclose(y, right, atol=3e-4)
     scores = torch.tensor([[1., 2., 3.]])
     y = answer(scores)
@@ -1550,6 +1704,9 @@ def _(probabilities):
 _advice_sum = ('Add up over the classes, and keep that dimension: `.sum(1, keepdim=True)` has a row for each image, '
                'of shape (N, 1), and divides it by its own sum. Without `keepdim` it is (N,), which is laid along '
                'the classes.')
+_advice_softmax = { # by a part of the error
+    'size of tensor': _advice_sum, 'could not be broadcast': _advice_sum,
+    'return_types.max': '`max` over a dimension returns two things, values and indices: take `.values`, or use `amax`.'}
 
 # %% ../nbs/08_exercises.ipynb #2aba2423
 def _with_kind(kind, f):
@@ -1564,10 +1721,12 @@ def _with_kind(kind, f):
 # %% ../nbs/08_exercises.ipynb #8a2c067d
 @exercise('8.3', 'The likeliest classes')
 def _(top):
-    def pairs(*args): return listed(call(top, *args))
+    def pairs(*args):
+        found = listed(call(top, *args))
+        return found and [listed(o) or [o] for o in found]
     found = _with_kind('a list', lambda: pairs([.2, .5, .05, .25], ['cat', 'dog', 'frog', 'ship'], 2))
     need(found is not None and len(found) == 2, 'Return a list with as many pairs as were asked for.')
-    need(all(isinstance(o, (list, tuple)) and len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
+    need(all(len(o) == 2 for o in found), 'Each entry is a pair: class, probability.')
     names = [name for name,_ in found]
     need(all(isinstance(name, str) for name in names),
          f'In each pair the class comes first, by its name, then its probability; your first pair is {found[0]}.')

@@ -169,7 +169,7 @@ def call(
         raise Hint(f'Your {_network_or_function(f)} ended in {type(e).__name__}: {e}. '
                    f'It was called with {_sketches(given)}. {advice}') from e
     need(may_be_none or out is not None,
-         'Your function returns nothing. Does it end with `return`, and did you write its body?')
+         f'Your {_network_or_function(f)} returns nothing. Does it end with `return`, and did you write its body?')
     for before,after in zip(given, args): _need_unchanged(before, after, _network_or_function(f))
     return out
 

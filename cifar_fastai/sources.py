@@ -956,6 +956,8 @@ def _failed_before(root):
         seconds = time.time() - last['time']
         if last['urls'] == _urls() and 0 <= seconds < _pause: return seconds
 
+_replaced = set()  # cache folders whose CIFAR-10 the practice set replaces, which is said once
+
 def _find_best(root, download, quiet):
     "CIFAR-10, else the practice set"
     failed = _failed_before(root) if download else None
@@ -970,7 +972,8 @@ def _find_best(root, download, quiet):
             why = (f'The download of CIFAR-10 failed {failed/60:.0f} min ago, and is tried again after an hour. To try now: `cifar-fastai '
                    "data cifar10`, or find_data('cifar10'). Not to try, and without this message: CIFAR_FASTAI_DATA=synthetic.")
     _say(f'{why}\n*** NO REAL DATA: using the built-in practice set: drawings instead of photos. Accuracies on it say nothing '
-         'about CIFAR-10. ***')
+         'about CIFAR-10. ***', quiet=root in _replaced)
+    _replaced.add(root)
     return make_synthetic(root/'synthetic')
 
 # %% ../nbs/02_sources.ipynb #b37c0740
@@ -1114,7 +1117,7 @@ def find_data(
     *,
     root:str|Path|None=None, # where data sets are stored; None: `cache_folder()`
     download:bool=True, # whether something may be downloaded
-    quiet:bool=False, # no progress bars or messages, except the warning if the practice set replaces real data
+    quiet:bool=False, # no progress bars or messages, except the warning, once, that the practice set replaces real data
 )->Path: # a folder with train/<class>/ and usually test/<class>/
     "Find a data set, and download or unpack it if needed"
     root = cache_folder(root)

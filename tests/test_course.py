@@ -152,6 +152,13 @@ class WithTanh(nn.Module):
 def coin(x): return torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-1), x)
 def coin_of_numpy(x): return np.stack([o[..., ::-1] if np.random.rand() < .5 else o for o in x.numpy()])
 def first_valley(h): return next(epoch for epoch,loss,later in zip(h.epoch, h.valid_loss, h.valid_loss[1:]) if later > loss)
+def kept_by_early_stopping(history, patience):
+    best,waited = (math.inf, None),0
+    for loss,epoch in zip(history.valid_loss, history.epoch):
+        waited = waited + 1 if loss > best[0] else 0
+        if not waited: best = loss,epoch
+        if waited == patience: return best[1]
+    return best[1]
 def coin_in_place(x):
     x[torch.rand(len(x)) < .5] *= -1
     return x
@@ -184,6 +191,9 @@ def lazy_head(model, n):
     return model
 def head_of_twelve(model, n, n_in=12):
     model.head[-1] = nn.Linear(n_in, n)
+    return model
+def only_a_layer(model, n):
+    model.head = nn.Linear(model.head[-1].in_features, n)
     return model
 def fixed_classes(model, n): return new_head(model, 4)
 def cut_head(model, n):
@@ -221,6 +231,9 @@ def in_place(counts, vocab):
 def changes(actual, before, after): return ((before != actual) & (after == actual)).sum(),((before == actual) & (after != actual)).sum()
 def chi2(fixed, broken): return stats.chi2.sf((abs(fixed - broken) - 1)**2/(fixed + broken), 1)
 
+def pair_of_all(counts, vocab):
+    i,j = np.unravel_index(counts.argmax(), counts.shape)
+    return vocab[i],vocab[j],counts[i, j]
 def pair_of(counts, vocab, table):
     table = table*(1 - np.eye(len(table)))
     i,j = np.unravel_index(table.argmax(), table.shape)
@@ -246,6 +259,9 @@ def whiten(patches, scale=True):
     values,vectors = torch.linalg.eigh(torch.cov(patches.T))
     return (vectors/values.sqrt()).T if scale else vectors.T
 
+def columns_divided(patches):
+    values,vectors = torch.linalg.eigh(torch.cov(patches.T))
+    return vectors.T/values.sqrt()
 def zca(patches):
     values,vectors = torch.linalg.eigh(patches.T @ patches/(len(patches) - 1))
     return vectors @ (vectors/values.sqrt()).T
@@ -327,7 +343,7 @@ right = {
     '3.4': [dropout, masked(lambda shape: shape), lambda x, p, training: torch.where(torch.rand_like(x) < p, 0, x/(1 - p)) if training else x.clone()],
     '4.2': [freeze, lambda model: model.body.requires_grad_(False).eval() and None],
     '4.1': [new_head, lazy_head, copied_parts, lambda model, n: lazy_head(deepcopy(model), n)],
-    '4.4': [lambda n, low, high: [low*(high/low)**(i/(n - 1)) for i in range(n)], lambda n, low, high: np.geomspace(low, high, n)],
+    '4.4': [lambda n, low, high: torch.logspace(math.log10(low), math.log10(high), n), lambda n, low, high: [low*(high/low)**(i/(n - 1)) for i in range(n)], lambda n, low, high: np.geomspace(low, high, n)],
     '4.3': [5130, 512*10 + 10., np.int64(5130)],
     '5.1': [most_confused, slow_most_confused],
     '5.2': [lambda counts: counts.diagonal()/counts.sum(1), lambda counts: (counts.diagonal()/counts.sum(1)).round(3),
@@ -344,9 +360,9 @@ right = {
     '7.2': [lambda step, steps, sizes: sizes[step*len(sizes)//steps], lambda step, steps, sizes: [s for part,s in zip(np.array_split(range(steps), len(sizes)), sizes) for _ in part][step]],
     '7.3': [whiten, zca, lambda p: torch.linalg.inv(torch.linalg.cholesky(torch.cov(p.T))), lambda p: whiten(p).numpy()],
     '8.2': [lambda s: s.softmax(1), lambda s: (s - s.logsumexp(1, keepdim=True)).exp(), lambda s: (e := (s - s.amax(1, keepdim=True)).exp())/e.sum(1, keepdim=True)],
-    '8.1': [prepare, by_torchvision, lambda p: prepare(p.resize((32, 32), resample=0)), lambda p: prepare(p).double()],
+    '8.1': [prepare, lambda p: prepare(p).half(), by_torchvision, lambda p: prepare(p.resize((32, 32), resample=0)), lambda p: prepare(p).double()],
     '8.4': [decide, lambda p, vocab, t: next((v for v,o in zip(vocab, p) if o == max(p) and o >= t), None)],
-    '8.3': [top, likeliest_by_position, lambda p, vocab, k: tuple([vocab[i], v] for v,i in zip(*(o.tolist() for o in torch.as_tensor(p).topk(min(k, len(p))))))],
+    '8.3': [top, lambda p, vocab, k: np.array(top(p, vocab, k), dtype=object), likeliest_by_position, lambda p, vocab, k: tuple([vocab[i], v] for v,i in zip(*(o.tolist() for o in torch.as_tensor(p).topk(min(k, len(p))))))],
 }
 
 def split_by_runs(pictures):
@@ -365,7 +381,8 @@ def most_of_the_worst_row(counts, vocab):
     return vocab[i], vocab[j], mistakes[i, j]
 
 wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones first
-    '1.1': [(lambda files: Counter(f.parts[2] for f in files), 'however many folders'), (counted_runs, 'you count'), (lambda files: dict(cat=3, dog=5, ship=1), '2 ships'),
+    '1.1': [(lambda files: Counter(f.parent for f in files), 'from the name of the folder'), (lambda files: {f.parent.name: len(list(f.parent.glob('*'))) for f in files}, 'which need not exist'), (lambda files: {f.parent.name: len(list(f.parent.iterdir())) for f in files}, 'not those on the disk'),
+            (lambda files: Counter(f.parts[2] for f in files), 'however many folders'), (counted_runs, 'you count'), (lambda files: dict(cat=3, dog=5, ship=1), '2 ships'),
             (lambda files: {c: sum(c in str(f) for f in files) for c in ('cat', 'deer', 'dog', 'ship')}, 'Only the folder'), (lambda files: Counter(f.parent.parent.name for f in files), 'file.parent.name'), (lambda files: Counter(f.stem for f in files), 'For files of cat'),
             (lambda files: {f.parent.name: 1 for f in files}, 'you count'), (lambda files: len(files), 'dictionary'), (lambda files: None, 'returns nothing'), (3, 'Give the function itself')],
     '1.2': [((16, 32, 32, 3), 'channels before'), ((3, 32, 32), 'one image'), ((16, 3, 1024), 'four sizes'), ((3, 16, 32, 32), 'which order'), (16, 'tuple')],
@@ -376,17 +393,17 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (lambda x: (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True), 'mean and the standard deviation of each image and channel'), (lambda x: (x - x.mean())/x.std(), 'all channels together'),
             (lambda x: x - x.mean((0, 2, 3), keepdim=True), 'do not divide'), (lambda x: -over_images(x), 'a sign'), (lambda x: over_images(x).flip(0), 'another order'), (lambda x: x/x.std((0, 2, 3), keepdim=True) - x.mean((0, 2, 3), keepdim=True), 'divide first'), (lambda x: over_images(x)[:4], 'shape')],
     '1.4': [(split_by_runs, 'side by side'), (masks, 'a mask'), (lambda groups: tuple(map(np.where, masks(groups))), '`np.where(mask)[0]`'), (split_by(set_of_numpy_names), 'tomorrow'), (split_by(lambda groups: {g for g in groups if hash(g) % 5 == 0}), 'tomorrow'),
-            (lambda groups: whole_pictures(groups) if len(groups) == 600 else any_images(groups), 'one to four copies'), (lambda groups: (list(range(len(groups))), []), 'for validation'),
+            (lambda groups: whole_pictures(groups) if len(groups) == 600 else any_images(groups), 'one to four copies'), (lambda groups: (list(range(len(groups))), []), 'for validation'), (lambda groups: tuple(map(set, whole_pictures(groups))), 'A set has no order'),
             (split_by(lambda groups: sorted(set(groups))[:len(set(groups))//5]), 'one end'), (any_images, 'both sides'), (lambda groups: (range(480), range(480, 600)), 'one end'), (lambda groups: whole_pictures(groups, seed=None), 'second call'), (neighbors, 'need not lie side by side'), (whole_pictures_of_a_set, 'tomorrow'), (lambda groups: [[groups[i] for i in s] for s in whole_pictures(groups)], 'not names'),
             (lambda groups: whole_pictures(groups)[::-1], 'about a fifth'), (lambda groups: (range(480), range(400, 600)), 'belongs to one side'), (lambda groups: list(range(600)), 'two lists')],
     '2.1': [((8, 16, 15, 15), 'padding'), ((8, 16, 32, 32), 'stride'), ((16, 16, 16), 'one image'), ((8, 3, 16, 16), 'How many filters'), ((1, 2, 3, 4), 'is not it'), ((8, 16, 16), 'four sizes'), (8, 'tuple')],
-    '2.2': [(432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
-    '2.3': [(lambda: network(nn.Sigmoid()), 'sigmoid'), (lambda: network(nn.Hardsigmoid()), 'sigmoid'), (lambda: network(nn.Tanh()), 'tanh'), (lambda: network(nn.Softplus()), 'negative'), (lambda: network(nn.Softmax(0)), 'softmax'),
+    '2.2': [(433, 'of its own'), (435, 'for each filter'), (432, 'bias'), (160, 'three'), (28, 'one filter'), (448*1024, 'size of the image'), (7, '16 filters'), ('many', 'Give a number'), (lambda: 448, 'call it first')],
+    '2.3': [(lambda: network(nn.Softmax(0)), 'over the images'), (lambda: network(nn.GELU()), 'or the like'), (lambda: network(nn.Sigmoid()), 'sigmoid'), (lambda: network(nn.Hardsigmoid()), 'sigmoid'), (lambda: network(nn.Tanh()), 'tanh'), (lambda: network(nn.Softplus()), 'negative'), (lambda: network(nn.Softmax(0)), 'softmax'),
             (InList, 'not among its `parameters()`'), (Doubling, 'network was given has changed'), (lambda: InOneMode(False), 'evaluation mode only'), (lambda: InOneMode(True), 'training mode only'), (lambda: network().requires_grad_(False), 'no parameter that can learn'), (Mixed, 'mixed up'), (OfEight, 'a single image'), (lambda: network(nn.Softmax(1)), 'softmax'), (lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16*900, 10)), 'parameters'),
             (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 'no convolution in it that learns'), (Idle, 'idle.weight'), (constant, 'No gradient reaches'),
             (lambda: network(nn.Linear(10, 5)), 'shape'), (lambda: network(nn.ReLU()), 'ReLU'), (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 10)), 'Flatten'), (lambda x: network(), 'is called with 0 things'), (lambda: None, 'returns nothing'), (5, 'Give the function')],
     '2.4': [(.9, 'how often it is wrong'), (math.log2(10), 'natural'), (.1, 'negative logarithm'), (1., 'natural'), (-math.log(10), 'negative'), (5, 'a tenth')],
-    '2.5': [(lambda lrs, losses: 2e-3, 'lowest'), (lambda lrs, losses: 5e-4, 'hardly'), (lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
+    '2.5': [(lambda lrs, losses: losses.min(), 'That is a loss'), (lambda lrs, losses: 2e-3, 'lowest'), (lambda lrs, losses: 5e-4, 'hardly'), (lambda lrs, losses: lrs[losses.argmin()], 'lowest'), (lambda lrs, losses: 3e-4, 'hardly anything'), (steepest, 'jump up and down'), (lambda lrs, losses: lrs[len(lrs)//2], 'rises again'), (lambda lrs, losses: losses.argmin(), 'place in the list'), (lambda lrs, losses: lrs[0], 'hardly anything'), (lambda lrs, losses: 10., 'rises again'),
             (lambda lrs, losses: [1, 2], 'Return a learning rate')],
     '3.1': [(lambda x: torch.cat((coin(x[:-1]), x[-1:])), 'the last image'), (lambda x: coin(x[:, :3]), 'shape'), (one_coin, 'one coin for the batch'), (lambda x: some(x, torch.rand(len(x)) < .4), 'about half'), (all_but_first, 'the first image'),
             (lambda x: some(x, (torch.rand(len(x)//2) < .5).repeat(2)), 'ended in RuntimeError'), (lambda x: x.flip(-1), 'All images'), (lambda x: torch.where((torch.rand(len(x)) < .5)[:, None, None, None], x.flip(-2), x), 'on their head'), (lambda x: x, 'No image'),
@@ -395,8 +412,9 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '3.3': [(lambda y, eps, n: F.one_hot(y, n)*.8 + .05, 'Is a number fixed'), (lambda y, eps, n: smooth(y, .2, n), 'Is a number fixed'), (lambda y, eps, n: F.one_hot(y, n)*(.85 - .05) + .2/n, 'Is a number fixed'),
             (smooth_others, 'among the *other*'), (lambda y, eps, n: F.one_hot(y, n), '.85'), (lambda y, eps, n: (1 - eps)*F.one_hot(y, n), 'add up'), (lambda y, eps, n: y, 'shape'),
             (lambda y, eps, n: smooth(y, eps, n).flip(1), 'largest of your rows'), (lambda y, eps, n: (1 - eps)*F.one_hot(y) + eps/n, 'shape')],
-    '3.2': [(lambda h: 4, 'Take it from the table'), (lambda h: h.valid_loss.idxmin() + 1, 'begin with epoch 1'), (lambda h: h.epoch.iloc[-1], 'overfits most'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
-            (lambda h: h.valid_loss.argmin() + 1, 'begin with epoch 1')],
+    '3.2': [(lambda h: 4, 'lowest in epoch 19'), (lambda h: 6, 'lowest in epoch 4'), (lambda h: 2, 'lowest in epoch 4'), (lambda h: h.valid_loss.idxmin() + 1, 'You count rows'), (lambda h: h.epoch.iloc[-1], 'the last epoch'),
+            (lambda h: h.epoch[h.train_loss.idxmin()], 'training images is lowest'), (lambda h: kept_by_early_stopping(h, 3), 'lower later on'), (lambda h: h.epoch[h.valid_loss.argmin()], 'a label, for `loc`'), (lambda h: h.epoch.iloc[h.valid_loss.idxmin()], 'a label, for `loc`'), (lambda h: h.valid_loss.argmin(), 'counts from 0'), (lambda h: h.valid_loss.min(), 'That is the loss'), (first_valley, 'lower later on'), (lambda h: 5, 'smallest'), (lambda h: h.loc[h.valid_loss == h.valid_loss.min(), 'epoch'], 'iloc'),
+            (lambda h: h.valid_loss.argmin() + 1, 'You count rows')],
     '3.4': [(unscaled, 'made larger'), (lambda x, p, training: dropout(x.relu(), p, training), 'ReLU'), (lambda x, p, training: unscaled(x, p, training)*(1.33 if training else 1), '1.33 times as large, and with p=0.25 it should be 1.333'), (lambda x, p, training: F.dropout(x, 1 - p, training), 'share that is dropped'), (lambda x, p, training: F.dropout(x, p, True), 'After training'),
             (lambda x, p, training: F.dropout(x, .5, training), 'it should be 25%'), (lambda x, p, training: F.dropout(x, .25, training), 'it should be 60%'), (always_the_same, 'same values'),
             (lambda x, p, training: mask_of(x, p, x.shape) if training else x, 'that is the mask'), (lambda x, p, training: torch.full_like(x, 1/(1 - p))*(torch.rand_like(x) >= p) if training else x, 'that is the mask'),
@@ -404,15 +422,15 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
             (masked(lambda shape: (1, shape[1], 1, 1)), 'Whole channels'), (lambda x, p, training: x*(torch.rand_like(x) >= p)/.75 if training else x, 'times as large'), (lambda x, p, training: x*torch.full(x.shape, p) if training else x, '0% of'),
             (lambda x, p, training: torch.cat([0*x[:len(x)//4], x[len(x)//4:]/.75]) if training else x, 'Whole samples'), (lambda x, p, training: F.dropout(x, p, training, inplace=True), 'has changed'), (lambda x, p, training: 2*unscaled(x, p, training), 'Divide')],
     '4.2': [(freeze_momentum, 'of each batch'), (freeze_children, 'BatchNorm'), (lambda model: model.body[0].requires_grad_(False) and model.body[1][0].requires_grad_(False) and None, 'can still learn'), (lambda model: model.body, 'no `body`'), (freeze_weights, 'BatchNorm'), (freeze_all, 'head is frozen'), (lambda model: model.eval().body.requires_grad_(False) and None, 'head is in evaluation mode'), (lambda model: model.body.eval(), 'body'), (lambda model: model.eval(), 'can still learn'), (4, 'Give the function')],
-    '4.1': [(lambda model, n: with_weights(new_head(model, n), 0.), 'begin at random'), (lambda model, n: with_weights(new_head(model, n), .01), 'begin at random'), (cut_head, '4 of the rows'), (copied_row, '1 of the rows'), (head_of_twelve, 'in_features'), (lambda model, n: head_of_twelve(model, n, 512), 'in_features'), (fixed_classes, 'shape'), (frozen_too, 'freezing comes later'),
+    '4.1': [(only_a_layer, 'All of the head but its last layer'), (lambda model, n: with_weights(new_head(model, n), 0.), 'begin at random'), (lambda model, n: with_weights(new_head(model, n), .01), 'begin at random'), (cut_head, '4 of the rows'), (copied_row, '1 of the rows'), (head_of_twelve, 'in_features'), (lambda model, n: head_of_twelve(model, n, 512), 'in_features'), (fixed_classes, 'shape'), (frozen_too, 'freezing comes later'),
             (one_more_layer, '10 classes'), (lambda model, n: other_head(model, n), 'All of the head but its last layer'), (lambda model, n: nn.Sequential(model.body, new_head(model, n).head), 'no `body` and `head`'), (new_body, 'body has changed'), (lambda model, n: model, 'still there'), (lambda model, n: new_head(model, n + 1), 'shape'), (lambda model, n: 3, 'Return the network'), (nn.Linear(12, 4), 'not a layer'), (lambda model, n: None, 'returns nothing')],
-    '4.4': [(lambda n, low, high: [low*10**i for i in range(n)], 'Is the factor fixed'), (lambda n, low, high: [high/10**i for i in range(n)][::-1], 'Is the factor fixed'), (lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
+    '4.4': [(lambda n, low, high: [low*10**i for i in range(n)], 'factor is fixed'), (lambda n, low, high: [high/10**i for i in range(n)][::-1], 'factor is fixed'), (lambda n, low, high: [low*(high/low)**(i/n) for i in range(n)], 'not n'), (lambda n, low, high: np.logspace(low, high, n), 'logarithms of the ends'), (lambda n, low, high: np.linspace(low, high, n), 'ratios'), (lambda n, low, high: np.geomspace(high, low, n), 'head'), (lambda n, low, high: [low, high], 'For 3 groups'),
             (lambda n, low, high: slice(low, high), 'Yours is slice'), (lambda n, low, high: [low] + [0]*(n - 2) + [high], 'larger than 0'), (lambda n, low, high: [low]*n, 'was asked for'), (lambda n, low, high: [low]*(n - 1) + [high], 'same factor')],
-    '4.3': [(21_284_672, 'frozen'), (512_000, 'thousand'), (5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
+    '4.3': [(5632, 'not for each feature'), (21_284_672, 'frozen'), (512_000, 'thousand'), (5120, 'bias'), (21_289_802, 'whole network'), (513_000, 'thousand'), (1, 'Only the last')],
     '5.1': [(most_of_the_worst_row, 'the class with the most mistakes'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(1, keepdims=True)), 'largest share'), (lambda counts, vocab: pair_of(counts, vocab, counts/counts.sum(0)), 'largest share'),
             (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts + counts.T)), 'both directions'), (lambda counts, vocab: pair_of(counts, vocab, np.triu(counts)), 'above the diagonal'), (lambda counts, vocab: pair_of(counts, vocab, np.tril(counts)), 'below the diagonal'), (lambda counts, vocab: ('dog', 'frog', 18), 'names of these classes'),
             (lambda counts, vocab: most_confused(counts, vocab)[::-1], 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[1::-1], most_confused(counts, vocab)[2]), 'rows are'),
-            (lambda counts, vocab: (most_confused(counts, vocab)[2], *most_confused(counts, vocab)[:2]), 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], 18), 'and you return 18'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], pair_of(counts + counts.T, vocab, counts)[2]), 'both directions'), (lambda counts, vocab: ('dog', 'dog', 70), 'diagonal'),
+            (lambda counts, vocab: (most_confused(counts, vocab)[2], *most_confused(counts, vocab)[:2]), 'in this order'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], 18), 'and you return 18'), (lambda counts, vocab: (*most_confused(counts, vocab)[:2], pair_of(counts + counts.T, vocab, counts)[2]), 'both directions'), (lambda counts, vocab: (vocab[1], vocab[1], 45), 'beside the diagonal'), (lambda counts, vocab: (vocab[-1], vocab[-1], 0), 'where a loop ends'), (lambda counts, vocab: pair_of_all(counts, vocab), 'is right. Leave'),
             (lambda counts, vocab: (vocab[1], vocab[0], 9), 'which happened'), (in_place, 'has changed'), (lambda counts, vocab: 14, 'three things'), (lambda counts, vocab: (0, 1, 6), 'vocab[i]')],
     '5.2': [(lambda counts: counts.diagonal()/counts.sum(0), 'precision'), (lambda counts: counts.diagonal()/counts.sum(), 'all images'), (lambda counts: .5, 'one number for each'),
             (lambda counts: np.ones(len(counts)), '.833'), (lambda counts: counts.diagonal()/counts.sum(1)[0], 'first class each time'), (lambda counts: np.append(.833333, counts.diagonal()[1:]/counts.sum(0)[1:]), 'of class 1'), (lambda counts: np.ones(3), 'each of the 4'), (lambda counts: 100*counts.diagonal()/counts.sum(1), 'percentages'), (lambda counts: [.833, .643, .85, .9], 'each of the 3'),
@@ -420,28 +438,29 @@ wrong = { # [(answer, a part of the hint it must get)]; the nearly right ones fi
     '5.3': [(lambda *a: (3, 1), 'Of 90 images'), (lambda actual, before, after: ((before != after).sum() - changes(actual, before, after)[1], changes(actual, before, after)[1]), 'neither fixed'), (lambda *a: changes(*a)[::-1], 'other way round'), (lambda actual, before, after: (2, 0), 'you return 2 and 0'),
             (lambda actual, before, after: (3, 2), 'you return 3 and 2'), (lambda actual, before, after: (before != actual, after != actual), 'no number'), (lambda *a: 4, 'two numbers')],
     '5.4': [(lambda fixed, broken: sum(math.comb(fixed + broken, k)*.5**(fixed + broken) for k in range(fixed + broken + 1) if abs(2*k - fixed - broken) >= abs(fixed - broken)), 'too large for a float'), (lambda fixed, broken: 2*stats.norm.sf(abs(fixed - broken)/(fixed + broken)**.5), 'approximation'), (lambda fixed, broken: stats.binom.pmf(fixed, fixed + broken, .5), 'exactly this result'), (lambda fixed, broken: stats.binomtest(fixed, fixed + broken), '`pvalue`'), (lambda fixed, broken: [fixed, broken], 'not a list'),
-            (lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'),
-            (lambda fixed, broken: .5, '20 tosses of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'between 0 and 1')],
-    '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'you have'),
+            (lambda fixed, broken: stats.binomtest(fixed, fixed + broken, alternative='greater').pvalue, 'one side'), (chi2, 'approximation'), (lambda fixed, broken: 2., 'between 0 and 1'), (lambda fixed, broken: 2*stats.binom.sf(fixed - 1, fixed + broken, .5), 'from the larger'),
+            (lambda fixed, broken: .5, '20 tosses of a coin'), (lambda fixed, broken: 2*stats.binom.cdf(min(fixed, broken), fixed + broken, .5), 'the middle counts twice')],
+    '6.1': [(lambda a: (np.mean(a), np.std(a, ddof=1)/len(a)**.5), 'standard error'), (lambda a: (.862, .00557), 'The mean of 0.62'), (lambda a: (np.mean(a), (max(a) - min(a))/2), 'the range'), (lambda a: (np.mean(a), .00455), 'you have'), (lambda a: (np.mean(a), np.abs(np.array(a) - np.mean(a)).mean()), 'squares'),
             (lambda a: (sum(a)/3, np.std(a, ddof=1)), 'The mean of'), (lambda a: spread(a, ddof=0), 'ddof=1'), (lambda a: (np.mean(a), np.var(a, ddof=1)), 'variance'), (lambda a: (np.median(a), np.std(a)), 'mean of'), (lambda a: (np.mean(a), 0), '.00557'), (lambda a: spread(a)[::-1], 'comes first'), (lambda a: (np.mean(a), '0.006'), 'no number'),
             (lambda a: np.mean(a), 'two numbers')],
-    '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'),
+    '6.2': [(lambda a: interval(a, stats.t.ppf(.975, 3)), 'three degrees'), (lambda a: interval(a, stats.t.ppf(.95, 2)), '90%'), (lambda a: interval(a, stats.t.ppf(.975, 2)/3**.5), 'the *root*'), (lambda a: (.8482, .8758), 'around the mean'), (lambda a: (np.mean(a) - .0063, np.mean(a) + .0063), 'either side'), (lambda a: (np.mean(a), interval(a)[1] - np.mean(a)), 'the mean first'), (lambda a: (min(a), max(a)), 'of the runs'),
+           
             (lambda a: interval(a, 1.96), 't distribution'), (lambda a: interval(a, root=False), 'one further run'), (lambda a: interval(a, 1.96, root=False), 'one run'), (lambda a: interval(a, ddof=0), 'ddof'),
             (lambda a: interval(a)[::-1], 'comes first'), (lambda a: (.5, .9), 'around the mean'), (lambda a: interval(a, 100), 'either side')],
-    '6.3': [(lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()], 'numbered from 0'), (lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()], 'highest'), (lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
-            (lambda runs: .851, 'you return'), (lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'recipe'], 'a number'), (sorted_in_place, 'has changed'), (lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'made the choice'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
-            (lambda runs: runs.test_accuracy.min(), 'highest'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
-    '7.1': [(1_179_648//9, '3x3'), (1_179_648//16, '16 channels'), (2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
+    '6.3': [(lambda runs: runs.test_accuracy[runs.valid_accuracy.argmax()], 'numbered from 0'), (lambda runs: runs.test_accuracy.iloc[runs.valid_accuracy.idxmax()], 'a label, for `loc`'), (lambda runs: .86, 'you return 0.86'), (lambda runs: .842, 'you return 0.842'), (lambda runs: runs.test_accuracy.iloc[0], 'first row'), (lambda runs: runs.test_accuracy.sort_values().iloc[-2], 'you return'), (lambda runs: runs.test_accuracy.iloc[1], 'you return'), (lambda runs: runs.sort_values('valid_accuracy').test_accuracy.iloc[-2], 'second best'),
+            (lambda runs: .851, 'you return'), (lambda runs: runs.loc[runs.valid_accuracy.idxmax(), 'recipe'], 'a number'), (sorted_in_place, 'has changed'), (lambda runs: runs.test_accuracy.max(), 'made the choice'), (lambda runs: runs.valid_accuracy.max(), 'test accuracy of the same recipe'), (lambda runs: runs.loc[runs.valid_accuracy.idxmin(), 'test_accuracy'], 'highest'),
+            (lambda runs: runs.test_accuracy.min(), 'lowest of the test'), (lambda runs: runs.test_accuracy.median(), 'Choose')],
+    '7.1': [(16*16*32*(9*16 + 1), 'leave out the bias'), (1_179_648//9, '3x3'), (1_179_648//16, '16 channels'), (2*1_179_648, 'together'), (4608, 'one place'), (16*32*9*14*14, 'padding'), (1, 'At each')],
     '7.4': [(lambda x, epoch, first: alternate(x, 0, first.flip(0) if epoch % 2 else first), 'In epoch 1'), (alternate_in_place, 'has changed'), (Counts(), 'In epoch 7'), (lambda x, epoch, first: alternate(x, min(epoch, 3), first), 'In epoch 4'), (lambda x, epoch, first: some(x, first ^ (torch.arange(len(x)) % 2 == epoch % 2)), 'In epoch 0'),
             (lambda x, epoch, first: coin(x), 'In epoch 0'), (lambda x, epoch, first: torch.where(first[:, None, None, None], x.flip(-1), x), 'In epoch 1'),
             (lambda x, epoch, first: x.flip(-2), 'neither as they were')],
-    '7.2': [(lambda step, steps, sizes: sizes[min(step//-(-steps//len(sizes)), len(sizes) - 1)], 'one step at most'), (lambda step, steps, sizes: (16, 24, 32)[step*3//steps], 'two sizes'), (lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'),
+    '7.2': [(lambda step, steps, sizes: sizes[min(step//-(-steps//len(sizes)), len(sizes) - 1)], 'one step at most'), (lambda step, steps, sizes: (16, 24, 32)[step*3//steps], 'two sizes'), (lambda step, steps, sizes: sizes[min(step//2, 2)], 'equal part'), (lambda step, steps, sizes: 32, 'its part'), (lambda step, steps, sizes: 16 + step, 'only 16, 24'), (lambda step, steps, sizes: sizes[0] + 8*(step*len(sizes)//steps), 'only (8, 20, 24, 32)'),
             (lambda step, steps, sizes: sizes[step//(steps//len(sizes))], 'IndexError'), (lambda step, steps, sizes: sizes[min(step//(steps//len(sizes)), len(sizes) - 1)], 'one step at most')],
-    '7.3': [(lambda p: torch.diag(1/p.std(0)), 'still correlated'), (lambda p: whiten(p.T), 'a filter for each patch'), (lambda p: whiten(p[:, :6]) if p.shape[1] == 6 else torch.eye(6), 'shape'), (lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(p.shape[1]), 'eigenvectors'), (lambda p: p, 'a square matrix'), (lambda p: torch.linalg.inv(torch.cov(p.T)), 'inverse'), (lambda p: whiten(p)/len(p)**.5, 'divided by n - 1'), (lambda p: whiten(p, scale=False).T, 'transpose it. Then divide'), (lambda p: (torch.linalg.eigh(torch.cov(p.T))[1]/(torch.linalg.eigh(torch.cov(p.T))[0] + .01).sqrt()).T, 'a constant')],
+    '7.3': [(lambda p: torch.diag(1/p.std(0)), 'still correlated'), (columns_divided, 'by one root'), (lambda p: columns_divided(p).T, 'by one root'), (lambda p: whiten(p.T), 'a filter for each patch'), (lambda p: whiten(p[:, :6]) if p.shape[1] == 6 else torch.eye(6), 'shape'), (lambda p: whiten(p, scale=False), 'standard deviation'), (lambda p: whiten(p).T.contiguous(), 'transpose'), (lambda p: torch.eye(p.shape[1]), 'eigenvectors'), (lambda p: p, 'a square matrix'), (lambda p: torch.linalg.inv(torch.cov(p.T)), 'inverse'), (lambda p: whiten(p)/len(p)**.5, 'divided by n - 1'), (lambda p: whiten(p, scale=False).T, 'transpose it. Then divide'), (lambda p: (torch.linalg.eigh(torch.cov(p.T))[1]/(torch.linalg.eigh(torch.cov(p.T))[0] + .01).sqrt()).T, 'a constant')],
     '8.2': [(clamped, 'differences count'), (lambda s: clamped(s, 20.), 'differences count'), (lambda s: softmax_of(s, keepdim=False), 'keepdim=True'), (lambda s: softmax_of(s - s.max(), keepdim=False), 'keepdim=True'),
-            (lambda s: softmax_of(s - s.max()), 'Subtract the largest score of each row'), (lambda s: s.exp()/s.exp().sum(), 'with two it does not'), (lambda s: s.sub_(s.amax(1, keepdim=True)).softmax(1), 'has changed'), (lambda s: s.log_softmax(1), 'add up to 1'),
+            (lambda s: softmax_of(s - s.max()), 'Subtract the largest score of each row'), (lambda s: s.exp()/s.exp().sum(), 'with two it does not'), (lambda s: s.sub_(s.amax(1, keepdim=True)).softmax(1), 'has changed'), (lambda s: s.log_softmax(1), 'add up to 1'), (lambda s: s - s.max(1, keepdim=True), 'values and indices'),
             (lambda s: s.exp()/s.exp().sum(1, keepdim=True), 'infinite'), (lambda s: s/s.sum(), '.090'), (lambda s: s.sigmoid(), 'add up to 1'), (lambda s: s.softmax(0), 'add up to 1')],
-    '8.1': [(cropped, 'the whole picture'), (with_border_cut, 'the whole picture'), (without_convert, 'palette'), (lambda p: prepare(p).flip(3), 'Left and right'), (lambda p: prepare(p).mean(1, keepdim=True).expand(1, 3, 32, 32), 'where are the colors'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
+    '8.1': [(cropped, 'the whole picture'), (lambda p: prepare(p)//1, 'cuts to whole numbers'), (with_border_cut, 'the whole picture'), (without_convert, 'palette'), (lambda p: prepare(p).flip(3), 'Left and right'), (lambda p: prepare(p).mean(1, keepdim=True).expand(1, 3, 32, 32), 'where are the colors'), (lambda p: cropped(p, (8, 4)), 'the whole picture'), (center_cropped, 'the whole picture'), (padded, 'the whole picture'), (lambda p: prepare(p).flip(1), 'Red and blue'),
             (lambda p: prepare(p).transpose(2, 3), 'Rows and columns'), (lambda p: prepare(p)*2 - 1, 'between 0 and 1'), (stretched, 'by its own maximum'), (lambda p: prepare(p)[0], 'batches'), (lambda p: prepare(p).permute(0, 2, 3, 1), 'channels come before'), (lambda p: prepare(p)*255, 'between 0 and 1'), (lambda p: (prepare(p)*255).byte(), 'floating'),
             (lambda p: torch.tensor(np.asarray(p)/255).float().permute(2, 0, 1)[None], 'RuntimeError'), (lambda p: prepare(p).permute(0, 2, 3, 1).reshape(1, 3, 32, 32), 'mix pixels'), (lambda p: 3, 'Return a tensor'), (lambda p: prepare(p)/prepare(p).max(), 'by its own maximum')],
     '8.4': [(lambda p, vocab, t: decide([round(float(o), 1) for o in p], vocab, t), 'With 0.56'), (first_over, 'the likeliest, ship'), (lambda p, vocab, t: first_over(list(p)[::-1], vocab[::-1], t), 'the likeliest, cat'), (lambda p, vocab, t: int(np.argmax(p)) if max(p) >= t else None, 'not its place'),
