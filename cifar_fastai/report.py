@@ -659,6 +659,7 @@ th[aria-sort=descending] button::after { content: '\\a0\\2193' }
 pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: .5rem; font-size: .85rem }
 .note { color: var(--muted); font-style: italic }
 footer { margin: 3rem 0 2rem; color: var(--muted); font-size: .85rem }
+@media (max-width: 30rem) { th, td { padding-inline: .35rem } }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
 """
 
