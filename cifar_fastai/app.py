@@ -176,7 +176,7 @@ page_style = '''
 .cf-pictures { display: flex; gap: .75rem; margin: 1rem 0 1.25rem }
 .cf-pictures figure { flex: 1 1 0; max-width: 50%; min-width: 0 }
 .cf-pictures img { max-width: 100%; height: auto; border-radius: .375rem; display: block; margin: 0 }
-.cf-pictures figcaption { margin-top: .375rem; font-size: .8125rem; opacity: .7 }
+.cf-pictures figcaption { margin-top: .375rem; font-size: .8125rem; color: inherit; opacity: .7 }
 .cf-classes { list-style: none }
 .cf-classes li { display: grid; grid-template-columns: min(8rem, 30%) 1fr 3rem; gap: .75rem; align-items: center; margin: .375rem 0 }
 .cf-label { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }

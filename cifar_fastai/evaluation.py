@@ -100,7 +100,7 @@ def _freeze(evaluation):
 # %% ../nbs/06_evaluation.ipynb #90e4b644
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    "The predictions of a model on labeled images, and its metrics."
+    "The predictions of a model on labeled images, and its metrics"
     probs:np.ndarray # (N, C) float32, rows sum to 1
     targets:np.ndarray # (N,) int64, positions in `vocab`
     losses:np.ndarray # (N,) float32, cross-entropy of each image in nats
@@ -126,17 +126,17 @@ class Evaluation:
 
     @cached_property
     def predictions(self)->np.ndarray: # (N,) int64, positions in `vocab`
-        "The predicted class of each image: the one with the highest probability."
+        "The predicted class of each image: the one with the highest probability"
         return self.probs.argmax(1)
 
     @property
     def accuracy(self)->float: # between 0 and 1
-        "The share of images that are classified correctly."
+        "The share of images that are classified correctly"
         return float((self.predictions == self.targets).mean())
 
     @property
     def loss(self)->float: # nats
-        "Mean cross-entropy."
+        "Mean cross-entropy"
         return float(self.losses.mean(dtype=np.float64))
 
     def __repr__(self): return _summary(self)
@@ -148,7 +148,7 @@ def accuracy_interval(
     self:Evaluation,
     confidence:float=0.95, # between 0 and 1
 )->tuple[float, float]: # (low, high)
-    "The Wilson score interval (confidence interval) of the accuracy."
+    "The Wilson score interval (confidence interval) of the accuracy"
     low, high = wilson_interval((self.predictions == self.targets).sum(), len(self), confidence)
     return float(low), float(high)
 
@@ -158,7 +158,7 @@ def confusion_matrix(
     self:Evaluation,
     normalize:bool=False, # divide each row by its sum: proportions of the actual class instead of counts
 )->np.ndarray: # (C, C): actual class down, predicted class across
-    "The confusion matrix: how often each class was predicted as each other."
+    "The confusion matrix: how often each class was predicted as each other"
     n = len(self.vocab)
     counts = np.bincount(self.targets * n + self.predictions, minlength=n * n).reshape(n, n)
     return _ratio(counts, counts.sum(1, keepdims=True)) if normalize else counts
@@ -171,7 +171,7 @@ def per_class(
     self:Evaluation,
     confidence:float|None=None, # level of the confidence intervals, between 0 and 1; None: no intervals
 )->pd.DataFrame: # columns class, n, precision, recall, f1 (0 where undefined), and with intervals precision_low, precision_high, ...
-    "Precision, recall and F1 of each class, and its number of images."
+    "Precision, recall and F1 of each class, and its number of images"
     counts = self.confusion_matrix()
     right = counts.diagonal()
     actual = counts.sum(1)
@@ -191,7 +191,7 @@ def most_confused(
     self:Evaluation,
     min_count:int=1, # leave out pairs with fewer images
 )->list[tuple[str, str, int]]: # (actual, predicted, count), the highest count first
-    "The most confused pairs of classes, in the format of fastai's `most_confused`."
+    "The most confused pairs of classes, in the format of fastai's `most_confused`"
     counts = self.confusion_matrix()
     np.fill_diagonal(counts, 0)
     enough = np.argwhere(counts >= max(min_count, 1))
@@ -201,19 +201,19 @@ def most_confused(
 # %% ../nbs/06_evaluation.ipynb #4b113b4b
 @patch(as_prop=True)
 def confidence(self:Evaluation)->np.ndarray: # (N,) float32, between 1/C and 1
-    "The probability of the predicted class."
+    "The probability of the predicted class"
     return self.probs.max(1)
 
 # %% ../nbs/06_evaluation.ipynb #946c9895
 @patch(as_prop=True)
 def correct(self:Evaluation)->np.ndarray: # (N,) bool
-    "Whether each prediction is correct."
+    "Whether each prediction is correct"
     return self.predictions == self.targets
 
 # %% ../nbs/06_evaluation.ipynb #30d7f66f
 @patch
 def to_frame(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, probability (of the predicted class)
-    "One row for each image."
+    "One row for each image"
     vocab = np.array(self.vocab, dtype=object)
     return pd.DataFrame({'file': self.files, 'actual': vocab[self.targets], 'predicted': vocab[self.predictions],
                          'loss': self.losses, 'probability': self.probs.max(1)})
@@ -224,7 +224,7 @@ def top_losses(
     self:Evaluation,
     k:int=9, # number of images, > 0; all of them if there are fewer
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
-    "The images with the highest losses, the highest first."
+    "The images with the highest losses, the highest first"
     if k < 1: raise ValueError(f'k must be a number of images, at least 1, got {k}.')
     return self.to_frame().iloc[np.argsort(-self.losses, kind='stable')[:k]]
 
@@ -235,7 +235,7 @@ def open_image(
     i:int, # position of the image
     root:str|Path|None=None, # data folder, with train and test in it; None: the one at the time of evaluation
 )->Image.Image: # RGB
-    "Open an evaluated image."
+    "Open an evaluated image"
     folder = root or self.root
     name = self.files[i]
     if name.startswith('#'): raise ValueError(f'Image {name} does not come from a file, so it cannot be opened.')
@@ -256,7 +256,7 @@ def confused(
     a:str, # a class
     b:str, # another
 )->pd.DataFrame: # columns file, actual, predicted, loss, and two probabilities, `P(cat)`, `P(dog)`; the index is the position in `files`
-    "The images of two classes that were predicted as each other."
+    "The images of two classes that were predicted as each other"
     if a == b: raise ValueError(f'confused needs two different classes, got {a!r} twice.')
     i = _class_number(self, a)
     j = _class_number(self, b)
@@ -280,7 +280,7 @@ def most_confident(
     k:int=9, # number of images, > 0; all of them if there are fewer
     correct:bool|None=None, # True: only correct predictions, False: only mistakes
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
-    "The most confident predictions, highest confidence first."
+    "The most confident predictions, highest confidence first"
     return _by_confidence(self, k, correct, -1)
 
 # %% ../nbs/06_evaluation.ipynb #e8b16217
@@ -290,7 +290,7 @@ def least_confident(
     k:int=9, # number of images, > 0; all of them if there are fewer
     correct:bool|None=None, # True: only correct predictions, False: only mistakes
 )->pd.DataFrame: # as `to_frame`; the index is the image's position in `files`
-    "The least confident predictions, lowest confidence first."
+    "The least confident predictions, lowest confidence first"
     return _by_confidence(self, k, correct, 1)
 
 # %% ../nbs/06_evaluation.ipynb #d76c35a7
@@ -299,7 +299,7 @@ def reliability(
     self:Evaluation,
     n_bins:int=15, # of equal width, from 0 to 1
 )->pd.DataFrame: # as `metrics.reliability`
-    "Accuracy in bins of confidence: the data of a reliability diagram."
+    "Accuracy in bins of confidence: the data of a reliability diagram"
     return metrics.reliability(self.confidence, self.correct, n_bins)
 
 # %% ../nbs/06_evaluation.ipynb #9e986f80
@@ -308,7 +308,7 @@ def calibration_error(
     self:Evaluation,
     n_bins:int=15, # of equal width, from 0 to 1
 )->float: # between 0 and 1
-    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy."
+    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy"
     return metrics.calibration_error(self.reliability(n_bins))
 
 # %% ../nbs/06_evaluation.ipynb #d5d659f2
@@ -325,7 +325,7 @@ def _log_probs(evaluation): # (N, C) float64; that of the true class is exact ho
 
 @patch
 def fit_temperature(self:Evaluation)->float: # between .05 and 20; above 1: the model is overconfident
-    "Fit the temperature that minimizes the loss on validation images."
+    "Fit the temperature that minimizes the loss on validation images"
     if self.split in ('train', 'test'):
         raise ValueError(f'A temperature must be fitted on validation images, got the {self.split} images. '
                          "Use evaluate(learn, 'valid').fit_temperature().")
@@ -337,7 +337,7 @@ def with_temperature(
     self:Evaluation,
     temperature:float, # > 0, as `fit_temperature` gives it
 )->Evaluation: # the same predicted classes, with other probabilities and losses
-    "Apply temperature scaling: divide the logits by a temperature."
+    "Apply temperature scaling: divide the logits by a temperature"
     logs = metrics.apply_temperature(_log_probs(self), temperature)
     losses = -logs[np.arange(len(logs)), self.targets]
     return replace(self, probs=np.exp(logs), losses=losses, temperature=self.temperature*temperature)
@@ -345,7 +345,7 @@ def with_temperature(
 # %% ../nbs/06_evaluation.ipynb #d5e5dcdb
 @patch
 def coverage_curve(self:Evaluation)->pd.DataFrame: # threshold, coverage, accuracy
-    "Accuracy and coverage of the predictions with at least each confidence."
+    "Accuracy and coverage of the predictions with at least each confidence"
     return metrics.coverage_curve(self.confidence, self.correct)
 
 # %% ../nbs/06_evaluation.ipynb #b081d3a1
@@ -354,7 +354,7 @@ def coverage_at(
     self:Evaluation,
     accuracy:float, # between 0 and 1
 )->tuple[float, float]: # (coverage, threshold): share of images predicted, and minimum confidence; (0, 1) if no threshold reaches it
-    "The highest coverage with at least this accuracy."
+    "The highest coverage with at least this accuracy"
     if not 0 < accuracy <= 1: raise ValueError(f'accuracy must be between 0 and 1, got {accuracy}.')
     curve = self.coverage_curve().query('accuracy >= @accuracy')
     if curve.empty: return 0.,1.
@@ -363,7 +363,7 @@ def coverage_at(
 # %% ../nbs/06_evaluation.ipynb #b134b1bd
 @patch(as_prop=True)
 def ood_scores(self:Evaluation)->np.ndarray: # (N,) float32; the higher, the more like the training images
-    "How much each image is like those that the model was trained on, by `outliers.ood_score`."
+    "How much each image is like those that the model was trained on, by `outliers.ood_score`"
     if self.logsumexp is None: raise ValueError('These predictions were saved by an older version, which kept no scores. Evaluate again.')
     return self.logsumexp
 
@@ -372,7 +372,7 @@ def ood_threshold(
     self:Evaluation, # of validation images
     share:float=.95, # of the images that reach the threshold, between 0 and 1
 )->float: # a score
-    "The threshold below which an image may be of none of the classes."
+    "The threshold below which an image may be of none of the classes"
     if self.split in ('train', 'test'):
         raise ValueError(f'A threshold must be chosen on validation images, got the {self.split} images. '
                          "Use evaluate(learn, 'valid').ood_threshold().")
@@ -387,7 +387,7 @@ def _estimate_label_errors(targets, probs): # -> number of images
 
 @patch
 def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predicted, loss, quality (P(label)/P(predicted)); the lowest first
-    "List the images whose labels are most likely wrong: candidates to look at, of which many are not."
+    "List the images whose labels are most likely wrong: candidates to look at, of which many are not"
     if self.trained_on:
         raise ValueError('label_errors needs images that the model was not trained on, but some of these are its training '
                          'images, whose wrong labels it has learned. Evaluate the validation or the test images, '
@@ -405,7 +405,7 @@ def label_errors(self:Evaluation)->pd.DataFrame: # columns file, actual, predict
 # %% ../nbs/06_evaluation.ipynb #3998fb95
 @patch
 def to_dict(self:Evaluation)->dict: # JSON-serializable
-    "All metrics, without the data of single images; of validation images with the threshold for outliers, as `train` keeps it."
+    "All metrics, without the data of single images; of validation images with the threshold for outliers, as `train` keeps it"
     chooses = self.split == 'valid' and not self.tta and self.logsumexp is not None
     threshold = dict(ood_threshold=self.ood_threshold()) if chooses else {}
     return dict(
@@ -428,7 +428,7 @@ def save(
     self:Evaluation,
     path:str|Path, # ends in `.npz`; missing folders are created
 )->Path: # `path`
-    "Write the evaluation to a file."
+    "Write the evaluation to a file"
     path = Path(path)
     if path.suffix != '.npz': raise ValueError(f'The file name must end in .npz, got {path.name!r}.')
     rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays + _newer}
@@ -463,7 +463,7 @@ _damage = (BadZipFile, zlib.error, LZMAError, TokenError, KeyError, IndexError, 
 def load_evaluation(
     path:str|Path, # as `Evaluation.save` wrote it
 )->Evaluation:
-    "Read an evaluation from a file."
+    "Read an evaluation from a file"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'No file {path}. Create one with Evaluation.save.')
     try: return _read_evaluation(path)
@@ -545,7 +545,7 @@ def _log_mean(logits, weights):
 
 # %% ../nbs/06_evaluation.ipynb #8f4cf1bf
 class _Gather(Callback):
-    "Collect logits, their logsumexp and targets on the device, so that nothing synchronizes with the GPU before the end."
+    "Collect logits, their logsumexp and targets on the device, so that nothing synchronizes with the GPU before the end"
     order = 100
     def __init__(self, weights): self.weights = weights  # of the views, in the order in which they come
     def before_fit(self): self.views, self.logits, self.sums, self.targets = [], [], [], []
@@ -566,7 +566,7 @@ def _shapes_inference(cb):
 def _no_loss(pred, *yb): return pred.new_zeros(())
 
 def _borrow(learn, cb):
-    "A temporary learner with the same model, `cb`, and copies of the callbacks that affect inference."
+    "A temporary learner with the same model, `cb`, and copies of the callbacks that affect inference"
     cbs = [copy(o) for o in learn.cbs if _shapes_inference(o)]
     return Learner(learn.dls, learn.model, loss_func=_no_loss, cbs=[*cbs, cb], default_cbs=False)
 
@@ -625,7 +625,7 @@ def _random_passes(learn, dl): # -> as `_one_pass`
 
 # %% ../nbs/06_evaluation.ipynb #87763944
 def _plain(dl, bs):
-    "The same images in listing order, without augmentation."
+    "The same images in listing order, without augmentation"
     dataset = dl.dataset
     if getattr(dataset, 'split_idx', 1) == 0: dl = dl.new(test_set(dataset, dataset.items, with_labels=True))
     return loader_in_order(dl, bs)
@@ -698,7 +698,7 @@ def evaluate(
     bs:int|None=None, # batch size; None: that of the split's `DataLoader`
     tta:str='', # one of `list_tta()`: average the probabilities of several views of each image
 )->Evaluation: # with `files` in listing order
-    "Run the model once over a split and keep its predicted probabilities."
+    "Run the model once over a split and keep its predicted probabilities"
     check_evaluable(learn, split, bs)
     views = tta_views(tta)
     with no_random():
@@ -722,7 +722,7 @@ def evaluate(
 # %% ../nbs/06_evaluation.ipynb #d9a95c1a
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    "The differences between two evaluations of the same images."
+    "The differences between two evaluations of the same images"
     before:Evaluation # of one model
     after:Evaluation # of the other; its images in the order of `before`
 
@@ -730,22 +730,22 @@ class Comparison:
 
     @property
     def fixed(self)->np.ndarray: # positions in `before.files`
-        "The images that only `after` classifies correctly."
+        "The images that only `after` classifies correctly"
         return np.flatnonzero(self.after.correct & ~self.before.correct)
 
     @property
     def broken(self)->np.ndarray: # positions in `before.files`
-        "The images that only `before` classifies correctly."
+        "The images that only `before` classifies correctly"
         return np.flatnonzero(self.before.correct & ~self.after.correct)
 
     @property
     def change(self)->float: # between -1 and 1
-        "Accuracy of `after` minus that of `before`."
+        "Accuracy of `after` minus that of `before`"
         return (len(self.fixed) - len(self.broken)) / len(self)
 
     @property
     def p_value(self)->float: # between 0 and 1
-        "The p-value of McNemar's exact test."
+        "The p-value of McNemar's exact test"
         return float(mcnemar_exact(len(self.fixed), len(self.broken)))
 
     def __repr__(self): return _comparison_summary(self)
@@ -784,7 +784,7 @@ def compare(
     before:Evaluation, # of one model
     after:Evaluation, # of another model, or of the same model after a change, on the same images
 )->Comparison:
-    "Compare the predictions of two models on the same images."
+    "Compare the predictions of two models on the same images"
     for o in (before, after):
         if not isinstance(o, Evaluation):
             raise TypeError(f'compare needs two Evaluations, got {type(o).__name__}. Create one with evaluate(learn).')
@@ -801,7 +801,7 @@ def interval(
     self:Comparison,
     confidence:float=0.95, # between 0 and 1
 )->tuple[float, float]: # (low, high), between -1 and 1
-    "A confidence interval for the change in accuracy."
+    "A confidence interval for the change in accuracy"
     low, high = paired_interval(len(self.fixed), len(self.broken), len(self), confidence)
     return float(low), float(high)
 
@@ -816,7 +816,7 @@ def per_class(
     self:Comparison,
     confidence:float=0.95, # level of the confidence intervals, between 0 and 1
 )->pd.DataFrame: # columns class, n, before, after (recall), change, low, high, fixed, broken, p_value, p_corrected
-    "The change in recall of each class."
+    "The change in recall of each class"
     vocab = self.before.vocab
     targets = self.before.targets
     def count(images): return np.bincount(targets[images], minlength=len(vocab))
@@ -835,7 +835,7 @@ def confusion_changes(
     self:Comparison,
     min_change:int=1, # leave out pairs that changed by fewer images, in either direction
 )->pd.DataFrame: # columns actual, predicted, before, after (images), change, p_value; the largest change first
-    "Off-diagonal counts of the confusion matrices, before and after."
+    "Off-diagonal counts of the confusion matrices, before and after"
     n = len(self.before.vocab)
     vocab = np.array(self.before.vocab, dtype=object)
     changed = self.before.predictions != self.after.predictions
@@ -853,7 +853,7 @@ def confusion_changes(
 # %% ../nbs/06_evaluation.ipynb #057ad6e2
 @patch
 def to_frame(self:Comparison)->pd.DataFrame: # columns file, actual, before, after (predicted classes), outcome
-    "One row for each image; the outcome is right, wrong, fixed or broken."
+    "One row for each image; the outcome is right, wrong, fixed or broken"
     before,after = self.before,self.after
     vocab = np.array(before.vocab, dtype=object)
     outcomes = np.array([['wrong', 'fixed'], ['broken', 'right']], dtype=object)

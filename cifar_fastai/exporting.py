@@ -189,7 +189,7 @@ def export_run(
     n:int=1000, # validation images to compare
     source:str|Path|None=None, # data; None: the run's
 )->Exported:
-    "Export the trained network of a run to a file, and compare their answers; raises `ValueError` if a probability differs by 1e-4 or more, without `int8`"
+    "Export the trained network of a run to a file, and compare their answers; raises `ValueError` if a probability differs by 1e-4 or more, unless `int8`"
     _check_choices(format, preprocessing, int8)
     file = Path(os.path.expanduser(file)) if file else Path(run_dir)/_file_name(format, preprocessing, int8)
     learn = load_run(run_dir, source, num_workers=0, device='cpu')

@@ -229,7 +229,7 @@ class ImageArrays:
     file: Path # of the images
     pixels: np.ndarray # (N, H, W, 3), uint8, read as needed
     labels: np.ndarray # (N,), int64: positions in `classes`
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] # names
 
     def __len__(self): return len(self.labels)
 
@@ -276,7 +276,7 @@ def read_arrays(
 
 # %% ../nbs/01_formats.ipynb #f0000016
 def array_pairs(
-    folder:str|Path,
+    folder:str|Path, # may hold other files too
 )->dict[str, tuple[Path, Path]]: # name -> images and labels, such as those of CIFAR-10.1: 'cifar10.1_v6'
     "The pairs of files <name>_data.npy and <name>_labels.npy in a folder"
     ends = '_data.npy', '_labels.npy'
@@ -284,7 +284,7 @@ def array_pairs(
     return {name: tuple(Path(folder)/f'{name}{end}' for end in ends) for name in sorted(names)}
 
 def corruption_files(
-    folder:str|Path,
+    folder:str|Path, # of .npy files
 )->dict[str, Path]: # name of the corruption -> images; empty if the folder is none of that kind
     "The files of CIFAR-10-C and data sets like it: beside `labels.npy`, one for each corruption"
     folder = Path(folder)

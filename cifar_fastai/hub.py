@@ -305,7 +305,7 @@ def push_to_hub(
     repo_id:str, # 'user/name' on the hub; created if it does not exist
     private:bool=False, # only you and your organization see it
     license:str='unknown', # of the weights, as the hub names licenses: 'mit', 'apache-2.0', 'cc-by-4.0'
-    token:str|None=None, # with write access; None: that of `hf auth login` or HF_TOKEN
+    token:str|None=None, # with write access; None: that of `hf auth login` or `HF_TOKEN`
     commit_message:str='Upload a classifier of cifar_fastai', # first line of the commit
 )->str: # the address of the model
     "Upload a run to the Hugging Face hub: its classifier, a model card, and the ONNX files of its folder"

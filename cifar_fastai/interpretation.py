@@ -61,7 +61,7 @@ def plot_confusion_matrix(
     normalize:bool=False, # percentages of the actual class instead of counts
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot the confusion matrix, with only the mistakes colored."
+    "Plot the confusion matrix, with only the mistakes colored"
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
     counts = evaluation.confusion_matrix()
     shown = 100*evaluation.confusion_matrix(normalize=True) if normalize else counts
@@ -90,7 +90,7 @@ def plot_per_class(
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot recall, precision and F1 of each class with confidence intervals, lowest F1 at the bottom."
+    "Plot recall, precision and F1 of each class with confidence intervals, lowest F1 at the bottom"
     table = evaluation.per_class(confidence).query('n > 0').sort_values('f1', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .48*len(table)), layout='constrained')[1]
     for name,(shift, look) in _figures.items():
@@ -135,7 +135,7 @@ def _check_history(history):
 
 # %% ../nbs/07_interpretation.ipynb #b80e14e7
 def _mark_stages(ax, history):
-    "Draw a dotted line between stages, with the stage numbers above."
+    "Draw a dotted line between stages, with the stage numbers above"
     if 'stage' not in history or history.stage.nunique() < 2: return
     for stage, epochs in history.groupby('stage', sort=False).epoch:
         if epochs.min() > history.epoch.min(): ax.axvline(epochs.min() - .5, color=gray, lw=.8, ls=':')
@@ -187,7 +187,7 @@ def plot_lr_search(
     found:LRSearch, # as `find_lr` returned it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot the loss against the learning rate, with the suggested rates and that of the recipe."
+    "Plot the loss against the learning rate, with the suggested rates and that of the recipe"
     if ax is None: ax = plt.subplots(figsize=(6.4, 4), layout='constrained')[1]
     ax.plot(found.lrs, found.losses, color=blue, lw=1.6)
     for name, lr in found.suggestions.items():
@@ -245,14 +245,14 @@ def plot_top_losses(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into, the highest loss first
-    "Plot the images with the highest losses, with the probabilities of the predicted and the actual class."
+    "Plot the images with the highest losses, with the probabilities of the predicted and the actual class"
     positions = evaluation.top_losses(k).index
     captions = [f'{_caption(evaluation, i)}\nloss {evaluation.losses[i]:.2f}' for i in positions]
     return _draw_images(evaluation, positions, captions, root, axes)
 
 # %% ../nbs/07_interpretation.ipynb #d88beaa7
 def _positions(evaluation, correct, pair):
-    "Positions of correct or incorrect predictions (`correct`), or of one class predicted as another (`pair`)."
+    "Positions of correct or incorrect predictions (`correct`), or of one class predicted as another (`pair`)"
     fits = np.ones(len(evaluation), dtype=bool)
     if correct is not None: fits &= evaluation.correct == correct
     for name, classes in zip(pair or (), (evaluation.targets, evaluation.predictions)):
@@ -293,7 +293,7 @@ def plot_predictions(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Plot a random sample of correct and incorrect predictions, with the probabilities of the predicted and the actual class."
+    "Plot a random sample of correct and incorrect predictions, with the probabilities of the predicted and the actual class"
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     if pair is not None: _check_pair(evaluation, pair)
     positions = _choose(evaluation, k, correct, pair, seed)
@@ -311,7 +311,7 @@ def plot_confused(
     k:int=5, # maximum number of images in each direction, > 0
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
 )->np.ndarray: # (2, k) axes, empty if there are fewer images: `a` predicted as `b` above, `b` predicted as `a` below
-    "Plot images of two classes that were predicted as each other, with the probabilities of both."
+    "Plot images of two classes that were predicted as each other, with the probabilities of both"
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     table = evaluation.confused(a, b)
     titles = [f'actual {actual}, predicted {other}: {(table.actual == actual).sum():,}' for actual, other in ((a, b), (b, a))]
@@ -333,7 +333,7 @@ def plot_images(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Plot these images, with the probabilities of the predicted and the actual class."
+    "Plot these images, with the probabilities of the predicted and the actual class"
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
     positions = [int(i) for i in (images.index if isinstance(images, pd.DataFrame) else images)][:k]
     if not positions: raise ValueError('images must contain at least one image, got none.')
@@ -348,7 +348,7 @@ def plot_label_errors(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into, the least likely labels first
-    "Plot images whose label may be wrong, with the label and the predicted class."
+    "Plot images whose label may be wrong, with the label and the predicted class"
     found = evaluation.label_errors()
     if found.empty:
         raise ValueError(f'No possible label errors among the {len(evaluation):,} {evaluation.split} images, so there is nothing to plot.')
@@ -365,7 +365,7 @@ def plot_reliability(
     n_bins:int=15, # of equal width, from 0 to 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot a reliability diagram: accuracy against confidence in each bin."
+    "Plot a reliability diagram: accuracy against confidence in each bin"
     table = evaluation.reliability(n_bins)
     if ax is None: ax = plt.subplots(figsize=(5.2, 4.6), layout='constrained')[1]
     middles = (table.low + table.high)/2
@@ -390,7 +390,7 @@ def plot_coverage(
     accuracies:tuple[float, ...]=(.95, .99), # target accuracies marked on the curve, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot accuracy against coverage, the share of images that the model predicts."
+    "Plot accuracy against coverage, the share of images that the model predicts"
     curve = evaluation.coverage_curve()
     if ax is None: ax = plt.subplots(figsize=(5.2, 4), layout='constrained')[1]
     ax.plot(curve.coverage, curve.accuracy, color=blue, lw=1.8, marker='o' if len(curve) == 1 else None)
@@ -432,7 +432,7 @@ def plot_comparison(
     confidence:float=0.95, # of the intervals, between 0 and 1
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot the change in recall of each class with confidence intervals, and the numbers of images fixed and broken."
+    "Plot the change in recall of each class with confidence intervals, and the numbers of images fixed and broken"
     table = comparison.per_class(confidence).query('n > 0').sort_values('change', kind='stable', ignore_index=True)
     if ax is None: ax = plt.subplots(figsize=(7.2, 1.2 + .36 * len(table)), layout='constrained')[1]
     better = table[table.change >= 0]
@@ -455,7 +455,7 @@ def plot_confusion_changes(
     comparison:Comparison, # as `compare` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot the difference of the two confusion matrices, in images."
+    "Plot the difference of the two confusion matrices, in images"
     if ax is None: ax = plt.subplots(figsize=(7.2, 6), layout='constrained')[1]
     vocab = comparison.before.vocab
     change = comparison.after.confusion_matrix() - comparison.before.confusion_matrix()
@@ -485,7 +485,7 @@ def plot_changed(
     root:str|Path|None=None, # the data folder; `comparison.after.root` if None
     axes:list[Axes]|None=None, # at least one for each image; a new figure if None
 )->np.ndarray: # the axes drawn into
-    "Plot a random sample of the images that only one of the models classifies correctly."
+    "Plot a random sample of the images that only one of the models classifies correctly"
     if outcome not in _outcomes: raise ValueError(f"Unknown outcome {outcome!r}. Allowed: 'fixed', 'broken'.")
     found = np.random.default_rng(seed).permutation(getattr(comparison, outcome))
     if not len(found): raise ValueError(f'No images were {outcome}.')

@@ -32,7 +32,7 @@ def wilson_interval(
     n:int|np.ndarray, # number of trials; arrays give one interval for each entry
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), proportions between 0 and 1
-    "The Wilson score interval: a confidence interval for a proportion."
+    "The Wilson score interval: a confidence interval for a proportion"
     z = _z(confidence)
     n = np.asarray(n, dtype=float)
     _check_counts(successes=successes, failures=n - successes)
@@ -46,7 +46,7 @@ def f1_interval(
     wrong:int|np.ndarray, # false negatives plus false positives
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between 0 and 1
-    "A confidence interval for an F1 score, from the Wilson interval of the Jaccard index."
+    "A confidence interval for an F1 score, from the Wilson interval of the Jaccard index"
     low, high = wilson_interval(right, np.add(right, wrong), confidence)
     return 2 * low / (1 + low), 2 * high / (1 + high)
 
@@ -55,7 +55,7 @@ def mcnemar_exact(
     fixed:int|np.ndarray, # images that only the second model classifies correctly
     broken:int|np.ndarray, # images that only the first model classifies correctly
 )->float|np.ndarray: # two-sided p-value; 1 where nothing changed
-    "McNemar's exact test: the p-value if both models are equally accurate."
+    "McNemar's exact test: the p-value if both models are equally accurate"
     _check_counts(fixed=fixed, broken=broken)
     return np.minimum(2 * binom.cdf(np.minimum(fixed, broken), np.add(fixed, broken), .5), 1)
 
@@ -66,7 +66,7 @@ def paired_interval(
     n:int|np.ndarray, # total number of images
     confidence:float=0.95, # between 0 and 1
 )->tuple: # (low, high), between -1 and 1
-    "A confidence interval for the difference of two accuracies on the same images, second minus first."
+    "A confidence interval for the difference of two accuracies on the same images, second minus first"
     z = _z(confidence)
     n = np.asarray(n)
     _check_counts(fixed=fixed, broken=broken, unchanged=n - fixed - broken)
@@ -79,7 +79,7 @@ def paired_interval(
 def holm(
     p_values:list[float]|np.ndarray, # (K,) of K tests
 )->np.ndarray: # (K,) corrected, in the same order, at most 1
-    "Correct p-values for multiple comparisons by Holm's method, which controls the family-wise error rate."
+    "Correct p-values for multiple comparisons by Holm's method, which controls the family-wise error rate"
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -94,7 +94,7 @@ def reliability(
     correct:np.ndarray, # (N,) whether the prediction is correct
     n_bins:int=15, # of equal width, from 0 to 1; a bin includes its upper edge
 )->pd.DataFrame: # a row for each bin with images: low, high, n, confidence, accuracy, accuracy_low, accuracy_high (95%)
-    "Accuracy in bins of confidence: the data of a reliability diagram."
+    "Accuracy in bins of confidence: the data of a reliability diagram"
     _check_bins(n_bins)
     edges = np.linspace(0, 1, n_bins + 1)
     bins = np.clip(np.searchsorted(edges, confidence) - 1, 0, n_bins - 1)
@@ -109,7 +109,7 @@ def reliability(
 def calibration_error(
     table:pd.DataFrame, # as `reliability` gives it
 )->float: # between 0 and 1
-    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy."
+    "Expected calibration error (ECE): the mean absolute difference between confidence and accuracy"
     return float(np.average((table.accuracy - table.confidence).abs(), weights=table.n))
 
 # %% ../nbs/00_metrics.ipynb #b30a533c
@@ -119,7 +119,7 @@ def fit_temperature(
     logits:np.ndarray, # (N, C) logits or logarithms of probabilities
     targets:np.ndarray, # (N,) class numbers
 )->float: # between .05 and 20; above 1 the model was overconfident
-    "Fit the temperature that minimizes the cross-entropy of the targets."
+    "Fit the temperature that minimizes the cross-entropy of the targets"
     z = np.float64(logits) - np.max(logits, 1, keepdims=True)
     z[np.isneginf(z)] = np.log(np.finfo(np.float32).tiny)  # probabilities that were rounded to 0
     true = z[np.arange(len(z)), targets].mean()
@@ -134,7 +134,7 @@ def apply_temperature(
     logits:np.ndarray, # (N, C) logits or logarithms of probabilities
     temperature:float, # > 0
 )->np.ndarray: # (N, C) logarithms of probabilities
-    "Divide logits by a temperature."
+    "Divide logits by a temperature"
     if not temperature > 0: raise ValueError(f'temperature must be above 0, got {temperature}.')
     z = np.float64(logits) / temperature
     return z - logsumexp(z, 1, keepdims=True)
@@ -144,7 +144,7 @@ def coverage_curve(
     confidence:np.ndarray, # (N,) probability of the predicted class
     correct:np.ndarray, # (N,) whether the prediction is correct
 )->pd.DataFrame: # threshold, coverage, accuracy: a row for each confidence that occurs, the highest first
-    "Accuracy and coverage of the predictions with at least each confidence."
+    "Accuracy and coverage of the predictions with at least each confidence"
     right = pd.Series(np.asarray(correct, dtype=int))
     counts = right.groupby(np.float64(confidence)).agg(['size', 'sum'])
     answered = counts.iloc[::-1].cumsum() # from the highest confidence down

@@ -244,7 +244,7 @@ class Residual(nn.Module):
     def __init__(self,
         nf:int, # channels, in and out
         depth:int, # convolutions in the branch
-        **kwargs, # `norm` and `act` of its `conv_block`s
+        **kwargs, # `norm` and `act` of its blocks
     ):
         super().__init__()
         self.branch = nn.Sequential(*[conv_block(nf, nf, **kwargs) for _ in range(depth)])

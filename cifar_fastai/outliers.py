@@ -1,4 +1,4 @@
-"""A score that tells the images a classifier knows from all others, a threshold for it, and two kinds of outliers to try it on.
+"""A score that tells the images a classifier knows from all others, a threshold for it, and two kinds of outliers to try it on
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/outliers.html.md"""
 
@@ -103,7 +103,7 @@ def plot_ood_scores(
     name:str='images', # of the known images
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot histograms of the scores, each scaled to its highest bar, since the scores of some outliers are nearly equal."
+    "Plot histograms of the scores, each scaled to its highest bar, since the scores of some outliers are nearly equal"
     if ax is None: ax = plt.subplots(figsize=(6.4, 3.4), layout='constrained')[1]
     together = np.concatenate([known, *outliers.values()])
     bins = np.linspace(together.min(), together.max() + 1e-6, 35)

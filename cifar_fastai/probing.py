@@ -60,7 +60,7 @@ def _import_grad_cam():
 # %% ../nbs/07_probing.ipynb #078279d0
 @contextmanager
 def _hooked(hooks):
-    "Remove hooks at the end, even after an error."
+    "Remove hooks at the end, even after an error"
     try: yield
     finally:
         for hook in hooks: hook.remove()
@@ -95,7 +95,7 @@ def find_cam_layer(
     model:nn.Module, # any network with convolutions
     x:Tensor, # (N, C, H, W), inputs of the network; one image is enough
 )->CamLayer:
-    "Find the last feature maps that are larger than 1x1, before they are pooled."
+    "Find the last feature maps that are larger than 1x1, before they are pooled"
     kind = type(model).__name__
     outputs = _outputs(model, x)
     last_calls = {o.name: i for i, o in enumerate(outputs)}.values()
@@ -219,7 +219,7 @@ def grad_cam(
     layer:str|None=None, # a name from `learn.model.named_modules()`; None: see `find_cam_layer`
     bs:int=64, # batch size
 )->np.ndarray: # (n, H, W) float32, in the size of the network's inputs; the maximum is 1, or 0 if no region increases the score
-    "Compute Grad-CAM heatmaps of a class for images."
+    "Compute Grad-CAM heatmaps of a class for images"
     cam = _import_grad_cam()
     check_evaluable(learn, split, bs)
     with no_random():
@@ -233,7 +233,7 @@ def input_grad_cam(
     x:Tensor, # (N, C, H, W), its inputs
     classes:Sequence[int], # class number of each input
 )->np.ndarray: # (N, H, W) float32, as `grad_cam` returns them
-    "Compute Grad-CAM heatmaps of a network's inputs."
+    "Compute Grad-CAM heatmaps of a network's inputs"
     cam = _import_grad_cam()
     return _heat(cam(model, _cam_module(model, x[:1], None)), model, x, classes)
 
@@ -242,7 +242,7 @@ def heated_image(
     image:Image.Image, # of any size
     heat:np.ndarray, # (H, W) float32, from 0 to 1
 )->Image.Image: # RGB, of the size of `image`
-    "Draw a heatmap over an image in gray."
+    "Draw a heatmap over an image in gray"
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
     gray = np.asarray(image.convert('L').convert('RGB')) / 255
     colors = colormaps['inferno'](heat)[..., :3]
@@ -314,7 +314,7 @@ def plot_grad_cam(
     root:str|Path|None=None, # the data folder; `evaluation.root` if None
     axes:Sequence|None=None, # at least three for each image; a new figure if None
 )->np.ndarray: # (n, 3) axes
-    "Plot each image with the Grad-CAM heatmaps of its predicted class, and of its actual class or the runner-up."
+    "Plot each image with the Grad-CAM heatmaps of its predicted class, and of its actual class or the runner-up"
     positions = [positions] if isinstance(positions, Integral) else list(positions)
     _check_positions(positions, len(evaluation), 'evaluation')
     _check_same_classes(learn, evaluation)
@@ -347,7 +347,7 @@ def _last_linear(model):
 
 # %% ../nbs/07_probing.ipynb #bca27f53
 def _named(evaluation, split, positions):
-    "Name a sample after its split, and images without files after their position in the split."
+    "Name a sample after its split, and images without files after their position in the split"
     files = [f'#{i}' if name.startswith('#') else name for i, name in zip(positions, evaluation.files)]
     return replace(evaluation, files=files, split=split)
 
@@ -359,7 +359,7 @@ def features(
     seed:int=0, # random seed of the sample
     bs:int|None=None, # batch size; None: that of the split's `DataLoader`
 )->Features:
-    "Extract the features of images, in one pass."
+    "Extract the features of images, in one pass"
     with no_random():
         dl = evaluable_loader(learn, split)
         linear = _last_linear(learn.model)
@@ -399,7 +399,7 @@ def embed(
     method:str='tsne', # or `'pca'`
     seed:int=0, # random seed
 )->np.ndarray: # (n, 2) float32
-    "Reduce features to two dimensions by t-SNE or PCA."
+    "Reduce features to two dimensions by t-SNE or PCA"
     if isinstance(features, Features): features = features.values
     values = np.asarray(features, dtype=np.float32)
     if method not in _embeddings: raise ValueError(f"Unknown method {method!r}. Allowed: 'tsne' or 'pca'.")
@@ -449,7 +449,7 @@ def plot_embedding(
     evaluation:Evaluation, # of the same n images, in the same order, such as `Features.evaluation`
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot images as points colored by actual class, with rings around mistakes; up to 30 classes are labeled."
+    "Plot images as points colored by actual class, with rings around mistakes; up to 30 classes are labeled"
     xy = np.asarray(xy)
     _check_points(xy, len(evaluation))
     if ax is None: ax = plt.subplots(figsize=(7.6, 6.4), layout='constrained')[1]

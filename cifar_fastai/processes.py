@@ -115,7 +115,7 @@ def share_size(
     rank:int, # of the process
     processes:int, # their number
 )->int: # images
-    "Size of a process' share of a batch; shares differ by one image at most"
+    "Size of a process's share of a batch; shares differ by one image at most"
     return (rank + 1)*n//processes - rank*n//processes
 
 def shares(
@@ -124,7 +124,7 @@ def shares(
     rank:int, # of the process
     processes:int, # their number
     pad:bool=False, # give one image of the last batch to a process that has no share in it, so that all take as many steps
-)->list: # the process' share of each batch
+)->list: # the process's share of each batch
     "Divide each batch among processes: the shares of all together are the batch"
     mine = []
     for i in range(0, len(idxs), bs):
@@ -144,7 +144,7 @@ def differ_by_rank(
 
 # %% ../nbs/00_processes.ipynb #4470bbcf
 class _SumOfAll(torch.autograd.Function):
-    "The sum over processes, with its gradient: each process' summand affects the losses of all"
+    "The sum over processes, with its gradient: each process's summand affects the losses of all"
     @staticmethod
     def forward(ctx, t): return combined(t)
     @staticmethod

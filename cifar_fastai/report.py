@@ -82,7 +82,7 @@ def chart(
     size:tuple[float, float]=(5.4, 4), # inches
     columns:int=1, # number of axes, side by side
 )->Markup: # a `<figure>`
-    "Draw a chart for a page."
+    "Draw a chart for a page"
     with rc_context(_chart_style):
         figure = Figure(size, layout='constrained')
         draw(figure.subplots(1, columns))
@@ -118,7 +118,7 @@ def table(
     frame:pd.DataFrame, # its column names become the headings, underscores as spaces
     percent:set[str]=frozenset(_shares), # columns of proportions, shown as percentages
 )->Markup: # a `<table>` that the page's script makes sortable
-    "Show a table on a page."
+    "Show a table on a page"
     are_shares = [name in percent and frame[name].dtype.kind == 'f' for name in frame]
     head = _join(map(_heading, frame, are_shares))
     rows = [_join(map(_cell, row, are_shares)) for row in frame.itertuples(index=False, name=None)]
@@ -146,7 +146,7 @@ def tiles(
     alts:list[str], # alternative text of each image, for screen readers
     right:list[bool]|None=None, # whether each prediction is correct; sets the color of the border
 )->Markup:
-    "Show images on a page."
+    "Show images on a page"
     if right is None: kinds = [''] * len(images)
     else: kinds = ['right' if o else 'wrong' for o in right]
     tile = Markup('<figure class="{}"><img src="{}" alt="{}"><figcaption>{}</figcaption></figure>')
@@ -209,6 +209,7 @@ def _subheading(text, *values): return Markup(f'<h3>{text}</h3>').format(*values
 def _split_name(result): return 'validation' if result.split == 'valid' else result.split
 
 def _fact(name, value, note):
+    value = Markup(escape(value).replace('_', '_<wbr>')) # a long name breaks there
     return Markup('<div><dt>{}</dt><dd>{}<small>{}</small></dd></div>').format(name, value, note)
 
 def _accuracy_fact(result):
@@ -507,7 +508,7 @@ def _robustness(page):
     worst = frame[frame.level == frame.level.max()].sort_values('accuracy').iloc[0]
     alt = (f'Accuracy against severity level; the lowest is that of {worst.corruption}, '
            f'with {worst.accuracy:.1%} at level {worst.level}.')
-    return chart(lambda ax: plot_robustness(frame, ax), alt, (5.6, 4)) + table(_in_points(frame), {'accuracy'})
+    return chart(lambda ax: plot_robustness(frame, ax), alt) + table(_in_points(frame), {'accuracy'})
 
 # %% ../nbs/09_report.ipynb #8da45f76
 def _outliers_for(page): # -> name -> images that are unlike those of the run
@@ -515,17 +516,17 @@ def _outliers_for(page): # -> name -> images that are unlike those of the run
     if page.info['data']['variant'] == 'synthetic': del kinds['practice drawings'] # which the network knows
     return kinds
 
-@_section('Images of other kinds',
-          'A classifier names one of its classes for every image. A score (the log-sum-exp of the logits) is lower for images that are unlike the training '
-          'images; below a threshold, which 95% of the validation images reach, predictions are marked "none of these?". '
-          'AUROC is the probability that an image of this run scores higher than an outlier: 100% if the score separates them, 50% if it is chance.')
+@_section('Out-of-distribution images',
+          'A classifier names one of its classes for every image, also if it shows none of them. A score (the log-sum-exp of the logits) is lower for '
+          'images that are unlike the training images. 95% of the validation images reach the threshold; predictions below it are marked "none of these?". '
+          'AUROC is the probability that an image of this run scores higher than an outlier: 100% if the score separates the two, 50% if it is no better than chance.')
 def _outliers(page):
     result = page.result
     if page.valid is None: raise _Skip('Choosing the threshold needs validation images.')
     for o in (result, page.valid):
         if o.logsumexp is None:
             raise _Skip(f'The evaluation of the {_split_name(o)} images was saved by an older version, which kept no scores. To make it again: '
-                        f'cifar-fastai evaluate {page.run.folder} --split {o.split}')
+                        f'`cifar-fastai evaluate {page.run.folder} --split {o.split}`')
     known,threshold = result.ood_scores,page.valid.ood_threshold()
     classifier = create_classifier(page.learn)
     scores = {name: ood_score(classifier.logits(images)).numpy() for name,images in _outliers_for(page).items()}
@@ -534,7 +535,7 @@ def _outliers(page):
     worst = frame[1:].sort_values('auroc').iloc[0]
     alt = (f'Histograms of the scores of {name} and of {" and ".join(scores)}. {frame.below[0]:.1%} of the {name} are below the threshold; '
            f'the lowest AUROC is that of {worst.images}, with {worst.auroc:.1%}.')
-    picture = chart(lambda ax: plot_ood_scores(known, scores, threshold, name, ax), alt, (6.4, 3.6))
+    picture = chart(lambda ax: plot_ood_scores(known, scores, threshold, name, ax), alt, (5.4, 3.4))
     return picture + table(frame.rename(columns={'below': 'below the threshold', 'auroc': 'AUROC'}), {'below the threshold', 'AUROC'})
 
 # %% ../nbs/09_report.ipynb #5f622a5e
@@ -585,7 +586,7 @@ def _changes(page):
     n = len(page.result.vocab)
     parts = [_changes_in_words(page),
              chart(lambda ax: plot_comparison(change, ax=ax),
-                   'Change in the recall of each class, with confidence intervals.', (5.6, 1.2 + .34 * n)),
+                   'Change in the recall of each class, with confidence intervals.', (5.4, 1.2 + .34 * n)),
              table(_changes_of_classes(change), {'before', 'after'})]
     if n <= _most_classes:
         parts.append(chart(lambda ax: plot_confusion_changes(change, ax),
@@ -640,6 +641,7 @@ svg text { font-family: system-ui, sans-serif !important }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 1rem }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap }
 thead th { white-space: normal; vertical-align: bottom }
+th[scope=row] + td, code { white-space: normal; overflow-wrap: anywhere }
 .number { text-align: right; font-variant-numeric: tabular-nums }
 th button { font: inherit; text-align: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: .3rem 0; cursor: pointer }
@@ -657,6 +659,7 @@ th[aria-sort=descending] button::after { content: '\\a0\\2193' }
 pre { overflow-x: auto; background: var(--card); padding: .8rem; border-radius: .5rem; font-size: .85rem }
 .note { color: var(--muted); font-style: italic }
 footer { margin: 3rem 0 2rem; color: var(--muted); font-size: .85rem }
+@media (max-width: 30rem) { th, td { padding-inline: .35rem } }
 :focus-visible { outline: 2px solid var(--blue); outline-offset: 2px }
 """
 
@@ -695,12 +698,15 @@ _template = """<!doctype html>
 """
 
 # %% ../nbs/09_report.ipynb #cff1de46
+def _with_code(text): # -> HTML in which what is between backticks is code
+    return Markup(re.sub(r'`([^`]*)`', r'<code>\1</code>', escape(str(text))))
+
 def _write_sections(page): # -> the sections that have something to show, and HTML that says why the others are left out
     sections, left_out = [], []
     for name, section in _sections.items():
         try: sections.append(dict(id=name, title=section.title, lead=section.lead, body=section.write(page)))
         except (_Skip, ValueError) as e:
-            if str(e): left_out.append(Markup('<li>{}: {}</li>').format(section.title, e))
+            if str(e): left_out.append(Markup('<li>{}: {}</li>').format(section.title, _with_code(e)))
     return sections, Markup('<ul>{}</ul>').format(_join(left_out)) if left_out else ''
 
 
@@ -772,7 +778,7 @@ def evaluate_runs(
     source:str|Path|None=None, # data set, as for `sources.find_data`; None: that of each run
     device:str|None=None, # 'cpu' or 'cuda'; None: the best available
 )->list[Evaluation]: # in the order of `runs`, all of the same split
-    "Evaluate runs on the same split, or read the evaluations that they have."
+    "Evaluate runs on the same split, or read the evaluations that they have"
     _check_split(split)
     if split is None: split = _common_split(map(Run, runs))
     return [_evaluation(*_load(run, source, device), split, source) for run in runs]
@@ -786,7 +792,7 @@ def write_report(
     source:str|Path|None=None, # only with a run folder: data set, as for `sources.find_data`; None: that of the run
     device:str|None=None, # only with a run folder: 'cpu' or 'cuda'; None: the best available
 )->Path: # of the file
-    "Write a self-contained HTML report of a run."
+    "Write a self-contained HTML report of a run"
     _check_split(split)
     run, learn = _load(run, source, device)
     path = run.folder / 'report.html' if path is None else Path(path)

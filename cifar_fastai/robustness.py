@@ -153,7 +153,7 @@ def corrupt(
     level:int, # 1 (mild) to 5 (strong)
     seed:int=0, # random seed of the noise and of the direction of a shift
 )->Tensor|np.ndarray: # same type, shape and dtype as `images`
-    "Apply a corruption to images; the same image and seed always give the same result."
+    "Apply a corruption to images; the same image and seed always give the same result"
     corruption = _corruptions[name]
     strength = corruption.strengths[_check_level(level) - 1]
     seed = whole_seed(seed)
@@ -204,7 +204,7 @@ def show_corruptions(
     seed:int=0, # random seed, as in `corrupt`
     axes:Sequence|None=None, # one per corruption for the clean image and one per level; a new figure if None
 )->np.ndarray: # (corruptions, levels + 1) axes
-    "Plot examples of the corruptions at each level."
+    "Plot examples of the corruptions at each level"
     names = _names(corruptions)
     levels = _levels(levels)
     given = _as_tensor(images)
@@ -263,7 +263,7 @@ def robustness(
     seed:int=0, # random seed of the sample and of the corruptions
     bs:int|None=None, # batch size; None: that of the split's `DataLoader`
 )->pd.DataFrame: # columns corruption, level (0: clean), n, accuracy, low, high (95% confidence interval), change (from clean)
-    "Evaluate a model on the same images, clean and corrupted, with one pass for each corruption and level."
+    "Evaluate a model on the same images, clean and corrupted, with one pass for each corruption and level"
     jobs = [('clean', 0), *product(_names(corruptions), _levels(levels))]
     rows = []
     with no_random():
@@ -318,7 +318,7 @@ def plot_robustness(
     table:pd.DataFrame, # as `robustness` gives it
     ax:Axes|None=None, # drawn into; a new figure if None
 )->Axes:
-    "Plot accuracy against the severity level of each corruption, with 95% confidence intervals."
+    "Plot accuracy against the severity level of each corruption, with 95% confidence intervals"
     _check_table(table)
     if ax is None: ax = plt.subplots(figsize=(7, 4.2), layout='constrained')[1]
     clean = table[table.level == 0]
@@ -353,7 +353,7 @@ def evaluate_corruptions(
     num_workers:int|None=None, # as in `load_run_for`
     device:str|None=None, # as in `load_run_for`
 )->pd.DataFrame: # as `robustness` gives it, without `change`
-    "Evaluate a run on published corrupted images, with one pass for each corruption and severity."
+    "Evaluate a run on published corrupted images, with one pass for each corruption and severity"
     levels = _levels(levels)
     folder = Path(folder)
     data = Run.open(run_dir).info.get('data', {})

@@ -39,7 +39,7 @@ def _axes(columns):
 
 # %% ../nbs/06_summaries.ipynb #a7e026dc
 def read_or_empty(
-    run:Run,
+    run:Run, # whose files may be damaged
     what:str, # a property: 'info', 'metrics'
 )->dict:
     "Read a property of a run; empty if its file is missing or damaged"
@@ -53,7 +53,7 @@ def _recipe_of(run): # -> Recipe; None if its file is missing or damaged
 
 # %% ../nbs/06_summaries.ipynb #665ac8c4
 def run_row(
-    run:Run,
+    run:Run, # whose files may be damaged
     recipe:Recipe|None, # of the run; None: it cannot be read
     axes:list[str], # settings that get a column
     **more, # replaces what the folder says

@@ -26,14 +26,14 @@ cifar10_classes = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog
 
 # %% ../nbs/01_synthetic.ipynb #e059ae25
 class _Chance:
-    "Make random choices, all of them from one generator."
+    "Make random choices, all of them from one generator"
     def __init__(self, rng): self.rng = rng
 
     def between(self, low, high): return low + (high - low) * self.rng.random()
     def chance(self, p): return self.rng.random() < p
     def pick(self, options): return options[int(self.rng.random() * len(options))]
     def color(self, options, spread=20):
-        "Pick one of `options` and vary its brightness, and a little its hue."
+        "Pick one of `options` and vary its brightness, and a little its hue"
         shift = self.between(-spread, spread)
         channels = [int(v + shift + self.between(-6, 6)) for v in self.pick(options)]
         return tuple(min(255, max(0, v)) for v in channels)
@@ -43,7 +43,7 @@ _oversample = 3
 _circle = np.exp(2j * np.pi * np.arange(16) / 16)
 
 class _Pen(_Chance):
-    "Draw shapes given in an object's own frame: x to the front, y down, about -1 to 1."
+    "Draw shapes given in an object's own frame: x to the front, y down, about -1 to 1"
     def __init__(self, rng, size):
         super().__init__(rng)
         self.n = size * _oversample
@@ -52,13 +52,13 @@ class _Pen(_Chance):
         self.place(0, 0, 1)
 
     def place(self, x, y, scale, tilt=0., flip=False):
-        "Put the frame's origin at (`x`, `y`), as fractions of the image; `tilt` is in radians."
+        "Put the frame's origin at (`x`, `y`), as fractions of the image; `tilt` is in radians"
         self.origin = complex(x, y) * self.n
         self.turn = cmath.rect(scale * self.n, tilt)
         self.flip = flip
 
     def place_within(self, x, y, scale, tilt):
-        "Put the frame somewhere within these ranges; it looks left as often as right."
+        "Put the frame somewhere within these ranges; it looks left as often as right"
         self.place(self.between(*x), self.between(*y), self.between(*scale), self.between(*tilt), self.chance(.5))
 
     def pixels(self, points):
@@ -70,14 +70,14 @@ class _Pen(_Chance):
     def polygon(self, color, *points): self.draw.polygon(self.pixels(points), fill=color)
 
     def blob(self, color, center, rx, ry=None, tilt=0.):
-        "Fill an ellipse of radii `rx` and `ry`."
+        "Fill an ellipse of radii `rx` and `ry`"
         turn = cmath.rect(.5, tilt)
         ry = ry or rx
         ring = turn * (rx + ry) * _circle + turn * (rx - ry) * _circle.conj()
         self.draw.polygon(self.pixels(center + ring), fill=color)
 
     def solid(self, color, center, rx, ry, tilt=0.):
-        "Fill an ellipse that is lit from above."
+        "Fill an ellipse that is lit from above"
         self.blob(_shade(color, .78), center, rx, ry, tilt)
         self.blob(color, center - .18j * ry, .92 * rx, .8 * ry, tilt)
 
@@ -202,7 +202,7 @@ def _gradient(pen, above, below, y0, y1):
 
 # %% ../nbs/01_synthetic.ipynb #1c5c60f5
 def _paint_place(pen, name):
-    "Fill the image and return the height of the horizon."
+    "Fill the image and return the height of the horizon"
     above, below, far, near, horizons, details = _places[name]
     horizon = pen.between(*horizons)
     _gradient(pen, above, below, 0, horizon)
@@ -509,7 +509,7 @@ def draw_image(
     rng:np.random.Generator, # decides everything else: place, colors, pose, light, noise
     size:int=32, # pixels a side, at least 1
 )->Image.Image: # RGB, `size` x `size`
-    "Draw one image of the class `label`."
+    "Draw one image of the class `label`"
     drawing = _drawing(label)
     _check_whole('size', size, 1)
     if not isinstance(rng, np.random.Generator):
@@ -545,7 +545,7 @@ def _read_record(folder):
 
 # %% ../nbs/01_synthetic.ipynb #148044ea
 def _missing(folder, made):
-    "The first class folder with missing images, if there is one."
+    "The first class folder with missing images, if there is one"
     for split in _splits:
         for label in cifar10_classes:
             n = len(list((folder / split / label).glob('*.png')))
@@ -554,7 +554,7 @@ def _missing(folder, made):
 
 # %% ../nbs/01_synthetic.ipynb #5a0f188e
 def _holds(folder, wanted):
-    "Is the set `wanted` at `folder`? No, if there is nothing; an error, if there is something else."
+    "Is the set `wanted` at `folder`? No, if there is nothing; an error, if there is something else"
     if not folder.exists(): return False
     if folder.is_dir() and not any(folder.iterdir()): return False
     made = _read_record(folder)
@@ -572,7 +572,7 @@ def make_synthetic(
     seed:int=0, # a different seed gives different images; at least 0
     size:int=32, # pixels a side, at least 1
 )->Path: # `path`, with train/<class>/NNNN.png and test/<class>/NNNN.png
-    "Create the practice set at `path`, unless it exists already."
+    "Create the practice set at `path`, unless it exists already"
     path = Path(os.path.expanduser(path))
     wanted = dict(n_train=n_train, n_test=n_test, seed=seed, size=size)
     for name, value in wanted.items(): _check_whole(name, value, 0 if name == 'seed' else 1)

@@ -594,7 +594,7 @@ def _fit_stages(learn, checkpoints):
 @dataclass(frozen=True)
 class LRSearch:
     "How the loss of a recipe changes while the learning rate grows"
-    recipe:Recipe
+    recipe:Recipe # whose first stage was searched
     lrs:tuple[float, ...] # the learning rate of each batch
     losses:tuple[float, ...] # nats, smoothed by fastai; only finite ones
     suggestions:dict[str, float] # learning rates, by the names of fastai's methods: `valley`, `slide`, `minimum` and `steep`

@@ -269,7 +269,7 @@ def differences(
     return ', '.join([*changes[:5], *['...']*(len(changes) > 5)])
 
 def check_same(
-    run:Run,
+    run:Run, # that has begun
     recipe:Recipe, # that it should have
     **facts, # its seed, and what run.json says of its data: limit, variant, fingerprint
 )->None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from fastcore.xtras import is_namedtuple
 
 width = 78  # characters of code that a page has room for
-_re_value = re.compile(r"(?<![\w`'])('[\w./*-]*')(?![\w`'])")  # 'train', in a comment: a value, and no word in quotes
+_re_value = re.compile(r"(?<![\w`'])('(?:[^\s'`]+(?: [^\s'`]+){0,3})?')(?![\w`'])")  # 'train', in a comment: a value, and no word in quotes
 
 def definition(obj):
     "Lines of its source, and the number of the first"

@@ -124,6 +124,30 @@ def test_every_page_in_a_browser(tab, pages, address, width):
     assert [o for o in requests if not o.startswith((address, 'data:'))] == [], 'asked somebody else'
 
 
+def test_tables_look_alike(site, pages):
+    tables = [(name, attrs) for name in pages if name != 'genindex.html' for attrs in re.findall(r'<table([^>]*)>', (site / name).read_text(encoding='utf-8'))]
+    assert len(tables) > 100 and [o for o in tables if not re.search(r'class="(?:[^"]* )?(?:api|table|dataframe)[ "]', o[1])] == []
+    models = (site / 'models.html').read_text(encoding='utf-8')
+    assert re.search(r'<table class="dataframe[^>]*>(?:(?!</table>).)*ladder_7', models, re.S), 'one that pandas styled'
+
+
+def test_names_and_ranges_in_tables(site):
+    text = (site / 'benchmarks.html').read_text(encoding='utf-8')
+    assert '>small_cnn_<wbr>one_cycle<' in text and '>small_cnn<' in text, 'long names break once, short ones never'
+    ranges = re.findall(r'<td>[\d.]+%?(.)to(.)[\d.]+%</td>', text)
+    assert ranges and {o for pair in ranges for o in pair} == {'\N{NARROW NO-BREAK SPACE}'}
+
+
+def test_a_phone_shows_letters_and_signatures(tab, address):
+    page, _, errors = tab(390)
+    page.goto(address + 'tuning.html')
+    assert page.query_selector('.tag_wide img').bounding_box()['width'] > 500, 'four charts beside each other'
+    signatures = page.query_selector_all('.source-link + div pre')
+    assert len(signatures) > 5 and not any(o.evaluate('o => o.scrollWidth > o.clientWidth') for o in signatures)
+    lines = '[...document.querySelectorAll("p .pre")].filter(o => o.textContent.length < 33 && o.getClientRects().length > 1).map(o => o.textContent)'
+    assert page.evaluate(lines) == [] and errors == [], 'code is not broken after a hyphen'
+
+
 def test_dark_is_dark(tab, address):
     page, _, errors = tab(1280, 'dark')
     page.goto(address)

@@ -5,6 +5,7 @@ document.addEventListener('click', event => {
 });
 document.addEventListener('DOMContentLoaded', () => {
   document.querySelectorAll('.bd-sidebar-secondary .pre').forEach(o => { o.innerHTML = o.innerHTML.replaceAll('_', '_<wbr>'); }); // long names break there
+  document.querySelectorAll(':is(p, li, td) .pre').forEach(o => o.classList.toggle('short', o.textContent.length < 33)); // a line of a phone holds it
   for (const [drawer, button] of [['pst-primary-sidebar-modal', '.primary-toggle'], ['pst-secondary-sidebar-modal', '.secondary-toggle']]) {
     document.getElementById(drawer)?.addEventListener('close', () => document.querySelector(button)?.focus({ preventScroll: true }));
   }
