@@ -615,7 +615,7 @@ def test_nothing_is_set_once_torch_is_loaded(monkeypatch):
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere it is another OpenMP')
 def test_openmp_hears_of_it_before_it_is_loaded():
     env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | dict(OMP_DISPLAY_ENV='true')
-    said = subprocess.run([*program, 'models', 'ladder_0'], env=env, capture_output=True, text=True).stderr
+    said = subprocess.run([*program, 'models', 'resnet18'], env=env, capture_output=True, text=True).stderr
     assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", said)) == {'PASSIVE'}
 
 def test_no_color(monkeypatch):
