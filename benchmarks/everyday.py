@@ -1,8 +1,9 @@
-"""How long do everyday tasks take, from a new process to the result? `python benchmarks/everyday.py`
+"""How long do everyday tasks take, from a new process to the result? `python benchmarks/everyday.py ARCHIVE`
 
 Each task twice, in a new process and in turns: with this package, and as people write it with fastai alone: import, list networks, the first
 batch with an empty and with a warm cache, the first step of a training, classify five images, evaluate a network on the test images. The
-network of both is a `tiny_cnn`, which the script trains first. Rows go to benchmarks/results/everyday.csv: medians of wall and CPU time."""
+last two have the same `tiny_cnn`, which the script trains first; the first step is of `small_cnn`, and with fastai alone of its `xresnet18`.
+Rows go to benchmarks/results/everyday.csv: medians of wall and CPU time."""
 import argparse
 import os
 import shutil
