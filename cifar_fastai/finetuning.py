@@ -20,7 +20,6 @@ from fastai.callback.training import bn_types
 from fastai.layers import AdaptiveConcatPool2d, Flatten, apply_init
 from fastai.learner import Learner
 from fastai.vision.core import imagenet_stats
-from fastai.vision.learner import create_head
 from torch import nn, Tensor
 from torchvision.ops import Permute
 
@@ -102,6 +101,7 @@ def add_new_head(
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
 )->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
     "Add a new head to a body, initialized as in fastai"
+    from fastai.vision.learner import create_head # which imports timm
     if in_channels is None: in_channels = _in_channels(body)
     n_features = _n_features(body, in_channels)
     options = {k: list(v) if isinstance(v, tuple) else v for k,v in head.items()} # fastai adds lists to `lin_ftrs`

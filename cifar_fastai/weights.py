@@ -23,11 +23,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlparse
 
-import timm
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
-from timm.models import get_deprecated_models, get_pretrained_cfg
 from torch import nn, Tensor
 from torch.hub import HASH_REGEX, get_dir
 from torchvision import models as torchvision_models
@@ -45,6 +43,7 @@ from .downloads import download_file
 @cache
 def _backbones():
     "Every network of torchvision and timm: its name and what builds it"
+    import timm
     known = Registry('network', 'list_backbones()')
     for n in torchvision_models.list_models(module=torchvision_models):
         known.add(n, partial(get_model, n, weights=None))
@@ -54,6 +53,7 @@ def _backbones():
 # %% ../nbs/03_weights.ipynb #f6a1d671
 def _timm_words(name):
     "Network and tag of a name as timm and the Hub write it: 'timm/resnet50' and 'a1_in1k'; the tag may be empty"
+    from timm.models import get_deprecated_models
     for prefix in ('hf_hub:', 'hf-hub:', 'timm/'): name = name.removeprefix(prefix)
     renamed = get_deprecated_models().get(name)
     arch,_,tag = (renamed or name).partition('.')
@@ -353,8 +353,9 @@ def _timm_file(cfg, what):
 # %% ../nbs/03_weights.ipynb #f68da202
 def _timm_weights(name, tag=''):
     "Published weights of a timm network"
+    import timm
     arch = name.removeprefix('timm/')
-    cfg = get_pretrained_cfg(f'{arch}.{tag}' if tag else arch)
+    cfg = timm.models.get_pretrained_cfg(f'{arch}.{tag}' if tag else arch)
     what = f'timm/{arch}, weights {cfg.tag!r}'
     path = _timm_file(cfg, what)
     try:
@@ -404,6 +405,7 @@ def list_weights(
     if name not in _backbones() and name in list_models(): return []
     _builder(name)
     if name.startswith('timm/'):
+        import timm
         tagged = timm.list_models(name.removeprefix('timm/'), pretrained=True, include_tags=True)
         words = [n.partition('.')[2] for n in tagged]
     else: words = list(get_model_weights(name).__members__)
