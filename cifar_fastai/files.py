@@ -154,8 +154,9 @@ def write_json(
     path:str|Path, # to write; its folder is created if needed
     data:dict, # JSON-serializable
 )->Path: # `path`
-    "Write an indented JSON file atomically, with a checksum of its content"
-    data = json.loads(json.dumps(data))  # as it will be read: with keys that are text
+    "Write an indented JSON file atomically, with a checksum of its content; raises `ValueError` for a number that is not finite"
+    try: data = json.loads(json.dumps(data, allow_nan=False))  # as it will be read: with keys that are text
+    except ValueError as e: raise ValueError(f'{path} was not written: {e}') from None
     data.pop('content_checksum', None)  # of a file that was read by other means
     return atomic_write(path, json.dumps(data | dict(content_checksum=_content_checksum(data)), indent=2) + '\n')
 

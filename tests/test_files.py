@@ -148,6 +148,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     path = write_json(tmp_path/'run.json', dict(name='Ä', n=1))
     assert read_json(path) == dict(name='Ä', n=1)
     with pytest.raises(TypeError): write_json(path, dict(n=object()))
+    with pytest.raises(ValueError, match='run.json was not written: Out of range float'): write_json(path, dict(loss=float('nan')))
     assert read_json(path) == dict(name='Ä', n=1)
     with pytest.raises(FileNotFoundError, match='run2.json does not exist'): read_json(tmp_path/'run2.json')
 
