@@ -34,8 +34,10 @@ from .terminal import (CommandError, counted, describe_error, duration, explain,
 
 # %% ../nbs/10_cli.ipynb #967b8ba7
 def _examples(*lines):
-    "The end of a command's help; `\\b` keeps the lines as they are"
-    return 'Examples:\n\n\b\n' + '\n'.join('  ' + line for line in lines)
+    "The end of a command's help, with each comment above its command, so that both fit 80 columns; `\\b` keeps the lines as they are"
+    pairs = [line.partition('#') for line in lines]
+    examples = [f'\n  #{comment}' * bool(comment) + f'\n  {command.rstrip()}' for command,_,comment in pairs]
+    return '\n\n'.join(['Examples:', *('\b' + example for example in examples)])
 
 app = typer.Typer(
     name='cifar-fastai', rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -322,8 +324,8 @@ def _print_backbones(names):
     'cifar-fastai recipes                             # which recipe is for what',
     "cifar-fastai recipes 'ladder_*'                  # all that match",
     'cifar-fastai recipes small_cnn                   # every choice in one',
-    'cifar-fastai recipes small_cnn --json > my.json  # edit the file, then',
-    'cifar-fastai recipes my.json                     # look at it',
+    'cifar-fastai recipes small_cnn --json > my.json  # in a file that you can edit',
+    'cifar-fastai recipes my.json                     # what is in that file',
     'cifar-fastai train --recipe my.json'))
 def recipes_command(
     name:Annotated[str|None, typer.Argument(
@@ -686,7 +688,7 @@ def _print_search(found, space, out, storage):
 # %% ../nbs/10_cli.ipynb #57d64448
 @app.command('tune', short_help='Search for better settings of a recipe.', epilog=_examples(
     "cifar-fastai tune --space 'lr=1e-3..1e-1 log'                      # 20 trials of small_cnn",
-    "cifar-fastai tune --space 'lr=1e-3..1e-1 log' --space optimizer=muon,adamw --trials 40",
+    "cifar-fastai tune --space 'lr=1e-3..1e-1 log' --space optimizer=muon,adamw # of two settings",
     'cifar-fastai tune --space lr=.02,.04 --space bs=64,128 --sampler grid # all combinations',
     'cifar-fastai train --recipe tune/best.json --seed 1                # the best, with another seed'))
 def tune_command(
@@ -819,6 +821,7 @@ def evaluate_command(
     _print_evaluation(result)
     _print_confusion(result)
     _keep_figures(result, run, _figures_name(result, learn))
+    if split is Split.test and data is None: print(f'\nTo share it: cifar-fastai push {shlex.quote(str(run))} --to USER/NAME')
 
 def _evaluate_corruptions(run, folder, split, tta, workers, device):
     "Print and keep the accuracies on a folder like CIFAR-10-C"
@@ -1039,9 +1042,9 @@ def predict_command(
 
 # %% ../nbs/10_cli.ipynb #cfc3eddc
 @app.command('push', short_help='Upload a run to the Hugging Face hub, with a model card.', epilog=_examples(
-    'cifar-fastai push runs/small_cnn-seed0 --to user/name --dir card    # look at card/README.md first',
-    'cifar-fastai push runs/small_cnn-seed0 --to user/name --license mit # log in before: hf auth login',
-    'cifar-fastai predict hf://user/name frog.png                        # then anyone can do this'))
+    'cifar-fastai push runs/small_cnn-seed0 --to user/name --dir card    # only write the files, to read card/README.md first',
+    'cifar-fastai push runs/small_cnn-seed0 --to user/name --license mit # log in before with `hf auth login`',
+    'cifar-fastai predict hf://user/name frog.png                        # what anyone can do then'))
 def push_command(
     run:_RunFolder,
     to:Annotated[str, typer.Option(metavar='USER/NAME', help='Name of the model on the hub; created if it does not exist.')],

@@ -28,6 +28,7 @@ from .evaluation import load_evaluation
 from .files import atomic_write
 from .inference import load_classifier, save_classifier
 from .metrics import wilson_interval
+from .models import is_builtin_model, list_models
 from .recipes import choices_in_effect
 from .runs import Run
 from .sources import hub_names
@@ -126,6 +127,10 @@ def _summary(run, results):
 # %% ../nbs/08_hub.ipynb #08a00018
 def _usage(repo_id, classifier, onnx):
     "How to use it, in a terminal and in Python"
+    model = classifier.info.recipe.model
+    is_own = model in list_models() and not is_builtin_model(model) # others are of torchvision and timm
+    command = '' if is_own else f'cifar-fastai predict hf://{repo_id} frog.png\n'
+    needed = f'# define the network {model!r} and pass it to register_model first: it is not part of cifar_fastai\n' if is_own else ''
     height,width = classifier.info.item_size
     gray = ' in gray' if classifier.info.channels == 1 else ''
     others = ''.join(f' [`{name}`]({name}) is the network for ONNX Runtime.' for name in onnx)
@@ -134,11 +139,10 @@ def _usage(repo_id, classifier, onnx):
 
 ```sh
 {install_command()}
-cifar-fastai predict hf://{repo_id} frog.png
-```
+{command}```
 
 ```python
-from cifar_fastai.inference import load_classifier
+{needed}from cifar_fastai.inference import load_classifier
 
 classifier = load_classifier('hf://{repo_id}')
 print(classifier.predict('frog.png'))

@@ -106,7 +106,7 @@ def test_help_lists_all_commands():
 def test_help_of_a_command_has_examples_that_parse(name):
     command = commands()[name]
     text = run(name, '--help')
-    assert text.code == 0 and 'Examples:' in text.out and max(map(len, text.out.splitlines())) <= 110
+    assert text.code == 0 and 'Examples:' in text.out and max(map(len, text.out.splitlines())) <= 80
     assert all(getattr(p, 'help', None) for p in command.params), 'an option or argument without help'
     assert len(examples(command)) >= 2
     for line in examples(command):

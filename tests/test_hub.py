@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import ModelCard
 
-from cifar_fastai import cli
+from cifar_fastai import cli, models
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.exporting import export_run
@@ -23,6 +23,7 @@ from cifar_fastai.files import read_json, write_json
 from cifar_fastai.hub import model_card, push_to_hub, save_for_hub
 from cifar_fastai.inference import load_classifier, save_classifier
 from cifar_fastai.metrics import wilson_interval
+from cifar_fastai.models import create_model
 from cifar_fastai.runs import Run
 from cifar_fastai.sources import test_files as files_to_test
 from cifar_fastai.training import create_learner, train
@@ -149,6 +150,16 @@ def test_initial_weights_and_callbacks(folder, weights, want):
     change(folder, recipe=dict(weights=weights), callbacks=['MixUp'], processes=2)
     text = model_card(folder, 'jane/cnn').text
     assert want in text and '| callbacks | `MixUp` |' in text and '| processes | 2 |' in text and '/mnt' not in text and 'C:' not in text
+
+
+def test_a_network_of_the_user_is_told(folder, monkeypatch):
+    def my_net(n_out, in_channels, image_size): return create_model('ladder_3', n_out, in_channels, image_size)
+    command = 'cifar-fastai predict hf://jane/cnn'
+    assert command in model_card(folder, 'jane/cnn').text
+    monkeypatch.setitem(models._models, "my_net", my_net)
+    change(folder, recipe=dict(model='my_net'))
+    card = model_card(folder, 'jane/cnn').text
+    assert "define the network 'my_net'" in card and command not in card
 
 
 @pytest.mark.parametrize('metrics', ['{"test": {"accuracy": "good"}}', '{"test": {"accuracy": 0.5, "n": "x"}}', '{"test": {"accuracy": 0.5, "per_class": [1]}}',
