@@ -594,11 +594,12 @@ def test_outliers_have_a_row_for_each_score_and_kind(practice, monkeypatch, tmp_
     left_out = ' '.join(outliers.shows_cifar10.values()).split()
     assert len(set(left_out)) == len(left_out) and set(outliers.shows_cifar10) == set(cifar10_classes) and all(re.fullmatch(r'n\d{8}', o) for o in left_out)
 
+@pytest.mark.slow
 def test_exported_files_and_many_pictures_have_rows(practice, monkeypatch, tmp_path):
     pytest.importorskip('onnxscript')
     learn = train(two_stages.change(stages=Stage(epochs=2, lr=1e-2)), source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu')
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
-    for _ in range(2): call(exports, monkeypatch, str(learn.run_dir), '--images', '8', '--turns', '1') # the second replaces the first
+    call(exports, monkeypatch, str(learn.run_dir), '--images', '8', '--turns', '1')
     found = rows(tmp_path/'exports.csv')
     assert [(r['program'], r['precision'], r['n']) for r in found] == [
         ('PyTorch', 'fp32', '8'), ('PyTorch', 'bf16', '8'), ('ONNX Runtime', 'fp32', '8'), ('ONNX Runtime', 'int8', '8')]

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom on the practice set, each in a process of its own.
+"""Every notebook runs from top to bottom on the practice set, each in a process of its own, and shows what is saved in it.
 
 A tutorial trains for minutes. Here it runs with fewer images and epochs, where that shows the same: `smaller` says what stands
 in the place of what. It runs as it is with `--whole` (`make tutorials`), and whenever you changed it. `make quick` runs the
@@ -16,24 +16,26 @@ from execnb.shell import CaptureShell
 from nbdev.test import nb_test_cells
 
 from cifar_fastai.sources import describe_data, find_data
-from test_project import Cell, functions, notebooks, read, root
+from test_project import Cell, functions, imports, notebooks, read, root
 
 # Code that sets how long a notebook takes, and what stands there here.
 from_memory = {'limit=2000, num_workers=0': 'limit=1000'}
 smaller = {
     '05_training': {'limit=500': 'limit=200', "'synthetic', 500)": "'synthetic', 200)", 'num_it=40': 'num_it=10'},
     '06_evaluation': {**from_memory, 'epochs=8': 'epochs=6'},
-    '07_interpretation': {**from_memory, 'epochs=10': 'epochs=4'},
+    '07_inference': {'limit=600': 'limit=100'},
+    '07_interpretation': {**from_memory, 'epochs=10': 'epochs=4', "'synthetic', limit=600": "'synthetic', limit=100"},
     '07_probing': from_memory,
     '07_robustness': from_memory,
+    '08_exporting': {'epochs=5': 'epochs=1', "train(recipe, source='synthetic'": "train(recipe, limit=200, source='synthetic'"},
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
     'guides/06_in_fastais_words': {'(.3, .1, seed': '(.05, .02, seed', 'num_it=50': 'num_it=10', 'fine_tune(3': 'fine_tune(1', 'limit=1500': 'limit=200'},
     'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
-    'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50'},
+    'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50', 'epochs=20': 'epochs=4'},
     'tutorials/04_transfer': {'valid=500': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=40': 'epochs=2', 'epochs=5': 'epochs=1', 'epochs=4)': 'epochs=1)',
                               '(4, ': '(1, ', 'image_size=96': 'image_size=64', 'seeds=3': 'seeds=2'},
     'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "/'after')": "/'after', limit=800)"},
-    'tutorials/06_the_ladder': {'limit=5000': 'limit=200', 'valid=2000': 'valid=100', 'epochs=6': 'epochs=3'},
+    'tutorials/06_the_ladder': {'limit=5000': 'limit=200', 'valid=2000': 'valid=100', 'epochs=6': 'epochs=3', 'seeds=3': 'seeds=2'},
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
     'tutorials/08_use_it': {'limit=20_000': 'limit=500', 'valid=2000': 'valid=200'},
 }
@@ -50,19 +52,64 @@ def changed_notebooks():
 changed = changed_notebooks()
 
 
-def execute(path, changes, log):
-    "Run the cells that nbdev-test would, with `changes` of their code; what fails is told in `log`."
-    os.environ['CIFAR_FASTAI_DATA'] = 'synthetic'
+# --- saved outputs
+
+# A cell with one of these words trains, reads a run folder, measures time, or shows the machine, so that it shows something else each time.
+not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|find_lr|lr-find|run_grid|tune|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]|\bruns/')
+
+
+def saved_text(outputs):
+    "What outputs show, as words, without the names of temporary folders and digests"
+    data = [o.get('text') or o.get('data', {}) for o in outputs if o.get('name') != 'stderr']
+    texts = [o.get('text/html') or o.get('text/markdown') or o.get('text/plain', '') if isinstance(o, dict) else o for o in data]
+    words = re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(''.join(o) for o in texts), flags=re.S)
+    return ' '.join(re.sub(r'\btmp\w{8}\b|(?<![.\w])[0-9a-f]{8,}\b', '...', words).split())
+
+
+def says_the_same(saved, new):
+    "Whether two texts differ in nothing but the last digit of decimal fractions, which depends on the processor"
+    pattern = r'(\d+\.\d+(?:e-?\d+)?)'
+    a, b = re.split(pattern, saved), re.split(pattern, new)
+    def close(x, y): return abs(float(x) - float(y)) <= max(1.5*10**-len(x.partition('.')[2]), 1e-4*abs(float(x)))
+    return a[::2] == b[::2] and all(map(close, a[1::2], b[1::2]))
+
+
+def names_made_and_used(cell):
+    "The variables, functions and classes that a cell makes, and the names that it uses"
+    nodes = list(ast.walk(cell.tree))
+    names = [o for o in nodes if isinstance(o, ast.Name)]
+    made = {o.id for o in names if isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, (*functions, ast.ClassDef))}
+    return made, {o.id for o in names if isinstance(o.ctx, ast.Load)}
+
+
+# --- running
+
+def execute(path, changes, log, data='synthetic', compared=True, all_cells=True):
+    """Run the cells that nbdev-test would, with `changes` of their code; without `all_cells` only those that show the same each time.
+    What fails is told in `log`, or else, if `compared`, which cells show something else than what is saved."""
+    os.environ['CIFAR_FASTAI_DATA'] = data
+    os.environ.pop('COLUMNS', None)  # the width of a table
     os.chdir(path.parent)
     sys.path.insert(0, str(root))
-    shell = CaptureShell(path)
+    shell, differ, stale = CaptureShell(path), set(), []  # names that are something else each time; texts
     for cell in nb_test_cells(path, ['cuda', 'network']):
         source = cell.source
         for old, new in changes.items(): source = source.replace(old, new)
-        shell.run(source)
+        parsed = Cell(source)
+        made, used = names_made_and_used(parsed)
+        only_imports = all(isinstance(o, imports) for o in parsed.tree.body)
+        differs = source != cell.source or used & differ or not (parsed.exported or only_imports) and not_again.search(re.sub(r'#.*', '', source))
+        differ = differ | made if differs else differ - made
+        if differs and not all_cells: continue
+        new = saved_text(shell.run(source))
         if shell.exc:
             log.write_text(f'{path.name} failed in the cell\n\n{source}\n\n{shell.prettytb()}', encoding='utf-8')
             sys.exit(1)
+        saved = saved_text(cell.outputs)
+        if compared and not differs and not says_the_same(saved, new):
+            stale.append(f'{path.name}, cell {cell.id}:\n{source}\n\nsaved: {saved[:2000]}\n\nnew:   {new[:2000]}')
+    log.write_text('\n\n'.join(stale), encoding='utf-8')
+    sys.exit(bool(stale))
 
 
 @pytest.fixture(scope='session')
@@ -76,9 +123,9 @@ def processes():
 @pytest.fixture
 def problem(processes, tmp_path):
     "What is wrong with a notebook: nothing, or a text."
-    def run(path, changes, target=execute):
+    def run(path, changes, **options):
         log = tmp_path / f'{path.stem}.log'
-        process = processes.Process(target=target, args=(path, changes, log))
+        process = processes.Process(target=execute, args=(path, changes, log), kwargs=options)
         process.start()
         process.join()
         if process.exitcode == 0: return ''
@@ -90,7 +137,8 @@ def problem(processes, tmp_path):
 def test_notebook_runs(name, problem, pytestconfig):
     whole = pytestconfig.getoption('--whole') or name in changed and not pytestconfig.getoption('markexpr')
     changes = {} if whole else smaller.get(name.removesuffix('.ipynb'), {})
-    assert problem(root / 'nbs' / name, changes) == ''
+    stale = problem(root / 'nbs' / name, changes, compared=not name.startswith('tutorials/'))  # which show other data
+    assert not stale, stale
 
 
 def notebook(path, *sources):
@@ -116,7 +164,7 @@ def test_the_tutorial_of_transfer_works_without_published_weights(problem):
     few = 'print(len(few.train_ds)'
     assert few in path.read_text()
     changes = {found: "raise ConnectionError('offline')", few: f'assert len(few.train_ds) == 48\n{few}'}  # drawings, though of a part of the set
-    assert problem(path, smaller['tutorials/04_transfer'] | changes) == ''
+    assert problem(path, smaller['tutorials/04_transfer'] | changes, compared=False) == ''
 
 
 @pytest.mark.parametrize('name', smaller)
@@ -174,58 +222,15 @@ def test_the_first_cells_print_no_warning():
     assert done.returncode == 0 and done.stderr == f'<string>:{len(code.splitlines())}: FutureWarning: of the user\n'
 
 
-# --- saved outputs
-
-# A cell with one of these words trains, reads a run folder, measures time, or shows the machine. A cell below it that needs what it makes fails, and is left out too.
-not_again = re.compile(r'\b(fit|fit_one_cycle|fine_tune|lr_find|find_lr|lr-find|run_grid|tune|backward|clock|seconds|versions|show_doc)\b|(?<![.\w])train[ (]|\bruns/')
-
-
-def saved_text(outputs):
-    "What outputs show, as words, without the names of temporary folders and digests"
-    data = [o.get('text') or o.get('data', {}) for o in outputs if o.get('name') != 'stderr']
-    texts = [o.get('text/html') or o.get('text/markdown') or o.get('text/plain', '') if isinstance(o, dict) else o for o in data]
-    words = re.sub(r'<style.*?</style>|<[^>]*>', ' ', '\n'.join(''.join(o) for o in texts), flags=re.S)
-    return ' '.join(re.sub(r'\btmp\w{8}\b|(?<![.\w])[0-9a-f]{8,}\b', '...', words).split())
-
-
-def says_the_same(saved, new):
-    "Whether two texts differ in nothing but the last digit of decimal fractions, which depends on the processor"
-    pattern = r'(\d+\.\d+(?:e-?\d+)?)'
-    a, b = re.split(pattern, saved), re.split(pattern, new)
-    def close(x, y): return abs(float(x) - float(y)) <= max(1.5*10**-len(x.partition('.')[2]), 1e-4*abs(float(x)))
-    return a[::2] == b[::2] and all(map(close, a[1::2], b[1::2]))
-
-
-def names_made(source):
-    "The variables, functions and classes that a cell makes"
-    nodes = list(ast.walk(Cell(source).tree))
-    return {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)} | {o.name for o in nodes if isinstance(o, (*functions, ast.ClassDef))}
-
-
-def compare_outputs(path, changes, log):
-    "Run what is cheap, and tell in `log` which cells show something else than what is saved."
-    if path.parent.name != 'tutorials': os.environ['CIFAR_FASTAI_DATA'] = 'synthetic'
-    os.environ.pop('COLUMNS', None)  # the width of a table
-    os.chdir(path.parent)
-    shell, stale = CaptureShell(path), []
-    for cell in nb_test_cells(path, ['cuda', 'network']):
-        left_out = not Cell(cell.source).exported and not_again.search(re.sub(r'#.*', '', cell.source))
-        new = [] if left_out else shell.run(cell.source)
-        if left_out or shell.exc:
-            for name in names_made(cell.source): shell.user_ns.pop(name, None)
-        elif not says_the_same(saved_text(cell.outputs), saved_text(new)):
-            stale.append(f'{path.name}, cell {cell.id}:\n{cell.source}\n\nsaved: {saved_text(cell.outputs)[:2000]}\n\nnew:   {saved_text(new)[:2000]}')
-    log.write_text('\n\n'.join(stale), encoding='utf-8')
-    sys.exit(bool(stale))
-
+# --- saved outputs of the tutorials, which show the data variant cifar10-jpeg
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [o.name for o in notebooks])
+@pytest.mark.parametrize('name', [o.name for o in notebooks if o.name.startswith('tutorials/')])
 def test_saved_outputs_are_in_step(name, problem):
-    "Execute a cell that is named here, and save its output; the tutorials show the data variant cifar10-jpeg"
-    real = os.environ.get('CIFAR_FASTAI_DATA') and describe_data(find_data()).variant
-    if name.startswith('tutorials/') and real != 'cifar10-jpeg': pytest.skip('CIFAR_FASTAI_DATA is not cifar10-jpeg')
-    stale = problem(root / 'nbs' / name, {}, compare_outputs)
+    "Execute a cell that is named here, and save its output"
+    data = os.environ.get('CIFAR_FASTAI_DATA')
+    if not data or describe_data(find_data()).variant != 'cifar10-jpeg': pytest.skip('CIFAR_FASTAI_DATA is not cifar10-jpeg')
+    stale = problem(root / 'nbs' / name, {}, data=data, all_cells=False)
     assert not stale, stale
 
 
@@ -233,10 +238,11 @@ def test_saved_outputs_are_in_step(name, problem):
 @pytest.mark.parametrize('cells, stale', [
     ([('print("2,051 bytes")', '2,051 bytes')], False), ([('print("2,051 bytes")', '2,034 bytes')], True), ([('print(.43751)', '0.43750')], False),
     ([('print("0.4375")', '0.4355')], True), ([('print("/tmp/tmp12ab34cd/a")', '/tmp/tmpzy98xw76/a')], False), ([('print(1)', '')], True),
-    ([('n = 1', ''), ('n = train (5)', ''), ('print(n)', '5')], False), ([('train = len', ''), ('n = 4', ''), ('print(n)', '5')], True)])
+    ([('train = abs', ''), ('n = 1', ''), ('n = train (5)', ''), ('print(n)', '6')], False),
+    ([('train = abs', ''), ('n = train (5)', ''), ('n = 4', ''), ('print(n)', '5')], True)])
 def test_stale_outputs_are_found(cells, stale, problem, tmp_path):
     path = notebook(tmp_path / 'a.ipynb', *(source for source, _ in cells))
     nb = json.loads(path.read_text())
     for cell, (_, text) in zip(nb['cells'], cells): cell['outputs'] = [dict(output_type='stream', name='stdout', text=[text])]
     path.write_text(json.dumps(nb))
-    assert (cells[-1][0] in problem(path, {}, compare_outputs)) == stale
+    for all_cells in True, False: assert (cells[-1][0] in problem(path, {}, all_cells=all_cells)) == stale

@@ -56,6 +56,8 @@ def begin(rank, n, port, folder, f, args): # in a process of its own
         torch.save(e, folder/f'{rank}.error')
         code = 1
     said.flush()
+    until = time.monotonic() + 2 # the first one holds what they meet at, which `torchrun` has in a process of its own
+    while rank == 0 and time.monotonic() < until and not all(any(folder.glob(f'{i}.[pe]*')) for i in range(n)): time.sleep(.02)
     os._exit(code)
 
 

@@ -247,10 +247,9 @@ def expect_all(counts, n): assert (counts['finished'], counts['names'], counts['
 
 @pytest.mark.slow
 @forks
-@pytest.mark.parametrize('trials, kills', [(6, 2), (40, 10)])
-def test_nothing_is_lost_or_done_twice_when_a_worker_is_killed(trials, kills):
-    counts = killing('--trials', trials, '--kills', kills)
-    expect_all(counts, trials)
+def test_nothing_is_lost_or_done_twice_when_a_worker_is_killed():
+    counts = killing('--trials', 40, '--kills', 10)
+    expect_all(counts, 40)
     assert counts['files'] == ['best.json', 'results.csv', 'study.db']
 
 @pytest.fixture(scope='module')
@@ -279,10 +278,9 @@ def free_port():
 
 @pytest.mark.slow
 @forks
-@pytest.mark.parametrize('trials, kills', [(6, 2), (40, 10)])
-def test_the_same_with_postgresql(postgres, trials, kills):
-    counts = killing('--trials', trials, '--kills', kills, '--storage', postgres, '--name', f'killed{trials}')
-    expect_all(counts, trials)
+def test_the_same_with_postgresql(postgres):
+    counts = killing('--trials', 12, '--kills', 4, '--storage', postgres, '--name', 'killed')
+    expect_all(counts, 12)
     assert counts['files'] == ['best.json', 'results.csv']
 
 @pytest.mark.slow
