@@ -156,7 +156,7 @@ def test_a_network_of_the_user_is_told(folder, monkeypatch):
     def my_net(n_out, in_channels, image_size): return create_model('ladder_3', n_out, in_channels, image_size)
     command = 'cifar-fastai predict hf://jane/cnn'
     assert command in model_card(folder, 'jane/cnn').text
-    monkeypatch.setitem(models._models, "my_net", my_net)
+    monkeypatch.setitem(models._models, 'my_net', my_net)
     change(folder, recipe=dict(model='my_net'))
     card = model_card(folder, 'jane/cnn').text
     assert "define the network 'my_net'" in card and command not in card
