@@ -35,9 +35,11 @@ from .terminal import (CommandError, counted, describe_error, duration, explain,
 # %% ../nbs/10_cli.ipynb #967b8ba7
 def _examples(*lines):
     "The end of a command's help, with each comment above its command, so that both fit 80 columns; `\\b` keeps the lines as they are"
-    pairs = [line.partition('#') for line in lines]
-    examples = [f'\n  #{comment}' * bool(comment) + f'\n  {command.rstrip()}' for command,_,comment in pairs]
-    return '\n\n'.join(['Examples:', *('\b' + example for example in examples)])
+    def example(line):
+        command,_,comment = line.partition('#')
+        above = f'  #{comment}\n' if comment else ''
+        return f'\b\n{above}  {command.rstrip()}'
+    return '\n\n'.join(['Examples:', *map(example, lines)])
 
 app = typer.Typer(
     name='cifar-fastai', rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -688,7 +690,7 @@ def _print_search(found, space, out, storage):
 # %% ../nbs/10_cli.ipynb #57d64448
 @app.command('tune', short_help='Search for better settings of a recipe.', epilog=_examples(
     "cifar-fastai tune --space 'lr=1e-3..1e-1 log'                      # 20 trials of small_cnn",
-    "cifar-fastai tune --space 'lr=1e-3..1e-1 log' --space optimizer=muon,adamw # of two settings",
+    "cifar-fastai tune --space 'lr=1e-3..1e-1 log' --space optimizer=muon,adamw # the optimizer too",
     'cifar-fastai tune --space lr=.02,.04 --space bs=64,128 --sampler grid # all combinations',
     'cifar-fastai train --recipe tune/best.json --seed 1                # the best, with another seed'))
 def tune_command(

@@ -852,6 +852,7 @@ def test_evaluate_agrees_with_metrics(split, folder):
     write_json(folder/'metrics.json', {**before, 'mine': 1})
     result,after = run('evaluate', folder, '--split', split, '--workers', 0),read(folder/'metrics.json')
     assert result.code == 0 and f'accuracy {after[split]["accuracy"]:.2%}' in result.out
+    assert (f'cifar-fastai push {folder} --to' in result.out) == (split == 'test')
     assert after['mine'] == 1 and after[split]['n'] == dict(test=50, valid=20, train=180)[split]
     for key in before.get(split, {}): assert isinstance(after[split][key], list) or after[split][key] == pytest.approx(before[split][key], abs=1e-6)
     for row in after[split]['per_class']: assert re.search(rf'^{row["class"]} +{row["n"]} +{row["precision"]:.3f} ', result.out, re.M)
