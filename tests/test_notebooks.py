@@ -30,14 +30,14 @@ smaller = {
     '08_exporting': {'epochs=5': 'epochs=1', "train(recipe, source='synthetic'": "train(recipe, limit=200, source='synthetic'"},
     '09_report': {**from_memory, "('short', 3), ('longer', 6)": "('short', 2), ('longer', 4)"},
     'guides/06_in_fastais_words': {'(.3, .1, seed': '(.05, .02, seed', 'num_it=50': 'num_it=10', 'fine_tune(3': 'fine_tune(1', 'limit=1500': 'limit=200'},
-    'tutorials/02_a_first_cnn': {'limit=10_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
-    'tutorials/03_augmentation': {'limit=1500': 'limit=64', 'valid=1000': 'valid=50', 'epochs=20': 'epochs=4'},
-    'tutorials/04_transfer': {'valid=500': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=40': 'epochs=2', 'epochs=5': 'epochs=1', 'epochs=4)': 'epochs=1)',
-                              '(4, ': '(1, ', 'image_size=96': 'image_size=64', 'seeds=3': 'seeds=2'},
+    'tutorials/02_a_first_cnn': {'limit=6_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
+    'tutorials/03_augmentation': {'limit=600': 'limit=64', 'valid=500': 'valid=50', 'epochs=20': 'epochs=4'},
+    'tutorials/04_transfer': {'valid=300': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=25': 'epochs=2', 'epochs=6': 'epochs=1', 'epochs=4)': 'epochs=1)',
+                              '(3, ': '(1, ', 'image_size=96': 'image_size=64', 'seeds=3': 'seeds=2'},
     'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "/'after')": "/'after', limit=800)"},
-    'tutorials/06_the_ladder': {'limit=5000': 'limit=200', 'valid=2000': 'valid=100', 'epochs=6': 'epochs=3', 'seeds=3': 'seeds=2'},
+    'tutorials/06_the_ladder': {'limit=2000': 'limit=200', 'valid=1000': 'valid=100', 'epochs=4': 'epochs=3', 'seeds=3': 'seeds=2'},
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
-    'tutorials/08_use_it': {'limit=20_000': 'limit=500', 'valid=2000': 'valid=200'},
+    'tutorials/08_use_it': {'limit=12_000': 'limit=500', 'valid=2000': 'valid=200'},
 }
 
 
