@@ -76,10 +76,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('pattern', nargs='?', default='*', help="of the notebooks' names (default: all)")
     parser.add_argument('--seeds', type=count, default=3, metavar='N', help='seeds 0 to N-1 of a notebook that trains with one (default: 3)')
-    parser.add_argument('--data', metavar='SOURCE', help='folder or archive; default: as `cifar-fastai train` finds it')
+    parser.add_argument('--data', metavar='SOURCE', help="folder, archive or 'synthetic'; default: as `cifar-fastai train` finds it")
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.data: os.environ['CIFAR_FASTAI_DATA'] = str(Path(args.data).resolve())
+    if args.data: os.environ['CIFAR_FASTAI_DATA'] = str(Path(args.data).resolve()) if Path(args.data).exists() else args.data
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if args.side:
         name,seed = args.side.split(':')

@@ -70,10 +70,11 @@ def lesson(page, nb, seconds):
 
 def course_page(cfg, tutorials):
     "Who the course is for, what it needs, and its tutorials: {notebook: (page, staged)}"
-    with open(cfg.config_path / 'benchmarks/results/tutorials.csv', newline='', encoding='utf-8') as f: measured = {r['tutorial']: r for r in csv.DictReader(f)}
-    seconds = {name: float(r['seconds']) for name, r in measured.items()}
+    with open(cfg.config_path / 'benchmarks/results/tutorials.csv', newline='', encoding='utf-8') as f:
+        measured = [r for r in csv.DictReader(f) if r['variant'] != 'synthetic']
+    seconds = {r['tutorial']: float(r['seconds']) for r in measured}
     lessons = [lesson(page, nb, seconds[Path(src).stem]) for src, (page, nb) in tutorials.items()]
-    gib = max(float(r['mib']) for r in measured.values())/1024
+    gib = max(float(r['mib']) for r in measured)/1024
     text = Template((cfg.config_path / 'docs/course.md').read_text(encoding='utf-8'))
     return text.substitute(tutorials='\n\n'.join(lessons), exercises=sum(o.count('**Exercise ') for _,nb in tutorials.values() for o in map(str, nb['cells'])),
                            minutes=f'{sum(seconds.values())/60:.0f}', memory=f'{gib:.0f}', git_url=cfg.git_url)

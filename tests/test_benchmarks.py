@@ -463,13 +463,13 @@ def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
         assert ('seeds=' in source) == (name in tutorials.grids)
 
 expected = { # what the tutorials tell you to expect of a single run
-    '02_a_first_cnn': {'one cycle': '52 to 57%'}, '03_augmentation': {'bare': '40 to 47%'},
-    '04_transfer': {'from scratch': '30 to 38% from scratch', 'frozen body': '55 to 66% with a frozen body', 'frozen, then fine-tuned': '60 to 70% after fine-tuning'},
+    '02_a_first_cnn': {'one cycle': '45 to 53%'}, '03_augmentation': {'bare': '31 to 38%'},
+    '04_transfer': {'from scratch': '26 to 37% from scratch', 'frozen body': '55 to 67% with a frozen body', 'frozen, then fine-tuned': '58 to 70% after fine-tuning'},
     '05_cats_and_dogs': {'as it is': '76 to 80%'},
-    '06_the_ladder': {'ladder_0': '51 to 56% for `ladder_0`', 'ladder_2': '54 to 60% for `ladder_2`', 'ladder_3': '57 to 63% for `ladder_3`', 'ladder_4': '52 to 57% for `ladder_4`'},
-    '08_use_it': {'two epochs': '72 to 78%'}}
+    '06_the_ladder': {'ladder_0': '38 to 48% for `ladder_0`', 'ladder_2': '40 to 49% for `ladder_2`', 'ladder_3': '46 to 52% for `ladder_3`', 'ladder_4': '40 to 48% for `ladder_4`'},
+    '08_use_it': {'two epochs': '62 to 74%'}}
 
-@pytest.mark.parametrize('row', [r for r in rows(side_by_side.results/'tutorial_accuracies.csv') if r['network'] in expected.get(r['tutorial'], {})],
+@pytest.mark.parametrize('row', [r for r in rows(side_by_side.results/'tutorial_accuracies.csv') if r['network'] in expected.get(r['tutorial'], {}) and r['variant'] != 'synthetic'],
                          ids=lambda r: f"{r['tutorial']}, {r['network']}")
 def test_what_to_expect_holds_for_every_row(row):
     said = expected[row['tutorial']][row['network']]
