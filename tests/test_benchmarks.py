@@ -465,7 +465,7 @@ def test_the_networks_of_the_tutorials_are_those_of_the_notebooks():
 expected = { # what the tutorials tell you to expect of a single run
     '02_a_first_cnn': {'one cycle': '45 to 53%'}, '03_augmentation': {'bare': '31 to 38%'},
     '04_transfer': {'from scratch': '26 to 37% from scratch', 'frozen body': '55 to 67% with a frozen body', 'frozen, then fine-tuned': '58 to 70% after fine-tuning'},
-    '05_cats_and_dogs': {'as it is': '76 to 80%'},
+    '05_cats_and_dogs': {'as it is': '66 to 76%'},
     '06_the_ladder': {'ladder_0': '38 to 48% for `ladder_0`', 'ladder_2': '40 to 49% for `ladder_2`', 'ladder_3': '46 to 52% for `ladder_3`', 'ladder_4': '40 to 48% for `ladder_4`'},
     '08_use_it': {'two epochs': '62 to 74%'}}
 
