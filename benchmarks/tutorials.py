@@ -79,7 +79,7 @@ def main():
     parser.add_argument('--data', metavar='SOURCE', help="folder, archive or 'synthetic'; default: as `cifar-fastai train` finds it")
     parser.add_argument('side', nargs='?', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.data: os.environ['CIFAR_FASTAI_DATA'] = str(Path(args.data).resolve()) if Path(args.data).exists() else args.data
+    if args.data: os.environ['CIFAR_FASTAI_DATA'] = args.data if args.data == 'synthetic' else str(Path(args.data).resolve())
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if args.side:
         name,seed = args.side.split(':')

@@ -441,10 +441,10 @@ def test_notebooks_are_timed_and_what_they_come_to_is_kept(monkeypatch, tmp_path
     for name,value in dict(notebooks=tmp_path, grids=dict(c='runs'), networks=dict(b=dict(net='acc')), in_turns=in_turns, matrix_gflops=partial(tutorials.matrix_gflops, n=256)).items():
         monkeypatch.setattr(tutorials, name, value)
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
-    monkeypatch.setenv('CIFAR_FASTAI_DATA', 'synthetic')
+    monkeypatch.setenv('CIFAR_FASTAI_DATA', 'nowhere')
     for name in 'tutorials','tutorial_accuracies': (tmp_path/f'{name}.csv').write_text('tutorial,network\ngone,net\n')
     for pattern in ('[abc]', 'a'):
-        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern, '--seeds', '3'])
+        monkeypatch.setattr(sys, 'argv', ['tutorials.py', pattern, '--seeds', '3', '--data', 'synthetic'])
         tutorials.main()
     found = rows(tmp_path/'tutorials.csv')
     assert [(r['tutorial'], r['variant']) for r in found] == [('b', 'synthetic'), ('c', 'synthetic'), ('a', 'synthetic')]
