@@ -2,7 +2,8 @@
 
 Each notebook runs from top to bottom in its own process, as with `nbdev-test`, without the cell that installs. Each gets a row in
 benchmarks/results/tutorials.csv: seconds, CPU seconds, and peak memory of the process. Machines with the same processor name differ, so the
-row also has the GFLOP/s of a large matrix product in 32-bit floats, measured right before. Each network that a notebook trains gets a row
+row also has the GFLOP/s of a large matrix product in 32-bit floats, measured right after (before, it would make what follows
+slower: OpenMP's threads then no longer wait for each other actively). Each network that a notebook trains gets a row
 in tutorial_accuracies.csv: mean, minimum and maximum validation accuracy over the seeds of the notebook's own `run_grid`, or over as many
 runs of a notebook without one. Rows of the same notebook, data and device are replaced, and those of notebooks that are gone are dropped."""
 import argparse
@@ -59,12 +60,11 @@ def accuracies(name, found):
 
 def measure(path, seed=0, device='cpu'):
     "Execute a notebook here"
-    gflops = matrix_gflops(device)
     start,cpu_start = time.perf_counter(),cpu_seconds()
     found = variables(path, seed)
     took = dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(cpu_seconds() - cpu_start, 1),
-                mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024), matrix_gflops=gflops)
-    return dict(took=took, accuracies=accuracies(path.stem, found))
+                mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
+    return dict(took=took | dict(matrix_gflops=matrix_gflops(device)), accuracies=accuracies(path.stem, found))
 
 def drop_rows_of_what_is_gone():
     for name in 'tutorials','tutorial_accuracies':

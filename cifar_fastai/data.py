@@ -300,16 +300,16 @@ _worth_keeping = 5000  # images
 
 def _state(files, root, *how):
     "Hash that changes when a file or the way of reading files changes"
-    digest = hashlib.sha256(repr((fingerprint(files), *how)).encode())
+    digest = hashlib.sha256(repr(how).encode())
     for f in files:
-        s = f.stat()  # st_ctime_ns tells a file that replaced another with the same size and date
+        s = os.stat(f)  # st_ctime_ns tells a file that replaced another with the same size and date
         digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}\n'))
     return digest.hexdigest()
 
 class ImageCaches(dict):
     "The caches of a data set's folders, by folder name; each is created on first use"
     def __init__(self,
-        path:Path, # the data set
+        info:DataInfo, # the data set
         image:type, # as in `ImageCache`
         size:tuple[int, int], # as in `ImageCache`
         numbers:Mapping[str, int], # as in `ImageCache`
@@ -317,7 +317,7 @@ class ImageCaches(dict):
         on_disk:bool=False, # they do not fit into memory, see `ItemCache`
     ):
         super().__init__()
-        self.path = path.absolute()
+        self.info,self.path = info,info.path.absolute()
         self.how = image,size,dict(numbers)
         self.whole,self.on_disk = whole,on_disk
 
@@ -331,8 +331,12 @@ class ImageCaches(dict):
         image, size, numbers = self.how
         place = hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]
         name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
-        state = _state(files, self.path, 'plain_image with bit depths', image.__name__, size, numbers)
+        state = _state(files, self.path, self._fingerprint(folder, files), 'plain_image with bit depths', image.__name__, size, numbers)
         return dict(file=cache_folder()/'decoded'/name, about=state, on_disk=self.on_disk)
+
+    def _fingerprint(self, folder, files):
+        alone = split_of_folder(folder) == 'train' and not self.info.valid_folder
+        return self.info.fingerprint if alone else fingerprint(files) # the same, and computed once
 
     def give(self,
         dataset, # fastai `Datasets` of image files
@@ -444,7 +448,7 @@ def cifar10_dataloaders(
     n = len(dls.train_ds)
     dls.train.drop_last = n >= bs and (drop_last or n % bs == 1)
     if in_memory:
-        caches = ImageCaches(info.path, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole, on_disk)
+        caches = ImageCaches(info, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole, on_disk)
         for d in (dls.train_ds, dls.valid_ds): caches.give(d)
     dls.data_info = info
     return dls
@@ -584,8 +588,7 @@ def loader_in_order(
 # %% ../nbs/03_data.ipynb #845f0b2f
 def _file_name(i, item, root):
     if not isinstance(item, (str, Path)): return f'#{i}'
-    path = Path(item).absolute()
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    return os.path.join(os.getcwd(), Path(item)).removeprefix(os.path.join(root, '')).replace(os.sep, '/')
 
 def file_names(
     dataset, # of a loader

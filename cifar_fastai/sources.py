@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from configparser import Error as ConfigError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import product
 from pathlib import Path, PurePath, PureWindowsPath
 
@@ -97,15 +97,21 @@ def split_folders(
     return {split: found[split] for split in ('train', 'valid', 'test') if split in found}
 
 # %% ../nbs/02_sources.ipynb #510cce46
+@lru_cache(2**12)  # many files are in the same folder
+def _parts(folders):
+    "Name of the split's folder, class, and the folders below, each with a slash"
+    for i in range(len(folders) - 2, -1, -1):
+        if split_of_folder(folders[i]): return folders[i], folders[i+1], ''.join(f'{name}/' for name in folders[i+2:])
+    return '', folders[-1] if folders else '', ''
+
 def split_path(
     file:str|PurePath, # `.../train/<class>/...` or `.../test/<class>/...`
 )->tuple[str, str, str]: # name of the split's folder, '' if there is none; the class; the path below the class folder
     "Split a file's path into its parts; without the folder of a split the class is the parent folder's name"
     if not isinstance(file, PurePath): file = PurePath(file)
-    parts = file.parts
-    for i in range(len(parts) - 3, -1, -1):
-        if split_of_folder(parts[i]): return parts[i], parts[i+1], '/'.join(parts[i+2:])
-    return '', parts[-2] if len(parts) > 1 else '', parts[-1]
+    *folders, name = file.parts
+    split, label, below = _parts(tuple(folders))
+    return split, label, below + name
 
 # %% ../nbs/02_sources.ipynb #379d24ed
 def class_of(

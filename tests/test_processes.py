@@ -430,22 +430,38 @@ def test_torchrun(practice, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('busy', ['learn.one_batch', 'Run.save_weights'])
-def test_a_dying_worker_ends_torchrun(practice, tmp_path, busy):
+@pytest.mark.parametrize('busy, status, said', [
+    ('after a batch', 'interrupted', 'Stopped. Saved in'), # it cannot know yet that the other one is gone
+    ('learn.one_batch', 'failed', 'Another process of this training ended'),
+    ('Run.save_weights', 'failed', 'Another process of this training ended')])
+def test_a_dying_worker_ends_torchrun(practice, tmp_path, busy, status, said):
     "In seconds, with one message and the command to go on, whatever the first process does when `torchrun` tells it to end"
     script = tmp_path/'script.py'
     script.write_text(f'''import os, signal, sys, time
+from pathlib import Path
 from fastai.callback.core import Callback
 from cifar_fastai import cli, training
 from cifar_fastai.runs import Run
 
 class Die(Callback):
+    order = 999_999 # after what the processes do together, and before `Checkpoints`
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter) == (1, 1) and {busy!r} == 'after a batch': self.meet()
     def before_batch(self):
         if not self.training or (self.epoch, self.iter) != (1, 2): return
-        if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)
-        if {busy!r} == 'learn.one_batch': wait()
-        else: Run.save_weights = lambda self, model: (wait(), save(self, model))
+        if {busy!r} == 'learn.one_batch': self.meet()
+        elif {busy!r} == 'Run.save_weights':
+            Run.save_weights = lambda self, model: (wait(), save(self, model))
+            self.meet(lambda: None)
+    def meet(self, then=lambda: wait()):
+        "The second process dies once the first one is here"
+        if os.environ['RANK'] == '0':
+            there.touch()
+            return then()
+        while not there.exists(): time.sleep(.01)
+        os.kill(os.getpid(), signal.SIGKILL)
 
+there = Path({str(tmp_path/'there')!r})
 def wait(): time.sleep(2) # `torchrun` looks ten times a second
 save = Run.save_weights
 before = training.create_learner
@@ -457,9 +473,9 @@ sys.exit(cli.main())
     out = subprocess.run(torchrun(2, script, 'train', '--recipe', recipe, '--data', practice, '--out', tmp_path/'run', '--device', 'cpu', '--checkpoint-minutes', '0'),
                          capture_output=True, text=True, timeout=200, env=os.environ | dict(OMP_NUM_THREADS='1'))
     assert out.returncode == 1
-    assert out.stderr.count('Another process of this training ended') == 1 and f'cifar-fastai train --resume {tmp_path}/run' in out.stderr
+    assert out.stderr.count(said) == 1 and f'cifar-fastai train --resume {tmp_path}/run' in out.stderr, out.stderr
     run = Run.open(tmp_path/'run')
-    assert run.status == 'failed' and run.info['error'].startswith('ProcessLostError') and run.checkpoints()
+    assert run.status == status and run.info['error'].startswith('ProcessLostError' if status == 'failed' else 'Terminated') and run.checkpoints()
 
 
 def in_fastais_context(practice):
