@@ -32,7 +32,7 @@ smaller = {
     'guides/06_in_fastais_words': {'(.3, .1, seed': '(.05, .02, seed', 'num_it=50': 'num_it=10', 'fine_tune(3': 'fine_tune(1', 'limit=1500': 'limit=200'},
     'tutorials/02_a_first_cnn': {'limit=6_000': 'limit=500', 'lr_find()': 'lr_find(num_it=20)'},
     'tutorials/03_augmentation': {'limit=600': 'limit=64', 'valid=500': 'valid=50', 'epochs=20': 'epochs=4'},
-    'tutorials/04_transfer': {'valid=300': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=25': 'epochs=2', 'epochs=6': 'epochs=1', 'epochs=4)': 'epochs=1)',
+    'tutorials/04_transfer': {'valid=200': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=25': 'epochs=2', 'epochs=6': 'epochs=1', 'epochs=4)': 'epochs=1)',
                               '(3, ': '(1, ', 'image_size=96': 'image_size=64', 'seeds=3': 'seeds=2'},
     'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "/'after')": "/'after', limit=800)"},
     'tutorials/06_the_ladder': {'limit=2000': 'limit=200', 'valid=1000': 'valid=100', 'epochs=4': 'epochs=3', 'seeds=3': 'seeds=2'},
