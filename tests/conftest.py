@@ -21,7 +21,8 @@ import pytest
 from cifar_fastai.synthetic import make_synthetic
 
 slow_fixtures = {'site', 'built', 'browser', 'trained', 'runs'}  # what takes seconds to make; tests that need one are slow without a mark of their own
-longest = ['test_site', 'test_notebooks', 'test_training', 'test_finetuning', 'test_callbacks', 'test_cli', 'test_benchmarks', 'test_report']
+longest = ['test_site', 'test_processes', 'test_notebooks', 'test_training', 'test_tuning', 'test_benchmarks', 'test_cli', 'test_exporting', 'test_finetuning',
+           'test_callbacks', 'test_report']
 unmarked_seconds = 5  # a test that takes longer and is not marked slow is named in the end
 
 

@@ -301,7 +301,7 @@ def test_the_bar_is_full_when_an_epoch_ends(recipe, practice, monkeypatch):
             super().__init__(*args)
             bars.append(self)
     monkeypatch.setattr(terminal, '_Bar', Bar)
-    assert train(recipe, practice, '--out', 'run').code == 0
+    assert train(recipe, practice, '--out', 'run', '--no-test').code == 0
     [task] = bars[0].progress.tasks
     assert task.completed == task.total > 0
 
@@ -780,7 +780,7 @@ def test_progress_in_a_terminal(recipe, practice, monkeypatch):
 def test_a_reader_that_has_gone_does_not_end_training(recipe, practice, monkeypatch):
     reader,writer = os.pipe()
     os.close(reader)
-    with open(writer, 'w', buffering=1, closefd=False) as gone, redirect_stdout(gone): cli.main(['train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0'])
+    with open(writer, 'w', buffering=1, closefd=False) as gone, redirect_stdout(gone): cli.main(['train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--workers', '0', '--no-report', '--no-test'])
     os.close(writer)
     assert len(pd.read_csv('run/history.csv')) == 2 and read('run/run.json')['status'] == 'finished'
 
@@ -933,14 +933,14 @@ def test_evaluate_images_that_cannot_be(folder, practice):
 @pytest.mark.slow
 def test_evaluate_the_training_images(folder, recipe):
     tiny_set(Path('d'), 20)
-    assert train(recipe, 'd', '--out', 'r').code == 0
+    assert train(recipe, 'd', '--out', 'r', '--no-test').code == 0
     result = run('evaluate', 'r', '--data', 'd/train', '--workers', 0)
     assert result.code == 0 and 'd/train holds the images that r was trained on' in result.err
 
 @pytest.mark.slow
 def test_data_that_moved(recipe):
     tiny_set(Path('d'), 20)
-    assert train(recipe, 'd', '--out', 'r').code == 0
+    assert train(recipe, 'd', '--out', 'r', '--no-test').code == 0
     Path('d').rename('e')
     fails(run('evaluate', 'r'), 'The data of r are gone', str(Path('d').absolute()), '--data')
     assert run('evaluate', 'r', '--data', 'e', '--workers', 0).code == 0

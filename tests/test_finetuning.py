@@ -121,14 +121,17 @@ def test_discriminative_rates(dls):
 
 parts = dict(conv='body.block1.0.0.weight', weight='body.block1.0.1.weight', mean='body.block1.0.1.running_mean', last='head.3.weight')
 
+@pytest.fixture(scope='module')
+def two_batches(practice): return cifar10_dataloaders(practice, bs=32, limit=64, num_workers=0, augment='none')
+
 @pytest.mark.parametrize('optimizer', ['sgd', 'muon', 'rmsprop', 'adam', 'adamw'])
 @pytest.mark.parametrize('name,bn,expected', [
     ('head', 'train', {'weight', 'mean', 'last'}), ('head', 'stats', {'mean', 'last'}), ('head', 'frozen', {'last'}), ('head', 'weights', {'weight', 'last'}),
     ('', 'train', {'conv', 'weight', 'mean', 'last'}), ('', 'stats', {'conv', 'mean', 'last'}), ('', 'frozen', {'conv', 'last'}), ('', 'weights', {'conv', 'weight', 'last'})])
 @pytest.mark.slow
-def test_what_batchnorm_does(dls, name, bn, expected, optimizer):
+def test_what_batchnorm_does(two_batches, name, bn, expected, optimizer):
     "After a stage in which everything trained, so that momentum and old gradients are there to do harm; weight decay, too"
-    learn = create_learner(small.change(optimizer=optimizer, wd=.1), dls)
+    learn = create_learner(small.change(optimizer=optimizer, wd=.1), two_batches)
     quietly(learn, fit_stage, learn, constant(lr=1e-2))
     before = weights(learn)
     quietly(learn, fit_stage, learn, constant(lr=1e-2, freeze_to=name, bn=bn))
@@ -378,7 +381,7 @@ def kind(name):
 def shortened(name, folder):
     "A recipe with one epoch in each stage; a large network at 64 pixels, its weights from a file"
     recipe = get_recipe(name).shorten(1)
-    changes = dict(bs=16, image_size=min(recipe.image_size, 64)) | (dict(valid=.1) if recipe.valid != 'test' else {})
+    changes = dict(bs=16, image_size=min(recipe.image_size, 64)) | (dict(valid=10) if recipe.valid != 'test' else {})
     if recipe.weights:
         save_file(create_backbone(recipe.model, 1000).state_dict(), folder/'weights.safetensors')
         changes['weights'] = str(folder/'weights.safetensors')

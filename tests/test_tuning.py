@@ -248,8 +248,8 @@ def expect_all(counts, n): assert (counts['finished'], counts['names'], counts['
 @pytest.mark.slow
 @forks
 def test_nothing_is_lost_or_done_twice_when_a_worker_is_killed():
-    counts = killing('--trials', 40, '--kills', 10)
-    expect_all(counts, 40)
+    counts = killing('--trials', 28, '--kills', 10)
+    expect_all(counts, 28)
     assert counts['files'] == ['best.json', 'results.csv', 'study.db']
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,5 @@
 """Search a small space with two workers, one of which is killed again and again, and count what is there in the end:
-`python tests/workers.py --trials 40 --kills 10 --storage postgresql+psycopg://postgres@localhost/postgres`"""
+`python tests/workers.py --trials 28 --kills 10 --storage postgresql+psycopg://postgres@localhost/postgres`"""
 import argparse
 import contextlib
 import json
@@ -50,7 +50,7 @@ def worker(args, tmp): # -> its process
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--trials', type=int, default=40, metavar='N')
+    parser.add_argument('--trials', type=int, default=28, metavar='N')
     parser.add_argument('--kills', type=int, default=10, metavar='N')
     parser.add_argument('--storage', metavar='URL', help='a database (default: a file)')
     parser.add_argument('--name', default='study', help='of the study in the database (default: study)')
@@ -58,6 +58,7 @@ def main():
     args = parser.parse_args()
     chance = random.Random(args.seed)
     optuna.samplers.TPESampler() # imports what each worker would have to import
+    optuna.storages.RDBStorage('sqlite://') # likewise
     with tempfile.TemporaryDirectory() as tmp:
         print(json.dumps(search(Path(tmp), args, chance)))
 
@@ -67,7 +68,7 @@ def search(tmp, args, chance): # -> counts
     for _ in range(args.kills):
         victim = worker(args, tmp)
         while not (tmp/f'began-{victim}').exists(): time.sleep(.01)
-        time.sleep(chance.uniform(0, 4))
+        time.sleep(chance.uniform(0, 2))
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
     codes = [os.waitpid(pid, 0)[1] for pid in (worker(args, tmp), steady)]
