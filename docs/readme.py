@@ -20,9 +20,9 @@ def options(source):
     return found, re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip()
 
 def notebooks(cfg):
-    "{page of the site: notebook}, the paths relative to the site and to the repository"
+    "{page of the site: notebook, or what says the same}, the paths relative to the site and to the repository"
     found = (Path(o).resolve().relative_to(cfg.nbs_path) for o in nbglob(cfg.nbs_path))
-    return {nbpath2html(o).as_posix(): f'{cfg.nbs_path.name}/{o.as_posix()}' for o in found}
+    return {nbpath2html(o).as_posix(): f'{cfg.nbs_path.name}/{o.as_posix()}' for o in found} | {'tutorials/index.html': f'{cfg.nbs_path.name}/benchmarks.ipynb'}
 
 def markdown(source, cfg):
     "Point links to notebooks, to pages of the site and to the repository at files of the repository"

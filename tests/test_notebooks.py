@@ -34,7 +34,7 @@ smaller = {
     'tutorials/03_augmentation': {'limit=600': 'limit=64', 'valid=500': 'valid=50', 'epochs=20': 'epochs=4'},
     'tutorials/04_transfer': {'valid=200': 'valid=50', 'epochs=20': 'epochs=2', 'epochs=25': 'epochs=2', 'epochs=6': 'epochs=1', 'epochs=4)': 'epochs=1)',
                               '(3, ': '(1, ', 'image_size=96': 'image_size=64', 'seeds=3': 'seeds=2'},
-    'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "/'after')": "/'after', limit=800)"},
+    'tutorials/05_cats_and_dogs': {"/'before')": "/'before', limit=800)", "Path(mkdtemp()))": 'Path(mkdtemp()), limit=800)'},
     'tutorials/06_the_ladder': {'limit=2000': 'limit=200', 'valid=1000': 'valid=100', 'epochs=4': 'epochs=3', 'seeds=3': 'seeds=2'},
     'tutorials/07_make_it_fast': {'bs=128': 'bs=16', 'limit=1000': 'limit=100', 'seconds=1.': 'seconds=.2'},
     'tutorials/08_use_it': {'limit=12_000': 'limit=500', 'valid=2000': 'valid=200'},
