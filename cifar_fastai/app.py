@@ -106,11 +106,21 @@ def _listed(vocab, most=12):
     return ', '.join(vocab[:most]) + (f' and {len(vocab) - most:,} more' if len(vocab) > most else '')
 
 # %% ../nbs/09_app.ipynb #a9900019
+def _told_apart(*shares): # -> a text for each
+    "Whole percentages, or with as many decimals as it takes for them to differ"
+    texts = [percent(p) for p in shares]
+    for decimals in range(1, 7):
+        if len(set(texts)) > 1: break
+        texts = [f'{p:.{decimals}%}' for p in shares]
+    return texts
+
 def _headline(network, answer): # -> two texts
-    label,p = answer.prediction.label,percent(answer.prediction.probability)
+    label = answer.prediction.label
     if answer.prediction.none_of_these:
         return 'None of these?', f'The picture is less like the training images than 95% of the validation images are. The closest class is {label}.'
-    if not answer.is_sure: return 'Not sure', f'Perhaps {label}, but {p} is less than the {percent(network.threshold)} that an answer needs.'
+    if not answer.is_sure:
+        p,needed = _told_apart(answer.prediction.probability, network.threshold)
+        return 'Not sure', f'Perhaps {label}, but {p} is less than the {needed} that an answer needs.'
     return label, ''
 
 def _notes(network, answer): # -> texts

@@ -255,7 +255,7 @@ def unpack_archive(
     folder:str|Path, # created if needed; must be empty
     quiet:bool=True, # no progress bar
 )->Path: # `folder`
-    "Unpack an archive; raises a `ValueError` and leaves nothing behind if it is damaged, unsafe or beyond the limits"
+    "Unpack an archive; raises a `ValueError` and leaves nothing behind if it is damaged, unsafe or beyond the limits, and a `FileExistsError` if there is something in `folder`"
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(errno.EEXIST, 'The folder is not empty (unpack the archive into a new one)', str(folder))

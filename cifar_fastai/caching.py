@@ -217,7 +217,7 @@ class ShuffleDL(TfmdDL):
         processes:int, # their number; it divides `bs`, else batches are smaller
         pad:bool=False, # see `shares`
     )->Iterator[None]:
-        "Within the block, batches are a process' shares of the batches, and `bs` is the size of a share"
+        "Within the block, batches are a process's shares of the batches, and `bs` is the size of a share"
         bs = self.bs
         self.divided,self.bs = (rank, processes, pad),max(1, bs//processes)
         try: yield

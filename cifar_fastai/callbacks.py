@@ -27,7 +27,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from .caching import ShuffleDL
+from .caching import Features, ShuffleDL
 from .data import device_of, random_tfms
 from .errors import NonFiniteLossError
 from .processes import combined, from_first, gathered, n_processes, process_rank, synchronized
@@ -157,7 +157,7 @@ class L2Penalty(Callback):
 
     def before_fit(self):
         self.params = [p for n,p in self.model.named_parameters() if p.ndim > 1 and fnmatchcase(n, self.pattern)]
-        if not self.params:
+        if not self.params and not isinstance(self.dls.train_ds, Features): # for which the body is not in the network
             raise ValueError(f'No weights match {self.pattern!r}, so there is nothing to apply the L2 penalty to. '
                              "Change the pattern (a recipe's l2_on), or turn off L2.")
 
@@ -193,7 +193,8 @@ def check_class_weights(
 class _WeightedCrossEntropy(nn.Module):
     def __init__(self, weight, label_smoothing=0., reduction='mean'):
         super().__init__()
-        self.weight,self.label_smoothing,self.reduction = weight,label_smoothing,reduction
+        self.weight,self.label_smoothing,self.by_number = weight,label_smoothing,reduction == 'batchmean'
+        self.reduction = 'mean' if self.by_number else reduction # MixUp and CutMix know no other mean
 
     def forward(self, pred, targ):
         "Of logits (N, C), and of labels (N,) or the classes' shares in them (N, C)"
@@ -203,7 +204,7 @@ class _WeightedCrossEntropy(nn.Module):
         weights = shares.sum(1)
         smoothed = torch.lerp(shares, weights[:, None]/n_classes, self.label_smoothing)
         losses = F.cross_entropy(pred, smoothed, reduction='none')
-        divisors = dict(mean=weights.sum().clamp(min=1e-12), batchmean=len(pred), sum=1)
+        divisors = dict(mean=len(pred) if self.by_number else weights.sum().clamp(min=1e-12), sum=1)
         return losses if self.reduction == 'none' else losses.sum()/divisors[self.reduction]
 
 class WeightedCrossEntropy(CrossEntropyLossFlat):
@@ -422,7 +423,7 @@ class HistoryWriter(Callback):
 
 # %% ../nbs/04_callbacks.ipynb #2bc19d97
 class SharedTraining(Callback):
-    "Compute a process' share of each batch, and average the gradients over all processes"
+    "Compute a process's share of each batch, and average the gradients over all processes"
     order = 11 # like fastai's `DistributedTrainer`: with loss and metrics as they are, before they are used
     engine = None
 
@@ -458,7 +459,7 @@ class SharedTraining(Callback):
 
     def _factor(self): # of a mean over the share, so that the mean over processes is that over the batch
         mine,n = self.dl.share_sizes(self.iter)
-        if isinstance(self.loss_func, WeightedCrossEntropy) and self.loss_func.func.reduction == 'mean':
+        if isinstance(self.loss_func, WeightedCrossEntropy) and self.loss_func.func.reduction == 'mean' and not self.loss_func.func.by_number:
             mine = self.loss_func.func.weight[self.y].sum()*(mine > 0)
             n = combined(mine)
         return n_processes()*mine/n

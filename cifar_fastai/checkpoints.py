@@ -129,9 +129,12 @@ def _set_attributes(o, kept, tensors, device, taken):
         elif kind in _by_state:
             of,_,set_state = _by_state[kind]
             if isinstance(old, of): set_state(old, unpack(content, tensors))
-        else: vars(o)[name] = _onto(old, unpack(packed, tensors, device), taken)
+        else: vars(o)[name] = _onto(old, unpack(packed, tensors, device), taken, _is_known(o))
 
-def _onto(old, new, taken): # -> what takes the place of `old`; `taken` is what was restored in place: identity -> content
+def _is_known(o): # not a callback of the user, in which a number may become anything
+    return type(o).__module__.partition('.')[0] in ('cifar_fastai', 'fastai')
+
+def _onto(old, new, taken, strict): # -> what takes the place of `old`; `taken` is what was restored in place: identity -> content
     "Put tensors and arrays into those that are there, and keep the types of collections"
     if isinstance(new, (Tensor, np.ndarray)):
         fits = isinstance(old, type(new)) and (old.shape, old.dtype) == (new.shape, new.dtype)
@@ -142,11 +145,11 @@ def _onto(old, new, taken): # -> what takes the place of `old`; `taken` is what 
         if not isinstance(old, MutableMapping): return new
         made = copy(old) # a `defaultdict`, for instance
         made.clear()
-        for k,v in new.items(): made[k] = _onto(old.get(k), v, taken)
+        for k,v in new.items(): made[k] = _onto(old.get(k), v, taken, strict)
         return made
     if isinstance(new, deque) and isinstance(old, deque): return deque(new, old.maxlen)
-    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old): return [_onto(o, n, taken) for o,n in zip(old, new)]
-    if isinstance(old, (int, float)) and not isinstance(new, (int, float, type(None))): raise TypeError(f'{new!r:.40} instead of a number')
+    if isinstance(new, list) and isinstance(old, list) and len(new) == len(old): return [_onto(o, n, taken, strict) for o,n in zip(old, new)]
+    if strict and isinstance(old, (int, float)) and not isinstance(new, (int, float, type(None))): raise TypeError(f'{new!r:.40} instead of a number')
     return new
 
 # %% ../nbs/04_checkpoints.ipynb #76423873
@@ -208,7 +211,8 @@ def _set_all(objects, kept, tensors, device, taken):
         found = next((k for k in waiting if k[0] == type(o).__name__), None)
         if found is None: continue # it is new
         waiting.remove(found)
-        _set_attributes(o, {name: v for name,v in found[1].items() if name not in _not_restored}, tensors, device, taken)
+        left = _not_restored | set(getattr(type(o), 'not_restored', ()))
+        _set_attributes(o, {name: v for name,v in found[1].items() if name not in left}, tensors, device, taken)
 
 # %% ../nbs/04_checkpoints.ipynb #bbec0ad8
 @contextmanager
@@ -232,6 +236,7 @@ class Checkpoints(Callback):
         found:tuple[dict, dict]|None=None, # the checkpoint to begin at, as `Run.read_checkpoint` returns it; None: at the beginning
     ):
         self.target,self.whole,self.minutes,self.share,self.found = run,model,minutes,share,found
+        self.choices = None if process_rank() else run.choices # what is trained, even if the file is changed meanwhile
         self.stage = 1 # counted from 1
         self.records = [] # of the stages before
         if found:
@@ -292,7 +297,7 @@ class Checkpoints(Callback):
         if process_rank(): return # the first process writes for all
         started = time.perf_counter()
         tensors = {}
-        place = dict(recipe=self.target.choices, stage=self.stage, epoch=self.epoch, batch=batch, epochs=self.history_writer.epochs,
+        place = dict(recipe=self.choices, stage=self.stage, epoch=self.epoch, batch=batch, epochs=self.history_writer.epochs,
                      seconds=self.target.seconds(), cpu_seconds=self.target.cpu_seconds())
         more = dict(records=self.records, orders_of_stage=self.orders_of_stage, at_epoch=self.at_epoch)
         state = place | {name: pack(value, tensors) for name,value in more.items()}

@@ -22,6 +22,7 @@ import warnings
 from contextlib import contextmanager
 from enum import Enum
 from fnmatch import filter as matching
+from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
@@ -586,12 +587,12 @@ def train_command(
     log:Annotated[str|None, typer.Option(
         metavar='NAMES', help='Log to csv, mlflow, tensorboard or wandb; several with commas between them. With --resume: default as before.')]=None,
     sync_bn:Annotated[bool, typer.Option(
-        '--sync-bn/--no-sync-bn', help="With several processes: take BatchNorm's statistics from the whole batch, or from each process' share of it.")]=True,
+        '--sync-bn/--no-sync-bn', help="With several processes: take BatchNorm's statistics from the whole batch, or from each process's share of it.")]=True,
 )->None:
     """Train a network with a recipe, and write a run folder.
 
     Ctrl-C, SIGTERM and SIGHUP wait for the end of the batch, and keep the history, the weights and a checkpoint.
-    Whatever ends a training, --resume goes on from its last checkpoint."""
+    Whatever cuts a training run short, --resume continues from its last checkpoint."""
     if resume is not None:
         given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,
                      image_size=image_size, valid=valid, limit=limit)
@@ -827,6 +828,8 @@ def evaluate_command(
 
 def _evaluate_corruptions(run, folder, split, tta, workers, device):
     "Print and keep the accuracies on a folder like CIFAR-10-C"
+    from cifar_fastai.files import file_digest
+    from cifar_fastai.formats import corruption_files
     from cifar_fastai.robustness import evaluate_corruptions
     from cifar_fastai.runs import Run
     if split is not Split.test or tta: raise CommandError(f'{folder} holds corrupted test images: leave out --split and --tta.', 2)
@@ -835,8 +838,11 @@ def _evaluate_corruptions(run, folder, split, tta, workers, device):
     accuracies['mean'] = accuracies.mean(1)
     rows = [[name, *row] for name,row in zip(accuracies.index, accuracies.values.tolist())]
     print_table(['corruption', *map(str, accuracies.columns)], [*rows, ['mean', *accuracies.mean().tolist()]], f'accuracy by severity, on {table.n[0]:,} images each')
-    Run(run).add_metrics(f'test on {folder.name}', dict(accuracy=table.accuracy.mean(), n=int(table.n.sum()),
-                                                        corruptions={name: row[:-1] for name,*row in rows}))
+    digests = [file_digest(f, first=2**20) for f in corruption_files(folder).values()]
+    fingerprint = sha256(''.join(digests).encode()).hexdigest()[:16]
+    name = _free_name(f'test on {folder.resolve().name}', Run(run), fingerprint)
+    Run(run).add_metrics(name, dict(accuracy=table.accuracy.mean(), n=int(table.n.sum()), fingerprint=fingerprint,
+                                    corruptions={name: row[:-1] for name,*row in rows}))
 
 def _figures_name(result, learn):
     "The split's name; figures from other data must not replace those of the run's"

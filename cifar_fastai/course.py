@@ -176,7 +176,7 @@ def tutorial_folder()->Path: # of the notebooks that came with the package
 
 # %% ../nbs/09_course.ipynb #6645e1f0
 def measured_runs()->pd.DataFrame: # a row a run: recipe, data, accuracies, seconds, hardware, versions
-    "The trainings that these pages speak of, as they were measured: benchmarks/results/training.csv"
+    "The training runs that these pages cite, as they were measured: benchmarks/results/training.csv"
     return pd.read_csv(_packaged('results/training.csv', 'benchmarks/results/training.csv'))
 
 # %% ../nbs/09_course.ipynb #ca5d5b4e

@@ -162,7 +162,7 @@ class LimitedSplitter:
     "Keep only some of the training images, the same fraction of each class, for quick experiments"
     def __init__(self,
         splitter:Callable, # any fastai splitter; its validation set does not change
-        limit:int, # training images to keep
+        limit:int, # training images to keep, at least one per class
         seed:int=0, # a different seed selects different images
     ): self.splitter,self.limit,self.seed = splitter,limit,seed
 
@@ -189,6 +189,7 @@ def channel_stats(
     if gray and len(mean) == 3: mean, std = ((float(np.dot(s, luma)),) for s in (mean, std))
     if {len(mean), len(std)} != {1 if gray else 3}:
         raise ValueError(f'stats={stats}: mean and std need {1 if gray else 3} numbers each.')
+    if min(std) <= 0: raise ValueError(f'stats={stats}: standard deviations must be above 0.')
     return mean, std
 
 # %% ../nbs/03_data.ipynb #8496acdb
@@ -238,7 +239,7 @@ def cifar10_datablock(
     stats:str|tuple|None='cifar10', # see `channel_stats`
     image_size:int|None=None, # side in pixels that batches are resized to; None: not resized
     gray:bool=False, # read images with one channel
-    limit:int|None=None, # keep only this many training images
+    limit:int|None=None, # keep only this many training images, at least one per class
     item_size:tuple[int, int]|None=None, # height and width every image is resized to when it is read; None: not resized
     root:Path|None=None, # the data set: a file elsewhere has the class that its folder is named after; None: see `class_of`
     classes:Sequence[str]|None=None, # of the training images; None: look at each of them
@@ -418,14 +419,14 @@ def cifar10_dataloaders(
     source:str|Path|Sequence[str|Path]|None=None, # 'cifar10', 'synthetic', a folder, an archive or several; None: see `find_data`
     bs:int=256, # batch size
     valid:float|int|str=0.1, # fraction or number held out if there is no `val/`; 'fold1of5'; 'test': see `FolderSplitter`
-    seed:int=0, # of the split; fastai's `set_seed` before this call seeds shuffling, and before a fit augmentation
+    seed:int=0, # of the split; to seed shuffling too, call fastai's `set_seed` before this function, and to seed augmentation, before a fit
     augment:str|list='flip_crop', # one of `list_augmentations()`, or fastai batch transforms
     stats:str|tuple|None='cifar10', # see `channel_stats`
     image_size:int|None=None, # side in pixels; None: the original size
     num_workers:int|None=None, # worker processes, if images are not cached in memory; None: see `default_workers`
     device:str|torch.device|None=None, # None: fastai's default
     gray:bool=False, # read images with one channel
-    limit:int|None=None, # keep only this many training images, the same fraction of each class
+    limit:int|None=None, # keep only this many training images, the same fraction of each class, at least one per class
     drop_last:bool=True, # leave out the last batch of an epoch if it is not full; one of a single image always, for BatchNorm
     in_memory:bool|None=None, # read each image once and cache it, on disk if memory is too small; None: only if `num_workers` is None and they need less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
@@ -508,6 +509,14 @@ class _ArrayItem: # no tuple, whose elements fastai would transform one by one
     arrays: ImageArrays
     i: int
 
+class _FolderIn(Transform):
+    "The name of the class folder, as a transform that can be pickled"
+    input_types = str,PurePath
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+    def encodes(self, file): return Path(file).relative_to(self.folder).parts[0]
+
 def _image_of(item): return Image.fromarray(item.arrays.pixels[item.i])
 def _label_of(item): return item.arrays.classes[item.arrays.labels[item.i]]
 def _array_items(arrays): return [_ArrayItem(arrays, i) for i in range(len(arrays))]
@@ -534,7 +543,7 @@ def labeled_dataloaders(
     else:
         info = describe_labeled(source, classes)
         folder = info.path/info.test_folder
-        getters = dict(get_items=image_files, get_y=lambda file: file.relative_to(folder).parts[0])
+        getters = dict(get_items=image_files, get_y=_FolderIn(folder))
     _check_images(info, image_size)
     categories = CategoryBlock(list(classes), sort=False)
     block = _datablock(categories, [], stats, image_size, gray, reading_size(info.size, image_size), **getters,

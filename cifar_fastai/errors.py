@@ -112,7 +112,7 @@ def plain_message(
 
 def one_line(
     text:str, # an error message
-)->str: # at most 1,000 letters that a file can hold
+)->str: # at most 1,000 characters, then ' ...'; those that UTF-8 cannot encode are escaped
     "Make one line of a message, for a table"
     line = plain_message(text)
     if len(line) > 1000: line = f'{line[:1000]} ...'

@@ -112,7 +112,7 @@ class Evaluation:
     tta:str='' # kind of test-time augmentation, one of `list_tta()`; empty: none
     temperature:float=1. # divisor of the logits, see `with_temperature`
     fingerprint:str='' # of the images, see `sources.fingerprint`; empty if they are not files
-    trained_on:bool|None=None # whether the model was trained on some of these images; None: if the split is `train`
+    trained_on:bool|None=None # whether the model was trained on some of these images; None: True for the split `train`, else False
     logsumexp:np.ndarray|None=None # (N,) float32, of the logits, see `ood_scores`; None in files of older versions
 
     def __post_init__(self):
@@ -684,7 +684,8 @@ def _is_of_other_data(learn):
     try: data = Run(learn.run_dir).info['data']
     except (OSError, ValueError, KeyError): return False
     both_cifar10 = data_info.variant.split('-')[0] == data['variant'].split('-')[0] == 'cifar10'
-    return not both_cifar10 and not data_info.matches(data)
+    elsewhere = Path(data['path']).resolve() != Path(learn.dls.path).resolve() # or it is the same folder, in which something was changed
+    return elsewhere and not both_cifar10 and not data_info.matches(data)
 
 def _trained_on(learn, dl, split):
     "Whether the model was trained on some of the images of a loader, as far as the learner shows"

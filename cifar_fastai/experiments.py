@@ -8,6 +8,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/experiments.html.md"""
 __all__ = ['run_grid', 'out_of_fold']
 
 # %% ../nbs/08_experiments.ipynb #b3e5db1d
+import os
 import re
 import time
 from dataclasses import fields, replace
@@ -186,7 +187,7 @@ def run_grid(
     recipes = _recipes(recipes)
     values = {name: _values(name, given) for name,given in axes.items()}
     combinations = _combinations(recipes, values, _seeds(seeds))
-    save_to = Path(save_to)
+    save_to = Path(os.path.expanduser(save_to))
     data = _prepare(save_to, combinations, source, limit, test)
     options = dict(source=data.path, num_workers=num_workers, device=device)
     def train_one(trial, folder, bar):

@@ -191,7 +191,9 @@ def export_run(
 )->Exported:
     "Export the trained network of a run to a file, and compare their answers; raises `ValueError` if a probability differs by 1e-4 or more, unless `int8`"
     _check_choices(format, preprocessing, int8)
-    file = Path(os.path.expanduser(file)) if file else Path(run_dir)/_file_name(format, preprocessing, int8)
+    if file and format == 'onnx' and Path(file).suffix != '.onnx':
+        raise ValueError(f'The name of an ONNX file must end in .onnx, got {Path(file).name!r}.')
+    file = Path(os.path.expanduser(file or Path(run_dir)/_file_name(format, preprocessing, int8)))
     learn = load_run(run_dir, source, num_workers=0, device='cpu')
     classifier = load_classifier(run_dir, 'cpu')
     pixels,labels = _validation_images(learn, n + _n_calibration*int8) # if there are so many, no image serves for both

@@ -6,7 +6,8 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/files.html.md"""
 
 # %% auto #0
 __all__ = ['remove_leftovers', 'is_part', 'atomic_file', 'atomic_write', 'copy_new', 'atomic_folder', 'write_json', 'parse_json',
-           'read_json', 'locked', 'DiskError', 'writing', 'make_once', 'file_digest', 'user_folder', 'cache_folder']
+           'read_json', 'locked', 'DiskError', 'writing', 'make_once', 'sweep_unfinished', 'file_digest', 'user_folder',
+           'cache_folder']
 
 # %% ../nbs/00_files.ipynb #a1832bd5
 import errno
@@ -122,16 +123,24 @@ def copy_new(
     folder.mkdir(parents=True, exist_ok=True)
     for n in count(1):
         target = folder/(file.name if n == 1 else f'{file.stem}-{n}{file.suffix}')
-        try: target.touch(exist_ok=False) # the name is ours now
-        except FileExistsError:
-            if target.is_file() and filecmp.cmp(file, target, shallow=False): return target
-            continue
-        try:
-            with atomic_file(target) as part: shutil.copy2(file, part)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
-        return target
+        if not os.path.lexists(target) and _copy_unless_there(file, target): return target
+        if target.is_file() and filecmp.cmp(file, target, shallow=False): return target
+
+def _copy_unless_there(file, target): # -> whether it was not
+    "Copy a file; the name is taken when the copy is complete"
+    with _part_of(target) as folder:
+        part = folder/target.name
+        part.touch()
+        mode = part.stat().st_mode # as the umask says; the original may be read-only
+        shutil.copy2(file, part)
+        part.chmod(mode)
+        with part.open('rb+') as f: os.fsync(f.fileno())
+        try: os.link(part, target)
+        except FileExistsError: return False
+        except OSError: # a file system without links
+            if os.path.lexists(target): return False
+            part.replace(target)
+    return True
 
 # %% ../nbs/00_files.ipynb #52277603
 @contextmanager
@@ -198,7 +207,7 @@ def parse_json(
                           parse_constant=_no_number)
     except RecursionError: raise ValueError(f'{name} is damaged: it is nested too deeply') from None
     except ValueError as e: raise ValueError(f'{name} is damaged: {e}') from None
-    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a {type(data).__name__}, expected a JSON object')
+    if not isinstance(data, dict): raise ValueError(f'{name} is damaged: it holds a value of type {type(data).__name__}, expected a JSON object')
     if _is_deep(data): raise ValueError(f'{name} is damaged: it is nested too deeply')
     return data
 
@@ -267,7 +276,9 @@ def make_once(
     work = unfinished/target.name
     def busy():
         if not quiet: print(f'Another process is preparing {target}: waiting for it.', file=sys.stderr, flush=True)
-    if os.path.isdir(target): return target
+    if os.path.isdir(target):
+        sweep_unfinished(target.parent)
+        return target
     with writing(target, 'CIFAR_FASTAI_HOME'):
         unfinished.mkdir(parents=True, exist_ok=True)
         with locked(unfinished/f'{target.name}.lock', busy):
@@ -276,16 +287,20 @@ def make_once(
             try:
                 if not target.is_dir(): _rename(make(Path(tempfile.mkdtemp(dir=work))), target)
             finally: shutil.rmtree(work, ignore_errors=True)
-        _sweep(unfinished)
+    sweep_unfinished(target.parent)
     return target
 
-def _sweep(unfinished):
+def sweep_unfinished(
+    folder:str|Path, # in which `make_once` makes folders
+)->None:
     "Remove the work folders of killed processes, and their locks: those that are free"
-    for name in {path.name.removesuffix('.lock') for path in unfinished.iterdir()}:
-        lock = unfinished/f'{name}.lock'
-        with suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
-            shutil.rmtree(unfinished/name, ignore_errors=True)
-            lock.unlink()
+    unfinished = Path(folder)/'.unfinished'
+    with suppress(OSError):
+        for name in {path.name.removesuffix('.lock') for path in unfinished.iterdir()}:
+            lock = unfinished/f'{name}.lock'
+            with suppress(OSError, Timeout), FileLock(lock).acquire(timeout=0):
+                shutil.rmtree(unfinished/name, ignore_errors=True)
+                lock.unlink()
 
 # %% ../nbs/00_files.ipynb #2c7e394f
 def file_digest(

@@ -99,7 +99,7 @@ def add_new_head(
     n_out:int, # classes
     in_channels:int|None=None, # of the images; None: those of the body's first convolution
     **head, # `lin_ftrs`, `ps`, `concat_pool`, `first_bn` of fastai's `create_head`
-)->nn.Module: # (N, C, H, W) -> (N, n_out) scores; its parts are `body` and `head`
+)->nn.Module: # (N, C, H, W) -> (N, n_out) logits; its parts are `body` and `head`
     "Add a new head to a body, initialized as in fastai"
     from fastai.vision.learner import create_head # which imports timm
     if in_channels is None: in_channels = _in_channels(body)
@@ -110,8 +110,6 @@ def add_new_head(
     return nn.Sequential(OrderedDict(body=body, head=head))
 
 # %% ../nbs/04_finetuning.ipynb #54f8ece7
-def _in(name, layer): return f'.{layer}.' in f'.{name}.'
-
 def _layer_names(model):
     "The top-level layers that have parameters; those of `body` instead of `body` itself"
     layers = []
@@ -126,11 +124,14 @@ def parameter_groups(
     starts:tuple=(), # names of layers at which a new group begins, in the network's order: ('layer3', 'head')
 )->list[list[nn.Parameter]]: # one more group than `starts`; all parameters, in the network's order
     "Split a network's parameters into groups"
+    paths = {name for name,_ in model.named_modules()}
+    def is_in(name, layer): # `head` is the network's own, if it has one, and not that of a part of its body
+        return f'{name}.'.startswith(f'{layer}.') if layer in paths else f'.{layer}.' in f'.{name}.'
     groups = [[]]
     waiting = list(starts)
     before = ''
     for name,p in model.named_parameters():
-        if waiting and _in(name, waiting[0]) and not _in(before, waiting[0]):
+        if waiting and is_in(name, waiting[0]) and not is_in(before, waiting[0]):
             groups.append([])
             waiting.pop(0)
         groups[-1].append(p)

@@ -88,7 +88,7 @@ def _read_batch(file, md5):
     content = check_batch(file, md5)
     try: found = _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
     except Exception as e: raise ValueError(f'{file} is damaged: {error_line(e)}') from e  # pickle raises all sorts
-    if not isinstance(found, dict): raise ValueError(f'{file} is damaged: it holds a {type(found).__name__}, not a dictionary.')
+    if not isinstance(found, dict): raise ValueError(f'{file} is damaged: it holds a value of type {type(found).__name__}, not a dictionary.')
     return found
 
 # %% ../nbs/01_formats.ipynb #c10c9488

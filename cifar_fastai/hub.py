@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from . import __version__
 from .errors import error_line, install_command, one_line
 from .evaluation import load_evaluation
-from .files import atomic_write
+from .files import atomic_folder, atomic_write
 from .inference import load_classifier, save_classifier
 from .metrics import wilson_interval
 from .models import is_builtin_model, list_models
@@ -64,10 +64,11 @@ def _result(name, figures, data):
     n = figures.get('n', data.get(f'n_{name}')) # `train` keeps no number
     interval = figures.get('accuracy_interval')
     if interval is None and n and name in _splits: interval = wilson_interval(round(accuracy*n), n)
-    is_other = rest.startswith('on ')
-    variant = figures.get('variant', rest.removeprefix('on ') if is_other else data['variant'])
-    images = f'{_splits[split]} images' + (f' {rest}' if is_other else f', averaged over views ({rest})' if rest else '')
-    return SimpleNamespace(name=name, split=_splits[split], images=images, is_plain=is_other or not rest, variant=variant,
+    views,on,other = f' {rest}'.partition(' on ') # the views of test-time augmentation, and other data
+    views = views.strip()
+    variant = figures.get('variant', other or data['variant'])
+    images = f'{_splits[split]} images{on}{other}' + (f', averaged over views ({views})' if views else '')
+    return SimpleNamespace(name=name, split=_splits[split], images=images, is_plain=not views, variant=variant,
                            n=n, accuracy=accuracy, interval=interval, figures=figures)
 
 def _results(run):
@@ -108,13 +109,14 @@ _variants = {'cifar10': 'CIFAR-10', 'cifar10-jpeg': 'CIFAR-10 as JPEG files', 'c
 
 def _percent(interval): return f'{interval[0]:.1%} to {interval[1]:.1%}'
 
-def _headline(r, info):
+def _headline(results, run):
     "The result in one sentence, and whether the test images were used"
+    r = results[0]
     n = f'the {r.n:,} {r.images}' if r.n else f'the {r.images}'
     interval = f' (95% interval {_percent(r.interval)})' if r.interval else ''
     text = f'**It classifies {r.accuracy:.2%} of {n} correctly**{interval}.'
-    if r.split == 'test': return text
-    return text + (' It was never evaluated on the test images.' if info['data'].get('n_test') else ' The data has no test images.')
+    if run.recipe.valid == 'test' or any(r.split == 'test' and ' on ' not in r.name for r in results): return text
+    return text + (' It was never evaluated on the test images.' if run.info['data'].get('n_test') else ' The data has no test images.')
 
 def _summary(run, results):
     info = run.info
@@ -122,7 +124,7 @@ def _summary(run, results):
     variant = info['data']['variant']
     about = f'An image classifier for {len(info["data"]["classes"])} classes ({classes}). It is the network `{run.recipe.model}`, trained with ' \
             f'[cifar_fastai](https://github.com/cifar-fastai/cifar_fastai) on {_variants.get(variant, _plain(variant))}.'
-    return f'{about}\n\n{_headline(results[0], info) if results else "It was not evaluated."}'
+    return f'{about}\n\n{_headline(results, run) if results else "It was not evaluated."}'
 
 # %% ../nbs/08_hub.ipynb #08a00018
 def _usage(repo_id, classifier, onnx):
@@ -154,7 +156,7 @@ The weights are safetensors and the rest is JSON, so that nothing in this reposi
 # %% ../nbs/08_hub.ipynb #08a00020
 def _caveats(run, r):
     "What to know about the first result"
-    yield f'This is one training, with seed {run.info["seed"]}. The interval covers the choice of images, not that of the seed.'
+    yield f'This is one training run, with seed {run.info["seed"]}. The interval covers the choice of images, not that of the seed.'
     if run.recipe.valid == 'test': yield 'The recipe uses the test images for validation, so this accuracy is too optimistic for new images.'
     elif r.name == 'valid': yield 'Validation images are held out from training, but settings are chosen by them, so this accuracy may be too optimistic for new images.'
 
@@ -186,7 +188,7 @@ def _facts(run, classifier):
     weights = classifier.info.to_dict()['recipe']['weights'] # without the path
     info = run.info
     data,n,seconds = info['data'],info['parameters'],info['seconds']
-    yield 'parameters', f'{n["trainable"] + n["frozen"]:,}'
+    yield 'parameters', f'{sum(n.values()):,} ({n["trainable"]:,} trainable)'
     yield 'initial weights', f'`{weights}`' if weights else 'random'
     yield 'images', f'{data["n_train"]:,} for training, {data["n_valid"]:,} for validation' + (', a part of the data' if data.get('limit') else '')
     yield 'epochs', info['epochs']
@@ -221,13 +223,13 @@ def _calibration(run, results):
            f'and {result.accuracy:.1%} of the answers are correct (expected calibration error {100*result.calibration_error():.1f} percentage points, 15 bins).'
 
 def _limits(run, classifier, results, license):
-    height,width = classifier.info.item_size
+    side = classifier.info.image_size
     photographs = 'Its training images are small photographs of one object each.' if _hub_data(run.info['data']['variant']) else ''
     chosen = 'No license was chosen for these weights.' if license == 'unknown' else f'The license of the weights is `{license}`.'
     return f'''## Limits
 
 - It answers with one of its {len(classifier.vocab)} classes whatever a picture shows, also if it shows none of them.
-- It sees {width}x{height} pixels. {photographs} What is small in a large photograph is lost.
+- It sees {side}x{side} pixels. {photographs} What is small in a large photograph is lost.
 - {_calibration(run, results)}
 - Its accuracy was measured on images from the same source as its training images. On others it may be much lower: measure it on yours before you rely on it.
 - {chosen}'''
@@ -269,9 +271,10 @@ def save_for_hub(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f'{folder} already exists and is not an empty folder. Nothing was written; choose another folder.')
     card = model_card(run.folder, repo_id, license)
-    save_classifier(load_classifier(run.folder, 'cpu'), folder)
-    for file in _onnx_files(run): shutil.copyfile(file, folder/file.name)
-    atomic_write(folder/'README.md', str(card).encode())
+    with atomic_folder(folder) as part:
+        save_classifier(load_classifier(run.folder, 'cpu'), part)
+        for file in _onnx_files(run): shutil.copyfile(file, part/file.name)
+        atomic_write(part/'README.md', str(card).encode())
     return folder
 
 # %% ../nbs/08_hub.ipynb #08a00033

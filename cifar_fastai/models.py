@@ -56,7 +56,7 @@ def create_model(
     image_size:int=32, # side of the square images in pixels; networks that flatten their features need it
     keras:bool=False, # initialize as Keras does, and use its BatchNorm constants
     **kwargs, # further arguments of the builder
-)->nn.Module: # (N, in_channels, image_size, image_size) -> (N, n_out) scores before softmax
+)->nn.Module: # (N, in_channels, image_size, image_size) -> (N, n_out) logits
     "Build the network `name`, untrained"
     for k,v in dict(n_out=n_out, in_channels=in_channels, image_size=image_size).items():
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive integer, got {v!r}')
@@ -189,13 +189,13 @@ def dense_head(
 # %% ../nbs/01_models.ipynb #3960bdbd
 def _join(body, head): return nn.Sequential(OrderedDict(body=body, head=head))
 
+def _check_size(image_size, least):
+    if image_size < least: raise ValueError(f'image_size {image_size} is too small: it must be at least {least} for this network')
+
 def _flat(width, image_size, pools):
     "Features after `pools` halvings; says so when nothing would be left"
-    side = image_size >> pools
-    if side < 1:
-        raise ValueError(f'image_size {image_size} is too small: this network halves it {pools} times, '
-                         f'so it must be at least {2**pools}')
-    return width * side**2
+    _check_size(image_size, 2**pools)
+    return width * (image_size >> pools)**2
 
 # %% ../nbs/01_models.ipynb #b2a981bb
 class PatchWhitening(nn.Module):
@@ -277,7 +277,7 @@ def whitened_cnn(
     image_size:int, # side of the images in pixels, 8 at least
 )->nn.Module: # (N, in_channels, H, W) -> (N, n_out)
     "Build a network like `small_cnn`: a whitening stem and eight convolutions, little computation at full resolution"
-    _flat(widths[-1], image_size, 3)
+    _check_size(image_size, 8)
     stem,(a,b,c) = PatchWhitening(in_channels),widths
     body = nn.Sequential(OrderedDict(
         stem=stem,
@@ -337,21 +337,21 @@ def airbench(
 @register_model
 def airbench94(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of two convolutions (64, 256, 256) after a whitening stem; 1,971,352 trainable parameters (airbench)"
-    _flat(256, image_size, 4)
+    _check_size(image_size, 9)
     return airbench((64, 256, 256), 2, False, n_out, in_channels)
 
 # %% ../nbs/01_models.ipynb #68956ad4
 @register_model
 def airbench95(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of two convolutions (128, 384, 384) after a whitening stem (airbench)"
-    _flat(384, image_size, 4)
+    _check_size(image_size, 9)
     return airbench((128, 384, 384), 2, False, n_out, in_channels)
 
 # %% ../nbs/01_models.ipynb #b714cca4
 @register_model
 def airbench96(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Three stages of three convolutions (128, 384, 512), residual, after a whitening stem (airbench; the placement of its shortcuts is our interpretation)"
-    _flat(512, image_size, 4)
+    _check_size(image_size, 9)
     return airbench((128, 384, 512), 3, True, n_out, in_channels)
 
 # %% ../nbs/01_models.ipynb #4ee88cf4
@@ -473,7 +473,7 @@ def ladder_6(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
 @register_model
 def ladder_7(n_out:int=10, in_channels:int=3, image_size:int=32)->nn.Module:
     "Step 5 with BatchNorm before ReLU and global average pooling; 1,285,706 parameters (project 5)"
-    _flat(256, image_size, 3)
+    _check_size(image_size, 8)
     return _join(conv_blocks(in_channels, (64, 128, 256), layer=conv_norm_relu, depth=2, dropout=(.2, .3, .4)),
                  dense_head(256, (512,), n_out, dropout=.5, pool=True))
 

@@ -77,7 +77,7 @@ def _is_stats(stats):
     "Whether these are (means, standard deviations)"
     if isinstance(stats, str): return bool(stats)
     pairs = isinstance(stats, tuple) and len(stats) == 2 and all(isinstance(s, tuple) and s for s in stats)
-    return pairs and all(type(n) in (int, float) and isfinite(n) for s in stats for n in s)
+    return pairs and all(type(n) in (int, float) and isfinite(n) for s in stats for n in s) and min(stats[1]) > 0
 
 def _check_lr(lr):
     "A number, or a pair with a higher second number; the first may be None"
@@ -92,7 +92,7 @@ def _check_lr(lr):
 class Stage:
     "Some epochs of training under one schedule"
     epochs:int # at least 1; early stopping may end the stage sooner
-    lr:float|tuple # learning rate, the maximum of 'one_cycle'; (low, high): from the first parameter group to the last; (None, high): a tenth of it but for the last group
+    lr:float|tuple # learning rate, the maximum of 'one_cycle'; (low, high): from the first parameter group to the last; (None, high): `high` for the last parameter group, `high`/10 for the others
     schedule:str = 'one_cycle' # one of `schedules`
     pct_start:float = .25 # one_cycle: fraction of the steps for warmup
     div:float = 25. # one_cycle: initial learning rate is lr/div
@@ -102,7 +102,7 @@ class Stage:
     plateau_patience:int = 3 # reduce_on_plateau: epochs without improvement before the learning rate is lowered
     plateau_factor:float = .5 # reduce_on_plateau: factor, between 0 and 1
     min_lr:float = 0. # reduce_on_plateau: lower bound of the learning rate
-    early_stopping:int = 0 # epochs without improvement before training stops; 0: no early stopping
+    early_stopping:int = 0 # epochs without improvement before the stage ends; 0: no early stopping
     early_stopping_monitor:str = 'valid_loss' # metric to watch, one of `monitors`
     keep_best:str = '' # restore the weights of the epoch with the best value of this monitor; '': only with early stopping
     freeze_to:str = '' # one of the recipe's `groups`: layers before it are frozen; '' trains all
@@ -222,7 +222,7 @@ class Recipe:
             raise ValueError(f'{owner}: groups must be names of layers, got {self.groups!r}')
         if not isinstance(self.valid, str): _number(owner, 'valid', self.valid, 0)
         if not _is_stats(self.stats):
-            raise ValueError(f'{owner}: stats must be a name or (means, standard deviations), got {self.stats!r}')
+            raise ValueError(f'{owner}: stats must be a name or (means, standard deviations above 0), got {self.stats!r}')
         if not self.stages: raise ValueError(f'{owner}: stages is empty; a recipe needs at least one Stage')
         for name in ('bs', 'image_size'): _number(owner, name, getattr(self, name), 1, whole=True)
         for name in ('wd', 'l2', 'sgd_lr_mult', 'bias_lr_mult'): _number(owner, name, getattr(self, name), 0)
@@ -546,7 +546,7 @@ register_recipe(Recipe(
 
 # %% ../nbs/01_recipes.ipynb #6a61d52f
 def _finetune(name, description, image_size, *stages):
-    "EfficientNet-Lite0: first the head for an epoch, then `stages`"
+    "EfficientNet-Lite0: first the head for five epochs (one pass through the body), then `stages`"
     head_alone = Stage(epochs=5, lr=2e-3, freeze_to='head', bn='frozen', augment='none') # one pass through the body
     minus_one_to_one = ((.5, .5, .5), (.5, .5, .5))
     return Recipe(

@@ -1,4 +1,4 @@
-"""The run folder of a training: its settings, software and hardware, history, metrics and weights
+"""The run folder of a training run: its settings, software and hardware, history, metrics and weights
 
 Docs: https://cifar-fastai.github.io/cifar_fastai/runs.html.md"""
 
@@ -106,7 +106,7 @@ def _append(file, *rows):
         os.fsync(f.fileno()) # before a checkpoint that counts them
 
 class Run:
-    "The folder of one training"
+    "The folder of one training run"
     history_columns = ('stage', 'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'accuracy', 'lr', 'seconds')
 
     def __init__(self,
@@ -147,18 +147,23 @@ class Run:
     def is_free(self)->bool: # also if another process was killed before it had described its run
         "Tell whether a new run can begin in the folder"
         if not self.folder.exists(): return True
-        begun = self.recipe_file, self.history_file, self._lock
-        return self.folder.is_dir() and all(file in begun or is_part(file) for file in self.folder.iterdir())
+        if not self.folder.is_dir(): return False
+        files = {file for file in self.folder.iterdir() if file != self._lock and not is_part(file)}
+        return not files or files <= {self.history_file, self.recipe_file} and self._has_begun()
+
+    def _has_begun(self): # with the file that `_begin` writes first
+        heading = ','.join(self.history_columns)
+        return self.history_file.is_file() and self.history_file.read_bytes().strip() in (b'', heading.encode())
 
     def _begin(self, recipe, info):
         start = dict(status='training', command=command(), started=time.strftime('%Y-%m-%dT%H:%M:%S%z'))
         try:
-            self.recipe_file.write_text(recipe.to_json() + '\n', encoding='utf-8')
-            self.history_file.unlink(missing_ok=True)
+            for file in (self.recipe_file, self.history_file): file.unlink(missing_ok=True) # what is written first goes last
             _append(self.history_file, self.history_columns)
+            self.recipe_file.write_text(recipe.to_json() + '\n', encoding='utf-8')
             write_json(self.info_file, start | info | dict(versions=versions(), hardware=hardware()))
         except BaseException:  # such as a full disk: the folder is free again
-            for file in (self.history_file, self.info_file, self.recipe_file): file.unlink(missing_ok=True)
+            for file in (self.info_file, self.recipe_file, self.history_file): file.unlink(missing_ok=True)
             raise
 
     @classmethod
@@ -529,14 +534,25 @@ def reopen(self:Run,
     seconds:float, # that they took, elapsed
     cpu_seconds:float, # summed over all cores
 )->None:
-    "Take a run that did not finish back to the end of an epoch, to train it further"
+    "Take a run that did not finish back to the end of an epoch, to train it further; removes its weights and what was made from them"
     self.keep_epochs(epochs)
     ending = ('checksums', 'epochs', 'seconds', 'cpu_seconds', 'error')
     info = {name: value for name,value in self.info.items() if name not in ending}
     resumed = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), epochs=epochs, command=command(), versions=versions(), hardware=hardware())
     write_json(self.info_file, info | dict(status='training', resumed=[*info.get('resumed', []), resumed]))
+    for file in _made_from_weights(self): file.unlink(missing_ok=True)
+    if (self.folder/'classifier'/'classifier.json').is_file(): shutil.rmtree(self.folder/'classifier')
     self.weights_file.unlink(missing_ok=True)
     self.set_clock(seconds, cpu_seconds)
+
+def _made_from_weights(run):
+    "Evaluations, reports and exported networks, which would pass for those of other weights"
+    names = {'valid', 'test'}
+    with suppress(OSError, ValueError): names |= run.metrics.keys()
+    stems = [run.evaluation_file(name).stem for name in names if run.evaluation_file(name).parent == run.folder]
+    patterns = 'report.html', 'model*.onnx', 'model*.onnx.data', 'model*.pt2'
+    return [run.metrics_file, *(run.folder/f'{stem}.npz' for stem in stems), *(run.folder/f'confusion_matrix-{stem}.png' for stem in stems),
+            *(file for pattern in patterns for file in run.folder.glob(pattern))]
 
 # %% ../nbs/02_runs.ipynb #35bd80f4
 @patch

@@ -38,9 +38,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from .archives import unpack_archive
-from .downloads import Archive, check_archive, cifar10_archives, cifar100_archives, download_file, hub_names
+from .downloads import Archive, check_archive, cifar10_archives, cifar100_archives, discard_download, download_file, hub_names
 from .errors import error_line
-from .files import cache_folder, file_digest, make_once, read_json, write_json
+from .files import cache_folder, file_digest, make_once, read_json, sweep_unfinished, write_json
 from .formats import (
     are_class_names, array_pairs, check_batch, cifar10_batches, cifar100_batches, convert_batches, convert_parquet, corruption_files,
     need_pyarrow, read_arrays, write_images)
@@ -837,17 +837,21 @@ def _from_hub(name, work, quiet, download=True):
 _titles = dict(cifar10='CIFAR-10', cifar100='CIFAR-100')
 
 def _download(name, folder, archives, quiet):
+    keep,known = folder.parent/'.downloads',archives or _archives(name)
     def make(work):
         failed = []
-        mirrors = [(a.url, partial(_download_one, a, work, folder.parent/'.downloads', quiet)) for a in archives or _archives(name)]
+        mirrors = [(a.url, partial(_download_one, a, work, keep, quiet)) for a in known]
         if archives is None and name in hub_names: mirrors.append((f'huggingface.co/datasets/{hub_names[name]}', partial(_from_hub, name, work, quiet)))
         for mirror, get in mirrors:
-            try: return get()
+            try: made = get()
             except (ConnectionError, ValueError, FileNotFoundError, ImportError) as e:
                 failed.append(f'{mirror}: {e}')
                 _say(f'Download failed: {e}', quiet)
                 shutil.rmtree(work)  # the next archive begins with an empty folder
                 work.mkdir()
+            else:
+                for a in known: discard_download(a.url, keep)  # of the mirrors that broke off
+                return made
         raise ConnectionError('\n  '.join([
             f'{_titles[name]} could not be downloaded.', *failed, 'Download one of these files manually and set CIFAR_FASTAI_DATA '
             "to it, or use the built-in practice set: 'synthetic'."]))
@@ -944,7 +948,9 @@ def _copy_of_others(name, target, quiet):
 
 def _find_known(name, root, download, quiet):
     target = root/name
-    if os.path.isdir(target): return target
+    if os.path.isdir(target):
+        sweep_unfinished(root)
+        return target
     found = _fastai_copy(name) or _copy_of_others(name, target, quiet)
     if found: return found
     if download: return _download(name, target, None, quiet)
@@ -1186,7 +1192,7 @@ def describe_labeled(
     if unknown := [c for c in found if c not in classes]:
         raise ValueError(f'{folder} has images of {", ".join(unknown)}, but the network knows {", ".join(classes)}. '
                          'The name of each folder must be one of its classes.')
-    if (path/'train').is_dir() and len(found) == len(classes):
+    if 'train' in split_folders(path) and len(found) == len(classes):
         try: return describe_data(path)
         except ValueError: pass  # the test images do
     sizes = _some_sizes(files)

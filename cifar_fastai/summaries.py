@@ -63,7 +63,7 @@ def run_row(
     metrics = read_or_empty(run, 'metrics')
     data = info.get('data', {})
     row = dict(
-        run=one_line(str(run.folder)), recipe=recipe.name if recipe else '', seed=info.get('seed'),
+        run=str(run.folder).encode('utf-8', 'backslashreplace').decode(), recipe=recipe.name if recipe else '', seed=info.get('seed'),
         valid_accuracy=metrics.get('valid', {}).get('accuracy'), test_accuracy=metrics.get('test', {}).get('accuracy'),
         epochs_run=info.get('epochs'), seconds=info.get('seconds'),
         parameters=sum(info['parameters'].values()) if 'parameters' in info else None,
@@ -235,6 +235,7 @@ def _facts(run):
     run = Run.open(getattr(run, 'run_dir', run))
     info = run.info
     for different_in_each in ('started', 'checksums'): info.pop(different_in_each, None)
+    if 'weights' in info: info['loaded weights'] = info.pop('weights') # beside the recipe's `weights`
     ending = {k: info.pop(k) for k in ('status', 'error', 'epochs', 'seconds') if k in info}
     figures = {split: {k: v for k,v in m.items() if isinstance(v, (int, float))}
                for split,m in read_or_empty(run, 'metrics').items()}

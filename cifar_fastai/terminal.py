@@ -81,7 +81,7 @@ def _console():
 # %% ../nbs/09_terminal.ipynb #ed90de6f
 def print_table(
     columns:list[str], # headings
-    rows:list[list], # at least one; floats are shown with three digits
+    rows:list[list], # at least one; floats are shown with three decimals
     title:str|None=None, # above the table
 )->None:
     "Print a table; numbers are right-aligned"
@@ -278,7 +278,8 @@ class TrainingProgress:
     def after_epoch(self, learn):
         if not self.training: return # the final validation
         self.training = False
-        self.say_epoch(self.epoch, *learn.recorder.values[-1], learn.history_writer.target.seconds() - self.epoch_start)
+        train_loss,valid_loss,accuracy,*_ = learn.recorder.values[-1] # and other metrics that a callback watches
+        self.say_epoch(self.epoch, train_loss, valid_loss, accuracy, learn.history_writer.target.seconds() - self.epoch_start)
 
     def say_epoch(self, epoch, train_loss, valid_loss, accuracy, seconds):
         n = f'{epoch}/{self.learn.recipe.epochs}'

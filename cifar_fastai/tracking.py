@@ -181,6 +181,7 @@ def _mlflow_run(client, run): # -> its id, which is found again when the run is 
 class MLflowLog(Watcher):
     "Log the metrics of each epoch to MLflow; if that fails, warn and train on"
     order = 52 # after the epoch was counted
+    not_restored = 'run_id', 'works' # from a checkpoint: the server may have come back, or be another one
 
     def __init__(self,
         client, # an `MlflowClient`

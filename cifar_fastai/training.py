@@ -42,6 +42,7 @@ from fastai.torch_core import set_seed, to_device
 from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import nn
+from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from .augmentation import augmentation
@@ -54,14 +55,15 @@ from .data import cifar10_dataloaders, device_of, file_names, labeled_dataloader
 from .errors import NonFiniteLossError, deferring_signals, ignore_sigterm
 from .finetuning import add_new_head, cut_body, features_kept, freeze_to, parameter_groups, split_at_features
 from .limits import small_in_memory
-from .models import PatchWhitening, eval_mode, count_parameters, create_model, keras_defaults, list_models
+from .models import (
+    PatchWhitening, count_parameters, create_model, eval_mode, is_builtin_model, keras_defaults, list_models)
 from .optimizers import keras_adam, muon, nesterov_sgd, rmsprop
 from .outliers import ood_score, ood_threshold
 from .processes import (
     ProcessLostError, differ_by_rank, first_one_first, from_first, is_first_process, is_lost, join_processes, n_processes, process_rank)
 from .recipes import Recipe, Stage, get_recipe
 from .runs import Run, create_run_dir, versions
-from .sources import split_of_folder, split_path
+from .sources import split_folders, split_of_folder, split_path
 from .tracking import Watcher, logger_names, tracking
 from .weights import check_model_name, create_backbone, find_weights, load_weights, weights_fit
 
@@ -134,7 +136,9 @@ def _plain_network(recipe, n_out, in_channels):
     name = recipe.model
     if name in list_models(): return create_model(name, n_out, in_channels, recipe.image_size, keras=recipe.keras)
     check_model_name(name)
-    return create_backbone(name, n_out, in_channels)
+    model = create_backbone(name, n_out, in_channels)
+    if recipe.keras and not recipe.weights: keras_defaults(model)
+    return model
 
 # %% ../nbs/05_training.ipynb #33e5a7d0
 def build_model(
@@ -166,15 +170,15 @@ def _check_stages(recipe, dls):
         augmentation(stage.augment or 'none')
         if stage.class_weights: check_class_weights(dict(stage.class_weights), dls.vocab)
 
-def _check_sizes(recipe, model, in_channels):
+def _check_sizes(recipe, model, in_channels, sides):
     "Reject image sizes that the network does not accept"
     device = next((p.device for p in model.parameters()), None)
-    for side in sorted({side for stage in recipe.stages for side in stage.progressive_resizing}):
+    for side in sorted(sides):
         try:
             with torch.no_grad(), eval_mode(model): model(torch.zeros(1, in_channels, side, side, device=device))
-        except RuntimeError as e:
+        except (RuntimeError, AssertionError) as e:
             raise ValueError(f'Recipe {recipe.name!r}: {recipe.model} does not accept images of {side}x{side}. '
-                             f'Change `progressive_resizing` of the stage ({e}).') from None
+                             f'Change `image_size`, or `progressive_resizing` of a stage ({e}).') from None
 
 # %% ../nbs/05_training.ipynb #54f7a684
 def _recipe_cbs(recipe, dls):
@@ -219,7 +223,10 @@ class QuickLearner(Learner):
 
     def _do_fit(self):
         first = self.checkpoints.first_epoch if _has_checkpoints(self) else 0
-        for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        loss_func = self.loss_func # which callbacks replace while they train, and keep so if something stops them
+        try:
+            for self.epoch in range(first, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        finally: self.loss_func = loss_func
 
     def all_batches(self):
         self.n_iter = len(self.dl)
@@ -287,7 +294,7 @@ def _n_classes(dls):
 
 def create_learner(
     recipe:Recipe|str, # or its name
-    dls:DataLoaders, # train and valid; not modified
+    dls:DataLoaders, # train and valid, with images of recipe.image_size, else a ValueError; not modified
     path:str|Path='.', # folder of the learner's own `save` and `load`
     cbs:list|None=None, # more fastai callbacks
     model:torch.nn.Module|None=None, # network to use instead of building the recipe's
@@ -299,10 +306,12 @@ def create_learner(
     _check_stages(recipe, dls)
     device = device_of(dls)
     if device.type == 'cpu': reuse_memory()
+    sides = {side for stage in recipe.stages for side in stage.progressive_resizing}
     if model is None:
+        if recipe.model not in list_models() or not is_builtin_model(recipe.model): sides.add(recipe.image_size) # the others check it themselves
         model = build_model(recipe, n_classes, in_channels)
         if not recipe.weights: fit_stem(model, dls) # the layers behind a stem that was loaded know its filters
-    _check_sizes(recipe, model, in_channels)
+    _check_sizes(recipe, model, in_channels, sides)
     model = model.to(device)
     _check_batch_size(model, dls)
     learn = QuickLearner(
@@ -344,6 +353,11 @@ def _weights_restored(learn, cbs):
 # %% ../nbs/05_training.ipynb #4f04ec63
 _leave_images_alone = CastToTensor, PlainTensors, BFloat16OnCPU, MixedPrecision, Watcher
 
+_dropouts = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, StochasticDepth
+
+def _drops(layer): # -> whether its output is random in training; `drop_prob` is what timm's layers have
+    return isinstance(layer, _dropouts) and layer.p > 0 or bool(getattr(layer, 'drop_prob', None))
+
 def _same_features(learn, stage):
     "Whether the body makes the same features of an image in each epoch of a stage, and they fit in memory"
     if stage.epochs == 1 or stage.bn != 'frozen' or stage.progressive_resizing: return False
@@ -351,7 +365,7 @@ def _same_features(learn, stage):
     if not known or random_tfms(learn.dls.train): return False
     model = learn.model
     if not hasattr(model, 'body') or not isinstance(getattr(model, 'head', None), nn.Sequential): return False
-    if any(p.requires_grad for p in model.body.parameters()): return False
+    if any(p.requires_grad for p in model.body.parameters()) or any(map(_drops, model.body.modules())): return False
     if any(_listens(cb, 'before_batch') and not isinstance(cb, _leave_images_alone) for cb in learn.cbs): return False
     return 4*_n_features(learn)*sum(len(dl.dataset) for dl in learn.dls.loaders) <= small_in_memory
 
@@ -385,7 +399,7 @@ def _run_stage(learn, stage, fit):
     if not hasattr(learn, 'training_loss'): learn.add_cb(TrainingLoss()) # a learner that fastai made
     learn.training_loss.class_weights = dict(stage.class_weights)
     try:
-        with _weights_restored(learn, cbs): fit(learn, stage, cbs)
+        fit(learn, stage, cbs)
     finally:
         if stage.discard: learn.opt = None
         learn.loss_func = plain_loss
@@ -401,7 +415,7 @@ def _run_with_another_optimizer(learn, stage, fit):
     finally: learn.opt_func,learn.opt = before,None # the next stage starts with a new one
 
 def _fit(learn, stage, cbs):
-    with features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext():
+    with features_kept(learn, _autocast(learn)) if _same_features(learn, stage) else nullcontext(), _weights_restored(learn, cbs):
         if stage.schedule != 'one_cycle': return learn.fit(stage.epochs, _lr(stage), cbs=cbs)
         learn.fit_one_cycle(stage.epochs, _lr(stage), div=stage.div, div_final=stage.div_final, pct_start=stage.pct_start,
                             moms=stage.moms, cbs=cbs)
@@ -490,17 +504,17 @@ def train(
     seed:int=0, # of the split, the initial weights, the order of images, and augmentation
     source:str|Path|None=None, # data, as for `sources.find_data`; None: the best available, or with `resume` those of the run
     run_dir:str|Path|None=None, # run folder, new or empty; None: a new one in `runs/`
-    limit:int|None=None, # train on only this many images, for a quick test
+    limit:int|None=None, # train on only this many images, at least one per class, for a quick test
     num_workers:int|None=None, # processes that read images in every epoch; None: cache images that fit in memory
     device:str|None=None, # 'cpu', 'cuda'; None: the best available
     cbs:list|None=None, # more fastai callbacks
-    resume:str|Path|None=None, # run folder of a training that was stopped, to go on with; it has the recipe, seed and limit
+    resume:str|Path|None=None, # run folder of a training run that was stopped, to go on with; it has the recipe, seed and limit
     force:bool=False, # resume also if the recipe, the data or a package changed
     checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
     log:str|Sequence[str]|None=None, # 'csv', 'mlflow', 'tensorboard', 'wandb', see `tracking`; None: none, or with `resume` those of the run
-    sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process' share
+    sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process's share
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
-    "Train a network with `recipe` and write a run folder, or go on with one; the test images are not read"
+    "Train a network with `recipe` and write a run folder, or resume one; the test images are not read. Raises `FileExistsError` if there is something in `run_dir`, and `NonFiniteLossError` if the loss becomes NaN or infinite"
     _check_logs(cbs or [])
     join_processes(device)
     if resume is not None:
@@ -680,7 +694,8 @@ def load_run_for(
     recipe,data = run.recipe,_complete_info(run)['data']
     dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
                               gray=data['channels'] == 1)
-    if (dls.path/dls.data_info.test_folder).resolve() == (Path(data['path'])/'train').resolve():
+    trained_on = split_folders(data['path']).get('train')
+    if trained_on and (dls.path/dls.data_info.test_folder).resolve() == trained_on.resolve():
         warnings.warn(f'{source} holds the images that {run.folder} was trained on, '
                       'so the accuracy on them is too optimistic.')
     return _learner_of(run, dls, data)
@@ -770,6 +785,14 @@ def _check_unchanged(run, learn, choices, together, force):
     if not force: raise ValueError(f'{text} Undo the change, or resume with force=True (on the command line, --force).')
     warnings.warn(text)
 
+def _check_place(run, recipe, state):
+    "Refuse a checkpoint in an epoch that the recipe does not have, which nothing would restore"
+    n,epoch = state['stage'],state['epoch']
+    if 1 <= n <= len(recipe.stages) and epoch < recipe.stages[n - 1].epochs: return
+    epochs = ', '.join(str(stage.epochs) for stage in recipe.stages)
+    raise ValueError(f'{run.folder} was stopped in epoch {epoch + 1} of stage {n}, and its recipe has no such epoch any more: '
+                     f'the epochs of its stages are {epochs}. Undo the change of {run.recipe_file.name}.')
+
 def _check_unfinished(run):
     if run.status != 'finished': return
     run.remove_checkpoints() # of a process that was killed right at its end
@@ -784,6 +807,7 @@ def _resume(run, source, num_workers, device, cbs, force, minutes, log, sync_bn)
         loggers = logger_names(info.get('log') if log is None else log)
         _check_callbacks(run, info, cbs)
         found = run.read_checkpoint(Checkpoints.needed)
+        if found: _check_place(run, recipe, found[0])
         state = found[0] if found else dict(recipe=run.choices, epochs=0, seconds=0., cpu_seconds=0.)
         data = info['data']
         model = build_model(recipe, len(data['classes']), data['channels'], pretrained=False) if found else None

@@ -9,6 +9,7 @@ __all__ = ['open_study', 'latest_trials', 'add_trials', 'work', 'differences', '
 
 # %% ../nbs/07_tuning.ipynb #a7c00004
 import json
+import os
 import re
 import sys
 import time
@@ -123,7 +124,7 @@ def open_study(
     import optuna
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning) # heartbeats are
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if prune else optuna.pruners.NopPruner()
     url = storage or f'sqlite:///{folder.resolve()/"study.db"}'
@@ -150,6 +151,9 @@ def latest_trials(
 def _has_ended(trial): # not one that was stopped
     return trial.state.is_finished() and (trial.state.name != 'FAIL' or 'error' in trial.user_attrs)
 
+def _may_be_tried_again(trial): # what failed was the machine: its disk or its network
+    return _has_ended(trial) and trial.user_attrs.get('of_machine', False)
+
 def _unfinished(study): return [name for name,t in latest_trials(study).items() if not _has_ended(t)]
 
 def add_trials(
@@ -158,11 +162,16 @@ def add_trials(
     runs:Mapping, # name of a run folder -> settings that are fixed
     again:bool=False, # also runs that have ended
 )->None:
-    "Queue a trial for each run that has none yet"
+    "Queue a trial for each run that has none yet, or that failed because of the disk or the network"
     with _choosing(folder):
         latest = latest_trials(study)
         for name,params in runs.items():
             if name not in latest or again and _has_ended(latest[name]): study.enqueue_trial(params, user_attrs=dict(run=name))
+            elif _may_be_tried_again(latest[name]): _enqueue(study, name, latest[name])
+
+def _enqueue(study, name, t):
+    "Queue a trial that goes on with the run of another"
+    study.enqueue_trial(t.system_attrs.get('fixed_params', {}) | t.params, user_attrs=dict(run=name))
 
 def _queue_again(study, folder): # -> the trials that wait
     "Queue the trials again that were stopped, and those whose workers died"
@@ -172,7 +181,7 @@ def _queue_again(study, folder): # -> the trials that wait
         started_long_ago = t.state.name == 'RUNNING' and (datetime.now() - t.datetime_start).total_seconds() > _beat
         if started_long_ago and Run(folder/name).was_killed(): study.tell(t.number, state=type(t.state).FAIL)
         elif _has_ended(t) or not t.state.is_finished(): continue
-        study.enqueue_trial(t.system_attrs.get('fixed_params', {}) | t.params, user_attrs=dict(run=name))
+        _enqueue(study, name, t)
     return [t for t in study.get_trials(deepcopy=False) if t.state.name == 'WAITING']
 
 # %% ../nbs/07_tuning.ipynb #a7c0002a
@@ -190,6 +199,7 @@ def _train(trial, folder, train_one, bar): # -> accuracy
     except Exception as e:
         error = one_line(f'{type(e).__name__}: {e}')
         trial.set_user_attr('error', error)
+        if isinstance(e, OSError): trial.set_user_attr('of_machine', True)
         bar.write(f'{name}: {error}', file=sys.stderr)
         if isinstance(e, NonFiniteLossError): raise TrialPruned from None # which tells the sampler to keep away
         raise
@@ -300,6 +310,7 @@ def train_trial(
         check_same(run, recipe, seed=seed, limit=limit)
         if run.status == 'pruned': raise Pruned('It was before.')
         if run.status != 'finished': return train(resume=folder, cbs=[report], **options)
+        run.remove_checkpoints() # of a process that was killed right at its end
     except Pruned:
         run.remove_checkpoints()
         raise
@@ -344,7 +355,7 @@ def tune(
     prune:bool=True, # end trials early that are worse than the median of the others
     seed:int=0, # of each training, and of the sampler
     source:str|Path|None=None, # data, as for `sources.find_data`
-    limit:int|None=None, # train on only this many images, for a quick test
+    limit:int|None=None, # train on only this many images, at least one per class, for a quick test
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
 )->pd.DataFrame: # one row per trial: its run folder, settings, validation accuracy and status
@@ -353,7 +364,7 @@ def tune(
     space = _space(recipe, space)
     runs = _runs(recipe, space, sampler, trials)
     data = describe_data(find_data(source))
-    folder = Path(out)
+    folder = Path(os.path.expanduser(out))
     study = open_study(folder, storage, prune=prune)
     settings = recipe.settings | {f'space of {name}': str(d) for name,d in space.items()} | dict(
         recipe=recipe.name, sampler=sampler, seed=seed, limit=limit, data=data.fingerprint)

@@ -121,7 +121,7 @@ def create_backbone(
     name:str, # one of `list_backbones()`
     n_out:int, # number of classes
     in_channels:int=3, # 3 for color, 1 for gray
-)->nn.Module: # (N, in_channels, H, W) -> (N, n_out) scores before softmax
+)->nn.Module: # (N, in_channels, H, W) -> (N, n_out) logits
     "Build a network of torchvision or timm, untrained"
     for k,v in dict(n_out=n_out, in_channels=in_channels).items():
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive integer, got {v!r}')
@@ -225,7 +225,7 @@ def _open(path):
 def _check_state(state, origin):
     "Reject what is not a state dict"
     if not isinstance(state, Mapping):
-        raise ValueError(f'{origin} holds a {type(state).__name__}, not a state dict. {_wanted}')
+        raise ValueError(f'{origin} holds a value of type {type(state).__name__}, not a state dict. {_wanted}')
     if not state: raise ValueError(f'{origin} holds no weights at all. {_wanted}')
     odd = [f'{k!r}: {type(v).__name__}' for k,v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if odd: raise ValueError(f'{origin} holds values that are not tensors ({_first_few(odd)}). {_wanted}')

@@ -21,8 +21,8 @@ import pytest
 from cifar_fastai.synthetic import make_synthetic
 
 slow_fixtures = {'site', 'built', 'browser', 'trained', 'runs'}  # what takes seconds to make; tests that need one are slow without a mark of their own
-longest = ['test_site', 'test_processes', 'test_notebooks', 'test_training', 'test_tuning', 'test_benchmarks', 'test_cli', 'test_exporting', 'test_finetuning',
-           'test_callbacks', 'test_report']
+longest = ['test_site', 'test_processes', 'test_cli', 'test_training', 'test_benchmarks', 'test_exporting', 'test_tuning', 'test_faults', 'test_resume',
+           'test_finetuning', 'test_tracking', 'test_app', 'test_notebooks', 'test_callbacks', 'test_report']
 unmarked_seconds = 5  # a test that takes longer and is not marked slow is named in the end
 
 

@@ -85,6 +85,14 @@ def test_headlines(network, picture, ood, threshold, headline):
     assert ('Nothing tells whether' in html) == (ood is None)
 
 
+def test_a_probability_just_below_the_threshold(network, picture):
+    other = copy(network)
+    other.classifier = Classifier(replace(network.classifier.info, ood_threshold=None), network.classifier.model, 'cpu')
+    other.threshold = network.answer(Image.open(picture)).prediction.probability + 1e-4
+    p,needed = re.search(r'but (\S+) is less than the (\S+) that an answer needs', answer_html([other], picture)).groups()
+    assert float(p.strip('%')) < float(needed.strip('%'))
+
+
 def test_two_networks_answer_side_by_side(network, plain, picture):
     html = answer_html([network, plain], picture)
     assert re.findall('cf-run">([^<]*)', html) == ['first&lt;b&gt;', 'second'] and len(headlines(html)) == 2 and len(images_in(html)) == 4

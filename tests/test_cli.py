@@ -339,6 +339,13 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(cli, '_print_purposes', lambda: 1/0)
     fails(run('recipes'), 'ZeroDivisionError', 'CIFAR_FASTAI_DEBUG=1', code=1)
 
+@pytest.mark.slow
+def test_a_recipe_that_watches_another_metric(practice):
+    watching = Recipe(name='watching', model='ladder_0', l2=.01, stages=Stage(epochs=2, lr=1e-2, early_stopping=5, early_stopping_monitor='penalized_loss'))
+    Path('watching.json').write_text(watching.to_json())
+    result = train('watching.json', practice, '--out', 'run', '--limit', '40')
+    assert result.code == 0 and re.search(r'^ +2/2 ', result.out, re.M)
+
 def test_a_pipe_that_is_closed():
     result = subprocess.run(f'{shlex.join(program)} recipes | head -c 1', shell=True, capture_output=True, text=True)
     assert len(result.stdout) == 1 and not result.stderr
@@ -376,7 +383,6 @@ def test_ctrl_c(recipe, practice):
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 @pytest.mark.parametrize('whom', [os.kill, os.killpg])
-@pytest.mark.alone
 @pytest.mark.slow
 def test_sigterm(recipe, practice, whom):
     "Of Docker, which tells one process, and of systemd and Slurm, which tell all"
@@ -391,7 +397,6 @@ def test_sigterm(recipe, practice, whom):
     info = read('run/run.json')
     assert (info['status'], info['epochs'], info['error']) == ('interrupted', n, 'Terminated: 143') and Path('run/model.safetensors').exists()
 
-@pytest.mark.alone
 def test_sigterm_where_python_drops_it(recipe, practice, monkeypatch):
     say,before = terminal.TrainingProgress.say,signal.signal(signal.SIGTERM, signal.SIG_DFL)
     class Drops:
@@ -451,7 +456,6 @@ sys.exit(code)
     assert f'CIFAR-10 was not found in {tmp_path}/cifar_fastai-{os.getuid()}' in result.stdout and not Path('~').exists()
     assert read('run/run.json')['status'] == 'finished'
 
-@pytest.mark.alone
 def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     "As when the processes of an epoch are being started: torch's iterator then lacks what its `__del__` asks for"
     class HalfMade:
@@ -470,7 +474,6 @@ def test_ctrl_c_while_something_is_half_made(recipe, practice, monkeypatch):
     assert result.code == 130 and result.err == 'Stopped. Saved in run: history.csv (1 epoch) and the weights. ' + go_on + '\n'
     assert not complaints
 
-@pytest.mark.alone
 def test_ctrl_c_where_python_drops_it(recipe, practice, monkeypatch):
     "As when the processes of an epoch are cleared away: what is raised in a `__del__` is lost"
     class Drops:

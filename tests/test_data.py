@@ -178,7 +178,8 @@ def test_gray_stats_are_weighted():
     assert mean == pytest.approx(.299*.4914 + .587*.4822 + .114*.4465) and .24 < std < .25
 
 
-@pytest.mark.parametrize('stats, gray', [('cifar', False), ((.5, .2), False), (((.5, .5), (.2, .2)), True)])
+@pytest.mark.parametrize('stats, gray', [('cifar', False), ((.5, .2), False), (((.5, .5), (.2, .2)), True),
+                                         (((.5,)*3, (.2, 0., .2)), False), ((.5, -.2), True)])
 def test_bad_stats(stats, gray):
     with pytest.raises(ValueError, match='stats'): data.channel_stats(stats, gray)
 
@@ -250,6 +251,8 @@ def test_what_workers_need_can_be_pickled(practice):
     assert again[3][1] == dls.train.dataset[3][1]
     assert pickle.loads(pickle.dumps(dls.valid)).one_batch()[0].shape == (20, 3, 32, 32)
     assert pickle.loads(pickle.dumps(dls.train)).one_batch()[0].shape == (32, 3, 32, 32)
+    labeled = data.labeled_dataloaders(practice/'test', dls.vocab, num_workers=0)
+    assert pickle.loads(pickle.dumps(labeled.valid)).one_batch()[1].equal(labeled.valid.one_batch()[1])
 
 
 def test_memory_reads_each_image_once_and_changes_nothing(practice, monkeypatch):

@@ -89,6 +89,11 @@ def go(practice, grid):
 
 # Which runs there are
 
+def test_tilde_is_the_home_directory(fake, practice, tmp_path, monkeypatch):
+    for name in 'HOME','USERPROFILE': monkeypatch.setenv(name, str(tmp_path))
+    assert run_grid(tiny, seeds=1, save_to='~/grid', source=practice).run.tolist() == [str(tmp_path/'grid'/'tiny-seed0')]
+    assert {'study.db', 'tiny-seed0', 'results.csv'} <= set(os.listdir(tmp_path/'grid'))
+
 def test_every_combination_once(fake, go):
     runs = go([tiny, tiny.change(name='other')], lr=[.1, .2], bs=64)
     assert [tuple(r) for r in runs[['recipe', 'lr', 'bs', 'seed']].itertuples(index=False)] == list(product(['tiny', 'other'], [.1, .2], [64], [0, 1]))
@@ -518,6 +523,18 @@ def test_diff_runs(fake, go, grid):
     assert len(diff_runs(grid/'tiny-seed0', grid/'tiny-seed0')) == 0
     with pytest.raises(FileNotFoundError, match='is not a run folder'): diff_runs(grid/'tiny-seed0', grid)
 
+def test_initial_weights_differ_though_as_many_were_loaded(fake, go, grid):
+    go()
+    for seed in 0,1: write(grid/f'tiny-seed{seed}'/'run.json', weights='loaded: 318 tensors')
+    (grid/'tiny-seed1'/'recipe.json').write_text(tiny.change(weights='b.pth').to_json())
+    assert diff_runs(grid/'tiny-seed0', grid/'tiny-seed1').set_index('field').loc['weights'].tolist() == ['', 'b.pth']
+
+@pytest.mark.parametrize('name', ['two  spaces', '実験\u3000一'])
+def test_folders_are_found_by_the_table(fake, practice, tmp_path, name):
+    runs = run_grid(tiny, seeds=2, save_to=tmp_path/name, source=practice)
+    assert all(Path(run).is_dir() for run in runs.run) and len(lines(tmp_path/name)) == 3
+    assert len(read_runs(tmp_path/name)) == 2 and plot_learning_curves(runs)
+
 # Figures
 
 def test_learning_curves_are_mean_and_range(fake, go):
@@ -626,6 +643,15 @@ def test_a_fold_that_fails_is_named(fake, practice, grid):
 def test_impossible_numbers_of_folds(practice, tmp_path, folds):
     with pytest.raises(ValueError, match='folds must be a whole number of at least 2'):
         out_of_fold(tiny, folds, source=practice, save_to=tmp_path)
+
+def test_training_images_stay_so_when_one_is_moved(practice, tmp_path):
+    "After a label was corrected, the run was still trained on the others"
+    data = shutil.copytree(practice, tmp_path/'set')
+    run = train(tiny.change(epochs=1), source=data, limit=40, run_dir=tmp_path/'run', num_workers=0).run_dir
+    f = train_files(data)[0]
+    f.rename(data/'train'/'cat'/f'corrected-{f.name}')
+    with pytest.warns(UserWarning, match='was trained on other images'): learn = load_run(run, num_workers=0)
+    assert evaluate(learn, 'train').trained_on
 
 def test_wrong_labels_of_other_data_may_be_looked_for_in_its_training_images(practice, tmp_path):
     "A run has not seen the training images of another data set, until it is trained on them"

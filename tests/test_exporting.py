@@ -146,14 +146,15 @@ def test_the_classifier_folder(run, tmp_path, practice):
 
 @pytest.mark.parametrize('options, words', [
     (dict(format='tflite'), "'tflite' does not exist. Use one of onnx, torch, classifier"), (dict(format='torch', int8=True), "for the format 'onnx'"),
-    (dict(format='classifier', preprocessing=False), "Use the format 'onnx' or 'torch'")])
+    (dict(format='classifier', preprocessing=False), "Use the format 'onnx' or 'torch'"), (dict(file='network'), "must end in .onnx, got 'network'")])
 def test_choices(run, options, words):
     with pytest.raises(ValueError, match=words): export_run(run, **options)
 
 
 def test_files_of_others_stay(run, tmp_path):
     (tmp_path/'mine.onnx').write_text('mine')
-    for file in (tmp_path/'mine.onnx', tmp_path):
+    (tmp_path/'folder.onnx').mkdir()
+    for file in (tmp_path/'mine.onnx', tmp_path/'folder.onnx'):
         with pytest.raises(FileExistsError, match='is not an export of a run. Nothing was written'): export_run(run, file)
     assert (tmp_path/'mine.onnx').read_text() == 'mine'
 

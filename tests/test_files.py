@@ -138,7 +138,7 @@ def test_an_empty_folder_gives_way_and_a_full_one_stays(tmp_path):
 
 # --- JSON
 
-@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'holds a list, expected a JSON object'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
+@pytest.mark.parametrize('text, why', [('{"a": 1', 'Expecting'), ('[1, 2]', 'holds a value of type list, expected a JSON object'), ('', 'Expecting value'), (b'\xff{}', "can't decode")])
 def test_damaged_json_is_named(tmp_path, text, why):
     path = atomic_write(tmp_path/'run.json', text)
     with pytest.raises(ValueError, match=f'run.json is damaged: .*{why}'): read_json(path)
@@ -254,7 +254,7 @@ def test_the_next_to_make_something_sweeps(tmp_path):
         (unfinished/f'{name}.lock').touch()
     with locked(unfinished/'busy.lock'): make_once(tmp_path/'cache'/'set', lambda work: work)
     assert leftovers(tmp_path/'cache') == [unfinished/'busy']
-    make_once(tmp_path/'cache'/'set2', lambda work: work)
+    make_once(tmp_path/'cache'/'set', lambda work: work) # which is there already
     assert not leftovers(tmp_path/'cache')
     assert not list(unfinished.iterdir())
 
@@ -351,13 +351,38 @@ def test_json_keeps_the_largest_seed(): assert parse_json(b'{"a": [-184467440737
 
 # --- copies
 
-def test_copies_overwrite_nothing(tmp_path):
+@pytest.mark.parametrize('links', [True, False])
+def test_copies_overwrite_nothing(tmp_path, monkeypatch, links):
+    def refuse(*args): raise OSError(errno.EPERM, 'Operation not permitted')
+    if not links: monkeypatch.setattr(os, 'link', refuse)
     for name,text in (('a', 'one'), ('b', 'two'), ('c', 'one')):
         (tmp_path/name).mkdir()
         (tmp_path/name/'x.tar.gz').write_text(text)
     copies = [copy_new(tmp_path/name/'x.tar.gz', tmp_path/'new') for name in 'abcb']
     assert [c.name for c in copies] == ['x.tar.gz', 'x.tar-2.gz', 'x.tar.gz', 'x.tar-2.gz']
     assert [c.read_text() for c in copies] == ['one', 'two', 'one', 'two'] and len(list((tmp_path/'new').iterdir())) == 2
+
+
+@forks
+def test_a_copy_whose_process_is_killed_takes_no_name(tmp_path, monkeypatch):
+    (tmp_path/'x.png').write_text('one')
+    def killed(file, part):
+        part.write_text('o')
+        os.kill(os.getpid(), signal.SIGKILL)
+    with monkeypatch.context() as m:
+        m.setattr(files.shutil, 'copy2', killed)
+        process = multiprocessing.get_context('fork').Process(target=copy_new, args=(tmp_path/'x.png', tmp_path/'new'))
+        process.start()
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL and copy_new(tmp_path/'x.png', tmp_path/'new').read_text() == 'one'
+    assert names(tmp_path/'new') == ['x.png']
+
+
+@pytest.mark.skipif(hasattr(os, 'getuid') and os.getuid() == 0, reason='for whom nothing is read-only')
+def test_a_file_that_is_read_only_is_copied(tmp_path):
+    (tmp_path/'x').write_text('one')
+    (tmp_path/'x').chmod(0o444)
+    assert os.access(copy_new(tmp_path/'x', tmp_path/'new'), os.W_OK)
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):

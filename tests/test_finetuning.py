@@ -16,6 +16,7 @@ from fastai.metrics import accuracy
 from fastai.vision.learner import model_meta, vision_learner
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from torchvision import models
 from torchvision.models import resnet18
 
@@ -564,6 +565,20 @@ def test_class_weights_and_mixup(dls):
     with learn.added_cbs(mixed): quietly(learn, fit_stage, learn, constant(lr=1e-2, class_weights=dict(cat=2)))
     assert mixed.n == 5 and learn.loss_func is plain
 
+def test_class_weights_and_mixup_with_the_mean_of_keras(dls):
+    "Over the images, mixed or not"
+    seen = []
+    class Look(Callback):
+        def after_loss(self):
+            if not self.training: return
+            weight = torch.ones(10)
+            weight[list(self.dls.vocab).index('cat')] = 2
+            each = sum(share*weight[y]*F.cross_entropy(self.pred, y, reduction='none') for y,share in ((self.y, self.mix_up.lam), (self.mix_up.yb1[0], 1 - self.mix_up.lam)))
+            seen.append((self.loss.item(), each.mean().item()))
+    learn = create_learner(small.change(keras=True), dls)
+    with learn.added_cbs([MixUp(.4), Look()]): quietly(learn, fit_stage, learn, constant(lr=1e-3, class_weights=dict(cat=2)))
+    assert len(seen) == 5 and all(found == pytest.approx(wanted, rel=1e-4) for found,wanted in seen)
+
 def test_what_a_network_has_fixed_stays(practice, tmp_path):
     @register_model
     def fixed_stem(n_out=10, in_channels=3, image_size=32):
@@ -618,7 +633,7 @@ def fitted(recipe, dls, *cbs):
 
 @pytest.mark.parametrize('change', [
     dict(), dict(model='resnet18', stages=frozen_head(schedule='constant', early_stopping=1)), dict(model='tiny_cnn', head=None, bs=7),
-    dict(head=Head(lin_ftrs=(), concat_pool=False, first_bn=False, ps=0.), label_smoothing=.1),
+    dict(head=Head(lin_ftrs=(), concat_pool=False, first_bn=False, ps=0.), label_smoothing=.1), dict(l2=.01, l2_on='body.*'),
     dict(stages=(frozen_head(keep_best='accuracy', class_weights={'cat': 3.}), frozen_head(epochs=2, augment=None, discard=True)))])
 def test_kept_features_train_the_same_head(practice, change):
     recipe = head_alone.change(**change)
@@ -635,11 +650,12 @@ def test_kept_features_train_the_same_head(practice, change):
 
 @pytest.mark.parametrize('change, cbs', [
     (dict(augment='flip_crop'), []), (dict(bn='train'), []), (dict(bn='stats'), []), (dict(freeze_to=''), []), (dict(epochs=1), []),
-    (dict(progressive_resizing=(24, 32)), []), (dict(), [MixUp()]), (dict(), [LooksAtImages()])])
+    (dict(progressive_resizing=(24, 32)), []), (dict(), [MixUp()]), (dict(), [LooksAtImages()]), (dict(model='plain_cnn'), [])]) # which has dropout
 def test_features_that_change_are_not_kept(practice, change, cbs):
-    stage = frozen_head(**dict(epochs=2) | change)
+    model = change.get('model', head_alone.model)
+    stage = frozen_head(**{name: value for name,value in (dict(epochs=2) | change).items() if name != 'model'})
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu')
-    _,images = fitted(head_alone.change(stages=stage), dls, *cbs)
+    _,images = fitted(head_alone.change(stages=stage, model=model), dls, *cbs)
     assert images >= stage.epochs*(len(dls.train)*32 + len(dls.valid_ds))
 
 def test_features_that_need_too_much_memory_are_not_kept(dls, monkeypatch):
@@ -655,3 +671,25 @@ def test_what_stops_a_fit_puts_the_network_back(dls):
     model,loaders = learn.model,learn.dls.loaders
     with pytest.raises(KeyboardInterrupt): quietly(learn, fit_stage, learn, frozen_head(augment=None))
     assert learn.model is model and learn.dls.loaders is loaders
+
+@pytest.mark.parametrize('stage', [frozen_head(keep_best='accuracy'), frozen_head(discard=True)])
+def test_an_error_with_kept_features_is_told(dls, stage):
+    "Weights that a callback has kept go back into the head that was trained"
+    class Fail(Callback):
+        def before_epoch(self):
+            if self.epoch == 1: raise RuntimeError('mine')
+    learn = create_learner(head_alone, dls, cbs=[Fail()])
+    with pytest.raises(RuntimeError, match='mine$'): quietly(learn, fit_stage, learn, stage)
+
+def test_the_head_is_the_networks_own():
+    "And not what its body calls so, which keeps a norm when timm cuts off the classifier"
+    recipe = Recipe(name='x', model='timm/convnext_atto', head=Head(), groups=('head',), stages=Stage(epochs=1, lr=1e-3, freeze_to='head'))
+    model = build_model(recipe, 10)
+    assert any('.head.' in name for name,_ in model.body.named_parameters())
+    assert list(map(id, parameter_groups(model, ('head',))[1])) == list(map(id, model.head.parameters()))
+
+@pytest.mark.parametrize('head', [None, Head()])
+def test_keras_numbers_are_for_the_whole_network_without_weights(head):
+    model = build_model(Recipe(name='x', model='resnet18', keras=True, head=head, stages=Stage(epochs=1, lr=1e-3)), 10)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 20 and {m.eps for m in norms} == {1e-3}

@@ -628,7 +628,7 @@ def tiny_reader(name, tmp_path):
 @pytest.mark.parametrize('file, content, text', [
     ('data_batch_1', b'\x80', 'data_batch_1 is damaged'),  # EOFError, UnpicklingError, UnicodeDecodeError ...
     ('data_batch_1', b'\x80\x04\x95' + b'\xff'*8, 'data_batch_1 is damaged'),  # OverflowError
-    ('data_batch_1', pickle.dumps([1]), 'it holds a list'),
+    ('data_batch_1', pickle.dumps([1]), 'it holds a value of type list'),
     ('data_batch_1', pickle.dumps(dict(labels=[])), 'data must be images'),
     ('data_batch_1', pickle.dumps(dict(data=np.zeros((1, 3072), np.uint8), labels=[2])), 'labels must be'),
     ('test_batch', pickle.dumps(dict(data=np.zeros((1, 3072), np.uint8), labels=['cat'])), 'labels must be'),

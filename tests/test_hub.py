@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import ModelCard
 
-from cifar_fastai import cli, models
+from cifar_fastai import cli, hub, models
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.exporting import export_run
@@ -77,7 +77,8 @@ def test_every_number_is_one_of_the_run(finished):
     result = evaluate(finished.learn)
     assert f'on the test images, those of its answers are {result.confidence.mean():.1%} on average, and {result.accuracy:.1%} of the answers are correct' in text
     assert f'(expected calibration error {100*result.calibration_error():.1f} percentage points, 15 bins)' in text
-    assert f'| parameters | {info["parameters"]["trainable"]:,} |' in text and '| images | 180 for training, 20 for validation |' in text
+    n = info['parameters']
+    assert f'| parameters | {sum(n.values()):,} ({n["trainable"]:,} trainable) |' in text and '| images | 180 for training, 20 for validation |' in text
     assert '| seed | 3 |' in text and 'with seed 3' in text and info['hardware']['cpu'].split()[0] in text and f'torch {info["versions"]["torch"]}' in text
     assert '| bs | `32` |' in text and '| epochs | `2` |' in text and '| l2' not in text and 'load_classifier(\'hf://jane/cnn\')' in text
 
@@ -110,7 +111,22 @@ def test_a_run_without_the_test_images(folder):
 
 def test_validation_on_the_test_images_is_told(folder):
     change(folder, recipe=dict(valid='test'))
-    assert 'uses the test images for validation, so this accuracy is too optimistic' in model_card(folder, 'jane/cnn').text
+    (folder/'metrics.json').write_text('{"valid": {"accuracy": 0.75, "loss": 1.0}}')
+    card = model_card(folder, 'jane/cnn').text
+    assert 'uses the test images for validation, so this accuracy is too optimistic' in card and 'never evaluated' not in card
+
+
+def test_test_images_in_several_views_are_test_images(folder):
+    (folder/'metrics.json').write_text('{"valid": {"accuracy": 0.75}, "test flip": {"accuracy": 0.5, "n": 50}, "test flip on photos": {"accuracy": 0.25, "n": 4}}')
+    card = model_card(folder, 'jane/cnn').text
+    assert 'never evaluated' not in card and '| test images on photos, averaged over views (flip) | 4 |' in card
+    (folder/'metrics.json').write_text('{"valid": {"accuracy": 0.75}, "test flip on photos": {"accuracy": 0.25, "n": 4}}')
+    assert 'It was never evaluated on the test images.' in model_card(folder, 'jane/cnn').text
+
+
+def test_the_size_that_the_network_sees(folder):
+    change(folder, data=dict(size=[64, 64]))
+    assert 'It sees 32x32 pixels.' in model_card(folder, 'jane/cnn').text
 
 
 def test_a_run_without_any_evaluation(folder):
@@ -229,6 +245,14 @@ def test_other_folders_are_not_written(finished, tmp_path):
     with pytest.raises(FileExistsError, match='not an empty folder. Nothing was written'): save_for_hub(finished.folder, tmp_path/'mine', 'jane/cnn')
     with pytest.raises(FileExistsError): save_for_hub(finished.folder, tmp_path/'mine'/'README.md', 'jane/cnn')
     assert [p.name for p in (tmp_path/'mine').iterdir()] == ['README.md']
+
+
+def test_a_folder_that_breaks_off_is_not_there(finished, tmp_path, monkeypatch):
+    def full(*args): raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as m, pytest.raises(OSError, match='No space left'):
+        m.setattr(hub, 'atomic_write', full)
+        save_for_hub(finished.folder, tmp_path/'card', 'jane/cnn')
+    assert not any(tmp_path.iterdir()) and (save_for_hub(finished.folder, tmp_path/'card', 'jane/cnn')/'README.md').is_file()
 
 
 # --- a small hub

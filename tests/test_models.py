@@ -175,3 +175,8 @@ def test_the_mode_of_each_layer_returns():
 def test_a_whitened_network_needs_eight_pixels():
     with pytest.raises(ValueError, match='image_size 4 is too small.*at least 8'): create_model('small_cnn', image_size=4)
     assert create_model('small_cnn', image_size=8)
+
+@pytest.mark.parametrize('name', ['airbench94', 'airbench95', 'airbench96'])
+def test_the_smallest_images_of_airbench(name):
+    with pytest.raises(ValueError, match='image_size 8 is too small: it must be at least 9'): create_model(name, image_size=8)
+    assert create_model(name, image_size=9).eval()(torch.rand(2, 3, 9, 9)).shape == (2, 10)

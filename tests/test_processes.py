@@ -254,9 +254,10 @@ def test_two_processes_are_one(practice, tmp_path, together, kind, device):
     "Gradients of the first step to a millionth of the largest, losses and accuracies of all epochs, and the weights in the end"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: one = go(several[kind], practice, tmp_path/'one', device=device)
+    options = dict(limit=64, device=device)
+    try: one = go(several[kind], practice, tmp_path/'one', **options)
     finally: torch.set_num_threads(threads)
-    two,other = fine(together(2, partial(go, device=device), several[kind], practice, tmp_path/'two'))
+    two,other = fine(together(2, partial(go, **options), several[kind], practice, tmp_path/'two'))
     assert two['n'] == 2
     for name,g in one['grads'].items(): torch.testing.assert_close(two['grads'][name], g, rtol=0, atol=1e-6*float(g.abs().max()) + 1e-9)
     close(two['weights'], other['weights'], 0, 0, 'between processes,')
@@ -381,9 +382,9 @@ def fail(): raise MemoryError('no more')
 def test_a_run_whose_process_was_killed_goes_on(practice, tmp_path, together):
     "With as many processes, or more, or fewer, to the end that it would have had"
     recipe = plain.change(bs=12, stages=Stage(epochs=3, lr=3e-3))
-    whole,_ = fine(together(2, go, recipe, practice, tmp_path/'whole'))
+    whole,_ = fine(together(2, partial(go, limit=48), recipe, practice, tmp_path/'whole'))
     started = time.monotonic()
-    first,killed = together(2, partial(go, checkpoint_minutes=0), recipe, practice, tmp_path/'run', [Die(1, 1, 3, kill)])
+    first,killed = together(2, partial(go, limit=48, checkpoint_minutes=0), recipe, practice, tmp_path/'run', [Die(1, 1, 2, kill)])
     assert killed is None and isinstance(first, ProcessLostError) and time.monotonic() - started < 60
     run = Run.open(tmp_path/'run')
     assert run.status == 'failed' and 'Another process' in run.info['error'] and run.checkpoints()

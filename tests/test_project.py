@@ -23,12 +23,10 @@ from cifar_fastai.course import exercises, tutorials
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import list_recipes
 from conftest import turn
+from notebook_cells import Cell, functions, imports, root
 
-root = Path(__file__).resolve().parent.parent
 cfg = get_config(root)
 package = cfg.lib_name
-imports = ast.Import, ast.ImportFrom
-functions = ast.FunctionDef, ast.AsyncFunctionDef
 tools = Path(sys.executable).parent
 
 
@@ -61,15 +59,6 @@ class Notebook:
 
     def __repr__(self):
         return self.name
-
-
-class Cell:
-    "The code of a cell, without what is no Python, and its directives."
-    def __init__(self, source):
-        self.directives = {m[1]: m[2].strip() for m in re.finditer(r'^#\|\s*([\w-]+):?(.*)$', source, re.M)}
-        self.exported = bool(self.directives.keys() & {'export', 'exports', 'exporti'})
-        python = '' if source.lstrip().startswith('%%') else re.sub(r'^(\s*)[%!].*$', r'\1pass', source, flags=re.M)
-        self.tree = ast.parse(python)
 
 
 notebooks = [Notebook(o) for o in sorted(sources(root)) if o.endswith('.ipynb')]

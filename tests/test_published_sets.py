@@ -1,4 +1,6 @@
 "Runs evaluated on test sets that others published: CIFAR-10.1 and CIFAR-10-C, as arrays."
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +82,16 @@ def test_the_command_prints_and_keeps_them(run_dir, corrupted, capsys):
     assert kept['n'] == 500 and list(kept['corruptions']) == ['fog', 'snow'] and len(kept['corruptions']['fog']) == 5
     assert main(['evaluate', str(run_dir), '--data', str(corrupted), '--split', 'valid']) == 2 and 'leave out --split and --tta' in capsys.readouterr().err
     assert main(['runs', str(run_dir)]) == 0
+
+
+def test_other_files_of_the_same_name_are_kept_apart(run_dir, corrupted, tmp_path, monkeypatch):
+    other = shutil.copytree(corrupted, tmp_path/'other'/'CIFAR-10-C')
+    np.save(other/'fog.npy', np.zeros_like(np.load(other/'fog.npy')))
+    monkeypatch.chdir(other)
+    for folder in str(corrupted), '.', str(corrupted): assert main(['evaluate', str(run_dir), '--data', folder, '--workers', '0']) == 0
+    metrics = Run(run_dir).metrics
+    first,second = metrics['test on CIFAR-10-C'],metrics['test on CIFAR-10-C 2']
+    assert first['corruptions']['fog'] != second['corruptions']['fog'] and sum('CIFAR-10-C' in name for name in metrics) == 2
 
 
 def test_the_command_with_new_test_images(run_dir, practice, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_fields_of_a_head_have_types(field, value):
 
 @pytest.mark.parametrize('change', [
     dict(groups='head'), dict(keras='yes'), dict(keras=1), dict(weights=None), dict(augment=None), dict(wd=float('inf')), dict(moms=(.9, .9)),
-    dict(moms=(.9, .9, 'a')), dict(reset_opt=0), dict(stats=((0, 1),)), dict(valid=None), dict(description=1), dict(stages=(one, 3))])
+    dict(moms=(.9, .9, 'a')), dict(reset_opt=0), dict(stats=((0, 1),)), dict(stats=((.5,)*3, (.2, 0, .2))), dict(valid=None), dict(description=1), dict(stages=(one, 3))])
 def test_more_wrong_types(change):
     with pytest.raises(ValueError, match=f'{[*change][0]} must be'): get_recipe('small_cnn', **change)
 

@@ -28,7 +28,7 @@ from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Head, Stage
 from cifar_fastai.runs import Run
 from cifar_fastai.training import train
-from small_runs import kinds, small
+from small_runs import At, kinds, small
 
 
 class Copies(Callback):
@@ -85,7 +85,7 @@ def test_every_kind_of_recipe_ends_the_same(go, name):
 def test_kept_features_end_the_same(go, practice):
     "They are computed in the batches of the first epochs, also if the last ones of an epoch were left out then"
     recipe = small.change(model='mobilenet_v3_small', head=Head(lin_ftrs=()), groups=('head',), bs=20, augment='none', stages=(
-        Stage(epochs=4, lr=1e-2, freeze_to='head', bn='frozen'), Stage(epochs=1, lr=1e-3, augment='flip_crop')))
+        Stage(epochs=3, lr=1e-2, freeze_to='head', bn='frozen'), Stage(epochs=1, lr=1e-3, augment='flip_crop')))
     places = [(1, 0, 2), (1, 2, 1), (2, 0, 1)]
     check_all_copies(go, recipe, *places)
 
@@ -145,6 +145,7 @@ class Hoarder(Callback):
         self.python,self.numpy,self.torch = self.draws
         self.one = self.another = torch.zeros(1) # two by and by
         self.drawn = 0.
+        self.state = False # and text by and by
 
     def before_fit(self):
         self.mean_weights = deepcopy(self.learn.model)
@@ -159,6 +160,7 @@ class Hoarder(Callback):
     def after_batch(self):
         if not self.training: return
         self.n += 1
+        self.state = f'{self.n} batches'
         self.counts[self.iter] += 1
         self.by_epoch[self.epoch].append(self.iter)
         self.last.append(self.iter)
@@ -171,7 +173,7 @@ class Hoarder(Callback):
 
     def kept(self):
         means = [p.tolist() for p in self.mean_weights.parameters()]
-        return (self.n, self.counts, self.by_epoch, self.last, self.epochs, self.total.tolist(), self.big, self.one.item(),
+        return (self.n, self.state, self.counts, self.by_epoch, self.last, self.epochs, self.total.tolist(), self.big, self.one.item(),
                 self.another.item(), self.own.tolist(), self.drawn, means, type(self.counts), type(self.by_epoch), self.last.maxlen)
 
 
@@ -380,6 +382,45 @@ def test_what_changed_is_said_and_refused(go, stopped, monkeypatch):
     with pytest.raises(ValueError, match=r"recipe's stages 1 lr was 0\.01 and is 0\.5; torch was '.*' and is '1\.0'.*--force"): go(resume=True)
     with pytest.warns(UserWarning, match='would not end as it would have'): learn = go(resume=True, force=True)
     assert Run.open(learn.run_dir).status == 'finished'
+
+
+@pytest.mark.slow
+def test_an_epoch_that_the_recipe_no_longer_has(go, stopped):
+    "Nothing of the checkpoint would be restored, and a network without training saved as finished"
+    file,recipe = stopped/'recipe.json',json.loads((stopped/'recipe.json').read_text())
+    recipe['stages'][0]['epochs'] = 1
+    file.write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match='stopped in epoch 2 of stage 1, and its recipe has no such epoch any more: the epochs of its stages are 1. Undo'):
+        go(resume=True, force=True)
+    assert Run(stopped).status == 'training' and len(Run(stopped).checkpoints()) == 2
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_edited_while_it_trains(go, tmp_path):
+    "A checkpoint says what was trained; a file that is half written stops nothing"
+    text = []
+    def edit_recipe(learn):
+        file = learn.run_dir/'recipe.json'
+        text.append(file.read_text())
+        file.write_text('{')
+    go(small, cbs=[Copies((1, 1, 3)), At(edit_recipe, 1, 1)], checkpoint_minutes=0)
+    recipe = json.loads(text[0])
+    recipe['stages'][0]['lr'] = .5
+    (tmp_path/'1-1-3'/'recipe.json').write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"recipe's stages 1 lr was 0\.01 and is 0\.5"): go(name='1-1-3', resume=True)
+
+
+@pytest.mark.slow
+def test_what_was_made_from_the_weights_before_is_removed(go, stopped, tmp_path):
+    run = Run(stopped)
+    for name in 'valid','test flip': run.add_metrics(name, dict(accuracy=.1, accuracy_interval=[0, .2]))
+    made = [run.evaluation_file('valid'), run.evaluation_file('test flip'), *(stopped/name for name in (
+        'confusion_matrix-test-flip.png', 'report.html', 'model.onnx', 'model-int8.onnx', 'model.pt2'))]
+    (stopped/'classifier').mkdir()
+    made.append(stopped/'classifier'/'classifier.json')
+    for file in *made, stopped/'features.npz', stopped/'mine.onnx': file.touch()
+    assert end_of(go(resume=True))['metrics'] == Run(tmp_path/'whole').metrics
+    assert [f.name for f in made if f.exists()] == [] and (stopped/'features.npz').exists() and (stopped/'mine.onnx').exists()
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_one_of_several_processes_gets_the_folder(tmp_path, exists):
     assert Run.open(tmp_path/'a').info['seed'] == winner
 
 
-@pytest.mark.parametrize('there', ['file', 'notes.txt', 'run.json'])
+@pytest.mark.parametrize('there', ['file', 'notes.txt', 'run.json', 'recipe.json', 'history.csv'])
 def test_what_is_there_is_not_touched(tmp_path, there):
     if there == 'file': (tmp_path/'a').write_text('mine')
     else:

@@ -375,6 +375,7 @@ def test_folders_of_splits_in_other_spellings(tmp_path, train, test):
     dls = data.cifar10_dataloaders(folder, bs=2, valid=.25)
     assert len(dls.train_ds) + len(dls.valid_ds) == 8 and data.test_dataloader(dls).one_batch()[1].tolist() == [0, 0]
     assert dls.train_ds.cache.n == 8  # of the whole folder
+    assert sources.describe_labeled(folder, info.classes).fingerprint == sources.describe_data(folder).fingerprint
 
 
 @pytest.mark.parametrize('one, other, split', [('val', 'valid', 'valid'), ('test', 'testing', 'test'), ('train', 'training', 'train')])
@@ -990,6 +991,19 @@ def test_an_interrupted_download_goes_on_in_the_next_call(tmp_path, published, h
     found = sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive(url)])
     first, second = http_server.begun
     assert 0 < first <= half < second <= more and len(sources.train_files(found)) == 8 and not leftovers(found.parent)
+
+
+def test_what_a_mirror_left_is_removed_when_another_one_works(tmp_path, published, http_server):
+    content, archive = published
+    broken = http_server.answer('/broken.tgz', (content, len(content)//2))
+    sources.download_cifar10(tmp_path/'cache'/'cifar10', [archive(broken), archive(http_server.answer('/good.tgz', content))])
+    assert not (tmp_path/'cache'/'.downloads').exists()
+
+
+def test_what_killed_processes_left_is_removed_when_the_set_is_there(practice, bare_machine):
+    shutil.copytree(practice, bare_machine/'cifar10')
+    (bare_machine/'.unfinished'/'cifar10'/'new').mkdir(parents=True)
+    assert sources.find_data('cifar10') == bare_machine/'cifar10' and not leftovers(bare_machine)
 
 
 @pytest.mark.parametrize('ranges', [True, False])

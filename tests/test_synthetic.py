@@ -15,6 +15,7 @@ from PIL import Image
 import cifar_fastai.synthetic as synthetic
 from cifar_fastai.evaluation import Evaluation
 from cifar_fastai.files import read_json
+from cifar_fastai.sources import find_data
 from cifar_fastai.synthetic import bayes_accuracy, cifar10_classes, draw_image, make_synthetic
 
 small = dict(n_train=2, n_test=1)
@@ -274,12 +275,12 @@ def one_thread():
 
 
 @pytest.mark.slow
-def test_small_cnn_confuses_cats_and_dogs(tmp_path, one_thread):
+def test_small_cnn_confuses_cats_and_dogs(one_thread):
     import torch
     import torch.nn.functional as F
     from torch import nn
 
-    path = make_synthetic(tmp_path/'set')
+    path = find_data('synthetic')
 
     def read(split):
         files = [o for label in cifar10_classes for o in sorted((path/split/label).iterdir())]

@@ -278,6 +278,15 @@ def test_mlflow_goes_on_when_a_run_is_resumed(go, client, monkeypatch):
     assert [step for key, _, step in found['metrics'] if key == 'accuracy'] == [1, 2, 3]
 
 
+def test_a_server_that_is_back_gets_the_rest(go, client, monkeypatch):
+    with monkeypatch.context() as m, pytest.warns(UserWarning, match='MLflow does not take the log'), pytest.raises(KeyboardInterrupt):
+        m.setattr(client, 'fails', True)
+        go(log='mlflow', cbs=[At(stop, 1, 2)])
+    go(resume=True)
+    found, = client.runs.values()
+    assert found['status'] == 'FINISHED' and [step for key, _, step in found['metrics'] if key == 'accuracy'] == [2, 3]
+
+
 def test_a_server_that_fails_does_not_stop_the_training(go, client, monkeypatch):
     monkeypatch.setattr(client, 'fails', True)
     with pytest.warns(UserWarning, match='MLflow does not take the log .no server.. Training goes on') as said: learn = go(log='mlflow')

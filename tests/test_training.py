@@ -18,6 +18,7 @@ import pytest
 import torch
 import torchvision
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -170,6 +171,13 @@ def test_one_cycle_uses_what_the_stage_says(practice):
 def test_sizes_that_a_network_does_not_take_are_refused_at_once(practice, model, sizes, message):
     stages = [Stage(epochs=5, lr=1e-2), Stage(epochs=1, lr=1e-2, progressive_resizing=sizes)]
     with pytest.raises(ValueError, match=message): create_learner(tiny.change(model=model, stages=stages), cifar10_dataloaders(practice, bs=60))
+
+@pytest.mark.parametrize('size, sizes, refused', [(32, (), 32), (224, (96, 224), 96)])
+def test_sizes_that_a_published_network_does_not_take_are_refused_at_once(practice, size, sizes, refused):
+    "timm's checks are assertions"
+    recipe = tiny.change(model='timm/vit_tiny_patch16_224', image_size=size, stages=Stage(epochs=1, lr=1e-2, progressive_resizing=sizes))
+    with pytest.raises(ValueError, match=f'vit_tiny_patch16_224 does not accept images of {refused}x{refused}. Change `image_size`, or'):
+        create_learner(recipe, cifar10_dataloaders(practice, bs=60, image_size=size))
 
 def test_label_smoothing_reaches_the_loss(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
@@ -346,22 +354,25 @@ def test_processors_of_one_name_are_told_apart(able, wanted, monkeypatch):
     assert runs.hardware()['instructions'] == wanted
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is one of glibc')
-@pytest.mark.parametrize('env, reused', [({}, True), (dict(MALLOC_ARENA_MAX='2'), False)])
 @pytest.mark.slow
-def test_memory_of_freed_tensors_is_used_again(env, reused):
+def test_memory_of_freed_tensors_is_used_again():
     "The system gives no fresh pages for a tensor that is as large as the one just freed, and the user's own setting is left alone"
     code = '''if 1:
-        import resource, torch
+        import os, resource, torch
         from cifar_fastai.training import reuse_memory
-        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        assert reuse_memory() is %s
-        for _ in range(3): torch.zeros(2**24)
-        before = faults()
-        for _ in range(10): torch.zeros(2**24)
-        print(faults() - before)''' % reused
+        def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        def of_ten_tensors():
+            for _ in range(3): torch.zeros(2**24)
+            before = faults()
+            for _ in range(10): torch.zeros(2**24)
+            return faults() - before
+        os.environ['MALLOC_ARENA_MAX'] = '2'
+        print(reuse_memory(), of_ten_tensors())
+        del os.environ['MALLOC_ARENA_MAX']
+        print(reuse_memory(), of_ten_tensors())'''
     clean = {k: v for k,v in os.environ.items() if not k.startswith('MALLOC_')}
-    n = int(subprocess.check_output([sys.executable, '-c', code], env=clean | env))
-    assert n < 100 if reused else n > 10_000  # 10 times 64 MiB are 163,840 pages, or 320 huge ones
+    left,fresh,reused,few = subprocess.check_output([sys.executable, '-c', code], env=clean, text=True).split()
+    assert (left, reused) == ('False', 'True') and int(few) < 100 and int(fresh) > 10_000  # 10 times 64 MiB are 163,840 pages, or 320 huge ones
 
 # Learners for hands-on work
 
@@ -454,6 +465,14 @@ def test_an_interruption_leaves_the_plain_loss(practice, tmp_path):
     plain = learn.loss_func
     with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): fit_stage(learn, Stage(epochs=1, lr=1e-3, class_weights={learn.dls.vocab[0]: 2.}))
     assert learn.loss_func is plain
+
+def test_the_validation_loss_is_plain_after_an_interruption(practice):
+    def stop(learn): raise KeyboardInterrupt
+    learn = create_learner(tiny.change(label_smoothing=.2), cifar10_dataloaders(practice, bs=32, num_workers=0), cbs=[At(stop, 0, 1), MixUp(.4)])
+    plain = learn.loss_func
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-3)
+        assert learn.loss_func is plain and learn.validate()[0] == pytest.approx(evaluate(learn, 'valid').loss, rel=1e-5)
 
 def test_folder_that_holds_something_is_refused(go, tmp_path):
     (tmp_path/'run').mkdir()
@@ -613,11 +632,12 @@ def test_a_last_batch_of_one_is_explained(practice):
 
 # A learning rate for a recipe
 
+searched = tiny.change(bs=16)
 search_stages = dict(
-    frozen=tiny.change(stages=(Stage(epochs=3, lr=(None, 1e-2), freeze_to='head', bn='frozen', early_stopping=2), Stage(epochs=1, lr=1e-3)), groups=('head',)),
-    keras=tiny.change(stages=(Stage(epochs=2, lr=1e-3, schedule='reduce_on_plateau', class_weights={'cat': 3.}, augment='flip_crop', discard=True),),
+    frozen=searched.change(stages=(Stage(epochs=3, lr=(None, 1e-2), freeze_to='head', bn='frozen', early_stopping=2), Stage(epochs=1, lr=1e-3)), groups=('head',)),
+    keras=searched.change(stages=(Stage(epochs=2, lr=1e-3, schedule='reduce_on_plateau', class_weights={'cat': 3.}, augment='flip_crop', discard=True),),
                       optimizer='adam', keras=True),
-    other_optimizer=tiny.change(stages=(Stage(epochs=1, lr=1e-2, optimizer='rmsprop', lookahead=5),)))
+    other_optimizer=searched.change(stages=(Stage(epochs=1, lr=1e-2, optimizer='rmsprop', lookahead=5),)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', search_stages)
@@ -645,7 +665,7 @@ def test_a_search_for_a_rate_trains_as_the_first_stage(name, practice, monkeypat
 
 @pytest.mark.slow
 def test_a_search_is_the_same_with_the_same_seed(practice):
-    a,b,c = (find_lr(tiny, seed, practice, limit=64, num_workers=0) for seed in (1, 1, 2))
+    a,b,c = (find_lr(tiny.change(model='ladder_0', bs=8), seed, practice, limit=64, num_workers=0) for seed in (1, 1, 2))
     assert a.losses == b.losses != c.losses
 
 def test_a_search_that_ends_too_early_says_why(practice, monkeypatch):

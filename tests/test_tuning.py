@@ -133,6 +133,28 @@ def test_errors_become_a_line_and_diverged_trials_teach_the_sampler(fake, search
     assert len(search(dict(lr='.01,.1,.05'), None, sampler='grid')) == 3 and len(fake.calls) == 3
     assert found.valid_accuracy.isna().tolist() == [True, True, False]
 
+def test_what_failed_because_of_the_machine_is_tried_again(fake, search, out):
+    "Once in each call"
+    def fail(recipe, seed):
+        if recipe.stages[0].lr == .1: raise OSError(28, 'No space left on device')
+    fake.then = fail
+    for n in 2,3:
+        assert search(dict(lr='.1,.05'), None, sampler='grid').status.tolist() == ['failed', 'finished'] and len(fake.calls) == n
+    fake.then = lambda recipe, seed: None
+    found = search(dict(lr='.1,.05'), None, sampler='grid')
+    assert found.status.tolist() == ['finished']*2 and found.lr.tolist() == [.1, .05] and len(fake.calls) == 4
+
+def test_a_trial_whose_worker_died_right_at_its_end(fake, search, out):
+    search(trials=1)
+    run = Run(out/'trial-000')
+    run.checkpoints_folder.mkdir()
+    assert tuning.train_trial(None, run.folder, None, run.recipe, 0, None) is None and not run.checkpoints_folder.exists()
+
+def test_tilde_is_the_home_directory(fake, search, tmp_path, monkeypatch):
+    for name in 'HOME','USERPROFILE': monkeypatch.setenv(name, str(tmp_path))
+    search(trials=1, out='~/study')
+    assert {'study.db', 'trial-000', 'results.csv'} <= set(os.listdir(tmp_path/'study'))
+
 def test_ctrl_c(fake, search, out, capsys):
     def stop(recipe, seed):
         if len(fake.calls) == 2: raise KeyboardInterrupt

@@ -181,7 +181,7 @@ def test_what_needs_pickle_is_refused(more, zipped, state, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize('content, what', [
-    ([torch.zeros(2)], 'holds a list'), (torch.zeros(2), 'holds a Tensor'), ({}, 'holds no weights at all'), ({'model': {}}, 'holds no weights at all'),
+    ([torch.zeros(2)], 'holds a value of type list'), (torch.zeros(2), 'holds a value of type Tensor'), ({}, 'holds no weights at all'), ({'model': {}}, 'holds no weights at all'),
     ({'a': torch.zeros(2), 'epoch': 3}, "'epoch': int"), ({1: torch.zeros(2)}, '1: Tensor'), ({'epoch': 3, 'loss': .1}, "'loss': float")])
 def test_what_is_no_mapping_of_tensors_is_refused(content, what, tmp_path):
     torch.save(content, tmp_path / 'w.pth')
