@@ -151,9 +151,6 @@ def latest_trials(
 def _has_ended(trial): # not one that was stopped
     return trial.state.is_finished() and (trial.state.name != 'FAIL' or 'error' in trial.user_attrs)
 
-def _may_be_tried_again(trial): # what failed was the machine: its disk or its network
-    return _has_ended(trial) and trial.user_attrs.get('of_machine', False)
-
 def _unfinished(study): return [name for name,t in latest_trials(study).items() if not _has_ended(t)]
 
 def add_trials(
@@ -167,7 +164,7 @@ def add_trials(
         latest = latest_trials(study)
         for name,params in runs.items():
             if name not in latest or again and _has_ended(latest[name]): study.enqueue_trial(params, user_attrs=dict(run=name))
-            elif _may_be_tried_again(latest[name]): _enqueue(study, name, latest[name])
+            elif 'of_machine' in latest[name].user_attrs: _enqueue(study, name, latest[name])
 
 def _enqueue(study, name, t):
     "Queue a trial that goes on with the run of another"

@@ -661,7 +661,7 @@ damages = {
     'json broken': (lambda f: (f/'classifier.json').write_text('{"format": '), ValueError, 'classifier.json is damaged'),
     'json empty': (lambda f: (f/'classifier.json').write_text(''), ValueError, 'classifier.json is damaged'),
     'json binary': (lambda f: (f/'classifier.json').write_bytes(bytes(range(256))), ValueError, 'classifier.json is damaged'),
-    'json a list': (lambda f: (f/'classifier.json').write_text('[1]'), ValueError, 'damaged: .* a list'),
+    'json a list': (lambda f: (f/'classifier.json').write_text('[1]'), ValueError, 'damaged: .* of type list'),
     'json of something else': (lambda f: (f/'classifier.json').write_text('{"model_type": "bert"}'), ValueError, 'was not written by save_classifier'),
     'json newer': (lambda f: change_json(f, format_version=2), ValueError, r'newer cifar_fastai \(format 2; this one reads 1\). Upgrade'),
     'json missing': (lambda f: (f/'classifier.json').unlink(), FileNotFoundError, 'is not a classifier or run folder: it has no classifier.json'),
