@@ -225,12 +225,12 @@ def _splitter(valid, seed, limit):
     return splitter if limit is None else LimitedSplitter(splitter, limit, seed)
 
 class _ClassOf(Transform):
-    "`class_of` as a transform, which can be pickled and tells fastai what it takes, unlike a `partial`"
+    "`class_of`, or another function, as a transform, which can be pickled and tells fastai what it takes, unlike a `partial`"
     input_types = str,PurePath
-    def __init__(self, root):
+    def __init__(self, root, find=class_of):
         super().__init__()
-        self.root = root
-    def encodes(self, file): return class_of(file, self.root)
+        self.root,self.find = root,find
+    def encodes(self, file): return self.find(file, self.root)
 
 def cifar10_datablock(
     valid:float|int|str=0.1, # fraction or number held out if there is no `val/`; 'fold1of5'; 'test': see `FolderSplitter`
@@ -509,13 +509,7 @@ class _ArrayItem: # no tuple, whose elements fastai would transform one by one
     arrays: ImageArrays
     i: int
 
-class _FolderIn(Transform):
-    "The name of the class folder, as a transform that can be pickled"
-    input_types = str,PurePath
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-    def encodes(self, file): return Path(file).relative_to(self.folder).parts[0]
+def _folder_in(file, folder): return Path(file).relative_to(folder).parts[0]
 
 def _image_of(item): return Image.fromarray(item.arrays.pixels[item.i])
 def _label_of(item): return item.arrays.classes[item.arrays.labels[item.i]]
@@ -543,7 +537,7 @@ def labeled_dataloaders(
     else:
         info = describe_labeled(source, classes)
         folder = info.path/info.test_folder
-        getters = dict(get_items=image_files, get_y=_FolderIn(folder))
+        getters = dict(get_items=image_files, get_y=_ClassOf(folder, _folder_in))
     _check_images(info, image_size)
     categories = CategoryBlock(list(classes), sort=False)
     block = _datablock(categories, [], stats, image_size, gray, reading_size(info.size, image_size), **getters,
