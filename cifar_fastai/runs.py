@@ -549,10 +549,10 @@ def _made_from_weights(run):
     "Evaluations, reports and exported networks, which would pass for those of other weights"
     names = {'valid', 'test'}
     with suppress(OSError, ValueError): names |= run.metrics.keys()
-    stems = [run.evaluation_file(name).stem for name in names if run.evaluation_file(name).parent == run.folder]
+    evaluations = [file for file in map(run.evaluation_file, names) if file.parent == run.folder] # a damaged name may lead elsewhere
+    pictures = [file.with_name(f'confusion_matrix-{file.stem}.png') for file in evaluations]
     patterns = 'report.html', 'model*.onnx', 'model*.onnx.data', 'model*.pt2'
-    return [run.metrics_file, *(run.folder/f'{stem}.npz' for stem in stems), *(run.folder/f'confusion_matrix-{stem}.png' for stem in stems),
-            *(file for pattern in patterns for file in run.folder.glob(pattern))]
+    return [run.metrics_file, *evaluations, *pictures, *(file for pattern in patterns for file in run.folder.glob(pattern))]
 
 # %% ../nbs/02_runs.ipynb #35bd80f4
 @patch
