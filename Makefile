@@ -17,7 +17,7 @@ train: env ## train the default recipe on CIFAR-10; ARGS="--recipe airbench94_lo
 test: env ## every check, on all processors: all tests, all notebooks, what is made of them; ARGS="-k transfer" takes some
 	@$(PYTEST) $(ARGS)
 
-quick: env ## what takes no seconds, and the notebooks that you changed: before a commit
+quick: env ## the quick tests, and the notebooks that you changed: before a commit
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 tutorials: env ## the tutorials at their full size; ARGS="-k transfer" takes one

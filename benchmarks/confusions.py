@@ -5,7 +5,8 @@ Writes a row of benchmarks/results/confusions.csv for each pair of an actual and
 import argparse
 
 from record_run import read
-from side_by_side import add_row, commit, count, machine, run_script
+import side_by_side
+from side_by_side import commit, count, machine, read_rows, run_script, write_rows
 
 def confusion_rows(folder, min_count):
     "The pairs of classes that a run confuses, in the order of their number"
@@ -21,6 +22,11 @@ def main():
     parser.add_argument('run', help='folder of a run')
     parser.add_argument('--min-count', type=count, default=50, help='fewest images of a pair (%(default)s)')
     args = parser.parse_args()
-    for row in confusion_rows(args.run, args.min_count): add_row('confusions', row, instead_of=('recipe', 'seed', 'actual', 'predicted'))
+    rows = list(confusion_rows(args.run, args.min_count))
+    if not rows: raise SystemExit(f'{args.run} confuses no pair of classes {args.min_count} times. Nothing was written.')
+    path,of = side_by_side.results/'confusions.csv',('recipe', 'seed', 'variant')
+    others = [r for r in read_rows(path) if any(r[k] != str(rows[0][k]) for k in of)]
+    write_rows(path, [*others, *rows])
+    for row in rows: print(f'{row["actual"]} as {row["predicted"]}: {row["images"]} images')
 
 if __name__ == '__main__': run_script(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Stage, get_recipe
 from cifar_fastai.runs import Run
-from side_by_side import add_row, count, gpu_name, machine, run_script
+from side_by_side import add_row, commit, count, machine, run_script
 
 def from_scratch(name, n):
     "One of our networks, trained until the loss on so few images is low"
@@ -40,8 +40,9 @@ def add(found, n):
             images_a_class=n, recipe=run.recipe.name, model=run.recipe.model, weights=run.recipe.weights,
             image_size=run.recipe.image_size, epochs=about['epochs'], seed=about['seed'], variant=data['variant'], n_train=data['n_train'],
             n_valid=data['n_valid'], n_test=data['n_test'], valid_accuracy=row.valid_accuracy, test_accuracy=row.test_accuracy,
-            train_seconds=about['seconds'], device=about['device'], gpu=gpu_name(about['device']), **machine(about), started=about['started'],
-            command='python benchmarks/few_images.py'), instead_of=('images_a_class', 'recipe', 'seed', 'variant'))
+            train_seconds=about['seconds'], device=about['device'], gpu=(about['hardware']['gpu'] or '')*about['device'].startswith('cuda'), **machine(about),
+            started=about['started'],
+            command='python benchmarks/few_images.py', **commit(about['started'])), instead_of=('images_a_class', 'recipe', 'seed', 'variant'))
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

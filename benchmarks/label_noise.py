@@ -101,7 +101,7 @@ def training(args, noise, seed):
     data = write_wrong_labels(find_data(args.data), folder/'data', args.images, args.wrong, noise, seed)
     result = out_of_fold(recipe, args.folds, seed, folder/'folds', data, device=args.device)
     wrong = np.array([Path(f).name.split('-')[0] != class_of(f) for f in result.files])
-    return result,wrong,Run(next((folder/'folds').glob('*fold1of*')))
+    return result,wrong,Run(folder/'folds'/f'{recipe.name}-valid=fold1of{args.folds}-seed{seed}')
 
 def rows_of(args, images, noise, seed):
     "A row for each way of looking"

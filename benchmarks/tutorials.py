@@ -66,10 +66,12 @@ def measure(path, seed=0, device='cpu'):
                 mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024))
     return dict(took=took | dict(matrix_gflops=matrix_gflops(device)), accuracies=accuracies(path.stem, found))
 
-def drop_rows_of_what_is_gone():
+def drop_rows_of_what_is_gone(known):
+    "Rows of notebooks that are gone, and of networks that a notebook of `known` no longer has: {notebook: networks}"
+    def is_gone(r): return not (notebooks/f"{r['tutorial']}.ipynb").is_file() or r.get('network', '') not in known.get(r['tutorial'], (r.get('network', ''),))
     for name in 'tutorials','tutorial_accuracies':
         path = side_by_side.results/f'{name}.csv'
-        kept = [r for r in read_rows(path) if (notebooks/f"{r['tutorial']}.ipynb").is_file()]
+        kept = [r for r in read_rows(path) if not is_gone(r)]
         if kept: write_rows(path, kept)
 
 def main():
@@ -89,14 +91,16 @@ def main():
     if not names: raise SystemExit(f'{notebooks} has no notebook whose name fits {args.pattern!r}')
     about = dict(variant=info.variant, device=device, gpu=gpu_name(device), **machine(),
                  command=shlex.join(['python', 'benchmarks/tutorials.py', *sys.argv[1:]]))
+    known = {}
     for name in names:
         sides = [f'{name}:{seed}' for seed in range(args.seeds if name in networks else 1)]
         done = [o[0] for o in in_turns(__file__, [args.pattern], sides, runs=1).values()]
         add_row('tutorials', dict(tutorial=name, **done[0]['took'], **about), instead_of=('tutorial', 'variant', 'device', 'gpu'))
-        for network in done[0]['accuracies']:
+        known[name] = ['', *done[0]['accuracies']]
+        for network in known[name][1:]:
             each = [a for o in done for a in o['accuracies'][network]]
             add_row('tutorial_accuracies', dict(tutorial=name, network=network, seeds=len(each), mean=round(statistics.mean(each), 5), lowest=round(min(each), 5),
                                                 highest=round(max(each), 5), **about), instead_of=('tutorial', 'network', 'variant', 'device', 'gpu'))
-    drop_rows_of_what_is_gone()
+    drop_rows_of_what_is_gone(known)
 
 if __name__ == '__main__': run_script(main)

@@ -56,7 +56,7 @@ class AppNetwork:
         folder:str|Path, # as for `load_classifier`: a run folder, a classifier folder, or an ONNX file
         device:str|None=None, # 'cpu' or 'cuda'; None: the best available
     ):
-        folder = Path(folder).expanduser()
+        folder = Path(os.path.expanduser(folder))
         self.classifier = load_classifier(folder, device)
         self.name = folder.absolute().name
         self.valid = _validation(folder)
@@ -207,9 +207,12 @@ def _gradio():
     import gradio
     return gradio
 
-def _upload(gr):
-    "The field for pictures"
-    def path(payload): return payload and payload.path
+def _upload(gr, folder):
+    "The field for pictures; uploads come to `folder`, which gradio itself does not check where a request leaves out what kind of file it names"
+    def path(payload):
+        if not (payload and payload.path): return None
+        if not Path(payload.path).resolve().is_relative_to(folder.resolve()): raise gr.Error('This file was not uploaded.')
+        return payload.path
     async def keep(file): return str(file)
     field = gr.Image(label='Your picture', placeholder='Drop a picture here, or click to choose one', sources=['upload', 'webcam', 'clipboard'], height=300, buttons=[])
     field.preprocess,field.async_move_resource_to_block_cache = path,keep
@@ -232,7 +235,7 @@ def _page(gr, networks, folder):
     with gr.Blocks(title='What is in this picture?', analytics_enabled=False, delete_cache=(_kept_seconds//4, _kept_seconds)) as page:
         gr.HTML(Markup('<h1 class="cf-title">What is in this picture?</h1><p class="cf-about">{}</p>').format(_about(networks)), elem_id='about')
         with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=300): field = _upload(gr)
+            with gr.Column(scale=2, min_width=300): field = _upload(gr, folder)
             with gr.Column(scale=4, min_width=300): answer = gr.HTML(empty, elem_id='answer')
         examples = gr.Dataset(label='Or a drawing', components=[gr.Image(render=False)], samples=[[str(file)] for file in files], type='index', elem_id='drawings')
         ask = dict(outputs=answer, concurrency_limit=1, concurrency_id='network', show_progress='minimal', scroll_to_output=True)

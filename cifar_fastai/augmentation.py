@@ -56,7 +56,7 @@ class FlipCrop(RandTransform):
 
 # %% ../nbs/02_augmentation.ipynb #b8493a94
 class Cutout(RandTransform):
-    "Erase one square at a random position in each image; it gets the mean color, since this transform comes after `Normalize`"
+    "Erase one square at a random position in each image; it becomes 0 after `Normalize`: the mean color, or black where `stats` is 'unit'"
     order = 100
     split_idx = 0
     def __init__(self,

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from .files import atomic_file, remove_leftovers
+from .files import atomic_file, remove_leftovers, writing
 from .limits import free_disk
 from .processes import share_size, shares
 
@@ -39,11 +39,12 @@ class Rows:
     def __init__(self,
         t:Tensor, # an example
         n:int, # how many
+        device:str|None=None, # 'meta' for none yet; None: that of `t`
     ):
         order = sorted(range(t.ndim), key=t.stride, reverse=True)
         self.type = type(t)
         self.axes = 0,*(1 + order.index(d) for d in range(t.ndim))
-        self.rows = t.new_empty(n, *t.permute(order).shape).as_subclass(Tensor)
+        self.rows = t.new_empty(n, *t.permute(order).shape, device=device).as_subclass(Tensor)
 
     def __setitem__(self, i, t):
         row = self.rows.permute(self.axes)[i]
@@ -83,9 +84,14 @@ def _save(parts, file, about):
         with atomic_file(file) as part: save_file(rows, part, metadata=dict(about=about, crc32=_crc(rows.values())))
 
 # %% ../nbs/01_caching.ipynb #5e5d2010
+def _free_on(device): # bytes
+    if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    if device.type == 'mps': return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return float('inf')
+
 def _on_accelerator(parts, device):
     "Copies of the rows on `device`; None if they would take more than half of its free memory"
-    if device.type == 'cuda' and 2*sum(p.rows.nbytes for p in parts) > torch.cuda.mem_get_info(device)[0]: return None
+    if 2*sum(p.rows.nbytes for p in parts) > _free_on(device): return None
     copies = [copy(p) for p in parts]
     for c in copies: c.rows = c.rows.to(device)
     return copies
@@ -185,13 +191,19 @@ class ItemCache:
             kind = type(item).__name__
             if isinstance(item, tuple): kind += f' of {[type(t).__name__ for t in item]}'
             raise TypeError(f'Item {i} is a {kind}, but only a tuple of tensors can be cached.')
-        self.parts = [Rows(t, self.n) for t in item]
+        self.parts = [Rows(t, self.n, 'meta' if self.on_disk else None) for t in item]
         if self.file and self._open():
             self.left = 0
             self.known = bytearray(b'\1'*self.n)
-        elif self.on_disk:
-            self.unfinished = ExitStack()
-            self.finish = _map_into(self.unfinished.enter_context(atomic_file(self.file)), self.parts, self.about)
+        elif self.on_disk: self._begin_file()
+
+    def _begin_file(self):
+        parts,self.parts = self.parts,[] # until they have their memory
+        with suppress(OSError): self.file.unlink() # of other items, and in the way
+        with writing(self.file, 'CIFAR_FASTAI_HOME'), ExitStack() as stack:
+            self.finish = _map_into(stack.enter_context(atomic_file(self.file)), parts, self.about)
+            self.unfinished = stack.pop_all()
+        self.parts = parts
 
     def _parts(self, device):
         if self.left or device is None or device.type == 'cpu': return self.parts

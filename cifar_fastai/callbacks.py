@@ -71,9 +71,14 @@ class PlainLosses(Callback):
         if self.behind: self.learn.smooth_loss = self.shown.copy_(last, non_blocking=True) # for the bar: what is here
         else: self.recorder.losses[-1] = float(last)
 
-    def after_fit(self): self.after_train() # of a fit that was canceled
+    def after_fit(self): self.fetch() # of a fit that was canceled
 
     def after_train(self):
+        self.fetch()
+        if self.recorder.cancel_train: # fastai leaves the loss out, and what follows would take its place
+            self.recorder.log.append(float(self.recorder.smooth_loss.value))
+
+    def fetch(self):
         if not self.behind or self.fetched == len(self.recorder.losses): return
         self.recorder.losses[self.fetched:] = combined(torch.stack(self.recorder.losses[self.fetched:]), 'mean').tolist()
         self.fetched = len(self.recorder.losses)
@@ -394,7 +399,7 @@ class HistoryWriter(Callback):
         self.trained = self.validated = None # number of images of each class, (2, C): those predicted correctly, and all
 
     def _zeros(self): return torch.zeros(2, self.dls.c, dtype=torch.long, device=device_of(self.dls))
-    def before_train(self): self.trained,self.validated = self._zeros(),None
+    def before_epoch(self): self.trained,self.validated = self._zeros(),None
     def before_validate(self): self.validated = self._zeros()
 
     def after_batch(self):
@@ -411,7 +416,7 @@ class HistoryWriter(Callback):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         self.epochs += 1
         if process_rank(): return # the first process writes
-        train_loss,valid_loss,accuracy,*_ = [f'{v:.6f}' for v in self.recorder.values[-1]] + ['', ''] # if validation was canceled
+        train_loss,valid_loss,accuracy,*_ = [f'{v:.6f}' for v in self.recorder.values[-1]] + ['']*3 # if validation was canceled, or the epoch
         train_accuracy = _share(*self.trained.sum(1).tolist())
         lr = f'{self.opt.hypers[-1]["lr"]:.3g}'
         seconds = f'{self.target.seconds():.2f}'
@@ -461,7 +466,7 @@ class SharedTraining(Callback):
         mine,n = self.dl.share_sizes(self.iter)
         if isinstance(self.loss_func, WeightedCrossEntropy) and self.loss_func.func.reduction == 'mean' and not self.loss_func.func.by_number:
             mine = self.loss_func.func.weight[self.y].sum()*(mine > 0)
-            n = combined(mine)
+            n = combined(mine).clamp(min=1e-12) # of images that all weigh nothing, the loss is 0
         return n_processes()*mine/n
 
     def after_train(self):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from .caching import Features
 from .data import device_of, random_tfms
 from .errors import error_line
-from .processes import process_rank
+from .processes import n_processes, process_rank
 from .runs import Run
 
 # %% ../nbs/04_checkpoints.ipynb #3f47631e
@@ -202,7 +202,10 @@ def set_learner_state(
     for kind,objects in _stateful(learn).items(): _set_all(objects, state[kind], tensors, device_of(learn.dls), taken)
     learn.train_iter,learn.pct_train = get('train_iter'),get('pct_train')
     if scaler := get('scaler'): learn.scaler.load_state_dict(scaler)
-    set_random_states(**get('random'))
+    _set_random_states(get('random'))
+
+def _set_random_states(states): # but not of GPUs that this machine does not have
+    set_random_states(**states | dict(torch_cuda_state=states['torch_cuda_state'][:torch.cuda.device_count()]))
 
 def _set_all(objects, kept, tensors, device, taken):
     "Restore objects by their classes, and by their order in a class"
@@ -301,7 +304,7 @@ class Checkpoints(Callback):
                      seconds=self.target.seconds(), cpu_seconds=self.target.cpu_seconds())
         more = dict(records=self.records, orders_of_stage=self.orders_of_stage, at_epoch=self.at_epoch)
         state = place | {name: pack(value, tensors) for name,value in more.items()}
-        if hasattr(self.learn, 'plain_losses'): self.plain_losses.after_train() # which fetches losses from an accelerator
+        if hasattr(self.learn, 'plain_losses') and n_processes() == 1: self.plain_losses.fetch() # of several, all would have to
         try: self.target.add_checkpoint(state | learner_state(self.learn, self.whole, tensors), tensors)
         except Exception as e: # whatever a callback has, training goes on
             warnings.warn(f'No checkpoint could be written ({error_line(e)}), so this run could not be resumed from here. Training goes on.')
@@ -318,7 +321,7 @@ class Checkpoints(Callback):
         set_learner_state(self.learn, self.whole, state, tensors)
         self.n_passed,self.then = state['batch'],get_random_states()
         self._compute_features(state['epoch'])
-        set_random_states(**self.at_epoch['random'])
+        _set_random_states(self.at_epoch['random'])
         self._set_orders(self.at_epoch['orders'])
 
     def _compute_features(self, epochs):

@@ -22,6 +22,7 @@ import warnings
 from contextlib import contextmanager
 from enum import Enum
 from fnmatch import filter as matching
+from glob import glob
 from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
@@ -61,7 +62,9 @@ def _fail(e):
     elif code not in (2, *_stopped): print(f'Error in process {int(os.environ["RANK"]) + 1}: {text}', file=sys.stderr)
     return code # 2 is a user's error, which the first process tells
 
-def _is_first(): return os.environ.get('RANK', '0') == '0' # of the processes that `torchrun` started, without loading PyTorch
+def _is_first(): # of the processes that `torchrun` started, without loading PyTorch
+    rank,n = (os.environ.get(name, '') for name in ('RANK', 'WORLD_SIZE'))
+    return not (n.isdecimal() and int(n) > 1 and rank.isdecimal() and int(rank))
 
 # %% ../nbs/10_cli.ipynb #28f4b151
 _UsageError,_ClickException = typer.BadParameter.__mro__[1:3]  # typer has no public names for them
@@ -153,15 +156,23 @@ def _drop_output():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
+def _expanded(words): # -> words
+    "Patterns of files as the files, which the shells of Windows leave to programs"
+    if words[:1] not in (['predict'], ['compare']): return words
+    return [found for word in words for found in (not word.startswith('-') and sorted(glob(word)) or [word])]
+
 def main(
     args:list[str]|None=None, # the command line without its first word; None for that of the process
 )->int: # exit code
     "Run `cifar-fastai`"
+    for name in ('stdout', 'stderr'): # closed, as by `>&-`
+        if getattr(sys, name) is None: setattr(sys, name, open(os.devnull, 'w'))
     for stream in (sys.stdout, sys.stderr):  # file names need not be text
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     _let_threads_sleep()
     if not _is_first(): sys.stdout = open(os.devnull, 'w')
-    with _own_warnings_only(): return _run([_at_home(a) for a in (sys.argv[1:] if args is None else args)])
+    if args is None: args = _expanded(sys.argv[1:]) if os.name == 'nt' else sys.argv[1:]
+    with _own_warnings_only(): return _run([_at_home(a) for a in args])
 
 # %% ../nbs/10_cli.ipynb #ed3039a5
 augmentations = (
@@ -380,7 +391,9 @@ def _print_one(recipe, as_json):
 def _read_recipe(path):
     "The recipe in a JSON file, or a clear error"
     from cifar_fastai.recipes import Recipe
-    try: return Recipe.from_json(path.read_text(encoding='utf-8'))
+    try:
+        content = path.read_bytes()
+        return Recipe.from_json(content.decode(json.detect_encoding(content))) # `>` of PowerShell writes UTF-16
     except (TypeError, KeyError, AttributeError, ValueError) as e:
         why = f'it has no {e}' if isinstance(e, KeyError) else explain(e)
         message = f'{path} holds no recipe: {why}. `cifar-fastai recipes small_cnn --json` prints one.'
@@ -547,6 +560,7 @@ def _changed(learn): # -> texts
     'cifar-fastai train --log tensorboard,csv             # logs in the run folder, beside history.csv',
     'cifar-fastai train --resume runs/small_cnn-seed0     # go on with a run that was stopped'))
 def train_command(
+    ctx:typer.Context, # which knows what the command line says, and what is a default
     recipe:Annotated[str, typer.Option(
         metavar='NAME|FILE', help='One of `cifar-fastai recipes`, or a JSON file.',
         autocompletion=_recipes_like)]='small_cnn',
@@ -594,9 +608,8 @@ def train_command(
     Ctrl-C, SIGTERM and SIGHUP wait for the end of the batch, and keep the history, the weights and a checkpoint.
     Whatever cuts a training run short, --resume continues from its last checkpoint."""
     if resume is not None:
-        given = dict(recipe=recipe != 'small_cnn', seed=seed, out=out, epochs=epochs, lr=lr, bs=bs, augment=augment, weights=weights,
-                     image_size=image_size, valid=valid, limit=limit)
-        _check_free([name for name,value in given.items() if value])
+        of_run = 'recipe', 'seed', 'out', 'epochs', 'lr', 'bs', 'augment', 'weights', 'image_size', 'valid', 'limit'
+        _check_free([name for name in of_run if ctx.get_parameter_source(name).name == 'COMMANDLINE'])
         return _train(test, None, report, resume=resume, force=force, source=data, num_workers=workers, device=device,
                       checkpoint_minutes=checkpoint_minutes, log=log, sync_bn=sync_bn)
     if force: raise CommandError('--force is for --resume only.', 2)
@@ -974,7 +987,7 @@ def _pictures(paths): # -> files; what is wrong with folders, in lines
 def _as_text(path, prediction, top):
     from cifar_fastai.images import printable_name
     doubt = ['none of these?'] if prediction.none_of_these else []
-    return '  '.join([printable_name(path), *(f'{label} {p:.1%}' for label,p in prediction.top(top)), *doubt])
+    return '  '.join([printable_name(path), *(f'{printable_name(label)} {p:.1%}' for label,p in prediction.top(top)), *doubt])
 
 def _as_json(path, prediction, top):
     facts = dict(file=str(path), label=prediction.label, probability=prediction.probability, top=dict(prediction.top(top)),

@@ -9,6 +9,7 @@ __all__ = ['Verdict', 'check', 'progress_file', 'solution', 'exercises', 'reset_
            'tutorials', 'copy_tutorials']
 
 # %% ../nbs/09_course.ipynb #730822a6
+import os
 import re
 from importlib.metadata import metadata
 from pathlib import Path
@@ -200,7 +201,7 @@ def copy_tutorials(
     folder:str|Path, # new, or one with tutorials in it
 )->list[Path]: # those that were written; what was there already is not among them
     "Copy the tutorials to a folder to work in"
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     if folder.is_file(): raise FileExistsError(f'{folder} is a file. Name a folder to copy the tutorials to.')
     folder.mkdir(parents=True, exist_ok=True)
     new = [p for p in _tutorial_files() if not (folder/p.name).exists()]

@@ -25,7 +25,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Integral
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from .images import ColorImage, FixedSize, GrayImage, luma, why_unreadable
 from .caching import ItemCache, CachedDL, ShuffleDL
 from .limits import memory_share, small_in_memory
 from .runs import available_cores
-from .sources import (DataInfo, class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_of_folder, split_path,
+from .sources import (DataInfo, class_of, describe_data, describe_labeled, find_data, fingerprint, image_files, split_folders, split_of_folder, split_path,
                                   test_files, train_files, validation_files)
 
 # %% ../nbs/03_data.ipynb #06e1bc94
@@ -307,6 +307,10 @@ def _state(files, root, *how):
         digest.update(_as_bytes(f'{str(f)[len(str(root)):]} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}\n'))
     return digest.hexdigest()
 
+def _cache_file(path, folder, size, image): # for the images of a folder
+    place = hashlib.sha1(_as_bytes(str(path))).hexdigest()[:8]
+    return cache_folder()/'decoded'/f'{path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
+
 class ImageCaches(dict):
     "The caches of a data set's folders, by folder name; each is created on first use"
     def __init__(self,
@@ -330,10 +334,8 @@ class ImageCaches(dict):
 
     def _file(self, folder, files):
         image, size, numbers = self.how
-        place = hashlib.sha1(_as_bytes(str(self.path))).hexdigest()[:8]
-        name = f'{self.path.name}-{folder}-{size[0]}x{size[1]}-{image.__name__}-{place}.safetensors'
         state = _state(files, self.path, self._fingerprint(folder, files), 'plain_image with bit depths', image.__name__, size, numbers)
-        return dict(file=cache_folder()/'decoded'/name, about=state, on_disk=self.on_disk)
+        return dict(file=_cache_file(self.path, folder, size, image), about=state, on_disk=self.on_disk)
 
     def _fingerprint(self, folder, files):
         alone = split_of_folder(folder) == 'train' and not self.info.valid_folder
@@ -371,11 +373,23 @@ def _n_bytes(info, item_size, limit, gray):
 
 _memory_limits = 'memory.max', 'memory/memory.limit_in_bytes' # of Linux's control groups, version 2 and 1
 
-def _group_limit(folder='/sys/fs/cgroup'):
+def _limit_files(folder, own):
+    "The files that may limit the memory of this process: of its control group, and of those above"
+    files = [Path(folder, name) for name in _memory_limits]
+    with suppress(OSError, ValueError):
+        for line in Path(own).read_text().splitlines():
+            _,kinds,path = line.split(':', 2)
+            if kinds and 'memory' not in kinds.split(','): continue
+            name = Path(_memory_limits[bool(kinds)])
+            group = PurePosixPath(path.lstrip('/'))
+            files += [Path(folder, name.parent, g, name.name) for g in (group, *group.parents)]
+    return files
+
+def _group_limit(folder='/sys/fs/cgroup', own='/proc/self/cgroup'):
     "The memory that a container or batch job may use, in bytes; infinite if nothing limits it"
     limits = [float('inf')]
-    for name in _memory_limits:
-        with suppress(OSError, ValueError): limits.append(int(Path(folder, name).read_text()))  # 'max' is no limit
+    for file in _limit_files(folder, own):
+        with suppress(OSError, ValueError): limits.append(int(file.read_text()))  # 'max' is no limit
     return min(limits)
 
 def _room():
@@ -384,13 +398,18 @@ def _room():
     except (AttributeError, ValueError, OSError): machine = float('inf')  # Windows does not say
     return memory_share*min(machine, _group_limit())
 
-def _only_on_disk(n_bytes, whole): # `whole` folders are cached in files
+def _kept_bytes(info, size, image):
+    "The size of the files that an earlier run left for the training and validation images"
+    files = [_cache_file(info.path.absolute(), folder.name, size, image) for split,folder in split_folders(info.path).items() if split != 'test']
+    return sum(f.stat().st_size for f in files if f.is_file())
+
+def _only_on_disk(n_bytes, whole, kept=0): # `whole` folders are cached in files, which may be there already
     "Whether decoded images fit on disk, but not into memory; an error if they fit nowhere"
     if n_bytes <= _room(): return False
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if whole and n_bytes < free: return True
+    if whole and n_bytes < free + kept: return True
     raise ValueError(f'The training images need {n_bytes/2**30:.1f} GiB of memory, but the limit is '
                      f"{_room()/2**30:.1f} GiB ({memory_share:.0%} of this machine's memory, or of what its container may use), "
                      f'and {free/2**30:.1f} GiB of disk space are free in {folder}. '
@@ -440,7 +459,8 @@ def cifar10_dataloaders(
     n_bytes = _n_bytes(info, item_size, limit, gray)
     if in_memory is None: in_memory = num_workers is None and n_bytes < min(small_in_memory, _room())
     whole = limit is None or _n_bytes(info, item_size, None, gray) < small_in_memory
-    on_disk = in_memory and _only_on_disk(n_bytes, whole)
+    image = GrayImage if gray else ColorImage
+    on_disk = in_memory and _only_on_disk(n_bytes, whole, _kept_bytes(info, item_size, image))
     if num_workers is None: num_workers = default_workers(limit or info.n_train)
     block = cifar10_datablock(valid, seed, augment, stats, image_size, gray, limit, item_size, info.path,
                               info.classes if limit is None else None)
@@ -449,7 +469,7 @@ def cifar10_dataloaders(
     n = len(dls.train_ds)
     dls.train.drop_last = n >= bs and (drop_last or n % bs == 1)
     if in_memory:
-        caches = ImageCaches(info, GrayImage if gray else ColorImage, item_size, dls.vocab.o2i, whole, on_disk)
+        caches = ImageCaches(info, image, item_size, dls.vocab.o2i, whole, on_disk)
         for d in (dls.train_ds, dls.valid_ds): caches.give(d)
     dls.data_info = info
     return dls

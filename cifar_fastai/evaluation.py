@@ -239,7 +239,7 @@ def open_image(
     folder = root or self.root
     name = self.files[i]
     if name.startswith('#'): raise ValueError(f'Image {name} does not come from a file, so it cannot be opened.')
-    path = Path(folder) / name
+    path = Path(os.path.expanduser(folder)) / name
     if not path.is_file():
         raise FileNotFoundError(f"No image {name} in {folder or 'the current folder'}. "
                                 'Pass the data folder, which contains train and test, as root=...')
@@ -429,7 +429,7 @@ def save(
     path:str|Path, # ends in `.npz`; missing folders are created
 )->Path: # `path`
     "Write the evaluation to a file"
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix != '.npz': raise ValueError(f'The file name must end in .npz, got {path.name!r}.')
     rest = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _arrays + _newer}
     about = json.dumps({'format': _format} | rest)
@@ -464,7 +464,7 @@ def load_evaluation(
     path:str|Path, # as `Evaluation.save` wrote it
 )->Evaluation:
     "Read an evaluation from a file"
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file(): raise FileNotFoundError(f'No file {path}. Create one with Evaluation.save.')
     try: return _read_evaluation(path)
     except _damage as e:
@@ -550,6 +550,9 @@ class _Gather(Callback):
     def __init__(self, weights): self.weights = weights  # of the views, in the order in which they come
     def before_fit(self): self.views, self.logits, self.sums, self.targets = [], [], [], []
     def after_pred(self):
+        if not isinstance(self.pred, torch.Tensor) or self.pred.ndim < 2:
+            got = tuple(self.pred.shape) if isinstance(self.pred, torch.Tensor) else type(self.pred).__name__
+            raise ValueError(f'evaluate needs a model that returns logits (N, classes), this one returns {got}.')
         self.views.append(self.pred.detach().as_subclass(torch.Tensor))
         if len(self.views) < len(self.weights): return
         self.logits.append(_log_mean(self.views, self.weights))
@@ -689,10 +692,17 @@ def _is_of_other_data(learn):
 
 def _trained_on(learn, dl, split):
     "Whether the model was trained on some of the images of a loader, as far as the learner shows"
+    if getattr(learn, 'images_of_training', False): return bool(_file_paths(dl) & _file_paths(learn.dls.valid)) # which `load_run_for` warns of
     if _is_of_other_data(learn): return False
     return split == 'train' or any(_file_paths(dl) & _file_paths(train) for train in learn.dls.loaders[:1])
 
 # %% ../nbs/06_evaluation.ipynb #ce5423bd
+def _class_numbers(targets, n, vocab): # -> (n,) int64
+    if targets.shape == (n, 1): targets = targets[:, 0]
+    if targets.shape == (n,) and not targets.is_floating_point() and ((targets >= 0) & (targets < len(vocab))).all(): return targets.long()
+    raise ValueError(f'Labels must be one class number per image, 0 to {len(vocab) - 1}, got {targets.dtype} of shape '
+                     f'{tuple(targets.shape)} with values from {targets.min()} to {targets.max()}.')
+
 def evaluate(
     learn:Learner, # a classifier: its model returns one logit per class; stays unchanged
     split:str|DataLoader='test', # `'test'`, `'valid'`, `'train'`, or a fastai `DataLoader` with labels
@@ -709,6 +719,7 @@ def evaluate(
     if logits.shape[1:] != (len(vocab),):
         raise ValueError(f'The model returns {tuple(logits.shape[1:])} logits per image, '
                          f'but vocab has {len(vocab)} classes.')
+    targets = _class_numbers(targets, len(logits), vocab)
     root = Path(learn.dls.path).absolute()
     data_info = getattr(learn.dls, 'data_info', None)
     name = split if isinstance(split, str) else split_name(learn.dls, split)
@@ -866,7 +877,7 @@ def to_frame(self:Comparison)->pd.DataFrame: # columns file, actual, before, aft
 def _comparison_summary(comparison):
     low,high = comparison.interval()
     return (f'Comparison of {len(comparison):,} images: accuracy {comparison.before.accuracy:.2%} -> '
-            f'{comparison.after.accuracy:.2%} ({comparison.change:+.2%}, 95% interval {low:+.2%} to {high:+.2%}, '
+            f'{comparison.after.accuracy:.2%} ({100*comparison.change:+.2f} percentage points, 95% interval {100*low:+.2f} to {100*high:+.2f}, '
             f'McNemar p = {comparison.p_value:.2g}), '
             f'{len(comparison.fixed):,} fixed, {len(comparison.broken):,} broken')
 

@@ -114,7 +114,7 @@ def _layer_names(model):
     "The top-level layers that have parameters; those of `body` instead of `body` itself"
     layers = []
     for name,child in model.named_children():
-        if name == 'body': layers += child.named_children()
+        if name == 'body': layers += getattr(child, 'timm', child).named_children()
         else: layers.append((name, child))
     return [n for n,c in layers if next(c.parameters(), None) is not None]
 
@@ -151,10 +151,22 @@ def _frozen_groups(learn, name):
 # %% ../nbs/04_finetuning.ipynb #0c3365a9
 def _batchnorms(model, frozen):
     "The BatchNorm layers with frozen parameters, or those of the body if nothing is frozen"
-    layers = [(n,m) for n,m in model.named_modules() if isinstance(m, bn_types)]
-    if frozen: return [m for _,m in layers if any(p in frozen for p in m.parameters())]
-    if not hasattr(model, 'body'): return [m for _,m in layers]
-    return [m for n,m in layers if n.startswith('body.')]
+    norms,before = [],None
+    for name,m in model.named_modules():
+        before = next(m.parameters(recurse=False), before)
+        if not isinstance(m, bn_types): continue
+        if frozen: chosen = _is_frozen(model, name, before, frozen)
+        else: chosen = not hasattr(model, 'body') or name.startswith('body.')
+        if chosen: norms.append(m)
+    return norms
+
+def _is_frozen(model, name, before, frozen): # `before`: the last parameter up to this layer
+    "Whether a layer is frozen; one without parameters goes with the part of the network that it is in, or else with what is before it"
+    parts = name.split('.')
+    for i in range(len(parts), -1, -1):
+        found = {p in frozen for p in model.get_submodule('.'.join(parts[:i])).parameters()}
+        if len(found) == 1: return found.pop()
+        if found: return before in frozen
 
 # %% ../nbs/04_finetuning.ipynb #37e2dbdf
 class FixedStatistics(Callback):
@@ -196,7 +208,7 @@ def split_at_features(
 )->tuple[nn.Module, nn.Module]: # images -> features, pooled and flat; features -> scores, with names as in `model`
     "Split a network between its features and what the head learns; the layers are those of `model`"
     n = next((i for i,m in enumerate(model.head) if not isinstance(m, _pooling)), len(model.head))
-    rest = nn.Sequential(*[nn.Identity()]*n, *model.head[n:])
+    rest = nn.Sequential(OrderedDict((name, nn.Identity() if i < n else m) for i,(name,m) in enumerate(model.head._modules.items())))
     return nn.Sequential(model.body, *model.head[:n]),nn.Sequential(OrderedDict(body=nn.Identity(), head=rest))
 
 @contextmanager

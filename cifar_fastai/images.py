@@ -84,6 +84,11 @@ def _most_pixels():
     if Image.MAX_IMAGE_PIXELS: Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
     return most
 
+def _check_pixels(image, most): # -> their number
+    n = image.width*image.height
+    if n > most: raise Image.DecompressionBombError(f'{image.width}x{image.height} = {n:,} pixels, the limit is {most:,}')
+    return n
+
 def _formats():
     "Pillow's names of the formats that belong to `image_endings`, those of most images first"
     Image.init()
@@ -169,8 +174,7 @@ def open_image(
     with _named(path), _open(path) as file, Image.open(file, formats=_formats()) as image:
         image.filename = path
         if size and image.width*image.height > _huge: image.draft(None, (8*size[1], 8*size[0]))
-        n = image.width*image.height
-        if n > most: raise Image.DecompressionBombError(f'{image.width}x{image.height} = {n:,} pixels, the limit is {most:,}')
+        n = _check_pixels(image, most)
         may_be_slow = n*os.stat(path).st_size > max_pixels # not of CIFAR's size: there, counting would take longer
         if may_be_slow and image.format in ('JPEG', 'MPO') and _n_scans(file) > max_scans: raise ValueError(f'it has more than {max_scans} scans')
         yield image
@@ -280,11 +284,17 @@ class _NamesFile:
     def create(cls, fn:Path|str|Tensor|np.ndarray|bytes|Image.Image, **kwargs):  # fastai reads from the annotation what it can take
         try:
             if isinstance(fn, Image.Image): return cls(plain_image(fn, cls._channels))
-            if not isinstance(fn, (Path, str)): return super().create(fn, **kwargs)
+            if isinstance(fn, bytes):
+                most = _most_pixels()
+                with Image.open(io.BytesIO(fn), formats=_formats()) as image:
+                    _check_pixels(image, most)
+                    return cls(plain_image(image, cls._channels))
+            if not isinstance(fn, (Path, str)): return cls(plain_image(super().create(fn, **kwargs), cls._channels))
             return cls(read_image(fn, channels=cls._channels))
         except Exception as e:  # decoders raise all sorts
             reason = e.reason if isinstance(e, UnreadableImageError) else e
-            raise ValueError(f'{fn} cannot be read as an image ({reason}). '
+            what = fn if isinstance(fn, (Path, str)) else f'This {type(fn).__name__}'
+            raise ValueError(f'{what} cannot be read as an image ({reason}). '
                              '`cifar-fastai data SOURCE --verify` lists all such files.') from e
 
 class ColorImage(_NamesFile, PILImage):

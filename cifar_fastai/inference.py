@@ -296,7 +296,9 @@ def _batches(images, bs):
 @torch.inference_mode()
 def _logits(classifier, pixels):
     "Logits (N, classes) of images (C, H, W) with pixel values from 0 to 1"
-    return classifier.forward(torch.stack(pixels)).float().cpu()
+    logits = classifier.forward(torch.stack(pixels)).float().cpu()
+    if logits.logsumexp(1).isfinite().all(): return logits
+    raise ValueError('The output of the network is NaN or infinite, so it predicts nothing: the training diverged. Train again with a lower learning rate.')
 
 # %% ../nbs/07_inference.ipynb #0d4f4338
 @patch

@@ -10,6 +10,9 @@ __all__ = ['plot_confusion_matrix', 'plot_per_class', 'plot_history', 'plot_lr_s
            'plot_confusion_changes', 'plot_changed']
 
 # %% ../nbs/07_interpretation.ipynb #cc8a8158
+import operator
+import os
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
@@ -22,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from .evaluation import Comparison, Evaluation
-from .plotting import (amber, bar_color, blue, dark_orange, gray, green, literal, masked_color, orange, percent,
+from .plotting import (amber, bar_color, below_100, blue, dark_orange, gray, green, literal, masked_color, orange, percent,
                                    percent_axis, pink, plain_axes, short_name)
 from .runs import Run
 from .training import LRSearch
@@ -97,7 +100,7 @@ def plot_per_class(
         low,high = table[f'{name}_low'],table[f'{name}_high']
         _draw_interval(ax, table[name], low, high, table.index + shift, label=name, **look)
     ax.set_yticks(table.index, table['class'].map(short_name).map(literal))
-    ax.set(xlabel=f'recall, precision, F1 (%) with {confidence:.0%} intervals',
+    ax.set(xlabel=f'recall, precision, F1 (%) with {100*confidence:g}% intervals',
            title=f'{evaluation.split}: {len(evaluation):,} images')
     percent_axis(ax.xaxis)
     plain_axes(ax, 'x')
@@ -108,7 +111,7 @@ def plot_per_class(
 def _read_history(source): # -> DataFrame
     if isinstance(source, pd.DataFrame): return source
     if isinstance(source, Learner): return _learner_history(source)
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir(): path = Run(path).history_file
     if not path.is_file():
         raise FileNotFoundError(f'No history at {path}. '
@@ -326,6 +329,11 @@ def plot_confused(
     return np.array(rows)
 
 # %% ../nbs/07_interpretation.ipynb #01bd55aa
+def _position(i, n):
+    with suppress(TypeError):
+        if str(i) not in ('True', 'False', 'tensor(True)', 'tensor(False)') and 0 <= operator.index(i) < n: return operator.index(i)
+    raise ValueError(f'images must be positions from 0 to {n - 1:,}, got {i}. Those of a mask are np.flatnonzero(mask).')
+
 def plot_images(
     evaluation:Evaluation, # of images that are files
     images:pd.DataFrame|list[int], # a DataFrame indexed by position in `evaluation.files`, or a list of positions
@@ -335,10 +343,9 @@ def plot_images(
 )->np.ndarray: # the axes drawn into
     "Plot these images, with the probabilities of the predicted and the actual class"
     if k < 1: raise ValueError(f'k is a number of images and must be at least 1, got {k}.')
-    positions = [int(i) for i in (images.index if isinstance(images, pd.DataFrame) else images)][:k]
-    if not positions: raise ValueError('images must contain at least one image, got none.')
-    bad = [i for i in positions if not 0 <= i < len(evaluation)]
-    if bad: raise ValueError(f'images must be positions from 0 to {len(evaluation) - 1:,}, got {bad[0]}.')
+    given = list(images.index if isinstance(images, pd.DataFrame) else images)[:k]
+    if not given: raise ValueError('images must contain at least one image, got none.')
+    positions = [_position(i, len(evaluation)) for i in given]
     return _draw_images(evaluation, positions, [_caption(evaluation, i) for i in positions], root, axes)
 
 # %% ../nbs/07_interpretation.ipynb #b930c2e6
@@ -423,7 +430,7 @@ def _mark_coverage(ax, evaluation, accuracy):
     above = coverage < .4  # there is room for the annotation in one line
     if above: space,place = ' ',dict(xytext=(8, 4), ha='left', va='bottom')
     else: space,place = '\n',dict(xytext=(-6, -6), ha='right', va='top')
-    ax.annotate(f'{accuracy:.0%} accuracy: coverage {coverage:.0%},{space}confidence ≥ {threshold:.0%}', (coverage, accuracy),
+    ax.annotate(f'{100*accuracy:g}% accuracy: coverage {coverage:.0%},{space}confidence ≥ {below_100(threshold)}%', (coverage, accuracy),
                 textcoords='offset points', fontsize=8, **place)
 
 # %% ../nbs/07_interpretation.ipynb #88d48a96
@@ -444,7 +451,7 @@ def plot_comparison(
     counts = [f'+{fixed} \N{MINUS SIGN}{broken}' for fixed,broken in zip(table.fixed, table.broken)]
     ax.set_yticks(table.index, [f'{name}  {count}' for name,count in zip(names, counts)])
     before,after = comparison.before.accuracy,comparison.after.accuracy
-    ax.set(xlabel=f'change in recall (percentage points, {confidence:.0%} intervals)',
+    ax.set(xlabel=f'change in recall (percentage points, {100*confidence:g}% intervals)',
            ylabel='class, +fixed \N{MINUS SIGN}broken images',
            title=f'accuracy {before:.1%} \N{RIGHTWARDS ARROW} {after:.1%}, McNemar p = {comparison.p_value:.2g}')
     plain_axes(ax, 'x')

@@ -485,7 +485,8 @@ def model_table(
     "The parameters and multiply-adds of the registered networks"
     rows = []
     for name in list_models(pattern):
-        m = create_model(name, image_size=image_size)
+        try: m = create_model(name, image_size=image_size)
+        except ValueError as e: raise ValueError(f'{name}: {e}. Leave it out with a pattern.') from None
         rows.append(dict(model=name, parameters=count_parameters(m).total,
                          multiply_adds=multiply_adds(m, image_size=image_size)))
     return pd.DataFrame(rows).set_index('model')

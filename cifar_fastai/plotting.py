@@ -7,7 +7,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/plotting.html.md"""
 # %% auto #0
 __all__ = ['blue', 'orange', 'green', 'pink', 'sky', 'amber', 'black', 'line_colors', 'line_styles', 'line_markers',
            'dark_orange', 'wine', 'gray', 'grid_color', 'masked_color', 'bar_color', 'class_colors', 'plain_axes',
-           'percent_axis', 'literal', 'short_name', 'percent', 'labels_apart']
+           'percent_axis', 'literal', 'short_name', 'percent', 'below_100', 'labels_apart']
 
 # %% ../nbs/01_plotting.ipynb #eb05b78b
 from matplotlib import colormaps
@@ -87,6 +87,14 @@ def percent(
 )->str: # rounded to a whole percentage; '<1%' below 1%
     "Format a probability for a caption"
     return '<1%' if p < .01 else f'{p:.0%}'
+
+def below_100(
+    p:float, # between 0 and 1
+    digits:int=0, # decimal places
+)->str: # in percent, without the sign: '95'; '99.97' where fewer digits would say 100
+    "Format a share that must not be rounded to 100%"
+    while p < 1 and float(f'{100*p:.{digits}f}') >= 100: digits += 1
+    return f'{100*p:.{digits}f}'
 
 # %% ../nbs/01_plotting.ipynb #c6135eb9
 def labels_apart(

@@ -162,7 +162,7 @@ def _check_file(learn, file): # -> its path
     if path is None: raise FileNotFoundError(f'No image {file}, neither in the data folder {learn.dls.path} nor in the current folder.')
     vocab = list(learn.dls.vocab)
     has_class_folders = 'data_info' in vars(learn.dls)  # else the labels may come from anywhere
-    if has_class_folders and class_of(path) not in vocab:
+    if has_class_folders and class_of(path, learn.dls.path) not in vocab:
         raise ValueError(f'{path} is not in a folder named after a class, so its label is unknown. '
                          f'Put it in a folder named after one of the classes: {", ".join(vocab)}.')
     return path
@@ -347,9 +347,9 @@ def _last_linear(model):
 
 # %% ../nbs/07_probing.ipynb #bca27f53
 def _named(evaluation, split, positions):
-    "Name a sample after its split, and images without files after their position in the split"
+    "Name a sample of a split after it, and images without files after their position in the split"
     files = [f'#{i}' if name.startswith('#') else name for i, name in zip(positions, evaluation.files)]
-    return replace(evaluation, files=files, split=split)
+    return replace(evaluation, files=files, split=split, trained_on=evaluation.trained_on or split == 'train')
 
 # %% ../nbs/07_probing.ipynb #95045607
 def features(

@@ -248,17 +248,18 @@ class Recipe:
         if of_stage: self._check_clear(of_stage, changes)
         stages = self._resized(changes.get('image_size'))
         if of_stage: stages = (replace(stages[0], **of_stage),)
-        changed = replace(self, **dict(stages=stages) | changes)
-        return changed._change_stages(of_one) if of_one else changed
+        if 'stages' in changes: stages = _several(Stage)(changes.pop('stages'))
+        if of_one: stages = self._changed_stages(stages, of_one)
+        return replace(self, stages=stages, **changes)
 
-    def _change_stages(self, changes): # 'stage2.lr' -> value
-        stages = {f'stage{i}': stage for i,stage in enumerate(self.stages, 1)}
+    def _changed_stages(self, stages, changes): # 'stage2.lr' -> value
+        stages = {f'stage{i}': stage for i,stage in enumerate(stages, 1)}
         for name,value in changes.items():
             stage,_,field = name.partition('.')
             if stage not in stages: raise ValueError(f'{self.name!r} has no {stage}, so {name} cannot be changed. It has {", ".join(stages)}.')
             _known(field, (Stage,))
             stages[stage] = replace(stages[stage], **{field: value})
-        return replace(self, stages=tuple(stages.values()))
+        return tuple(stages.values())
 
     def _check_clear(self, of_stage, changes):
         names = ', '.join(of_stage)
@@ -347,7 +348,10 @@ _of_schedule = dict(one_cycle=('pct_start', 'div', 'div_final', 'moms'),
 
 def _unused(x):
     "The fields that others make unused; those of the stages are for each stage"
-    if isinstance(x, Recipe): return ['stages'] if x.l2 else ['stages', 'l2_on']
+    if isinstance(x, Recipe):
+        optimizers = {x.optimizer, *(s.optimizer for s in x.stages)}
+        used = dict(l2_on=x.l2, sgd_lr_mult='muon' in optimizers, bias_lr_mult=optimizers & {'sgd', 'muon'})
+        return ['stages', *(name for name,is_used in used.items() if not is_used)]
     unused = [name for schedule,names in _of_schedule.items() if schedule != x.schedule for name in names]
     if not x.early_stopping: unused += ['early_stopping_monitor']
     if x.bn == 'train' and not x.freeze_to: unused += ['bn']
@@ -565,8 +569,8 @@ register_recipe(_finetune(
 _purposes = { # -> patterns of names; a recipe counts once
     'start here': ('small_cnn',),
     'quick look': ('tiny_cnn', 'small_cnn_quick'),
-    'most accuracy on a CPU': ('airbench94_long',),
-    'most accuracy on a GPU': ('speedrun_*',),
+    'best from scratch on a CPU': ('airbench94_long',),
+    'best from scratch on a GPU': ('speedrun_*',),
     'fine-tuning': ('finetune_quick', 'finetune', 'resnet34_finetuned', '*_finetuned', 'resnet34_tiny_imagenet'),
     'fit_one_cycle': ('small_cnn_one_cycle', '*_one_cycle'),
     'reference projects, as published': ('three_block_cnn', 'plain_cnn', 'wide_cnn', 'residual_cnn', 'ladder_*'),

@@ -16,6 +16,7 @@ from html import escape
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 import json
+import os
 from pathlib import Path
 import re
 from typing import NamedTuple
@@ -43,7 +44,7 @@ from .interpretation import (plot_comparison, plot_confusion_changes, plot_confu
                                          plot_history, plot_per_class, plot_reliability)
 from .metrics import wilson_interval
 from .outliers import builtin_outliers, ood_score, ood_table, plot_ood_scores
-from .plotting import percent
+from .plotting import below_100, percent
 from .probing import embed, features, grad_cam, heated_image, plot_embedding
 from .robustness import plot_robustness, robustness
 from .runs import Run
@@ -103,7 +104,7 @@ def _cell(value, is_share):
     if not isinstance(value, (int, float, np.number)): return Markup('<td>{}</td>').format(value)
     if np.isnan(value): return Markup('<td class="number" data-value="-1">\N{EN DASH}</td>')  # sorts before all figures
     if isinstance(value, (int, np.integer)): text = f'{value:,}'
-    elif is_share: text = f'{100 * value:.1f}'
+    elif is_share: text = below_100(value, 1)
     else: text = f'{value:.3g}'
     return Markup('<td class="number" data-value="{}">{}</td>').format(float(value), text.replace('-', _minus))
 
@@ -780,6 +781,7 @@ def evaluate_runs(
 )->list[Evaluation]: # in the order of `runs`, all of the same split
     "Evaluate runs on the same split, or read the evaluations that they have"
     _check_split(split)
+    runs = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if split is None: split = _common_split(map(Run, runs))
     return [_evaluation(*_load(run, source, device), split, source) for run in runs]
 
@@ -794,9 +796,12 @@ def write_report(
 )->Path: # of the file
     "Write a self-contained HTML report of a run"
     _check_split(split)
+    if path is not None:
+        path = Path(os.path.expanduser(path))
+        if path.is_dir(): raise IsADirectoryError(f'{path} is a folder. The report is one file: name it, such as {path/"report.html"}.')
+        if not path.parent.is_dir(): raise FileNotFoundError(f'Folder {path.parent} does not exist, so the report cannot be written. Create it first.')
     run, learn = _load(run, source, device)
-    path = run.folder / 'report.html' if path is None else Path(path)
-    if not path.parent.is_dir(): raise FileNotFoundError(f'Folder {path.parent} does not exist, so the report cannot be written. Create it first.')
+    if path is None: path = run.folder / 'report.html'
     other_run, other_learn = (None, None) if against is None else _load(against, source, device)
     if split is None: split = _common_split([run] if other_run is None else [run, other_run])
     result = _evaluation(run, learn, split, source)

@@ -9,6 +9,7 @@ __all__ = ['list_corruptions', 'corruption_levels', 'corrupt', 'show_corruptions
            'evaluate_corruptions']
 
 # %% ../nbs/07_robustness.ipynb #ab6a089c
+import os
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from itertools import product
@@ -330,7 +331,8 @@ def plot_robustness(
     _draw_bars(ax, clean.level, clean, color=plt.rcParams['text.color'], marker='o', zorder=3)
     _label_lines(ax, groups, np.array(ends))
     levels = range(1, table.level.max() + 1)
-    ax.set_xticks([0, *levels], ['clean', *map(str, levels)])
+    ticks = dict.fromkeys(clean.level, 'clean') | {level: str(level) for level in levels}
+    ax.set_xticks(list(ticks), list(ticks.values()))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel='severity level (1 mild, 5 strong)', ylabel='accuracy (% of images)')
     plain_axes(ax)
@@ -341,6 +343,7 @@ def _known_files(folder, corruptions): # -> name -> file
     files = corruption_files(folder)
     if not files: raise FileNotFoundError(f'{folder} holds no corrupted images: there must be labels.npy and a .npy file for each corruption.')
     names = list(files) if corruptions is None else [corruptions] if isinstance(corruptions, str) else list(corruptions)
+    if not names: raise ValueError(f'corruptions must name at least one corruption, got none. {folder} has: {", ".join(files)}.')
     if unknown := [name for name in names if name not in files]:
         raise ValueError(f'{folder} has no corruption {unknown[0]!r}. It has: {", ".join(files)}.')
     return {name: files[name] for name in names}
@@ -355,7 +358,7 @@ def evaluate_corruptions(
 )->pd.DataFrame: # as `robustness` gives it, without `change`
     "Evaluate a run on published corrupted images, with one pass for each corruption and severity"
     levels = _levels(levels)
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     data = Run.open(run_dir).info.get('data', {})
     classes = data['classes'] if data.get('variant') == 'cifar100' else cifar10_classes
     arrays = {name: read_arrays(file, folder/'labels.npy', classes) for name, file in _known_files(folder, corruptions).items()}

@@ -105,6 +105,8 @@ def _append(file, *rows):
         f.flush()
         os.fsync(f.fileno()) # before a checkpoint that counts them
 
+def _cpu_seconds(): return sum(os.times()[:4]) # of worker processes too, once they have ended
+
 class Run:
     "The folder of one training run"
     history_columns = ('stage', 'epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'accuracy', 'lr', 'seconds')
@@ -186,7 +188,7 @@ class Run:
     )->None:
         "Start the clock of the training"
         self._started = time.perf_counter() - seconds
-        self._cpu_started = time.process_time() - cpu_seconds
+        self._cpu_started = _cpu_seconds() - cpu_seconds
 
     def seconds(self)->float: # since the clock was started
         "The elapsed time of the training"
@@ -194,7 +196,7 @@ class Run:
 
     def cpu_seconds(self)->float: # since the clock was started, summed over all cores
         "The CPU time of the training"
-        return time.process_time() - self._cpu_started
+        return _cpu_seconds() - self._cpu_started
 
 # %% ../nbs/02_runs.ipynb #ad91d7f3
 @patch
@@ -533,12 +535,13 @@ def reopen(self:Run,
     epochs:int, # to keep in the history
     seconds:float, # that they took, elapsed
     cpu_seconds:float, # summed over all cores
+    precision:str, # of the training from here on
 )->None:
     "Take a run that did not finish back to the end of an epoch, to train it further; removes its weights and what was made from them"
     self.keep_epochs(epochs)
     ending = ('checksums', 'epochs', 'seconds', 'cpu_seconds', 'error')
     info = {name: value for name,value in self.info.items() if name not in ending}
-    resumed = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), epochs=epochs, command=command(), versions=versions(), hardware=hardware())
+    resumed = dict(at=time.strftime('%Y-%m-%dT%H:%M:%S%z'), epochs=epochs, command=command(), precision=precision, versions=versions(), hardware=hardware())
     write_json(self.info_file, info | dict(status='training', resumed=[*info.get('resumed', []), resumed]))
     for file in _made_from_weights(self): file.unlink(missing_ok=True)
     if (self.folder/'classifier'/'classifier.json').is_file(): shutil.rmtree(self.folder/'classifier')

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from .archives import unpack_archive
 from .downloads import Archive, check_archive, cifar10_archives, cifar100_archives, discard_download, download_file, hub_names
 from .errors import error_line
-from .files import cache_folder, file_digest, make_once, read_json, sweep_unfinished, write_json
+from .files import cache_folder, file_digest, make_once, read_json, sweep_unfinished, write_json, writing
 from .formats import (
     are_class_names, array_pairs, check_batch, cifar10_batches, cifar100_batches, convert_batches, convert_parquet, corruption_files,
     need_pyarrow, read_arrays, write_images)
@@ -408,6 +408,14 @@ def _warn_of_hidden_classes(folder):
     warnings.warn(f'{printable_name(folder)}: {", ".join(map(printable_name, with_images))} has images, but is left out, because '
                   'names that begin with a dot are hidden. If it is a class, rename it.', stacklevel=2)
 
+def _check_folders_apart(folders):
+    "Raise an error if two splits are one folder, by a link"
+    known = {}
+    for folder in folders:
+        other = known.setdefault(os.path.realpath(folder), folder)
+        if other != folder: raise ValueError(f'{other} and {folder.name} are the same folder, so results on one would say nothing about new images. '
+                                             "Remove the link (valid='test' validates on the test images).")
+
 def check_layout(
     path:str|Path, # folder that should be a data set
 )->Path: # the same path
@@ -423,6 +431,7 @@ def check_layout(
     train = folders['train']
     if not _class_folders(train): raise ValueError(f'{train} has no class folders. {_other_layout(path) or wanted}')
     folders = list(folders.values())
+    _check_folders_apart(folders)
     for folder in folders:
         _check_class_names(folder)
         _warn_of_hidden_classes(folder)
@@ -536,7 +545,11 @@ def find_duplicates(
     if near is not None and files: firsts = _join(firsts, _near_pairs([thumbnail for _, thumbnail in decoded], near))
     return _groups(files, firsts)
 
-def _all_files(path): return [f for folder in split_folders(path).values() for f in image_files(folder)]
+def _all_files(path):
+    files = [f for folder in split_folders(path).values() for f in image_files(folder)]
+    if files: return files
+    raise FileNotFoundError(f'{path} has no images in train/<class>/ or test/<class>/, so there is nothing to compare. '
+                            'Pass what find_data returns, or a list of image files.')
 
 # %% ../nbs/02_sources.ipynb #48577d3c
 def duplicates_by_kind(
@@ -687,14 +700,19 @@ def sort_tiny_imagenet(
             raise FileNotFoundError(f'{folder}/val/val_annotations.txt names {name}, which is not in val/images.')
         dst.parent.mkdir(exist_ok=True)
         src.rename(dst)
-    if images.is_dir() and not any(images.iterdir()): images.rmdir()
+    if images.is_dir():
+        for p in images.iterdir():
+            if p.name == '.DS_Store' or p.name.startswith('._'): p.unlink()  # of macOS
+        left = sorted(p.name for p in images.iterdir())
+        if left: raise ValueError(f'{images} has files that val_annotations.txt does not name: {_some(left)}. Move them elsewhere.')
+        images.rmdir()
     if (folder/'test'/'images').is_dir(): (folder/'test').rename(folder/'unlabeled')
     return folder
 
 # %% ../nbs/02_sources.ipynb #3ec28a8b
 def _link(src, dst):
     "Link a file, or copy it where there are no links"
-    try: os.link(src, dst)
+    try: os.link(os.path.realpath(src), dst)  # a relative link would lead elsewhere from there
     except OSError: shutil.copyfile(src, dst)
 
 def _labels_of(table): # -> name of an image, with or without its ending -> class
@@ -741,10 +759,22 @@ def _flat_root(folder): # -> the folder with the class folders, `folder` or the 
     inner = _folders(folder)
     return next(filter(_is_flat, [folder, *(folder/name for name in inner if len(inner) == 1)]), None)
 
+class _NoLinksError(Exception): "There are no symbolic links on this disk, or not for this user: Windows lets only some make them"
+
+def _tree_digest(folder):
+    "Another one if an image in a class folder is added, removed or changed"
+    files = sorted(f for c in _class_folders(folder) for f in walk_images(folder/c))
+    listed = [(os.path.relpath(f, folder), s.st_size, s.st_mtime_ns) for f,s in zip(files, map(os.stat, files))]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
+
 def _view(folder, to):
     "Make `folder` the training images of `to`"
     try: (to/'train').symlink_to(folder, target_is_directory=True)
-    except OSError: shutil.copytree(folder, to/'train', copy_function=_link)  # Windows lets only some users make links
+    except OSError: raise _NoLinksError from None
+
+def _copy(folder, to):
+    "The same where there are no links; `folder` may change later, which the copy does not see"
+    shutil.copytree(folder, to/'train', copy_function=_link)
 
 # %% ../nbs/02_sources.ipynb #7b351830
 def _say(text, quiet=False):
@@ -855,7 +885,9 @@ def _download(name, folder, archives, quiet):
         raise ConnectionError('\n  '.join([
             f'{_titles[name]} could not be downloaded.', *failed, 'Download one of these files manually and set CIFAR_FASTAI_DATA '
             "to it, or use the built-in practice set: 'synthetic'."]))
-    return make_once(folder, make, quiet)
+    if folder.is_dir() and not folder.samefile('.'):
+        with suppress(OSError): folder.rmdir()  # if it is empty, as `mkdir` made it
+    return check_layout(make_once(folder, make, quiet))
 
 def _archives(name): return dict(cifar10=cifar10_archives, cifar100=cifar100_archives)[name]
 
@@ -970,6 +1002,9 @@ def _failed_before(root):
 
 _replaced = set()  # cache folders whose CIFAR-10 the practice set replaces, which is said once
 
+def _practice_set(root):
+    with writing(root/'synthetic', 'CIFAR_FASTAI_HOME'): return make_synthetic(root/'synthetic')
+
 def _find_best(root, download, quiet):
     "CIFAR-10, else the practice set"
     failed = _failed_before(root) if download else None
@@ -986,7 +1021,7 @@ def _find_best(root, download, quiet):
     _say(f'{why}\n*** NO REAL DATA: using the built-in practice set: drawings instead of photos. Accuracies on it say nothing '
          'about CIFAR-10. ***', quiet=root in _replaced)
     _replaced.add(root)
-    return make_synthetic(root/'synthetic')
+    return _practice_set(root)
 
 # %% ../nbs/02_sources.ipynb #b37c0740
 def _part_root(folder, file):
@@ -1088,7 +1123,11 @@ def _open_folder(folder, root, quiet):
         _say(f'{flat} has no train folder: its folders ({_some(_folders(flat))}) are the classes, and their images are for training '
              'and validation. There are no test images.', quiet)
         name = f'{flat.name}-{hashlib.sha256(str(flat).encode(errors="surrogateescape")).hexdigest()[:12]}'
-        with _named(root/name/'train', str(flat)): return check_layout(_converted(flat, name, root, lambda to: _view(flat, to), quiet))
+        try:
+            made = _converted(flat, name, root, partial(_view, flat), quiet)
+            if not (made/'train').is_symlink(): raise _NoLinksError  # a copy, by a former version
+        except _NoLinksError: made = _converted(flat, f'{name}-{_tree_digest(flat)}', root, partial(_copy, flat), quiet)
+        with _named(made/'train', str(flat)): return check_layout(made)
     return check_layout(found)
 
 # %% ../nbs/02_sources.ipynb #4ee9ffab
@@ -1141,7 +1180,7 @@ def find_data(
     name = source.lower() if isinstance(source, str) and not _exists(source) else ''
     if name in _titles: return _find_known(name, root, download, quiet)
     if name in hub_names.values(): return _find_on_hub(name, root, download, quiet)
-    if name == 'synthetic': return make_synthetic(root/'synthetic')
+    if name == 'synthetic': return _practice_set(root)
     paths = _paths(source)
     if advice := _reading(paths[0]): raise ValueError(f'{paths[0]} is no folder or archive of images. {advice}')
     if paths[0].is_file(): return _open_archives(paths, root, quiet)

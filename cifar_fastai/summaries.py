@@ -9,6 +9,7 @@ __all__ = ['read_or_empty', 'run_row', 'runs_table', 'read_runs', 'summarize', '
            'plot_accuracies']
 
 # %% ../nbs/06_summaries.ipynb #f7074420
+import os
 import re
 from io import StringIO
 from itertools import cycle
@@ -135,7 +136,7 @@ def read_runs(
     "Read a table of runs, even while a grid is training"
     if isinstance(runs, pd.DataFrame): return _check_table(runs).drop_duplicates('run', keep='last')
     if isinstance(runs, (list, tuple)): return _read_several(runs)
-    path = Path(runs)
+    path = Path(os.path.expanduser(runs))
     if path.suffix == '.csv': return _read_results(path)
     found = list_runs(path)
     if found: return _read_folders(found)
@@ -211,7 +212,7 @@ def _summary(group, splits):
     line = dict(n=len(finished), unfinished=len(group) - len(finished))
     for split in splits:
         accuracies = finished[f'{split}_accuracy'].dropna()
-        if split == 'test': line['test_n'] = len(accuracies)
+        line[f'{split}_n'] = len(accuracies)
         line |= {f'{split}_{name}': figure for name,figure in _figures(accuracies).items()}
     return line
 
@@ -227,6 +228,7 @@ def summarize(
     if 'test_accuracy' in runs and runs.test_accuracy.notna().any(): splits.append('test')
     table = pd.DataFrame([dict(zip(by, key)) | _summary(group, splits) for key,group in groups]).set_index(by)
     if not table.unfinished.any(): table = table.drop(columns='unfinished')
+    if table.valid_n.equals(table.n): table = table.drop(columns='valid_n')
     return table.sort_values('valid_mean', ascending=False, kind='stable')
 
 # %% ../nbs/06_summaries.ipynb #fa1cabe3
@@ -267,7 +269,7 @@ def _labeled(runs, by): # -> list of (label, finished runs)
 def _curves(group, metric):
     "Read one column of the histories of some runs: epochs down, runs across"
     histories = [Run(run).history for run in group.run]
-    check_name(metric, histories[0], 'metric', ', '.join(histories[0]))
+    for history in histories: check_name(metric, history, 'metric', ', '.join(history))
     return pd.concat([h.set_index('epoch')[metric] for h in histories], axis=1)
 
 # %% ../nbs/06_summaries.ipynb #ca22b97d

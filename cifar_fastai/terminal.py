@@ -96,7 +96,7 @@ def print_table(
 
 def _cell(value):
     if isinstance(value, float): return f'{value:.3f}'
-    return f'{value:,}' if isinstance(value, int) else str(value)
+    return f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 # %% ../nbs/09_terminal.ipynb #92ef7fad
 def print_facts(

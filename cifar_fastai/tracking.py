@@ -108,17 +108,18 @@ def _tensorboard(run):
 
         def after_batch(self):
             if not self.training or not self.run: return
-            if self.writer is None: self._begin()
+            if self.writer is None: self._begin(self.train_iter)
             super().after_batch()
             self.done = self.train_iter
 
-        def _begin(self):
-            self.writer = SummaryWriter(run.folder/'tensorboard', purge_step=self.train_iter)
+        def _begin(self, first):
+            self.writer = SummaryWriter(run.folder/'tensorboard', purge_step=first)
             rows = [f'| {name} | {value} |' for name, value in run_parameters(run).items()]
             self.writer.add_text('parameters', '\n'.join(['| name | value |', '|---|---|', *rows]), self.train_iter)
 
         def after_epoch(self):
-            if not self.run or self.writer is None: return
+            if not self.run: return
+            if self.writer is None: self._begin(self.train_iter + 1) # the run was stopped after the last batch of an epoch
             super().after_epoch()
             self.writer.flush()
 

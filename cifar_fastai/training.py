@@ -364,7 +364,7 @@ def _same_features(learn, stage):
     known = hasattr(learn, 'recipe') and hasattr(learn.dls, 'data_info') # loaders of `cifar10_dataloaders`
     if not known or random_tfms(learn.dls.train): return False
     model = learn.model
-    if not hasattr(model, 'body') or not isinstance(getattr(model, 'head', None), nn.Sequential): return False
+    if type(model) is not nn.Sequential or list(model._modules) != ['body', 'head'] or not isinstance(model.head, nn.Sequential): return False
     if any(p.requires_grad for p in model.body.parameters()) or any(map(_drops, model.body.modules())): return False
     if any(_listens(cb, 'before_batch') and not isinstance(cb, _leave_images_alone) for cb in learn.cbs): return False
     return 4*_n_features(learn)*sum(len(dl.dataset) for dl in learn.dls.loaders) <= small_in_memory
@@ -695,10 +695,13 @@ def load_run_for(
     dls = labeled_dataloaders(source, data['classes'], recipe.bs, recipe.stats, recipe.image_size, num_workers, device,
                               gray=data['channels'] == 1)
     trained_on = split_folders(data['path']).get('train')
-    if trained_on and (dls.path/dls.data_info.test_folder).resolve() == trained_on.resolve():
+    images_of_training = bool(trained_on) and (dls.path/dls.data_info.test_folder).resolve() == trained_on.resolve()
+    if images_of_training:
         warnings.warn(f'{source} holds the images that {run.folder} was trained on, '
                       'so the accuracy on them is too optimistic.')
-    return _learner_of(run, dls, data)
+    learn = _learner_of(run, dls, data)
+    learn.images_of_training = images_of_training
+    return learn
 
 def _complete_info(run): # -> the content of run.json; an error if something is missing that the data or the network need
     info = run.info
@@ -758,8 +761,10 @@ def _changes(run, learn, choices, together): # -> texts; `choices` are those of 
     pairs = [(f"the recipe's {name}", before, now) for name,before,now in _differences(choices, here)]
     data,found = info['data'],_describe_data(learn.dls, info['data']['limit'])
     pairs += [(f'{name} of the data', data.get(name), found[name]) for name in ('fingerprint', 'classes', 'n_train', 'n_valid', 'valid_digest')]
-    last = info.get('resumed', [info])[-1].get('versions', {})
-    pairs += [(name, last.get(name), version) for name,version in versions().items()]
+    last = info.get('resumed', [info])[-1]
+    pairs += [(name, last.get('versions', {}).get(name), version) for name,version in versions().items()]
+    now = training_precision(learn.recipe, device_of(learn.dls))
+    pairs.append(('precision', last.get('precision', info.get('precision', now)), now))
     if 'sync_bn' in together: pairs.append(('sync_bn', info.get('sync_bn', together['sync_bn']), together['sync_bn']))
     return [f'{name} was {before!r} and is {now!r}' for name,before,now in pairs if before != now]
 
@@ -814,5 +819,5 @@ def _resume(run, source, num_workers, device, cbs, force, minutes, log, sync_bn)
         learn = _prepare(recipe, info['seed'], source or _source_of(run, data), cbs, model, limit=data['limit'],
                          num_workers=num_workers, device=device)
         _check_unchanged(run, learn, state['recipe'], _together(sync_bn), force)
-        if is_first_process(): run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'])
+        if is_first_process(): run.reopen(state['epochs'], state['seconds'], state['cpu_seconds'], training_precision(learn.recipe, device_of(learn.dls)))
         return _train(learn, run, Checkpoints(run, learn.model, minutes, found=found), loggers, sync_bn)

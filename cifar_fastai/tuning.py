@@ -53,7 +53,10 @@ def _label(value): # as a database can hold it
     return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 def _chosen(params): # -> setting -> value: the other way round
-    return {name: _value(v) if isinstance(v, str) and v.startswith('[') else v for name,v in params.items()}
+    def value(v):
+        try: return parse_json(f'{{"value": {v}}}', 'a setting')['value'] if isinstance(v, str) and v[:1] in ('[', '{') else v
+        except ValueError: return v
+    return {name: value(v) for name,v in params.items()}
 
 # %% ../nbs/07_tuning.ipynb #a7c00008
 _kinds = {field.name: field.type for cls in (Stage, Recipe) for field in fields(cls)}
@@ -113,6 +116,10 @@ def _own(recipe, space): # -> setting -> value
 # %% ../nbs/07_tuning.ipynb #a7c00010
 _beat = 10 # seconds between two signs of life
 
+def _file_url(path): # of a database, in which Optuna would fill in what stands in braces
+    if '?' in str(path): raise ValueError(f'SQLite ends the name of a file at a question mark, so a search cannot be in {path.parent}. Choose another folder.')
+    return f'sqlite:///{path}'.replace('{', '{{').replace('}', '}}')
+
 def open_study(
     folder:str|Path='tune', # of the run folders; created if needed
     storage:str|None=None, # URL of a database; None: a file in the folder
@@ -125,9 +132,9 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning) # heartbeats are
     folder = Path(os.path.expanduser(folder))
+    url = storage or _file_url(folder.resolve()/'study.db')
     folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if prune else optuna.pruners.NopPruner()
-    url = storage or f'sqlite:///{folder.resolve()/"study.db"}'
     engine = dict(connect_args=dict(timeout=60)) if url.startswith('sqlite') else {} # other processes write into the file too
     with _choosing(folder):
         try: database = optuna.storages.RDBStorage(url, engine, heartbeat_interval=_beat, grace_period=3*_beat)
@@ -308,6 +315,10 @@ def train_trial(
         if run.status == 'pruned': raise Pruned('It was before.')
         if run.status != 'finished': return train(resume=folder, cbs=[report], **options)
         run.remove_checkpoints() # of a process that was killed right at its end
+    except (FileExistsError, BlockingIOError): # another search was quicker with this run
+        if not is_run(folder): raise
+        time.sleep(1)
+        return train_trial(trial, folder, bar, recipe, seed, limit, **options)
     except Pruned:
         run.remove_checkpoints()
         raise

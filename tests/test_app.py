@@ -197,11 +197,12 @@ def test_requests_reach_no_other_file_and_no_other_host(ask, address, http_serve
     text(file)
     assert 'letter.txt is not an image' in ask(file).result(timeout=60)
     place = http_server.answer('/a.png', picture.read_bytes())
-    def send(path):
-        asked = httpx.post(f'{address}gradio_api/call/classify', json=dict(data=[dict(path=str(path), meta={'_type': 'gradio.FileData'})]), trust_env=False)
+    def send(path, **more):
+        asked = httpx.post(f'{address}gradio_api/call/classify', json=dict(data=[dict(path=str(path), **more)]), trust_env=False)
         return httpx.get(f'{address}gradio_api/call/classify/{asked.json()["event_id"]}', trust_env=False).text
-    assert 'no such file' in send(place) and http_server.asked == []
-    assert send(picture).startswith('event: error')
+    for more in dict(meta={'_type': 'gradio.FileData'}), dict(meta={'_type': 'x'}), dict(meta={}), {}:
+        for path in place, picture, file, tmp_path: assert send(path, **more).startswith('event: error')
+    assert http_server.asked == []
 
 
 @pytest.mark.slow

@@ -489,7 +489,12 @@ def test_few_images_have_a_row_a_seed_and_choices_none(practice, tmp_path, monke
         few_images.main()
     call('--choose')
     assert not (tmp_path/'few_images.csv').exists()
-    for _ in range(2): call('--seeds', '2') # the second time from its run folders
+    call('--seeds', '2')
+    made = rows(tmp_path/'few_images.csv')
+    monkeypatch.setattr(side_by_side, 'head', 'of a later commit')
+    monkeypatch.setattr(side_by_side, 'git', lambda *args: 'abc' if 'rev-list' in args else 'abc 2026-01-01T00:00:00+0000')
+    call('--seeds', '2') # from its run folders
+    assert {r['commit'] for r in rows(tmp_path/'few_images.csv')} == {'~abc'} and [r['started'] for r in rows(tmp_path/'few_images.csv')] == [r['started'] for r in made]
     found = rows(tmp_path/'few_images.csv')
     assert [(r['images_a_class'], r['recipe'], r['seed'], r['n_train'], r['n_valid']) for r in found] == [('10', 'frozen', str(seed), '100', '50') for seed in (0, 1)]
     assert all(0 <= float(r['test_accuracy']) <= 1 and r['cpu'] for r in found)
@@ -607,8 +612,7 @@ def test_exported_files_and_many_pictures_have_rows(practice, monkeypatch, tmp_p
         ('PyTorch', 'fp32', '8'), ('PyTorch', 'bf16', '8'), ('ONNX Runtime', 'fp32', '8'), ('ONNX Runtime', 'int8', '8')]
     assert found[0]['accuracy'] == found[2]['accuracy'] and float(found[3]['megabytes']) < float(found[2]['megabytes'])
     monkeypatch.setattr(many_pictures, 'write_photographs', lambda folder, n: many_pictures.shutil.copytree(practice/'test'/'cat', folder, dirs_exist_ok=True))
-    call(many_pictures, monkeypatch, str(learn.run_dir), '--files', str(practice/'test'/'dog'), '--turns', '1')
-    found = rows(tmp_path/'many_pictures.csv')
+    found = run_benchmark(many_pictures, monkeypatch, tmp_path, str(learn.run_dir), '--files', str(practice/'test'/'dog'), '--turns', '1')
     assert [(r['pictures'].split()[0], r['side'], r['n']) for r in found] == [(kind, side, '5') for kind in ('small', 'photographs') for side in many_pictures.sides]
     assert {r['ratio'] for r in found if r['side'] == 'loop'} == {'1.0'}
 
@@ -649,4 +653,10 @@ def test_the_readme_shows_what_the_default_run_confuses(practice, monkeypatch, t
     Run(learn.run_dir).add_metrics('test', result.to_dict() | dict(most_confused=result.most_confused()[:20]))
     monkeypatch.setattr(side_by_side, 'results', tmp_path)
     call(confusions, monkeypatch, str(learn.run_dir), '--min-count', '2')
+    first = rows(tmp_path/'confusions.csv')
+    side_by_side.write_rows(tmp_path/'confusions.csv', [first[0] | dict(actual='nothing'), first[0] | dict(seed='7'), *first])
+    call(confusions, monkeypatch, str(learn.run_dir), '--min-count', '2')
+    kept,*again = rows(tmp_path/'confusions.csv')
+    assert kept['seed'] == '7' and again == first, 'of the run, no earlier pair stays'
+    side_by_side.write_rows(tmp_path/'confusions.csv', first)
     assert [(r['actual'], r['predicted'], int(r['images'])) for r in rows(tmp_path/'confusions.csv')] == result.most_confused(min_count=2)

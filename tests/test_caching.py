@@ -1,4 +1,5 @@
 "What is read once, kept in memory, and kept on disk"
+import errno
 import os
 import pickle
 import shutil
@@ -109,6 +110,30 @@ def test_an_accelerator_without_room_is_spared(monkeypatch):
     if torch.cuda.is_available(): assert caching._on_accelerator(m.parts, gpu)[0].rows.is_cuda
     else:
         with pytest.raises((RuntimeError, AssertionError)): caching._on_accelerator(m.parts, gpu)  # it tries
+
+
+def test_a_mac_without_room_is_spared(monkeypatch):
+    m = ItemCache(3, Squares())
+    m.take([0, 1, 2])
+    monkeypatch.setattr(torch.mps, 'recommended_max_memory', lambda: 3*(6*4 + 8)*2 + 99)
+    monkeypatch.setattr(torch.mps, 'driver_allocated_memory', lambda: 100)
+    assert caching._on_accelerator(m.parts, torch.device('mps')) is None
+
+
+def test_items_on_disk_need_no_memory_and_a_full_disk_is_told(tmp_path, monkeypatch):
+    seen, reserve, into = [], caching._reserve, caching._map_into
+    def watched(part, parts, about):
+        seen.extend(p.rows.device.type for p in parts)
+        return into(part, parts, about)
+    monkeypatch.setattr(caching, '_map_into', watched)
+    def full(f, size): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(caching, '_reserve', full)
+    m = ItemCache(3, Squares(), tmp_path/'m.safetensors', on_disk=True)
+    with pytest.raises(OSError, match='m.safetensors.*CIFAR_FASTAI_HOME'): m.take([0])
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(caching, '_reserve', reserve)
+    for found,wanted in zip(m.take([2, 0, 1]), ItemCache(3, Squares()).take([2, 0, 1]), strict=True): assert found.equal(wanted)
+    assert set(seen) == {'meta'} and [f.name for f in tmp_path.iterdir()] == ['m.safetensors']
 
 
 def test_the_last_tenth_is_read_at_once():

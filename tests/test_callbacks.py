@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import Callback, CancelEpochException, CancelTrainException, CancelValidException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file
@@ -251,6 +251,28 @@ def test_epochs_whose_validation_was_canceled_have_empty_cells(go, tmp_path):
     h = history_of(tmp_path/'run')
     assert h.train_loss.notna().all() and h.valid_loss.isna().tolist() == h.accuracy.isna().tolist() == [True, False, True]
     assert pd.read_csv(tmp_path/'run'/'recalls.csv').epoch.tolist() == [2]
+
+def test_epochs_whose_training_was_canceled_keep_their_columns(go, tmp_path):
+    "Though fastai leaves the training loss out; and the best weights are the best"
+    class Half(Callback):
+        def after_batch(self):
+            if self.training and self.iter == 1: raise CancelTrainException
+    learn = go(tiny.change(epochs=3, keep_best='accuracy'), cbs=[Half()])
+    h = history_of(tmp_path/'run')
+    assert [list(map(float, v)) for v in learn.recorder.values] == [pytest.approx(row, abs=1e-5) for row in h[['train_loss', 'valid_loss', 'accuracy']].to_numpy().tolist()]
+    assert h.accuracy.between(0, 1).all() and (h.train_loss > 1).all()
+    assert read(tmp_path/'run', 'metrics.json')['valid']['accuracy'] == pytest.approx(h.accuracy.max(), abs=1e-6)
+
+def test_epochs_that_were_canceled_have_empty_cells(go, tmp_path):
+    class Cancel(Callback):
+        order = -100
+        def before_train(self):
+            if self.epoch < 2: raise CancelEpochException
+    go(tiny.change(epochs=3), cbs=[Cancel()])
+    h = history_of(tmp_path/'run')
+    columns = ['train_loss', 'train_accuracy', 'valid_loss', 'accuracy']
+    assert h[columns].isna().all(axis=1).tolist() == [True, True, False] and h[columns].notna().all(axis=1).tolist() == [False, False, True]
+    assert pd.read_csv(tmp_path/'run'/'recalls.csv').epoch.tolist() == [3]
 
 def test_a_canceled_last_validation_is_told(go, tmp_path):
     with pytest.raises(ValueError, match='canceled the validation after the last epoch .* Its weights are saved'): go(cbs=[SkipValidation([9])])

@@ -30,12 +30,12 @@ from cifar_fastai import __version__, cli, models, terminal
 from cifar_fastai.augmentation import list_augmentations
 from cifar_fastai.evaluation import load_evaluation
 from cifar_fastai.files import read_json as read, write_json
+from cifar_fastai.inference import Prediction
 from cifar_fastai.models import list_models
 from cifar_fastai.recipes import Recipe, Stage, get_recipe, list_recipes
 from cifar_fastai.registry import UnknownNameError
-from small_sets import picture
-
-from small_sets import tiny_set
+from forks import forked
+from small_sets import picture, tiny_set
 
 tiny = Recipe(name='tiny', model='ladder_0', stages=Stage(epochs=2, lr=1e-2), bs=32)
 names = ['data', 'models', 'recipes', 'train', 'runs', 'tune', 'lr-find', 'evaluate', 'report', 'compare', 'export', 'predict', 'push', 'app', 'course']
@@ -192,6 +192,7 @@ def test_tilde_is_the_home_directory(monkeypatch, recipe, practice, tmp_path):
     shutil.copy(recipe, tmp_path/'home'/'my.json')
     picture().save(tmp_path/'home'/'a.png')
     assert train('~/my.json', practice, '--out=~/run', '--epochs', '1', '--no-test').code == 0
+    fails(run('app', '~nobody'), 'No such folder: ~nobody')
     assert run('evaluate', '~/run', '--split', 'valid').code == 0
     assert run('predict', '~/run', '~/a.png').code == 0
     assert (tmp_path/'home'/'run'/'confusion_matrix-valid.png').is_file() and not Path('~').exists()
@@ -201,7 +202,7 @@ def test_augmentation_of_stages(practice): fails(train('three_block_cnn', practi
 def test_unknown_augmentation(practice): fails(train('small_cnn', practice, '--augment', 'flip_crp'), "Did you mean 'flip_crop'?", '`cifar-fastai train --help`')
 
 @pytest.mark.parametrize('text, says', [
-    ('{', 'Expecting'), (b'\xff\xfe', 'codec'), ('[]', 'no recipe'), ('{}', "'stages'"), ('{"name": "a", "stages": []}', 'model'),
+    ('{', 'Expecting'), (b'\xc3', 'codec'), ('[]', 'no recipe'), ('{}', "'stages'"), ('{"name": "a", "stages": []}', 'model'),
     (tiny.to_json().replace('"epochs": 2', '"epochs": 0'), 'epochs must be a whole number from 1 up, got 0'),
     (tiny.to_json().replace('"epochs"', '"epoch"'), "'epoch'"), (tiny.to_json().replace('"bs"', '"sb"'), "'sb'"),
     (tiny.to_json().replace('"bs": 32', '"bs": 0'), 'bs must be a whole number from 1 up, got 0')])
@@ -346,6 +347,28 @@ def test_a_recipe_that_watches_another_metric(practice):
     result = train('watching.json', practice, '--out', 'run', '--limit', '40')
     assert result.code == 0 and re.search(r'^ +2/2 ', result.out, re.M)
 
+@pytest.mark.parametrize('args', ['recipes small_cnn >&-', 'recipes small_cnn 2>&-', 'recipes small_cnn >&- 2>&-'])
+def test_closed_streams(args):
+    result = subprocess.run(f'{shlex.join(program)} {args}', shell=True, capture_output=True, text=True)
+    assert result.returncode == 0 and 'Error' not in result.stdout + result.stderr
+
+def test_patterns_on_windows():
+    for name in ('b.jpg', 'a.jpg'): Path(name).touch()
+    assert cli._expanded(['predict', 'run', '*.jpg', '*.png', '--json']) == ['predict', 'run', 'a.jpg', 'b.jpg', '*.png', '--json']
+    assert cli._expanded(['models', '*']) == ['models', '*']
+
+def test_class_names_cannot_steer_the_terminal():
+    name = 'a\x1b[2J\n'
+    assert cli._as_text('x.png', Prediction(name, .9, {name: .9, 'b': .1}, 0., None), 2).isprintable()
+
+@pytest.mark.parametrize('option', [['--seed', '0'], ['--recipe', 'small_cnn'], ['--valid', '0'], ['--lr', '0']])
+def test_resume_refuses_what_equals_a_default_too(option): fails(run('train', '--resume', 'r', *option), f'leave out {option[0]}')
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig'])
+def test_recipe_files_of_windows(encoding):
+    Path('my.json').write_text(tiny.to_json(), encoding=encoding)
+    assert Recipe.from_json(run('recipes', 'my.json', '--json').out) == tiny
+
 def test_a_pipe_that_is_closed():
     result = subprocess.run(f'{shlex.join(program)} recipes | head -c 1', shell=True, capture_output=True, text=True)
     assert len(result.stdout) == 1 and not result.stderr
@@ -386,14 +409,16 @@ def test_ctrl_c(recipe, practice):
 @pytest.mark.slow
 def test_sigterm(recipe, practice, whom):
     "Of Docker, which tells one process, and of systemd and Slurm, which tell all"
-    args = ['train', '--recipe', recipe, '--data', practice, '--out', 'run', '--epochs', '5000', '--workers', '1']
-    process = subprocess.Popen([*program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not re.search(r' 1/5000 ', line := process.stdout.readline()): assert line, process.stderr.read()
+    args = ['train', '--recipe', str(recipe), '--data', str(practice), '--out', 'run', '--epochs', '5000', '--workers', '1']
+    process = forked(cli.main, args, out='out', err='err')
+    while not (Path('out').exists() and ' 1/5000 ' in Path('out').read_text()):
+        assert process.is_alive(), Path('err').read_text()
+        time.sleep(.01)
     whom(process.pid, signal.SIGTERM)
-    out,err = process.communicate(timeout=120)
+    process.join(120)
     n = len(pd.read_csv('run/history.csv'))
-    assert process.returncode == 143 and n >= 1
-    assert err == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights. {go_on}\n'
+    assert process.exitcode == 143 and n >= 1
+    assert Path('err').read_text() == f'Stopped. Saved in run: history.csv ({terminal.counted(n, "epoch")}) and the weights. {go_on}\n'
     info = read('run/run.json')
     assert (info['status'], info['epochs'], info['error']) == ('interrupted', n, 'Terminated: 143') and Path('run/model.safetensors').exists()
 
@@ -620,6 +645,8 @@ def test_openmp_hears_of_it_before_it_is_loaded():
     env = {k: v for k,v in os.environ.items() if k not in cli._wait_settings} | dict(OMP_DISPLAY_ENV='true')
     said = subprocess.run([*program, 'models', 'resnet18'], env=env, capture_output=True, text=True).stderr
     assert set(re.findall(r"OMP_WAIT_POLICY = '(\w+)'", said)) == {'PASSIVE'}
+
+def test_cells_of_tables(): assert [terminal._cell(v) for v in (True, False, 1000, .5, 'a')] == ['True', 'False', '1,000', '0.500', 'a']
 
 def test_no_color(monkeypatch):
     "The one thing that has a color is the bar"
@@ -983,6 +1010,8 @@ def test_report_refuses(folder, practice):
     fails(run('report', folder, '--split', 'tset'), "Unknown split 'tset'. Allowed: 'test', 'valid'")
     (folder/'test.npz').write_bytes(b'')
     fails(run('report', folder), 'test.npz is not a saved Evaluation')
+    Path('reports').mkdir()
+    fails(run('report', folder, '--out', 'reports'), 'reports is a folder. The report is one file: name it, such as reports/report.html')
     fails(run('report', folder, '--split', 'valid', '--out', 'no/such/folder.html'), 'Folder no/such does not exist, so the report cannot be written')
 
 # compare

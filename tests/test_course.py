@@ -622,6 +622,10 @@ def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):
 
 def test_all_tutorials_are_there(): assert list(tutorials().tutorial) == sorted(set(exercises().tutorial))
 
+def test_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert {path.parent for path in copy_tutorials('~/course')} == {tmp_path/'course'}
+
 def test_links_of_a_copied_tutorial_lead_to_other_tutorials_or_to_the_site(tmp_path):
     nbs = tutorial_folder().parent
     pages = {re.sub(r'(^|/)\d+_', r'\1', o.relative_to(nbs).with_suffix('').as_posix()) + '.html' for o in nbs.rglob('*.ipynb')}

@@ -574,13 +574,24 @@ def test_labeled_files_elsewhere_have_the_class_of_their_folder(practice, tmp_pa
 def test_the_memory_of_a_container_is_a_limit(tmp_path, monkeypatch, files, want):
     (tmp_path/'memory').mkdir()
     for name, text in files.items(): (tmp_path/name).write_text(text)
-    assert data._group_limit(tmp_path) == want
+    assert data._group_limit(tmp_path, tmp_path/'none') == want
     monkeypatch.setattr(data, '_group_limit', lambda: 3000)
     assert data._room() == 2400
     monkeypatch.setattr(data.shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(9000, 6000, 3000))
     assert [data._only_on_disk(n, whole) for n,whole in ((2400, True), (2400, False), (2401, True))] == [False, False, True]
     for n,whole in ((2401, False), (3000, True)):
         with pytest.raises(ValueError, match=r'container.* GiB of disk space are free in .*Use in_memory=False'): data._only_on_disk(n, whole)
+
+
+@pytest.mark.parametrize('own, files', [
+    ('0::/slurm/job_1/step_0\n', {'slurm/job_1/step_0/memory.max': 'max', 'slurm/job_1/memory.max': '3000', 'slurm/memory.max': 'max'}),
+    ('3:cpu:/other\n4:memory:/job\n', {'memory/job/memory.limit_in_bytes': '3000', 'memory/other/memory.limit_in_bytes': '1000'})])
+def test_the_memory_of_a_batch_job_is_a_limit(tmp_path, own, files):
+    for name, text in files.items():
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text(text)
+    (tmp_path/'own').write_text(own)
+    assert data._group_limit(tmp_path, tmp_path/'own') == 3000
 
 
 def test_images_that_memory_does_not_hold_are_cached_on_disk(practice, tmp_path, monkeypatch):
@@ -593,7 +604,8 @@ def test_images_that_memory_does_not_hold_are_cached_on_disk(practice, tmp_path,
     monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
     monkeypatch.setattr(data, '_room', lambda: 1000)
     kept = None
-    for _ in range(2):
+    for turn in range(2):
+        if turn: monkeypatch.setattr(data.shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(9000, 8000, 1000)) # the file takes the rest
         cache,found = batch(in_memory=True)
         assert all(a.equal(b) for x,y in zip(whole, found, strict=True) for a,b in zip(x, y)) and cache.on_disk and not cache.left
         file, = tmp_path.rglob('*.safetensors')

@@ -30,13 +30,24 @@ from scipy.special import log_softmax
 from sklearn import metrics as skm
 from statsmodels.stats.proportion import proportion_confint
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from cifar_fastai import data, sources  # not their names: pytest would take `test_files` for a test
 from cifar_fastai.evaluation import Evaluation, evaluate, list_tta, load_evaluation, make_view, tta_views
 from cifar_fastai.training import create_learner
+import small_learner
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
+
+def learner_of(practice, result, labels, model):
+    "One whose images are tensors"
+    images = torch.from_numpy(small_learner.normalized(small_learner.pixels(practice)))
+    dl = DataLoader(TensorDataset(images, torch.from_numpy(labels)), bs=10)
+    dls = DataLoaders(dl, dl, path=practice)
+    dls.vocab = result.vocab
+    return small_learner.make_learner(dls, model)
+
 
 def fake(n=500, n_classes=10, seed=0, targets=None, predictions=None, **kwargs):
     "An Evaluation of random probabilities, or of given predictions"
@@ -907,3 +918,33 @@ def test_mutated_evaluations_are_read_or_refused(tmp_path):
         try: found = load_evaluation(file)
         except ValueError as e: assert 'a.npz is not a saved Evaluation, or is damaged' in str(e)
         else: assert np.array_equal(found.probs, expected.probs) and found.files == expected.files
+
+
+# ---------------------------------------------------------------------------------------------------- labels and models of other kinds
+
+@pytest.mark.parametrize('kind', [lambda y: y.reshape(-1, 1).astype(np.uint8), lambda y: y.astype(np.int32)])
+def test_labels_that_training_takes_are_taken(practice, learn, result, kind):
+    wanted = evaluate(learner_of(practice, result, result.targets, learn.model), 'valid')
+    found = evaluate(learner_of(practice, result, kind(result.targets), learn.model), 'valid')
+    assert np.array_equal(found.targets, wanted.targets) and np.array_equal(found.losses, wanted.losses)
+
+
+@pytest.mark.parametrize('labels', [lambda y: y + 1, lambda y: y/1., lambda y: np.eye(10, dtype=int)[y]])
+def test_labels_that_are_no_class_numbers(practice, learn, result, labels):
+    with pytest.raises(ValueError, match='one class number per image, 0 to 9, got torch'): evaluate(learner_of(practice, result, labels(result.targets), learn.model), 'valid')
+
+
+class TwoOutputs(nn.Conv2d):
+    def forward(self, x): return super().forward(x).mean((2, 3)), x
+
+
+@pytest.mark.parametrize('model, got', [(nn.Sequential(nn.Conv2d(3, 1, 32), nn.Flatten(0)), r'\(10,\)'), (TwoOutputs(3, 10, 3), 'tuple')])
+def test_models_that_return_no_logits(practice, result, model, got):
+    with pytest.raises(ValueError, match=f'needs a model that returns logits .*, this one returns {got}'): evaluate(learner_of(practice, result, result.targets, model), 'valid')
+
+
+def test_tilde_is_the_home_directory(result, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result.save('~/a.npz')
+    assert (tmp_path/'a.npz').is_file() and not Path('~').exists() and load_evaluation('~/a.npz').accuracy == result.accuracy

@@ -311,6 +311,15 @@ def test_two_processes_with_different_grids_in_one_folder(fake, go, grid):
     assert other.exitcode == 0 and set(names(runs)) == {f'tiny-lr={lr}-seed{seed}' for lr in (.2, .3) for seed in range(3)} and set(runs.status) == {'finished'}
     assert set(fake.calls) == {f'tiny-lr={lr}-seed{seed}' for lr,n in ((.1, 4), (.2, 4), (.3, 3)) for seed in range(n)}
 
+def test_a_run_that_another_search_began_in_between(fake, go, tmp_path, monkeypatch):
+    class Late(FakeTrain):
+        def __call__(self, *args, resume=None, **kwargs):
+            super().__call__(*args, resume=resume, **kwargs)
+            if resume is None: raise FileExistsError('it exists')
+    monkeypatch.setattr(tuning, 'train', late := Late(tmp_path/'calls'))
+    runs = go(seeds=2)
+    assert set(runs.status) == {'finished'} and not runs.error.any() and late.calls == ['tiny-seed0', 'tiny-seed1']
+
 @forks
 def test_who_waits_takes_over_what_a_killed_process_leaves(fake, go, grid, tmp_path):
     parent = os.getpid()
@@ -424,6 +433,9 @@ def table(accuracies, **columns):
     n = len(accuracies)
     return pd.DataFrame(dict(run=[f'r{i}' for i in range(n)], recipe='cnn', seed=range(n), valid_accuracy=accuracies, variant='cifar10', limit=np.nan,
                              status='finished') | columns)
+
+def test_runs_without_an_accuracy_are_counted():
+    assert summarize(table([.5, .7, np.nan])).loc['cnn', ['n', 'valid_n']].tolist() == [3, 2] and 'valid_n' not in summarize(table([.5, .7]))
 
 def test_figures_are_those_of_scipy():
     x = [.81, .83, .82, .86]

@@ -54,7 +54,7 @@ def of_two_sizes(folder):
 networks = dict(
     small=(dict(model='small_cnn'), tiny_set), keras=(dict(model='wide_cnn', keras=True, stats='unit'), tiny_set), gray=({}, gray),
     whitened=(dict(model='airbench94'), tiny_set), enlarged=(dict(image_size=48), of_two_sizes), shrunk=(dict(image_size=16), tiny_set),
-    timm=(dict(model='timm/tf_efficientnet_lite0', image_size=64, head=Head()), tiny_set), torchvision=(dict(model='resnet18', head=Head()), tiny_set))
+    timm=(dict(model='timm/test_efficientnet', image_size=64, head=Head()), tiny_set), torchvision=(dict(model='resnet18', head=Head()), tiny_set))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', networks)

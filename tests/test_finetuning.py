@@ -2,6 +2,8 @@
 import json
 import math
 import random
+from collections import OrderedDict
+from copy import deepcopy
 from functools import partial
 
 import pandas as pd
@@ -22,7 +24,7 @@ from torchvision.models import resnet18
 
 from cifar_fastai.data import cifar10_dataloaders
 from cifar_fastai.evaluation import evaluate
-from cifar_fastai.finetuning import add_new_head, cut_body, freeze_to, parameter_groups
+from cifar_fastai.finetuning import add_new_head, cut_body, freeze_to, parameter_groups, split_at_features
 from cifar_fastai.inference import load_classifier, save_classifier
 from cifar_fastai import models as our_models
 from cifar_fastai.models import count_parameters, create_model, register_model
@@ -105,6 +107,8 @@ def test_groups_hold_every_parameter_once_in_order(name):
 def test_groups_that_cannot_be(starts):
     with pytest.raises(ValueError, match=r'No parameter group can start at .* Its layers are block1, block2, head'):
         parameter_groups(create_model('ladder_3'), starts)
+    model = build_model(get_recipe('finetune'), 10, pretrained=False)
+    with pytest.raises(ValueError, match='Its layers are conv_stem, bn1, blocks, conv_head, bn2, head'): parameter_groups(model, ('layer3',))
 
 def test_unknown_network_and_group(dls):
     with pytest.raises(UnknownNameError, match="Did you mean 'resnet34'"): create_learner(small.change(model='resnet43', groups=()), dls)
@@ -657,6 +661,45 @@ def test_features_that_change_are_not_kept(practice, change, cbs):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu')
     _,images = fitted(head_alone.change(stages=stage, model=model), dls, *cbs)
     assert images >= stage.epochs*(len(dls.train)*32 + len(dls.valid_ds))
+
+class WithRelu(nn.Sequential):
+    def forward(self, x): return self.head(F.relu(self.body(x)))
+
+@pytest.fixture
+def own(monkeypatch):
+    "Register a network of parts, for one test"
+    def own(cls=nn.Sequential, **parts):
+        def build(n_out=10, in_channels=3, image_size=32): return cls(OrderedDict((name, deepcopy(part)) for name,part in parts.items()))
+        monkeypatch.setitem(our_models._models, 'own', build)
+        return head_alone.change(model='own', head=None)
+    return own
+
+pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+@pytest.mark.parametrize('cls, parts', [(WithRelu, dict(head=nn.Sequential(*pooled, nn.Linear(8, 10)))),
+                                        (nn.Sequential, dict(pool=pooled, head=nn.Sequential(nn.Linear(8, 10))))])
+def test_features_are_not_kept_where_there_is_more_than_a_body_and_a_head(practice, own, cls, parts):
+    recipe = own(cls, body=nn.Sequential(nn.Conv2d(3, 8, 3)), **parts)
+    dls = cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu')
+    learn,images = fitted(recipe, dls)
+    assert images >= 3*(len(dls.train)*32 + len(dls.valid_ds))
+
+def test_features_leave_the_names_of_a_head(own):
+    recipe = own(body=nn.Sequential(nn.Conv2d(3, 8, 3)), head=nn.Sequential(OrderedDict(pool=pooled[0], flat=pooled[1], fc=nn.Linear(8, 10))))
+    model = build_model(recipe, 10)
+    assert [name for name,_ in split_at_features(model)[1].named_parameters()] == ['head.fc.weight', 'head.fc.bias']
+
+@pytest.mark.parametrize('bn', ['frozen', 'train'])
+def test_a_norm_without_weights_in_a_frozen_layer(practice, own, bn):
+    recipe = own(body=nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)), head=nn.Sequential(*pooled, nn.Linear(8, 10)))
+    recipe = recipe.change(stages=frozen_head(epochs=1, bn=bn))
+    learn,_ = fitted(recipe, cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu'))
+    assert learn.model.body[1].running_mean.any() == (bn == 'train')
+
+def test_a_norm_without_weights_at_the_start_of_a_head(practice, own):
+    recipe = own(body=nn.Sequential(nn.Conv2d(3, 8, 3)), head=nn.Sequential(*pooled, nn.BatchNorm1d(8, affine=False), nn.Linear(8, 10)))
+    learn,_ = fitted(recipe.change(stages=frozen_head(epochs=1)), cifar10_dataloaders(practice, bs=32, num_workers=0, augment='none', device='cpu'))
+    assert learn.model.head[2].running_mean.any()
 
 def test_features_that_need_too_much_memory_are_not_kept(dls, monkeypatch):
     monkeypatch.setattr('cifar_fastai.training.small_in_memory', 4*1024*10)

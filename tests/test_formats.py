@@ -393,11 +393,26 @@ def test_class_folders_are_split(tmp_path, bare_machine, monkeypatch, capsys, ho
     assert 'archive' in how or 'photos has no train folder: its folders (ant, bee, cow and 1 more) are the classes' in said
     again = data.cifar10_dataloaders(dls.path, bs=4, valid=.25)
     assert list(again.valid_ds.items) == list(dls.valid_ds.items) and again.data_info.fingerprint == dls.data_info.fingerprint
-    if how == 'folder':
+    if how in ('folder', 'without links'):
+        def n_files(): return len(sources.train_files(sources.find_data(path, quiet=True)))
         picture(5).save(path/'ant'/'new.jpg')
-        assert len(sources.train_files(sources.find_data(path, quiet=True))) == 17
+        assert n_files() == 17
+        (path/'ant'/'new.jpg').unlink()
+        assert n_files() == 16
+    if how == 'folder':
         shutil.rmtree(path)
         with pytest.raises(OSError, match='which does not exist'): sources.describe_data(dls.path)
+
+
+def test_images_that_are_relative_links(tmp_path, bare_machine):
+    "In Kaggle's layout, as data versioning makes them"
+    folder = kaggle(tmp_path/'k')
+    (folder/'objects').mkdir()
+    for file in sorted((folder/'train').iterdir()):
+        file.rename(folder/'objects'/file.name)
+        file.symlink_to(Path('..')/'objects'/file.name)
+    info = sources.describe_data(sources.find_data(folder, quiet=True))
+    assert info.n_train == 4 and info.unreadable == ()
 
 
 def test_what_is_wrong_with_class_folders_alone(tmp_path, bare_machine):
@@ -412,12 +427,15 @@ def test_what_is_wrong_with_class_folders_alone(tmp_path, bare_machine):
 
 
 def test_a_run_on_class_folders_alone(tmp_path, bare_machine):
+    from cifar_fastai.evaluation import evaluate
+    from cifar_fastai.probing import features
     from cifar_fastai.training import load_run, load_run_for, train
     from small_runs import tiny
     path = flat(tmp_path/'photos', n=10)
     train(tiny.change(bs=8, valid=.2).shorten(1), source=path, run_dir=tmp_path/'run', num_workers=0)
     assert len(load_run(tmp_path/'run', num_workers=0).dls.valid_ds) == 8
-    with pytest.warns(UserWarning, match='the images that .* was trained on'): load_run_for(tmp_path/'run', path, num_workers=0)
+    with pytest.warns(UserWarning, match='the images that .* was trained on'): learn = load_run_for(tmp_path/'run', path, num_workers=0)
+    assert evaluate(learn).trained_on and features(learn, n=4).evaluation.trained_on
 
 
 # --- arrays

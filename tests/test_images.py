@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, TiffImagePlugin, fea
 
 from cifar_fastai.cli import main
 from cifar_fastai.data import cifar10_dataloaders
-from cifar_fastai.images import ColorImage, UnreadableImageError, bit_depth, image_pixels, plain_image, read_image, read_size
+from cifar_fastai.images import ColorImage, GrayImage, UnreadableImageError, bit_depth, image_pixels, plain_image, read_image, read_size
 from cifar_fastai.sources import describe_data, fingerprint
 from small_sets import tiny_set
 
@@ -182,6 +182,23 @@ def test_a_pipe_in_a_data_set_is_named(tmp_path):
     os.mkfifo(pipe)
     assert in_time(describe_data, folder).unreadable == (pipe,)
     with pytest.raises(ValueError, match='zz.png cannot be read as an image .is not a regular file'): in_time(cifar10_dataloaders, folder)
+
+
+@pytest.mark.parametrize('cls', [ColorImage, GrayImage])
+@pytest.mark.parametrize('kind', ['turned', 'transparent', '16 bits'])
+def test_the_content_of_a_file_gives_what_the_file_gives(tmp_path, cls, kind):
+    file, image = tmp_path/f'a.{"jpg" if kind == "turned" else "png"}', Image.linear_gradient('L').resize((9, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind == 'turned': image.convert('RGB').save(file, exif=exif)
+    elif kind == 'transparent': Image.merge('RGBA', [image]*4).save(file)
+    else: Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9)*1000).save(file)
+    assert np.array_equal(cls.create(file.read_bytes()), cls.create(file))
+
+
+def test_arrays_and_bytes_that_are_no_plain_images():
+    assert ColorImage.create(np.zeros((4, 4, 4), np.uint8)).mode == 'RGB'
+    with pytest.raises(ValueError, match='^This bytes cannot be read'): ColorImage.create(b'no image')
 
 
 def test_postscript_starts_no_program(tmp_path, monkeypatch):

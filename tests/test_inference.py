@@ -696,6 +696,12 @@ damages = {
     'weights nan': (lambda f: change_weights(f, lambda s: {k: v*float('nan') for k,v in s.items()}), ValueError, 'The training diverged'),
 }
 
+def test_a_network_whose_numbers_overflow_predicts_nothing(damaged):
+    change_weights(damaged, lambda s: {k: v*1e30 if v.is_floating_point() else v for k,v in s.items()})
+    classifier = load_classifier(damaged, 'cpu')
+    for predict in classifier.predict, classifier.probabilities, lambda image: list(classifier.iter_predictions([image])):
+        with pytest.raises(ValueError, match='NaN or infinite.*the training diverged'): predict(picture())
+
 @pytest.mark.parametrize('damage', damages)
 def test_damaged_folders_are_named_in_one_line(damage, damaged):
     spoil,kind,message = damages[damage]

@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
@@ -15,6 +16,7 @@ from cifar_fastai.evaluation import Evaluation, compare, evaluate
 from cifar_fastai.interpretation import (plot_confused, plot_changed, plot_comparison, plot_confusion_changes, plot_confusion_matrix, plot_coverage,
                                          plot_history, plot_images, plot_label_errors, plot_lr_search, plot_per_class, plot_predictions, plot_reliability,
                                          plot_top_losses)
+from cifar_fastai.plotting import below_100
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.training import LRSearch
 
@@ -337,6 +339,9 @@ def test_any_images_in_the_order_asked_for(pictures):
     assert drawn(plot_images(pictures, [5, 0, 3])) == [5, 0, 3]
     assert drawn(plot_images(pictures, pictures.most_confident(3))) == list(pictures.most_confident(3).index)
     assert drawn(plot_images(pictures, range(8), k=2)) == [0, 1]
+    assert drawn(plot_images(pictures, torch.tensor([5, 0]))) == [5, 0]
+    for wrong in pictures.correct, pictures.correct.tolist(), [1.5], pictures.files[:1]:
+        with pytest.raises(ValueError, match='images must be positions'): plot_images(pictures, wrong)
 
 
 @pytest.mark.parametrize('images, k, said', [([], 5, 'at least one image'), ([8], 5, 'positions from 0 to 7, got 8'), ([-1], 5, 'got -1'), ([0], 0, 'at least 1, got 0')])
@@ -372,6 +377,11 @@ def test_coverage_curve_and_marks(pictures):
     coverage, threshold = pictures.coverage_at(.6)
     assert mark.get_xydata().tolist() == [[coverage, .6]] and f'coverage {coverage:.0%},\nconfidence \N{GREATER-THAN OR EQUAL TO} {threshold:.0%}' in ax.texts[0].get_text()
     assert not plot_coverage(pictures, accuracies=(.1,)).texts  # all can be answered
+
+
+def test_intervals_of_nearly_everything_are_not_rounded_to_it(pictures):
+    assert '99.9% intervals' in plot_per_class(pictures, .999).get_xlabel()
+    assert [below_100(p) for p in (.5, .996, .99998, 1.)] == ['50', '99.6', '99.998', '100'] and below_100(.99972, 1) == '99.97'
 
 
 def test_marks_of_a_weak_model_do_not_lie_on_each_other():

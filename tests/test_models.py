@@ -137,6 +137,7 @@ def test_table_lists_every_model():
     table = model_table('ladder_*')
     assert list(table.index) == list_models('ladder_*') and len(table) == 8
     assert table.parameters['ladder_2'] == 150_826
+    with pytest.raises(ValueError, match='residual_cnn: image_size 16 is too small'): model_table(image_size=16)
 
 def test_blocks_halve_once_each():
     assert conv_blocks(3, (4, 5, 6))(torch.zeros(1, 3, 16, 16)).shape == (1, 6, 2, 2)

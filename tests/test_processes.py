@@ -19,18 +19,21 @@ from fastai.callback.core import Callback
 from fastai.data.core import Datasets
 from fastcore.foundation import working_directory
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cifar_fastai import cli, data
+from cifar_fastai import cli, data, training
 from cifar_fastai.caching import ShuffleDL
 from cifar_fastai.errors import NonFiniteLossError
 from cifar_fastai.evaluation import evaluate
 from cifar_fastai.models import OffsetNorm
 from cifar_fastai.processes import (
-    ProcessLostError, combined, differ_by_rank, first_one_first, from_first, gathered, join_processes, n_processes, process_rank, share_size, shares,
-    synchronized)
+    ProcessLostError, combined, differ_by_rank, first_one_first, from_first, gathered, is_first_process, join_processes, n_processes, process_rank,
+    share_size, shares, synchronized)
 from cifar_fastai.recipes import Stage
 from cifar_fastai.runs import Run
+from cifar_fastai.synthetic import cifar10_classes
 from cifar_fastai.training import create_learner, load_run, train
+from forks import forked
 from small_runs import small
 
 plain = small.change(model='tiny_cnn', augment='none') # nothing is random in its batches
@@ -121,6 +124,14 @@ def test_joining_is_for_processes_that_were_started_together(monkeypatch, env, d
     if words:
         with pytest.raises(ValueError, match=words): join_processes(device)
     else: assert join_processes(device) is None and n_processes() == 1
+
+
+@pytest.mark.parametrize('rank, n, first', [('1', '2', False), ('0', '2', True), ('1', '', True), ('1', '1', True), ('', '2', True), ('x', '2', True)])
+def test_who_is_the_first_process(monkeypatch, rank, n, first):
+    "Of several that torchrun started; a RANK of something else means nothing"
+    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setenv('WORLD_SIZE', n)
+    assert is_first_process() == cli._is_first() == first
 
 
 # --- shares
@@ -239,6 +250,7 @@ def close(a, b, rtol, atol, what):
 several = {
     'one cycle': plain, 'incomplete batch': plain.change(bs=10, keras=True, optimizer='adam', stages=Stage(epochs=2, lr=1e-3, schedule='constant')),
     'class weights': plain.change(stages=Stage(epochs=2, lr=3e-3, class_weights={'cat': 3.}), label_smoothing=.1, bs=10, keras=True, l2=1e-3, optimizer='adam'),
+    'batches without a weight': plain.change(bs=4, stages=Stage(epochs=1, lr=3e-3, class_weights={c: 0. for c in cifar10_classes if c != 'cat'})),
     'weighted mean': plain.change(stages=Stage(epochs=2, lr=3e-3, class_weights={'cat': 3., 'dog': 0.})),
     'stages': plain.change(stages=(Stage(epochs=2, lr=3e-3, keep_best='valid_loss'), Stage(epochs=1, lr=1e-3, discard=True),
                                    Stage(epochs=3, lr=1e-3, schedule='reduce_on_plateau', plateau_patience=1, early_stopping=2))),
@@ -432,6 +444,37 @@ def test_torchrun(practice, tmp_path, together):
     assert together.said[0].count('is finished, so there is nothing to resume') == 1 and 'resume' not in together.said[1]
 
 
+def torchrun_of(f, *args):
+    "What `torchrun` does with a script, with a function in forks of this process"
+    os.environ['OMP_NUM_THREADS'] = '1'
+    elastic_launch(LaunchConfig(1, 1, 2, run_id='forks', rdzv_backend='c10d', rdzv_endpoint='localhost:0', max_restarts=0, start_method='fork'), f)(*args)
+
+
+def one_dies(busy, there, args):
+    "Train by the command line in one of two processes; the second one dies once the first one is somewhere"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL) # as in a new program, not as where it was forked
+    save,create = Run.save_weights,training.create_learner
+    def wait(): time.sleep(2) # `torchrun` looks ten times a second
+    def meet(then):
+        if os.environ['RANK'] == '0':
+            there.touch()
+            return then()
+        while not there.exists(): time.sleep(.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    class Die(Callback):
+        order = 999_999 # after what the processes do together, and before `Checkpoints`
+        def after_batch(self):
+            if self.training and (self.epoch, self.iter) == (1, 1) and busy == 'after a batch': meet(wait)
+        def before_batch(self):
+            if not self.training or (self.epoch, self.iter) != (1, 2): return
+            if busy == 'learn.one_batch': meet(wait)
+            elif busy == 'Run.save_weights':
+                Run.save_weights = lambda self, model: (wait(), save(self, model))
+                meet(lambda: None)
+    training.create_learner = lambda *args, cbs=None, **kwargs: create(*args, cbs=[*cbs, Die()], **kwargs)
+    sys.exit(cli.main(args))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('busy, status, said', [
     ('after a batch', 'interrupted', 'Stopped. Saved in'), # it cannot know yet that the other one is gone
@@ -439,44 +482,14 @@ def test_torchrun(practice, tmp_path, together):
     ('Run.save_weights', 'failed', 'Another process of this training ended')])
 def test_a_dying_worker_ends_torchrun(practice, tmp_path, busy, status, said):
     "In seconds, with one message and the command to go on, whatever the first process does when `torchrun` tells it to end"
-    script = tmp_path/'script.py'
-    script.write_text(f'''import os, signal, sys, time
-from pathlib import Path
-from fastai.callback.core import Callback
-from cifar_fastai import cli, training
-from cifar_fastai.runs import Run
-
-class Die(Callback):
-    order = 999_999 # after what the processes do together, and before `Checkpoints`
-    def after_batch(self):
-        if self.training and (self.epoch, self.iter) == (1, 1) and {busy!r} == 'after a batch': self.meet()
-    def before_batch(self):
-        if not self.training or (self.epoch, self.iter) != (1, 2): return
-        if {busy!r} == 'learn.one_batch': self.meet()
-        elif {busy!r} == 'Run.save_weights':
-            Run.save_weights = lambda self, model: (wait(), save(self, model))
-            self.meet(lambda: None)
-    def meet(self, then=lambda: wait()):
-        "The second process dies once the first one is here"
-        if os.environ['RANK'] == '0':
-            there.touch()
-            return then()
-        while not there.exists(): time.sleep(.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-there = Path({str(tmp_path/'there')!r})
-def wait(): time.sleep(2) # `torchrun` looks ten times a second
-save = Run.save_weights
-before = training.create_learner
-training.create_learner = lambda *args, cbs=None, **kwargs: before(*args, cbs=[*cbs, Die()], **kwargs)
-sys.exit(cli.main())
-''')
-    recipe = tmp_path/'plain.json'
+    recipe,err = tmp_path/'plain.json',tmp_path/'err'
     recipe.write_text(plain.change(stages=Stage(epochs=30, lr=1e-3)).to_json())
-    out = subprocess.run(torchrun(2, script, 'train', '--recipe', recipe, '--data', practice, '--out', tmp_path/'run', '--device', 'cpu', '--checkpoint-minutes', '0'),
-                         capture_output=True, text=True, timeout=200, env=os.environ | dict(OMP_NUM_THREADS='1'))
-    assert out.returncode == 1
-    assert out.stderr.count(said) == 1 and f'cifar-fastai train --resume {tmp_path}/run' in out.stderr, out.stderr
+    args = ['train', '--recipe', recipe, '--data', practice, '--out', tmp_path/'run', '--device', 'cpu', '--checkpoint-minutes', '0']
+    process = forked(torchrun_of, one_dies, busy, tmp_path/'there', list(map(str, args)), err=err)
+    process.join(200)
+    if process.is_alive(): os.killpg(process.pid, signal.SIGKILL)
+    assert process.exitcode == 1, err.read_text()
+    assert err.read_text().count(said) == 1 and f'cifar-fastai train --resume {tmp_path}/run' in err.read_text(), err.read_text()
     run = Run.open(tmp_path/'run')
     assert run.status == status and run.info['error'].startswith('ProcessLostError' if status == 'failed' else 'Terminated') and run.checkpoints()
 

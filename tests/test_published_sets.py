@@ -113,6 +113,7 @@ def test_wrong_files_of_corruptions(run_dir, corrupted, change, error, text):
 
 def test_an_unknown_corruption(run_dir, corrupted):
     with pytest.raises(ValueError, match="no corruption 'rain'. It has: fog, snow"): evaluate_corruptions(run_dir, corrupted, ['rain'])
+    with pytest.raises(ValueError, match='at least one corruption, got none'): evaluate_corruptions(run_dir, corrupted, [])
 
 
 def test_corruptions_of_cifar100(tmp_path, monkeypatch):

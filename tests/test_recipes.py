@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from cifar_fastai.recipes import Head, Recipe, Stage, get_recipe, list_recipes, register_recipe
+from cifar_fastai.recipes import Head, Recipe, Stage, choices_in_effect, get_recipe, list_recipes, register_recipe
 from cifar_fastai.registry import UnknownNameError
 
 one = Stage(epochs=1, lr=.1)
@@ -59,6 +59,18 @@ def test_change_of_one_of_several_stages():
     assert not {'name', 'description', 'source', 'stages'} & new.settings.keys() and new.fingerprint() != two.fingerprint() == two.change(name='other').fingerprint()
     for wrong,message in (('stage3.lr', "'two' has no stage3"), ('stages.lr', "'two' has no stages"), ('stage2.bs', "Unknown recipe field 'bs'"), ('stage2.lrs', "Did you mean 'lr'")):
         with pytest.raises(ValueError, match=message): two.change(**{wrong: .1})
+
+def test_groups_and_the_stages_that_name_them_change_together():
+    new = get_recipe('finetune_quick', groups=('blocks.3', 'head'), **{'stage2.freeze_to': 'blocks.3'})
+    assert new.groups == ('blocks.3', 'head') and new.stages[1].freeze_to == 'blocks.3'
+    new = get_recipe('small_cnn', groups=('blocks.3',), stages=replace(one, freeze_to='blocks.3'))
+    assert new.stages[0].freeze_to == 'blocks.3'
+
+def test_rates_of_other_optimizers_are_not_in_effect():
+    def shown(recipe): return {'sgd_lr_mult', 'bias_lr_mult'} & choices_in_effect(recipe).keys()
+    muon = get_recipe('small_cnn')
+    assert shown(muon) == {'sgd_lr_mult', 'bias_lr_mult'} and shown(muon.change(optimizer='sgd')) == {'bias_lr_mult'} and not shown(muon.change(optimizer='adamw'))
+    assert shown(muon.change(optimizer='adamw', stages=replace(one, optimizer='sgd'))) == {'bias_lr_mult'}
 
 def test_stages_and_their_fields_at_once_are_refused():
     recipe = Recipe(name='one', model='small_cnn', stages=one)

@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter, defaultdict, deque
@@ -23,11 +21,12 @@ from fastai.callback.schedule import Learner  # noqa: F401  with lr_find
 from fastai.callback.training import GradientAccumulation, GradientClip
 from torch import nn
 
-from cifar_fastai import checkpoints, cli, data, runs, terminal, training
+from cifar_fastai import callbacks, checkpoints, cli, data, runs, terminal, training
 from cifar_fastai.experiments import run_grid
 from cifar_fastai.recipes import Head, Stage
 from cifar_fastai.runs import Run
 from cifar_fastai.training import train
+from forks import forked
 from small_runs import At, kinds, small
 
 
@@ -522,29 +521,39 @@ def test_force_alone_is_a_mistake(capsys):
     assert capsys.readouterr().err == 'Error: --force is for --resume only.\n'
 
 
+def stop_there(learn): raise KeyboardInterrupt
+
+def test_a_run_of_more_gpus_goes_on(go, monkeypatch):
+    n = torch.cuda.device_count()
+    states = checkpoints.get_random_states
+    with monkeypatch.context() as m:
+        m.setattr(checkpoints, 'get_random_states', lambda: states() | dict(torch_cuda_state=[torch.zeros(16, dtype=torch.uint8)]*(n + 2)))
+        with pytest.raises(KeyboardInterrupt): go(small, cbs=[At(stop_there, 1, 2)], checkpoint_minutes=0)
+    def refuse(states): assert len(states) == n
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', refuse)
+    assert Run.open(go(resume=True).run_dir).status == 'finished'
+
+def test_another_precision_is_told(go, monkeypatch):
+    monkeypatch.setattr(callbacks, 'has_avx512_bf16', lambda: True)
+    with pytest.raises(KeyboardInterrupt): go(small.change(mixed_precision=True), device='cpu', cbs=[At(stop_there, 1, 2)], checkpoint_minutes=0)
+    monkeypatch.setattr(callbacks, 'has_avx512_bf16', lambda: False)
+    with pytest.raises(ValueError, match="precision was 'bf16' and is 'fp32'"): go(resume=True, device='cpu')
+    with pytest.warns(UserWarning, match='precision was'): learn = go(resume=True, device='cpu', force=True)
+    assert [r['precision'] for r in Run.open(learn.run_dir).info['resumed']] == ['fp32']
+
+
 # --- killed
-
-script = '''
-import sys, warnings
-from cifar_fastai.training import train
-from cifar_fastai.recipes import Recipe
-from pathlib import Path
-recipe = Recipe.from_json(Path(sys.argv[1]).read_text())
-print('begin', flush=True)
-train(recipe, source=sys.argv[2], run_dir=sys.argv[3], limit=96, checkpoint_minutes=0)
-'''
-
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 @pytest.mark.slow
 def test_killed_and_resumed(go, practice, tmp_path):
     whole = end_of(go(small, name='whole', checkpoint_minutes=0))
-    (tmp_path/'recipe.json').write_text(small.to_json())
-    process = subprocess.Popen([sys.executable, '-c', script, tmp_path/'recipe.json', practice, tmp_path/'run'],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    while not len(Run(tmp_path/'run').checkpoints()) > 1: time.sleep(.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = forked(partial(train, small, source=practice, run_dir=tmp_path/'run', limit=96, checkpoint_minutes=0))
+    while not len(Run(tmp_path/'run').checkpoints()) > 1:
+        assert process.is_alive()
+        time.sleep(.01)
+    process.kill()
+    process.join()
     run = Run.open(tmp_path/'run')
     assert run.status == 'training' and not run.is_training()
     assert end_of(go(resume=True)) == whole

@@ -211,6 +211,7 @@ def test_lines_are_the_table(learn):
     bars = [[y for _, y in o] for container in ax.containers for o in container.lines[2][0].get_segments()]
     np.testing.assert_allclose(bars, 100 * table[['low', 'high']].iloc[[1, 2, 3, 4, 0]].to_numpy())
     ax.figure.canvas.draw()
+    assert [t.get_text() for t in plot_robustness(table[table.level > 0]).get_xticklabels()] == ['1', '2', '3'], 'as evaluate_corruptions gives it'
 
 
 def test_tables_that_cannot_be_drawn(learn):

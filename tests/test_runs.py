@@ -36,6 +36,17 @@ epoch = dict(stage=1, epoch=1, train_loss=.9, valid_loss=.7, accuracy=.75, lr=.0
 def run(tmp_path): return Run.create(tmp_path/'runs'/'a', tiny, dict(seed=0, data=dict(variant='synthetic')))
 
 
+def test_cpu_seconds_count_worker_processes(run):
+    def burn():
+        began = time.process_time()
+        while time.process_time() < began + .3: pass
+    run.set_clock()
+    worker = multiprocessing.get_context('fork').Process(target=burn)
+    worker.start()
+    worker.join()
+    assert run.cpu_seconds() >= .25
+
+
 def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
 
 

@@ -925,6 +925,52 @@ def published(tmp_path):
     return content, lambda url: sources.Archive(url, len(content), md5, first_mib=True, counts=(8, 4), n_classes=2)
 
 
+@pytest.mark.parametrize('there', ['nothing', 'an empty folder', 'another folder'])
+def test_a_download_into_a_folder_that_exists(published, http_server, tmp_path, there):
+    content,archive = published
+    known = [archive(http_server.answer('/a.tgz', content))]
+    folder = tmp_path/'elsewhere'/'mine'
+    if there != 'nothing': folder.mkdir(parents=True)
+    if there == 'another folder':
+        (folder/'notes.txt').write_text('mine')
+        with pytest.raises(FileNotFoundError, match='has no train folder'): sources.download_cifar10(folder, known, quiet=True)
+        return
+    assert sources.download_cifar10(folder, known, quiet=True) == folder and len(sources.train_files(folder)) == 8
+
+
+@pytest.mark.parametrize('name, to, accepted', [('test', 'train', False), ('val', 'test', False), ('test', '../other/test', True)])
+def test_two_splits_that_are_one_folder(tmp_path, name, to, accepted):
+    for place in ('set', 'other'): tiny_set(tmp_path/place)
+    path = tmp_path/'set'
+    if name == 'test': shutil.rmtree(path/'test')
+    (path/name).symlink_to(to)
+    if accepted: assert sources.check_layout(path) == path
+    else:
+        with pytest.raises(ValueError, match='are the same folder'): sources.check_layout(path)
+
+
+@pytest.mark.parametrize('wrong', ['missing', 'class folders alone'])
+def test_duplicates_of_nothing(tmp_path, wrong):
+    if wrong == 'class folders alone': (tiny_set(tmp_path/'set')/'train').rename(tmp_path/wrong)
+    with pytest.raises(FileNotFoundError, match='nothing to compare'): sources.find_duplicates(tmp_path/wrong)
+    assert sources.find_duplicates([]) == []
+
+
+def test_a_practice_set_that_cannot_be_written(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OSError, match='CIFAR_FASTAI_HOME'): sources.find_data('synthetic', root=tmp_path/'file'/'cache')
+
+
+def test_files_of_the_system_in_tiny_imagenet(tmp_path, bare_machine):
+    path = authors_tiny_imagenet(tmp_path/'tiny')
+    for name in ('.DS_Store', '._val_0.JPEG'): (path/'val'/'images'/name).write_bytes(b'0')
+    file = pack(path, 'zip')
+    for found in (sources.find_data(file, quiet=True), sources.find_data(sources.sort_tiny_imagenet(path))): assert len(sources.test_files(found)) == 5
+    path = authors_tiny_imagenet(tmp_path/'more')
+    picture().save(path/'val'/'images'/'extra.JPEG')
+    with pytest.raises(ValueError, match='does not name: extra.JPEG'): sources.sort_tiny_imagenet(path)
+
+
 def test_known_archives():
     first, *others = sources.cifar10_archives
     assert (first.n_bytes, first.first_mib, first.counts) == (168_168_549, True, (50_000, 10_000))

@@ -1,6 +1,7 @@
 "Logs of a training by name: what they hold, over all stages and when a run is resumed; and that they change nothing."
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -128,10 +129,12 @@ def test_csv_has_the_epochs_of_all_stages(go):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('place', [(1, 1, 2), (2, 0, 3), (1, 0, 1)])
-def test_csv_goes_on_when_a_run_is_resumed(go, place):
-    whole = pd.read_csv(go(name='whole', log='csv').run_dir/'log.csv')
-    learn = stopped_and_resumed(go, 'csv', *place)
-    assert pd.read_csv(learn.run_dir/'log.csv').drop(columns='time').equals(whole.drop(columns='time'))
+def test_csv_and_tensorboard_go_on_when_a_run_is_resumed(go, place):
+    loggers = ['csv', 'tensorboard']
+    whole = go(name='whole', log=loggers).run_dir
+    run = stopped_and_resumed(go, loggers, *place).run_dir
+    resumed, wanted = (pd.read_csv(folder/'log.csv').drop(columns='time') for folder in (run, whole))
+    assert resumed.equals(wanted) and scalars(run)[0] == scalars(whole)[0]
 
 
 def scalars(folder):
@@ -150,12 +153,10 @@ def test_tensorboard_counts_the_steps_of_all_stages(go):
     assert found['final_valid/accuracy'] == [(n_steps, pytest.approx(final['accuracy'], abs=1e-5))] and 'parameters/text_summary' in tags['tensors']
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('place', [(1, 1, 2), (2, 0, 3), (1, 0, 1)])
-def test_tensorboard_goes_on_when_a_run_is_resumed(go, place):
+def test_tensorboard_goes_on_after_the_last_batch_of_an_epoch(go, interruptible):
     whole, _ = scalars(go(name='whole', log='tensorboard').run_dir)
-    found, _ = scalars(stopped_and_resumed(go, 'tensorboard', *place).run_dir)
-    assert found == whole
+    with pytest.raises(KeyboardInterrupt): go(log='tensorboard', cbs=[At(lambda learn: signal.raise_signal(signal.SIGINT), 0, 5)])
+    assert scalars(go(resume=True).run_dir)[0] == whole
 
 
 def records(file):
@@ -311,6 +312,7 @@ def test_a_real_mlflow(go, tmp_path, monkeypatch, store):
 
 def test_of_several_processes_the_first_one_logs(go, monkeypatch):
     monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
     run = Run.create(Path(os.environ['WANDB_CONFIG_DIR']).parent/'another', tiny, dict(seed=0))
     with tracking.tracking(['csv', 'tensorboard'], run) as watchers: assert watchers == []
     monkeypatch.setenv('RANK', '0')

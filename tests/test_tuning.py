@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from cifar_fastai.errors import NonFiniteLossError, Pruned
 from cifar_fastai.experiments import plot_learning_curves, read_runs
 from cifar_fastai.recipes import Recipe, Stage
 from cifar_fastai.runs import Run
-from cifar_fastai.tuning import plot_tuning, tune
+from cifar_fastai.tuning import open_study, plot_tuning, tune
+from forks import run_script
 from small_runs import tiny as longer
 from test_experiments import FakeTrain, forks, names, start, wait_until
 
@@ -228,6 +228,16 @@ def test_workers_share_a_search(fake, search, out):
     assert [p.exitcode for p in processes] == [0, 0] and set(found.status) == {'finished'} and len(found) == 12
     assert sorted(fake.calls) == [f'trial-{i:03}' for i in range(12)] and len(set(found.lr)) == 12 and len(list(study_of(out).trials)) == 12
 
+@pytest.mark.parametrize('name, values', [('lr', [(None, .001), (None, .002)]), ('class_weights', [{'cat': 2.}, {}]), ('augment', ['{not JSON', 'none'])])
+def test_values_of_any_kind_come_back(name, values):
+    given = tuning._distribution(name, values).choices
+    assert [tuning._chosen({name: v})[name] for v in given] == [list(v) if isinstance(v, tuple) else v for v in values]
+
+def test_names_of_folders(tmp_path):
+    open_study(tmp_path/'a {b} {c')
+    assert (tmp_path/'a {b} {c'/'study.db').is_file()
+    with pytest.raises(ValueError, match='question mark'): open_study(tmp_path/'why?')
+
 @forks
 @pytest.mark.parametrize('where', ['before', 'after'])
 def test_a_trial_that_nobody_gave_a_sign_of_life_of_is_not_lost(fake, search, out, where, monkeypatch):
@@ -256,20 +266,22 @@ def test_a_worker_that_was_taken_for_dead_ends_quietly(fake, search, out, monkey
     other.join(60)
     assert other.exitcode == 0 and search(trials=1).status.tolist() == ['finished'] and len(fake.calls) == 1
 
-def killing(*args):
+@pytest.fixture
+def killing(tmp_path):
     "What is left of a search with a worker that is killed again and again"
-    script = Path(__file__).with_name('workers.py')
-    done = subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts['codes'] == [0, 0], done.stderr
-    return counts
+    def killing(*args):
+        done = run_script(Path(__file__).with_name('workers.py'), *args, folder=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts = json.loads(done.stdout.splitlines()[-1])
+        assert counts['codes'] == [0, 0], done.stderr
+        return counts
+    return killing
 
 def expect_all(counts, n): assert (counts['finished'], counts['names'], counts['completed'], counts['twice'], counts['lost']) == (n, n, n, 0, 0)
 
 @pytest.mark.slow
 @forks
-def test_nothing_is_lost_or_done_twice_when_a_worker_is_killed():
+def test_nothing_is_lost_or_done_twice_when_a_worker_is_killed(killing):
     counts = killing('--trials', 28, '--kills', 10)
     expect_all(counts, 28)
     assert counts['files'] == ['best.json', 'results.csv', 'study.db']
@@ -300,7 +312,7 @@ def free_port():
 
 @pytest.mark.slow
 @forks
-def test_the_same_with_postgresql(postgres):
+def test_the_same_with_postgresql(killing, postgres):
     counts = killing('--trials', 12, '--kills', 4, '--storage', postgres, '--name', 'killed')
     expect_all(counts, 12)
     assert counts['files'] == ['best.json', 'results.csv']

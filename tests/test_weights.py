@@ -3,6 +3,7 @@ import configparser
 import datetime
 import hashlib
 import os
+import re
 import traceback
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -222,7 +223,7 @@ def test_learner_files(state, tmp_path):
         assert equal(find_weights(net, path), state)
 
 
-@pytest.mark.parametrize('given', ['runs/none', 'none.pth', 'none.safetensors', './IMAGENET1K_V1'])
+@pytest.mark.parametrize('given', ['runs/none', 'none.pth', 'none.safetensors', './IMAGENET1K_V1', 'resnet34.pth', 'resnet18.safetensors'])
 def test_files_that_are_not_there(given):
     text = message(FileNotFoundError, find_weights, 'resnet34', given)
     assert 'There is no file' in text and "'IMAGENET1K_V1'" in text
@@ -337,6 +338,41 @@ def test_resnet34_takes_the_published_names(tmp_path):
     assert torch.equal(model.layer4[2].conv2.weight, published['layer4.2.conv2.weight'])
     text = message(ValueError, load_weights, torchvision_models.resnet18(), published)  # whose layers are shorter
     assert 'layer1.2.conv1.weight' in text and 'unexpected' in text
+
+
+@pytest.mark.parametrize('name, convs', [('timm/repvgg_a0', ('stem.conv_kxk.conv', 'stem.conv_1x1.conv')), ('timm/resnet10t', ('conv1.0',))])
+def test_all_convolutions_that_see_the_image_are_adapted(name, convs):
+    color = create_backbone(name, 10).state_dict()
+    model = create_backbone(name, 10, in_channels=1)
+    assert load_weights(model, color).adapted == tuple(f'{conv}.weight' for conv in convs)
+    for conv in convs: assert model.get_submodule(conv).weight.equal(color[f'{conv}.weight'].sum(1, keepdim=True))
+
+
+def test_names_of_former_versions_of_torchvision(tmp_path):
+    "With which it publishes weights; not matched by order, which would be a warning"
+    state = create_backbone('densenet121', 10).state_dict()
+    def former(key): return re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)\.', r'\1.\2.', key)
+    old = {former(k): v for k, v in state.items() if not k.endswith('num_batches_tracked')}
+    assert old.keys() - state.keys()
+    torch.save(old, tmp_path/'w.pth')
+    model = create_backbone('densenet121', 10)
+    report = load_weights(model, find_weights('densenet121', tmp_path/'w.pth'))
+    assert len(report.loaded) == len(old) and not (report.by_order or report.missing or report.unexpected)
+    assert equal({k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')},
+                 {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')})
+
+
+def test_names_of_former_vits():
+    now = torchvision_models.VisionTransformer(32, 16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8).state_dict()
+    old = {k.replace('.mlp.0.', '.mlp.linear_1.').replace('.mlp.3.', '.mlp.linear_2.'): v for k, v in now.items()}
+    assert old.keys() != now.keys() and equal(weights._present_names('vit_b_16', old), now)
+
+
+def test_weights_without_the_number_of_a_version():
+    "Which torchvision's MNASNet wants"
+    one, other = (create_backbone('mnasnet0_5', 10) for _ in range(2))
+    other.load_state_dict(dict(one.state_dict()))
+    assert equal(other.state_dict(), one.state_dict())
 
 
 def test_counters_of_batchnorm_do_not_matter(state):
