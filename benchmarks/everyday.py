@@ -98,7 +98,7 @@ def main():
             ratio = median(theirs[0]/ours[0] for ours,theirs in took)
             add_row('everyday', dict(
                 task=task, **row, ratio=round(ratio, 2), turns=args.turns, variant=data.variant, device='cpu', **machine(),
-                command='python benchmarks/everyday.py ARCHIVE'), instead_of=('task', 'instructions', 'threads'))
+                command=f'python benchmarks/everyday.py ARCHIVE --turns {args.turns}'), instead_of=('task', 'instructions', 'threads'))
             print()
 
 if __name__ == '__main__': run_script(main)

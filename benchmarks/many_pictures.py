@@ -81,7 +81,7 @@ def main():
                 add_row('many_pictures', dict(
                     pictures=kind, n=n_files, side=side, images_per_second=round(n_files/medians[side], 1), slowest_images_per_second=round(n_files/max(seconds), 1),
                     fastest_images_per_second=round(n_files/min(seconds), 1), ratio=round(medians['loop']/medians[side], 2), turns=args.turns,
-                    recipe=Run(args.run).recipe.name, device='cpu', **machine(), command='python benchmarks/many_pictures.py RUN --files FOLDER'),
+                    recipe=Run(args.run).recipe.name, device='cpu', **machine(), command='python benchmarks/many_pictures.py RUN' + ' --files FOLDER'*(args.files is not None) + f' --turns {args.turns}'),
                     instead_of=('pictures', 'side', 'instructions', 'threads'))
                 print()
 

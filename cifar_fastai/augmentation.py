@@ -6,7 +6,7 @@ Docs: https://cifar-fastai.github.io/cifar_fastai/augmentation.html.md"""
 
 # %% auto #0
 __all__ = ['FlipCrop', 'Cutout', 'shift_mat', 'TrainingAffine', 'TrainingCrop', 'affine_augmentation', 'list_augmentations',
-           'augmentation']
+           'augmentation', 'check_augmentations']
 
 # %% ../nbs/02_augmentation.ipynb #bc7d1938
 from functools import partial
@@ -17,6 +17,7 @@ from fastai.vision.augment import (AffineCoordTfm, Flip, PadMode, RandomResizedC
 from fastai.vision.core import TensorImage
 from torch import Tensor
 
+from .recipes import Recipe
 from .registry import Registry
 
 # %% ../nbs/02_augmentation.ipynb #b72b2df6
@@ -155,3 +156,9 @@ def augmentation(
 )->list: # fastai batch transforms
     "Make an augmentation preset"
     return _presets[name](size)
+
+def check_augmentations(
+    recipe:Recipe, # with its stages
+)->None:
+    "Raise an `UnknownNameError` for a preset that does not exist"
+    for name in (recipe.augment, *[stage.augment for stage in recipe.stages]): augmentation(name or 'none')

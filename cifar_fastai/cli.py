@@ -208,8 +208,7 @@ def data_command(
     near:Annotated[bool, typer.Option('--near', help='Like --verify, and find nearly equal images too.')]=False,
 )->None:
     "Get a data set (download or extract it if necessary), and show its classes."
-    with loading(): from cifar_fastai.data import describe_data, find_data
-    from cifar_fastai.sources import find_duplicates
+    with loading(): from cifar_fastai.sources import describe_data, find_data, find_duplicates
     path = find_data(source)
     verify = verify or near
     if verify: print('Decoding every image ...', file=sys.stderr)

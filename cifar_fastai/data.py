@@ -446,7 +446,7 @@ def cifar10_dataloaders(
     device:str|torch.device|None=None, # None: fastai's default
     gray:bool=False, # read images with one channel
     limit:int|None=None, # keep only this many training images, the same fraction of each class, at least one per class
-    drop_last:bool=True, # leave out the last batch of an epoch if it is not full; one of a single image always, for BatchNorm
+    drop_last:bool=True, # leave out the last batch of an epoch if it is not full, unless it is the only one; one of a single image is left out even with False, for BatchNorm
     in_memory:bool|None=None, # read each image once and cache it, on disk if memory is too small; None: only if `num_workers` is None and they need less than 1 GiB
 )->DataLoaders: # for training and validation; `dls.path` is the data set, `dls.data_info` its `DataInfo`
     "Make fastai `DataLoaders` from a data set"

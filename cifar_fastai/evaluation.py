@@ -104,7 +104,7 @@ class Evaluation:
     probs:np.ndarray # (N, C) float32, rows sum to 1
     targets:np.ndarray # (N,) int64, positions in `vocab`
     losses:np.ndarray # (N,) float32, cross-entropy of each image in nats
-    files:list[str] # (N,) names relative to the data folder, with `/`
+    files:list[str] # (N,) names relative to the data folder, with `/`; absolute for files elsewhere; `#0`, `#1`, ... for images that are not files
     vocab:list[str] # (C,) class names
     split:str='test' # `train`, `valid`, `test`, or a name of your own
     variant:str='' # of the data: `cifar10`, `cifar10-jpeg`, `synthetic` or a folder's name

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .augmentation import augmentation
+from .augmentation import check_augmentations
 from .evaluation import Evaluation, evaluate, load_evaluation, tta_views
 from .files import atomic_write
 from .recipes import Recipe, Stage, get_recipe, no_settings
@@ -98,18 +98,13 @@ class _Combination(NamedTuple):
     @property
     def configuration(self): return self.name.rpartition('-seed')[0]  # the name without the seed
 
-# %% ../nbs/08_experiments.ipynb #67172fb0
-def _check_augmentations(recipe):
-    "Reject unknown names before anything is trained"
-    for name in (recipe.augment, *[stage.augment for stage in recipe.stages]): augmentation(name or 'none')
-
 # %% ../nbs/08_experiments.ipynb #f9c4498d
 def _combinations(recipes, axes, seeds): # -> name -> combination
     "List every recipe with every value and every seed, each combination once"
     found = {}
     for recipe,values in product(recipes, product(*axes.values())):
         changed = recipe.change(**dict(zip(axes, values)))
-        _check_augmentations(changed)
+        check_augmentations(changed)
         for seed in seeds:
             name = _run_name(recipe, changed, axes, seed)
             first = found.setdefault(name, _Combination(changed, seed, name))

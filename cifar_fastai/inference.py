@@ -407,8 +407,7 @@ def _threshold(learn):
     if not getattr(learn, 'run_dir', None): return None
     run = Run(learn.run_dir)
     with suppress(OSError, ValueError): # the folder may be gone or damaged, which the learner survives
-        weights = run.read_weights()
-        if all(name in weights and torch.equal(t.cpu(), weights[name]) for name,t in learn.model.state_dict().items()): return _run_threshold(run)
+        if run.has_weights_of(learn.model): return _run_threshold(run)
 
 def _describe(learn, item, batch):
     "The `ClassifierInfo` of a learner"
@@ -471,7 +470,7 @@ def create_classifier(
     return classifier
 
 def save_classifier(
-    learn:Learner|Classifier, # from `train`, `create_learner` or `load_run`; or from `load_classifier`, which needs no data
+    learn:Learner|Classifier, # from `train`, `create_learner` or `load_run`; or from `load_classifier`, which needs no data, but not of an ONNX file
     folder:str|Path, # new, empty, or an existing classifier, which is replaced
 )->Path: # `folder`
     "Export the network of `learn`, with everything needed for inference, to a folder"

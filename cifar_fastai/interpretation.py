@@ -171,7 +171,7 @@ def plot_history(
     _draw_curves(accuracy, history, accuracies, '{:.1%}', 'lower right')
     losses.set_ylabel('loss (nats per image)')
     accuracy.set_ylabel('accuracy (% of images)')
-    accuracy.yaxis.set_major_formatter(lambda value, position: f'{100 * value:.4g}')
+    percent_axis(accuracy.yaxis)
     for ax in axes: _mark_stages(ax, history)
     return axes
 

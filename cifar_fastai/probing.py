@@ -41,7 +41,7 @@ from .sources import class_of
 from .evaluation import Evaluation, check_evaluable, evaluable_loader, evaluate
 from .models import eval_mode
 from .plotting import blue, class_colors, dark_orange, labels_apart, literal, percent, short_name
-from .registry import Registry
+from .registry import check_name
 
 # %% ../nbs/07_probing.ipynb #4972b0b0
 def _check_positions(positions, n, of):
@@ -116,9 +116,8 @@ def find_cam_layer(
 
 # %% ../nbs/07_probing.ipynb #b2955c86
 def _check_layer(model, x, name): # -> the module called `name`
-    known = Registry('layer', '[name for name, _ in learn.model.named_modules()]')
-    known.update(model.named_modules())
-    module = known[name]
+    check_name(name, dict(model.named_modules()), 'layer', '[name for name, _ in learn.model.named_modules()]')
+    module = model.get_submodule(name)
     outputs = [o for o in _outputs(model, x) if o.name == name]
     if outputs and outputs[-1].is_spatial(): return module
     given = outputs[-1].shape if outputs else 'no tensor'

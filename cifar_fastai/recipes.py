@@ -17,7 +17,7 @@ from hashlib import sha1
 from math import isfinite
 
 from .files import parse_json
-from .registry import Registry
+from .registry import Registry, check_name
 
 # %% ../nbs/01_recipes.ipynb #59e3d065
 schedules = ('one_cycle', 'constant', 'reduce_on_plateau')
@@ -191,7 +191,7 @@ class Recipe:
     head:Head|None = None # replaces the network's own classifier
     groups:tuple[str, ...] = () # layers at which a parameter group starts: 'layer3', 'head'
     image_size:int = 32 # height and width of the network's input in pixels
-    augment:str = 'flip_crop' # augmentation, one of `data.list_augmentations()`
+    augment:str = 'flip_crop' # augmentation, one of `augmentation.list_augmentations()`
     stats:str|tuple = 'cifar10' # normalization: 'cifar10', 'imagenet', 'unit' (0 to 1 only) or (means, stds)
     valid:float|int|str = .1 # fraction or number of training images held out for validation, or a fold: 'fold1of5'; 'test' only to reproduce projects that did so
     bs:int = 256 # batch size
@@ -330,12 +330,9 @@ _former_names = dict(sizes='progressive_resizing', average='lookahead', sgd_lr='
 
 def _present_names(d): return {_former_names.get(k, k): v for k,v in d.items()}
 
-def _known(name, owners=None):
+def _known(name, owners=(Recipe, Stage)):
     "Refuse a field that neither a recipe nor a stage has"
-    owners = owners or (Recipe, Stage)
-    allowed = Registry('recipe field', ' and '.join(cls.__name__ for cls in owners))
-    allowed.update(dict.fromkeys(name for cls in owners for name in _names(cls)))
-    allowed[name]
+    check_name(name, [n for cls in owners for n in _names(cls)], 'recipe field', ' and '.join(cls.__name__ for cls in owners))
 
 def _with_floats(value): # 1 and 1.0 are the same
     if isinstance(value, dict): return {k: _with_floats(v) for k,v in value.items()}

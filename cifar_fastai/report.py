@@ -31,7 +31,6 @@ from matplotlib.figure import Figure
 import numpy as np
 import pandas as pd
 from PIL import Image
-import torch
 
 from . import __version__
 from .data import dataset_fingerprint, file_names, split_loader
@@ -735,9 +734,7 @@ def _read_kept(learn, path): # -> the Evaluation in a file; an error if it is of
 # %% ../nbs/09_report.ipynb #a165299e
 def _is_as_trained(run, learn, source): # -> whether weights and data are those of the run folder, so that its saved evaluations apply
     if source is not None or not learn.dls.data_info.matches(run.info['data']): return False
-    if not run.weights_file.exists(): return False
-    weights = run.read_weights()
-    return all(k in weights and torch.equal(v.cpu(), weights[k]) for k, v in learn.model.state_dict().items())
+    return run.weights_file.exists() and run.has_weights_of(learn.model)
 
 # %% ../nbs/09_report.ipynb #ef5c61d2
 def _evaluation(run, learn, split, source): # -> the saved one, or a new one

@@ -355,7 +355,7 @@ def evaluate_corruptions(
     levels:Sequence=(1, 2, 3, 4, 5), # severities
     num_workers:int|None=None, # as in `load_run_for`
     device:str|None=None, # as in `load_run_for`
-)->pd.DataFrame: # as `robustness` gives it, without `change`
+)->pd.DataFrame: # as `robustness` gives it, without `change` and without a row for clean images
     "Evaluate a run on published corrupted images, with one pass for each corruption and severity"
     levels = _levels(levels)
     folder = Path(os.path.expanduser(folder))

@@ -582,6 +582,14 @@ def read_weights(self:Run)->dict[str, Tensor]: # on the CPU
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is damaged or not a safetensors file: {e}') from None
 
+@patch
+def has_weights_of(self:Run,
+    model:nn.Module, # on any device
+)->bool: # errors as of `read_weights`
+    "Whether a network has the weights that the run wrote"
+    weights = self.read_weights()
+    return all(name in weights and torch.equal(t.cpu(), weights[name]) for name,t in model.state_dict().items())
+
 # %% ../nbs/02_runs.ipynb #b4681dd1
 @patch
 def load_weights(self:Run,

@@ -247,7 +247,7 @@ def test_folder(
 def test_files(
     path:str|Path, # a data set
 )->list[Path]: # sorted by path
-    "All the test images"
+    "All the test images; raises `FileNotFoundError` if there is no test folder"
     folder = test_folder(path)
     if folder is None:
         raise FileNotFoundError(f'{path} has no test folder (named test, testing, val, valid or validation). Add one, '
@@ -569,7 +569,7 @@ def duplicates_by_kind(
 class DataInfo:
     "Summary of a data set"
     path: Path # its folder
-    variant: str # 'cifar10', 'cifar10-jpeg', 'cifar100', 'synthetic', or the folder's name
+    variant: str # 'cifar10', 'cifar10-jpeg', 'cifar100', 'synthetic', or the folder's name; 'cifar10-part-500-100' for a folder of that name with 500 and 100 images
     classes: tuple[str, ...] # names of the class folders, in alphabetical order
     n_train: int # images of the training folder, including those held out for validation later
     n_test: int # 0 without a test folder
@@ -689,7 +689,7 @@ def _annotations(folder):
 def sort_tiny_imagenet(
     folder:str|Path, # in the original layout: `train/`, `val/images`, `val/val_annotations.txt` and `test/images`
 )->Path: # `folder`
-    "Move validation images into class folders, in place, and rename the unlabeled `test` to `unlabeled`"
+    "Move validation images into class folders, in place, remove `val/images`, and rename the unlabeled `test` to `unlabeled`"
     folder = Path(folder)
     images = folder/'val'/'images'
     for name, label in _annotations(folder):

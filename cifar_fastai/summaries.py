@@ -220,7 +220,7 @@ def _summary(group, splits):
 def summarize(
     runs:pd.DataFrame|str|Path|list, # as `read_runs` takes it
     by:str|list|None=None, # columns that define a configuration; None: the recipe and all settings
-)->pd.DataFrame: # one row per configuration, the best mean on validation first; accuracies from 0 to 1
+)->pd.DataFrame: # one row per configuration, the best mean on validation first; accuracies from 0 to 1; `n` finished runs, of which `valid_n` (if fewer) and `test_n` have an accuracy
     "Mean, spread and number of runs of each configuration"
     runs = read_runs(runs)
     by, groups = _configurations(runs, by)

@@ -509,12 +509,12 @@ def train(
     device:str|None=None, # 'cpu', 'cuda'; None: the best available
     cbs:list|None=None, # more fastai callbacks
     resume:str|Path|None=None, # run folder of a training run that was stopped, to go on with; it has the recipe, seed and limit
-    force:bool=False, # resume also if the recipe, the data or a package changed
+    force:bool=False, # resume also if the recipe, the data, a package, the precision or `sync_bn` changed
     checkpoint_minutes:float=10., # between checkpoints in long epochs, see `Checkpoints`
     log:str|Sequence[str]|None=None, # 'csv', 'mlflow', 'tensorboard', 'wandb', see `tracking`; None: none, or with `resume` those of the run
     sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process's share
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
-    "Train a network with `recipe` and write a run folder, or resume one; the test images are not read. Raises `FileExistsError` if there is something in `run_dir`, and `NonFiniteLossError` if the loss becomes NaN or infinite"
+    "Train a network with `recipe` and write a run folder, or resume one; the test images are not read, unless `valid='test'`. Raises `FileExistsError` if there is something in `run_dir`, and `NonFiniteLossError` if the loss becomes NaN or infinite"
     _check_logs(cbs or [])
     join_processes(device)
     if resume is not None:

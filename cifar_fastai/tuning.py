@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from tqdm.auto import tqdm
 
-from .augmentation import augmentation
+from .augmentation import check_augmentations
 from .callbacks import HistoryWriter
 from .errors import NonFiniteLossError, Pruned, Terminated, error_line, one_line
 from .files import atomic_write, locked, parse_json
@@ -87,7 +87,7 @@ def _space(recipe, given): # -> setting -> distribution of Optuna
             space[name] = _distribution(name, what)
             for value in _values_of(space[name]):
                 changed = recipe.change(**_chosen({name: value}))
-                for augment in (changed.augment, *[stage.augment for stage in changed.stages]): augmentation(augment or 'none')
+                check_augmentations(changed)
         except (TypeError, ValueError) as e:
             raise ValueError(f'The space of {name} cannot be {what!r}: {_sentence(e)} Write a range (1e-4..1e-1 log, 5..20 or '
                              '64..512 step 64), or values (sgd,adamw).') from None
@@ -367,7 +367,7 @@ def tune(
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
 )->pd.DataFrame: # one row per trial: its run folder, settings, validation accuracy and status
-    "Search a space of settings for the highest accuracy on the validation images; the test images are not read"
+    "Search a space of settings for the highest accuracy on the validation images; the test images are not read, unless `valid='test'`"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     space = _space(recipe, space)
     runs = _runs(recipe, space, sampler, trials)

@@ -36,7 +36,7 @@ from .errors import install_command
 from .files import atomic_file, file_digest, writing
 from .limits import max_growth, max_name
 from .models import list_models
-from .registry import Registry, UnknownNameError
+from .registry import Registry, UnknownNameError, check_name
 from .runs import Run
 from .downloads import download_file
 
@@ -89,9 +89,7 @@ def check_model_name(
     "Raise an `UnknownNameError` with the closest name unless it is one of `list_models()` or of `list_backbones()`"
     if name in list_models(): return
     _check_timm_name(name)
-    known = Registry('model', 'list_models()')
-    known.update(dict.fromkeys([*list_models(), *_backbones()]))
-    known[name]
+    check_name(name, [*list_models(), *_backbones()], 'model', 'list_models()')
 
 # %% ../nbs/03_weights.ipynb #7b369d7b
 _inception_args = dict(

@@ -130,7 +130,7 @@ def go(practice, tmp_path):
     from cifar_fastai.training import train
     from small_runs import tiny
     def f(recipe=tiny, name='run', **kwargs):
-        return train(recipe, source=practice, run_dir=tmp_path/name, num_workers=0, **kwargs)
+        return train(recipe, source=practice, run_dir=tmp_path/name, num_workers=0, **dict(device='cpu') | kwargs)
     return f
 
 

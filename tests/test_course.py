@@ -25,7 +25,7 @@ from torchvision.transforms.functional import resize, to_tensor
 
 from cifar_fastai.grading import call, Hint, exercise, exercise_registry, need, solution_registry
 from cifar_fastai.course import (
-    check, copy_tutorials, exercises, progress_file, reset_progress, solution, tutorial_folder, tutorials)
+    check, copy_tutorials, exercises, measured_runs, progress_file, reset_progress, solution, tutorial_folder, tutorials)
 
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch): monkeypatch.setenv('CIFAR_FASTAI_HOME', str(tmp_path))
@@ -619,6 +619,11 @@ def test_a_tutorial_asks_for_its_own_exercises_and_gives_no_answer_away(path):
     text = path.read_text(encoding='utf-8')
     assert all(answer == '...' or re.search(rf'"def {answer}\(.*\): \.\.\.\\n"', text) for _,answer in asked), asked
     assert all(f'**Exercise {n}.**' in text for n,_ in asked) and 'What to expect' in text and 'Try it.' in text
+
+def test_measured_runs_are_those_of_the_benchmarks():
+    rows = pd.read_csv(Path(__file__).parents[1]/'benchmarks'/'results'/'training.csv')
+    found = measured_runs()
+    assert list(found.columns) == list(rows.columns) and found.recipe.tolist() == rows.recipe.tolist() and len(found) > 50
 
 def test_all_tutorials_are_there(): assert list(tutorials().tutorial) == sorted(set(exercises().tutorial))
 

@@ -580,8 +580,8 @@ def bar_ends(container):
 
 def test_figures_take_axes_and_by(fake, go):
     runs = go([tiny, tiny.change(name='other')], lr=[.1, .2], seeds=2)
-    ax = summaries.plt.figure().subplots()
-    assert plot_accuracies(runs, ax=ax) is ax and plot_learning_curves(runs, ax=summaries.plt.figure().subplots()) is not ax
+    ax,other = (summaries.plt.figure().subplots() for _ in range(2))
+    assert plot_accuracies(runs, ax=ax) is ax and plot_learning_curves(runs, ax=other) is other and other.lines
     assert {t.get_text() for t in ax.get_yticklabels()} == {'tiny, lr 0.1 (2)', 'tiny, lr 0.2 (2)', 'other, lr 0.1 (2)', 'other, lr 0.2 (2)'}
     assert {t.get_text() for t in plot_accuracies(runs, by='recipe').get_yticklabels()} == {'tiny (4)', 'other (4)'}
 

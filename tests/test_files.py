@@ -156,16 +156,19 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 # --- locks
 
 def test_a_lock_is_waited_for(tmp_path):
-    order, held = [], threading.Event()
+    order, held, asked = [], threading.Event(), threading.Event()
     def first():
         with locked(tmp_path/'a.lock'):
             held.set()
-            time.sleep(.2)
+            asked.wait(60)
             order.append('first ends')
+    def busy():
+        order.append('second waits')
+        asked.set()
     thread = threading.Thread(target=first)
     thread.start()
     held.wait()
-    with locked(tmp_path/'a.lock', lambda: order.append('second waits')): order.append('second has it')
+    with locked(tmp_path/'a.lock', busy): order.append('second has it')
     thread.join()
     assert order == ['second waits', 'first ends', 'second has it']
 

@@ -359,6 +359,7 @@ def test_ruff_finds_nothing():
 
 
 def test_a_test_that_wants_to_be_alone_is(tmp_path):
+    fcntl = pytest.importorskip('fcntl')
     order, may_end = [], threading.Event()
 
     def run(name, alone):
@@ -367,10 +368,21 @@ def test_a_test_that_wants_to_be_alone_is(tmp_path):
             may_end.wait()
             order.append(f'{name} ends')
 
+    def until(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(.01)
+
+    def is_taken():  # the place of the next one: by `alone`, which waits for `a`
+        with open(tmp_path / 'next', 'w') as file:
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError: return True
+
     threads = [threading.Thread(target=run, args=o) for o in [('a', False), ('alone', True), ('b', False)]]
-    for thread in threads:
+    for thread, has_begun in zip(threads, [lambda: order == ['a begins'], is_taken, lambda: True]):
         thread.start()
-        time.sleep(.2)
+        until(has_begun)
     assert order == ['a begins']
     may_end.set()
     for thread in threads: thread.join()

@@ -195,15 +195,18 @@ def test_a_model_that_is_always_right(runs):
     result = load_evaluation(runs[1].run_dir/'test.npz')
     perfect = dict(probs=pd.get_dummies(pd.Categorical(result.targets, range(10))).to_numpy(float), losses=result.losses*0)
     assert 'classified correctly' in body(runs, 'confusion', **perfect) and 'classified correctly' in body(runs, 'confused', **perfect)
-    for name in ('summary', 'classes', 'sure', 'calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
+    for name in ('summary', 'classes', 'sure'): assert re.search('<svg|<table|<img|<dl', body(runs, name, **perfect)), name
+    for name in ('calibration', 'coverage', 'labels'): assert body(runs, name, **perfect)
     assert 'classified correctly' in body(runs, 'attention', **perfect)
     page = report._Page(Run(runs[1].run_dir), runs[1], replace(result, **perfect), evaluate(runs[1], 'valid'))
     assert 'already reaches every target accuracy' in report._coverage(page) and 'needs separate validation images' in body(runs, 'coverage', **perfect)
 
 
-def test_a_section_that_cannot_be_costs_no_other(runs, monkeypatch):
+def test_a_section_that_cannot_be_costs_no_other(runs, monkeypatch, tmp_path):
     monkeypatch.setattr(report, 'features', lambda *args, **kwargs: np.ones((5, 3), np.float32))
-    assert 'All images have the same features' in body(runs, 'features')
+    monkeypatch.setattr(report, '_sections', {name: report._sections[name] for name in ('classes', 'features')})
+    text = write_report(runs[1], path=tmp_path/'report.html').read_text(encoding='utf-8')
+    assert 'All images have the same features' in section(text, 'left-out') and len(rows(section(text, 'classes'))) == 10
 
 
 def test_a_run_that_was_stopped_early(runs, tmp_path):

@@ -166,7 +166,7 @@ def test_images_are_corrupted_before_they_are_resized(practice):
     hook = model.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     robustness(learn, corruptions=['noise'], levels=[5], n=None, bs=50)
     hook.remove()
-    for x, given in zip(seen, (pixels(practice), corrupt(pixels(practice), 'noise', 5))):
+    for x, given in zip(seen, (pixels(practice), corrupt(pixels(practice), 'noise', 5)), strict=True):
         expected = torch.nn.functional.interpolate(torch.from_numpy(given), (48, 48), mode='bilinear', align_corners=False, antialias=True)
         torch.testing.assert_close(torch.Tensor(x), expected, atol=1e-5, rtol=0)
 

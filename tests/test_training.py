@@ -603,8 +603,14 @@ def test_disk_full_in_mid_training_keeps_the_weights(go, tmp_path):
 @pytest.mark.parametrize('tracker', [SaveModelCallback, EarlyStoppingCallback, ReduceLROnPlateau])
 @pytest.mark.slow
 def test_trackers_of_accuracy_do_not_look_at_the_final_validation(tracker, practice, tmp_path):
-    learn = train(tiny, source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu', cbs=[tracker(monitor='accuracy')])
+    looked = []
+    class Watched(tracker):
+        def after_epoch(self):
+            looked.append(float(self.recorder.values[-1][self.idx]))
+            super().after_epoch()
+    learn = train(tiny, source=practice, run_dir=tmp_path/'run', num_workers=0, device='cpu', cbs=[Watched(monitor='accuracy')])
     assert json.loads((learn.run_dir/'run.json').read_text())['status'] == 'finished' and any(isinstance(cb, tracker) for cb in learn.cbs)
+    assert looked == pytest.approx(pd.read_csv(learn.run_dir/'history.csv').accuracy.tolist(), abs=1e-6)
 
 def test_the_stem_sees_fewer_of_large_images(practice):
     dls = cifar10_dataloaders(practice, bs=32, num_workers=0)
