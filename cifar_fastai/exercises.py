@@ -140,6 +140,9 @@ def _(split):
     need(min(valid) < 300 <= max(valid),
          'All your validation images come from one end of the list. '
          'Files are often sorted by class, so mix the pictures first.')
+    need(len({i//150 for i in valid}) == 4,
+         'There are long stretches of the list without any validation image. '
+         'Files are often sorted by class, so mix the pictures first.')
     scattered = [f'picture {i % 201:03}' for i in range(600)]
     _whole_pictures(split, scattered, where=', which need not lie side by side in the list,')
     uneven = [c for i,c in enumerate('qwertyuiopasdfghjklzxcvbnm') for _ in range(1 + i % 4)]
@@ -170,12 +173,20 @@ def _indices(side, n):
     need(not (len(side) == n and all(np.asarray(i).dtype == bool for i in side)),
          'You return True or False for each image, a mask. Return the positions of those that are True: '
          '`np.where(mask)[0]`, or `[i for i,chosen in enumerate(mask) if chosen]`.')
-    return [int(i) for i in side]
+    need(all(np.ndim(i) == 0 for i in side),
+         'Return plain lists of positions. What `nonzero` and `argwhere` return has a row for each; take its column: `[:, 0]`.')
+    return sorted(int(i) for i in side) # their order is no part of the split
 
 # %% ../nbs/08_exercises.ipynb #5b40229f
 def _whole_pictures(split, pictures, where=''): # -> [train, valid]
     "Raise `Hint` unless every image is on one side, with all copies of its picture"
     train,valid = _split_indices(split, pictures)
+    n = len(pictures)
+    strange = [i for i in train + valid if not 0 <= i < n]
+    need(not strange, f'Positions in a list of {n} go from 0 to {n - 1}; among yours is {strange[:1]}.')
+    for side in train,valid:
+        need(len(set(side)) == len(side),
+             f'You return {len(side)} positions for one side, of which only {len(set(side))} are different. Name each image once.')
     need(sorted(train + valid) == list(range(len(pictures))),
          f'{len(pictures)} images went in; {len(set(train + valid))} different ones came out, '
          f'{len(set(train) & set(valid))} of them on both sides. Each belongs to one side.')
@@ -289,7 +300,7 @@ def _(model):
     if not isinstance(model, nn.Module): model = call(model)
     need(isinstance(model, nn.Module),
          f'Give a network (an nn.Module), or a function that builds one, not {kind_of(model)}.')
-    model = deepcopy(model) # gradients and modes of the one that was given stay as they are
+    model = _copied(model) # gradients and modes of the one that was given stay as they are
     torch.manual_seed(0)
     x = torch.randn(8, 3, 32, 32)
     y = need_tensor(_scores(model.train(), x), (8, 10))
@@ -322,11 +333,23 @@ def _scores(model, x):
         flat = ' Is there an `nn.Flatten()` before the linear layer?' if 'mat1 and mat2' in str(e) else ''
         raise Hint(f'{e}{flat}') from e.__cause__
 
+def _copied(model):
+    "Copy a network, also one whose `forward` left tensors in it, which have no copy"
+    left = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return deepcopy(model, {id(v): v.detach() for v in left})
+
+def _in_mode(model, training):
+    "Copy a network into a mode; by the statistics of a batch, BatchNorm would make strong images like any others"
+    model = _copied(model).train(training)
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
+    return model
+
 @torch.no_grad()
 def _need_free_scores(model, x):
     "Raise `Hint` if the network ends in something that bounds its scores of the images `x`, in either mode"
-    training,evaluation = (_bound(deepcopy(model).train(mode), x) for mode in (True, False))
-    if training == evaluation: return need(not training, training)
+    training,evaluation = (_bound(_in_mode(model, mode), x) for mode in (True, False))
+    if bool(training) == bool(evaluation): return need(not training, training)
     where = ('It does so in training mode only.' if training else
              'It does so in evaluation mode only, where the validation loss is computed, with the same cross-entropy.')
     raise Hint(f'{training or evaluation} {where}')
@@ -334,7 +357,8 @@ def _need_free_scores(model, x):
 def _bound(model, x): # -> a hint; '' if there is no bound
     "Say what seems to bound the scores of a network, from those of images, and of some with an immense contrast"
     y = need_tensor(_scores(model, x), (len(x), 10))
-    strong = torch.cat([_scores(model, o*x) for o in (1e4, -1e4)])
+    flat = x[:, :, :1, :1].expand_as(x) # of one color each, where a maximum over all places bounds nothing
+    strong = torch.cat([_scores(model, o*images) for images in (x, flat) for o in (1e4, -1e4)])
     least,most = min(y.min(), strong.min()), max(y.max(), strong.max())
     if least >= 0 and torch.allclose(y.sum(1), torch.ones(len(y)), atol=1e-4):
         return 'Your network ends in a softmax. The loss, cross-entropy, has one of its own; leave it out.'
@@ -521,8 +545,8 @@ def _(flip):
 # %% ../nbs/08_exercises.ipynb #227c58ea
 def _which_mirrored(flip, x): # -> (N,) bool
     "Call `flip`; raise `Hint` unless each image is as it was or mirrored"
-    y = need_tensor(call(flip, x), x.shape)
-    def matches(images): return (y == images).flatten(1).all(1)
+    y = need_tensor(call(flip, x), x.shape).as_subclass(Tensor)
+    def matches(images): return ((y - images).abs() < 1e-5).flatten(1).all(1) # fastai's `Flip` resamples
     same = matches(x)
     mirrored = matches(x.flip(-1))
     need(not matches(x.flip(-2)).any(), 'Some images stand on their head. Left and right are in the last dimension.')
@@ -1701,9 +1725,9 @@ def _(probabilities):
     return 'Right, also for large scores.'
 
 # %% ../nbs/08_exercises.ipynb #3df95ac7
-_advice_sum = ('Add up over the classes, and keep that dimension: `.sum(1, keepdim=True)` has a row for each image, '
-               'of shape (N, 1), and divides it by its own sum. Without `keepdim` it is (N,), which is laid along '
-               'the classes.')
+_advice_sum = ('Keep the dimension of the classes when you add up over it, and when you take the largest: '
+               '`.sum(1, keepdim=True)` and `.amax(1, keepdim=True)` have a row for each image, of shape (N, 1). '
+               'Without `keepdim` they are (N,), which is laid along the classes.')
 _advice_softmax = { # by a part of the error
     'size of tensor': _advice_sum, 'could not be broadcast': _advice_sum,
     'return_types.max': '`max` over a dimension returns two things, values and indices: take `.values`, or use `amax`.'}

@@ -230,7 +230,7 @@ def need_tensor(
     need(isinstance(x, (Tensor, np.ndarray)), f'Return a tensor, not {kind_of(x)}.')
     need(tuple(x.shape) == tuple(shape),
          f'The shape of what you return is {tuple(x.shape)}, and should be {tuple(shape)}.')
-    return torch.as_tensor(x)
+    return torch.as_tensor(x.copy() if isinstance(x, np.ndarray) else x) # torch takes no negative strides
 
 # %% ../nbs/07_grading.ipynb #c4d6ebfb
 def apart(

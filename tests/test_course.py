@@ -485,6 +485,23 @@ def test_a_wrong_answer_gets_the_hint_that_fits(number, i):
     verdict = check(number, answer)
     assert verdict.right is False and hint in verdict.text, verdict
 
+def fifth(pictures, change):
+    names = sorted(set(pictures))
+    random.Random(0).shuffle(names)
+    chosen = set(names[:len(names)//5])
+    return [i for i,p in enumerate(pictures) if p not in chosen],change(pictures, chosen)
+
+def ending_in(*last): return lambda: nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), *last)
+
+@pytest.mark.parametrize('number, answer, hint', [
+    ('1.4', lambda p: fifth(p, lambda p, chosen: [i + 1 for i,name in enumerate(p) if name in chosen]), 'go from 0 to 599; among yours is [600]'),
+    ('1.4', lambda p: fifth(p, lambda p, chosen: [i for name in p if name in chosen for i,q in enumerate(p) if q == name]), 'Name each image once'),
+    ('2.3', ending_in(nn.Linear(512, 10), nn.Tanh()), 'between -1 and 1'), ('2.3', ending_in(nn.Dropout(.5), nn.Linear(512, 10), nn.GELU()), 'No score of your network is below'),
+    ('8.2', lambda s: (e := (s - s.amax(1)).exp())/e.sum(1, keepdim=True), 'when you take the largest')])
+def test_a_hint_says_nothing_that_is_false(number, answer, hint):
+    said = str(check(number, answer).text)
+    assert hint in said and 'mode only' not in said, said
+
 @pytest.mark.parametrize('number', numbers)
 def test_no_answer_is_no_attempt(number):
     def unwritten(x, y): ...
