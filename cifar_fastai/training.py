@@ -514,7 +514,7 @@ def train(
     log:str|Sequence[str]|None=None, # 'csv', 'mlflow', 'tensorboard', 'wandb', see `tracking`; None: none, or with `resume` those of the run
     sync_bn:bool=True, # of several processes: BatchNorm's statistics are of the whole batch, not of each process's share
 )->Learner: # trained; `learn.run_dir` is the run folder, `learn.recipe` the recipe
-    "Train a network with `recipe` and write a run folder, or resume one; the test images are not read, unless `valid='test'`. Raises `FileExistsError` if there is something in `run_dir`, and `NonFiniteLossError` if the loss becomes NaN or infinite"
+    "Train a network with `recipe` and write a run folder, or resume one; the test images are not read, unless the recipe has `valid='test'`. Raises `FileExistsError` if there is something in `run_dir`, and `NonFiniteLossError` if the loss becomes NaN or infinite"
     _check_logs(cbs or [])
     join_processes(device)
     if resume is not None:

@@ -367,7 +367,7 @@ def tune(
     num_workers:int|None=None, # as in `train`
     device:str|None=None, # as in `train`
 )->pd.DataFrame: # one row per trial: its run folder, settings, validation accuracy and status
-    "Search a space of settings for the highest accuracy on the validation images; the test images are not read, unless `valid='test'`"
+    "Search a space of settings for the highest accuracy on the validation images; the test images are not read, unless a recipe has `valid='test'`"
     if isinstance(recipe, str): recipe = get_recipe(recipe)
     space = _space(recipe, space)
     runs = _runs(recipe, space, sampler, trials)

@@ -497,7 +497,7 @@ def ending_in(*last): return lambda: nn.Sequential(nn.Conv2d(3, 8, 3, stride=4),
     ('1.4', lambda p: fifth(p, lambda p, chosen: [i + 1 for i,name in enumerate(p) if name in chosen]), 'go from 0 to 599; among yours is [600]'),
     ('1.4', lambda p: fifth(p, lambda p, chosen: [i for name in p if name in chosen for i,q in enumerate(p) if q == name]), 'Name each image once'),
     ('2.3', ending_in(nn.Linear(512, 10), nn.Tanh()), 'between -1 and 1'), ('2.3', ending_in(nn.Dropout(.5), nn.Linear(512, 10), nn.GELU()), 'No score of your network is below'),
-    ('8.2', lambda s: (e := (s - s.amax(1)).exp())/e.sum(1, keepdim=True), 'when you take the largest')])
+    ('8.2', lambda s: (e := (s - s.amax(1)).exp())/e.sum(1, keepdim=True), 'also when you take the largest')])
 def test_a_hint_says_nothing_that_is_false(number, answer, hint):
     said = str(check(number, answer).text)
     assert hint in said and 'mode only' not in said, said
