@@ -409,6 +409,7 @@ def test_a_run_whose_process_was_killed_goes_on(practice, tmp_path, together):
         assert Run.open(folder).status == 'finished' and list(Run.open(folder).history.epoch) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_others_end_quietly_with_the_first_one(practice, tmp_path, together):
     first,other = together(2, go, plain, practice, tmp_path/'run', [Die(0, 1, 3, fail)])
     assert isinstance(first, MemoryError) and isinstance(other, SystemExit) and other.code == 1

@@ -102,6 +102,7 @@ def test_accuracy_of_the_validation_images_chooses(fake, search, out):
     assert table.run.tolist() == names(found) and table.lr.tolist() == pytest.approx(found.lr.tolist()) and table.valid_accuracy.tolist() == found.valid_accuracy.tolist()
     assert not any('test' in Run(o).metrics for o in found.run)
 
+@pytest.mark.slow
 def test_a_search_goes_on_and_gives_what_it_would_have_given_at_once(fake, search, tmp_path, out):
     first = search(trials=12)
     search(trials=5, out=tmp_path/'parts')
@@ -238,6 +239,7 @@ def test_names_of_folders(tmp_path):
     assert (tmp_path/'a {b} {c'/'study.db').is_file()
     with pytest.raises(ValueError, match='question mark'): open_study(tmp_path/'why?')
 
+@pytest.mark.slow
 @forks
 @pytest.mark.parametrize('where', ['before', 'after'])
 def test_a_trial_that_nobody_gave_a_sign_of_life_of_is_not_lost(fake, search, out, where, monkeypatch):
