@@ -23,6 +23,7 @@ from matplotlib.ticker import AutoLocator, MaxNLocator
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 
 from .evaluation import Comparison, Evaluation
 from .plotting import (amber, bar_color, below_100, blue, dark_orange, gray, green, literal, masked_color, orange, percent,
@@ -330,8 +331,9 @@ def plot_confused(
 
 # %% ../nbs/07_interpretation.ipynb #01bd55aa
 def _position(i, n):
+    is_bool = isinstance(i, bool) or getattr(i, 'dtype', None) in (np.bool_, torch.bool)
     with suppress(TypeError):
-        if str(i) not in ('True', 'False', 'tensor(True)', 'tensor(False)') and 0 <= operator.index(i) < n: return operator.index(i)
+        if not is_bool and 0 <= operator.index(i) < n: return operator.index(i)
     raise ValueError(f'images must be positions from 0 to {n - 1:,}, got {i}. Those of a mask are np.flatnonzero(mask).')
 
 def plot_images(

@@ -38,7 +38,8 @@ def _number(name, default): # in the environment
 
 def is_first_process()->bool: # also before the processes have joined
     "Whether this process writes and prints"
-    return (process_rank() if _joined() else _number('RANK', 0) if _number('WORLD_SIZE', 1) > 1 else 0) == 0
+    if _joined(): return process_rank() == 0
+    return _number('WORLD_SIZE', 1) <= 1 or _number('RANK', 0) == 0
 
 def check_single(
     what:str, # that cannot be done by several processes together
