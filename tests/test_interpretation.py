@@ -340,7 +340,7 @@ def test_any_images_in_the_order_asked_for(pictures):
     assert drawn(plot_images(pictures, pictures.most_confident(3))) == list(pictures.most_confident(3).index)
     assert drawn(plot_images(pictures, range(8), k=2)) == [0, 1]
     assert drawn(plot_images(pictures, torch.tensor([5, 0]))) == [5, 0]
-    for wrong in pictures.correct, pictures.correct.tolist(), [1.5], pictures.files[:1]:
+    for wrong in pictures.correct, pictures.correct.tolist(), torch.tensor(pictures.correct), [1.5], pictures.files[:1]:
         with pytest.raises(ValueError, match='images must be positions'): plot_images(pictures, wrong)
 
 
